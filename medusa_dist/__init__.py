@@ -1,0 +1,23 @@
+"""medusa_dist: exact speculative decoding with Medusa heads, tensor-parallel, on Ray Serve.
+
+Names are resolved on first use, so that a process which only imports the package (Ray Serve's controller, a shell
+completing `medusa-dist`) does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medusa_dist.llm import LLM, RequestOutput
+    from medusa_dist.request import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+
+_HOME = {"LLM": "medusa_dist.llm", "RequestOutput": "medusa_dist.llm", "SamplingParams": "medusa_dist.request"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'medusa_dist' has no attribute {name!r}")

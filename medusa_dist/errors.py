@@ -1,0 +1,87 @@
+"""Every error this project raises on purpose, split by who has to act.
+
+Owns the tree and, per class, the HTTP status and the retry hint. Not here: the mapping to a response body
+(api/translate.py). All arguments go to the base class, so errors survive pickling between Ray processes.
+"""
+
+
+class MedusaError(Exception):
+    """Base of all errors below; `message` says what is wrong and what to do about it."""
+
+    status = 500
+    kind = "server_error"
+
+    @property
+    def message(self) -> str:
+        """The text for the user."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class ConfigError(MedusaError):
+    """A configuration that cannot work; raised before any expensive work. Names the key and the way out."""
+
+
+class ModelError(ConfigError):
+    """A model that is not there, cannot be read, or cannot be served."""
+
+
+class HeadsError(ConfigError):
+    """Medusa heads that are not there, cannot be read, or do not fit the base model."""
+
+
+class RequestError(MedusaError):
+    """This request is at fault; the engine goes on. `param` names the field, as the client spelt it."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+
+    @property
+    def param(self) -> str | None:
+        """The field at fault, or None."""
+        return self.args[1]  # type: ignore[no-any-return]
+
+    @property
+    def code(self) -> str | None:
+        """OpenAI's machine-readable code, such as `context_length_exceeded`."""
+        return self.args[2]  # type: ignore[no-any-return]
+
+
+class UnauthorizedError(RequestError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    kind = "authentication_error"
+
+
+class NotFoundError(RequestError):
+    """The named model or route does not exist."""
+
+    status = 404
+
+
+class EngineError(MedusaError):
+    """The service cannot answer now, through no fault of the request. `retry_after_s` is a hint for the client."""
+
+    status = 503
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds after which a retry makes sense."""
+        return self.args[1]  # type: ignore[no-any-return]
+
+
+class OverloadedError(EngineError):
+    """The bounded queue is full."""
+
+    status = 429
+    kind = "rate_limit_error"
+
+
+class GroupError(EngineError):
+    """A rank of the tensor-parallel group died, hung, or could not start; names the rank and what was awaited."""
