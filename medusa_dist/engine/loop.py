@@ -1,0 +1,169 @@
+"""The thread that runs the engine, and the two doors to it: commands in, batches of outputs out.
+
+Owns the order of things around `Engine.step`: commands, step, outputs, and the heartbeat of an idle engine. Not here:
+what a step does (engine.py), merging (outbox.py), Ray (serve/rank.py).
+`run` belongs to one thread, which alone touches the engine; `post`, `close` and `batches` may be called from others.
+"""
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from medusa_dist.engine.outbox import Message, Outbox, Refusal
+from medusa_dist.errors import MedusaError
+from medusa_dist.request import FinishReason, Output, Request
+
+MAX_WAITING_TOKENS = 1024  # of one request in the outbox; several seconds of decoding, so only a dead reader gets there
+TURN_S = 1.0  # an idle engine comes around, and an idle stream says so, this often
+
+
+class SteppingEngine(Protocol):
+    """What the loop needs of engine.Engine."""
+
+    def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
+        """Take a request; raises RequestError."""
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; idempotent, and no output follows."""
+
+    def step(self) -> list[Output]:
+        """Advance all running sequences."""
+
+    @property
+    def has_work(self) -> bool:
+        """True if step would do something."""
+
+    def heartbeat(self) -> None:
+        """Tell the followers that rank 0 lives."""
+
+    def stop(self) -> None:
+        """Tell the followers that this was all."""
+
+    def stats(self) -> object:
+        """Counts as of now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Decode this request; output_ids are tokens that an earlier engine already produced for it."""
+
+    request: Request
+    output_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Stop decoding this request and free what it holds."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Stop the engine, after the commands before."""
+
+
+Command = Submit | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One item of the output stream; without messages it is a sign of life.
+
+    generation: of the group that made it. number: 0, 1, 2, ... within the generation. age_s: seconds since the engine
+    thread last came around; a step or a hang in progress makes it grow.
+    """
+
+    generation: int
+    number: int
+    messages: tuple[Message, ...]
+    age_s: float
+    stats: object
+
+
+class EngineLoop:
+    """Runs an engine until closed.
+
+    heartbeat_s: an idle engine calls `Engine.heartbeat` this often. stall_s: see Outbox.
+    """
+
+    def __init__(
+        self,
+        engine: SteppingEngine,
+        heartbeat_s: float,
+        stall_s: float,
+        generation: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._heartbeat_s = heartbeat_s
+        self._generation = generation
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Command | Close] = queue.SimpleQueue()
+        self._outbox = Outbox(MAX_WAITING_TOKENS, stall_s, clock)
+        self._stats = engine.stats()
+        self._turned_at = self._beat_at = clock()
+
+    def post(self, commands: Iterable[Command]) -> None:
+        """Queue commands for the engine, in order. Never blocks."""
+        for command in commands:
+            self._inbox.put(command)
+
+    def close(self) -> None:
+        """Make `run` stop the engine and return, after the commands posted before."""
+        self._inbox.put(Close())
+
+    def run(self) -> None:
+        """Serve until `close`. Whatever the engine raises ends the loop; outputs made before can still be read."""
+        try:
+            while self._turn():
+                pass
+            self._engine.stop()
+        finally:
+            self._outbox.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """Blocking: what the engine puts out, merged while the reader was busy, and a sign of life every TURN_S."""
+        number = 0
+        while not self._outbox.finished:
+            messages = tuple(self._outbox.take(TURN_S))
+            yield Batch(self._generation, number, messages, self._clock() - self._turned_at, self._stats)
+            number += 1
+
+    def _turn(self) -> bool:
+        """Commands, then one step. False if the loop was closed."""
+        self._turned_at = self._clock()
+        wait_s = 0.0 if self._engine.has_work else min(TURN_S, self._heartbeat_s)
+        while (command := self._next(wait_s)) is not None:
+            if isinstance(command, Close):
+                return False
+            self._obey(command)
+            wait_s = 0.0
+        if self._engine.has_work:
+            self._outbox.put(self._engine.step())
+            self._beat_at = self._clock()
+        elif self._clock() - self._beat_at >= self._heartbeat_s:
+            self._engine.heartbeat()
+            self._beat_at = self._clock()
+        for request_id in self._outbox.stalled():
+            self._engine.abort(request_id)
+            self._outbox.put([Output(request_id=request_id, finish_reason=FinishReason.ABORT)])
+        self._stats = self._engine.stats()
+        return True
+
+    def _next(self, wait_s: float) -> Command | Close | None:
+        try:
+            return self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Abort):
+            self._engine.abort(command.request_id)
+            return
+        try:
+            self._engine.submit(command.request, command.output_ids)
+        except MedusaError as error:
+            self._outbox.put([Refusal(command.request.request_id, error)])

@@ -1,0 +1,196 @@
+"""The loop: order of commands, sign of life, heartbeats, refusals, stalls, and what happens when the engine raises."""
+
+import threading
+import time
+
+import pytest
+
+from medusa_dist.engine.loop import Abort, EngineLoop, Submit
+from medusa_dist.engine.outbox import Refusal
+from medusa_dist.errors import RequestError
+from medusa_dist.request import FinishReason, Output, Request, SamplingParams
+
+
+class CountingEngine:
+    """Emits 0, 1, 2, ... per request and records which thread called what."""
+
+    def __init__(self, step_s: float = 0.0):
+        self.running: dict[str, tuple[int, int]] = {}
+        self.log: list[str] = []
+        self.threads: set[int] = set()
+        self.step_s = step_s
+
+    def _called(self, what: str) -> None:
+        self.log.append(what)
+        self.threads.add(threading.get_ident())
+
+    def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
+        self._called(f"submit {request.request_id}")
+        if not request.prompt_ids:
+            raise RequestError("the prompt is empty", "prompt")
+        self.running[request.request_id] = (len(output_ids), request.params.max_tokens or 10**9)
+
+    def abort(self, request_id: str) -> None:
+        self._called(f"abort {request_id}")
+        self.running.pop(request_id, None)
+
+    def step(self) -> list[Output]:
+        self._called("step")
+        time.sleep(self.step_s)
+        outputs = []
+        for name, (done, limit) in list(self.running.items()):
+            if name == "bomb":
+                raise RuntimeError("step failed")
+            self.running[name] = (done + 1, limit)
+            finish = FinishReason.LENGTH if done + 1 == limit else None
+            if finish:
+                del self.running[name]
+            outputs.append(Output(request_id=name, token_ids=(done,), heads=(0,), finish_reason=finish))
+        return outputs
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def heartbeat(self) -> None:
+        self._called("heartbeat")
+
+    def stop(self) -> None:
+        self._called("stop")
+
+    def stats(self) -> object:
+        return len(self.running)
+
+
+def request(name: str, max_tokens: int | None = 5, prompt: tuple[int, ...] = (1,)) -> Request:
+    return Request(request_id=name, prompt_ids=prompt, params=SamplingParams(max_tokens=max_tokens), seed=0)
+
+
+class Running:
+    """A loop on its own thread."""
+
+    def __init__(self, engine: CountingEngine, heartbeat_s: float = 5.0, stall_s: float = 5.0):
+        self.loop = EngineLoop(engine, heartbeat_s, stall_s, generation=3)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except Exception as error:
+            self.error = error
+
+    def __enter__(self) -> EngineLoop:
+        self.thread.start()
+        return self.loop
+
+    def __exit__(self, *exc: object) -> None:
+        self.loop.close()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+
+
+def read_until_finished(loop: EngineLoop, names: set[str]) -> dict[str, list[int]]:
+    ids: dict[str, list[int]] = {name: [] for name in names}
+    open_names = set(names)
+    numbers = []
+    for batch in loop.batches():
+        assert batch.generation == 3
+        numbers.append(batch.number)
+        for message in batch.messages:
+            assert isinstance(message, Output)
+            ids[message.request_id] += message.token_ids
+            if message.finish_reason:
+                open_names.discard(message.request_id)
+        if not open_names:
+            break
+    assert numbers == list(range(len(numbers)))
+    return ids
+
+
+def test_requests_from_two_threads_come_out_whole_and_one_thread_touches_the_engine():
+    engine = CountingEngine()
+    running = Running(engine)
+    with running as loop:
+        names = [f"r{i}" for i in range(20)]
+        halves = [
+            threading.Thread(target=lambda h=h: loop.post(Submit(request(n)) for n in h))
+            for h in (names[:10], names[10:])
+        ]
+        for half in halves:
+            half.start()
+        ids = read_until_finished(loop, set(names))
+    assert all(tokens == [0, 1, 2, 3, 4] for tokens in ids.values())
+    assert engine.threads == {running.thread.ident}
+    assert engine.log[-1] == "stop"
+
+
+def test_output_ids_reach_the_engine():
+    with Running(CountingEngine()) as loop:
+        loop.post([Submit(request("a"), output_ids=(7, 7, 7))])
+        assert read_until_finished(loop, {"a"}) == {"a": [3, 4]}
+
+
+def test_abort_after_submit_in_one_post_leaves_nothing_running():
+    engine = CountingEngine()
+    with Running(engine) as loop:
+        loop.post([Submit(request("a", max_tokens=None)), Abort("a"), Abort("never seen"), Submit(request("b"))])
+        assert read_until_finished(loop, {"b"}) == {"b": [0, 1, 2, 3, 4]}
+    assert not engine.running
+
+
+def test_a_refused_request_harms_no_other():
+    with Running(CountingEngine()) as loop:
+        loop.post([Submit(request("bad", prompt=())), Submit(request("good"))])
+        messages = []
+        for batch in loop.batches():
+            messages += batch.messages
+            if any(isinstance(m, Output) and m.finish_reason for m in messages):
+                break
+    refusal = next(m for m in messages if isinstance(m, Refusal))
+    assert refusal.request_id == "bad"
+    assert isinstance(refusal.error, RequestError) and refusal.error.param == "prompt"
+
+
+def test_an_idle_engine_sends_heartbeats_and_the_stream_signs_of_life():
+    engine = CountingEngine()
+    with Running(engine, heartbeat_s=0.1) as loop:
+        batch = next(loop.batches())
+        assert batch.messages == () and batch.age_s < 1.0 and batch.stats == 0
+    assert 5 <= engine.log.count("heartbeat") <= 11  # one second at ten a second
+    assert "step" not in engine.log
+
+
+def test_the_age_grows_while_a_step_hangs():
+    engine = CountingEngine(step_s=1.5)
+    with Running(engine) as loop:
+        loop.post([Submit(request("a", max_tokens=1))])
+        time.sleep(0.1)
+        assert next(loop.batches()).age_s > 0.9
+
+
+def test_outputs_made_before_a_failing_step_are_delivered_then_the_stream_ends():
+    running = Running(CountingEngine())
+    with running as loop:
+        loop.post([Submit(request("a", max_tokens=3))])
+        while loop._engine.has_work or "step" not in loop._engine.log:
+            time.sleep(0.01)
+        loop.post([Submit(request("bomb"))])
+        messages = [m for batch in loop.batches() for m in batch.messages]
+    assert [t for m in messages for t in m.token_ids] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="step failed"):
+        raise running.error
+
+
+def test_a_reader_that_never_comes_costs_the_request_not_the_memory(monkeypatch):
+    monkeypatch.setattr("medusa_dist.engine.loop.MAX_WAITING_TOKENS", 10)
+    engine = CountingEngine(step_s=0.001)
+    with Running(engine, stall_s=0.1) as loop:
+        loop.post([Submit(request("a", max_tokens=None))])
+        deadline = time.monotonic() + 5
+        while "abort a" not in engine.log and time.monotonic() < deadline:
+            time.sleep(0.01)
+        message = next(loop.batches()).messages[0]
+    assert not engine.running
+    assert message.finish_reason == FinishReason.ABORT
+    assert message.token_ids == tuple(range(len(message.token_ids)))
