@@ -1,0 +1,162 @@
+"""A transformers model made ours: built without weights, cut, and filled by slices.
+
+Owns `ShardedModel`, the one forward pass the worker calls, and `load_model`. Not here: what may be served
+(model/servable.py), how it is cut (model/plans.py), the building of layers (model/build.py).
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from medusa_dist.errors import ModelError
+from medusa_dist.model.attention import check_attention
+from medusa_dist.model.build import Builder, empty_model
+from medusa_dist.model.checkpoint import Checkpoint, StoredTensor
+from medusa_dist.model.plans import HeadShape, check_tp_size, legal_tp_sizes
+from medusa_dist.model.servable import check_servable, layer_windows, max_position, model_class, read_config
+from medusa_dist.ops.parallel import Linear, Parallel
+
+__all__ = ["ShardedModel", "check_servable", "legal_tp_sizes", "load_full_rows", "load_model"]
+
+logger = logging.getLogger(__name__)
+_BLOCK_ROWS = 8192  # rows of a vocabulary matrix read at a time
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedModel:
+    """One rank's part of a model.
+
+    num_heads, num_kv_heads: of this rank. vocab_shard: columns of this rank's logits, ceil(V / world) on every rank;
+    column j is token vocab_start + j, and is padding unless that is < vocab_size. max_position: longest context in
+    tokens. hidden_size: width of the rows that reach the output matrix.
+    """
+
+    config: Any
+    parallel: Parallel
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    vocab_start: int
+    vocab_shard: int
+    max_position: int
+    dtype: torch.dtype
+    device: torch.device
+    module: PreTrainedModel
+    output_head: nn.Module
+    checkpoint: Checkpoint
+    vocab_rows: dict[str, StoredTensor]  # where the whole "input" and "output" vocabulary matrices are stored
+
+    def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over T tokens, all sequences flattened; attention goes to `attention_context`'s function.
+
+        input_ids, positions: [T] int64. rows: [R] int64, the tokens whose scores are wanted.
+        -> logits [R, vocab_shard] as the model computes them (softcap and scale included), and hidden [R, H], what
+        the output matrix was multiplied with (after the final norm).
+        """
+        taken: list[Tensor] = []
+
+        def take_rows(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            taken.append(inputs[0][:, rows])
+            return taken[-1]
+
+        # The rows are chosen at the door of the output matrix, which every architecture has; not each one's forward
+        # knows `logits_to_keep`, and the Medusa heads need the same rows.
+        hook = self.output_head.register_forward_pre_hook(take_rows)
+        try:
+            output = self.module(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+        finally:
+            hook.remove()
+        assert len(taken) == 1, "the output matrix was not used exactly once"
+        return output.logits[0], taken[0][0]
+
+    def weight_bytes(self) -> int:
+        """Bytes of this rank's parameters and buffers, packed ones included."""
+        plain = {id(t): t for t in (*self.module.buffers(), *self.module.parameters())}
+        total: int = sum(t.numel() * t.element_size() for t in plain.values())
+        packed = (m for m in self.module.modules() if isinstance(m, Linear) and m.is_packed)
+        return total + sum(m.out_features * m.in_features * self.dtype.itemsize for m in packed)
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    parallel: Parallel,
+    prepack: bool = True,
+    trust_remote_code: bool = False,
+) -> ShardedModel:
+    """Load this rank's part of the model in `folder`; all ranks call it together (a probe pass ends it).
+
+    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (the twin for tests).
+    Peak memory is the rank's part and one more tensor. Raises ModelError or ConfigError.
+    """
+    config = read_config(folder, trust_remote_code)
+    found = model_class(config, trust_remote_code)
+    check_tp_size(config, parallel.world)
+    checkpoint = Checkpoint(folder)
+    module = empty_model(found, config, dtype, device)
+    builder = Builder(module, checkpoint, parallel, dtype=dtype, device=device, prepack=prepack)
+    builder.fill()
+    heads = HeadShape.of(config, parallel)
+    start, _, shard = parallel.vocab_shard(builder.vocab_size)
+    model = ShardedModel(
+        config=config,
+        parallel=parallel,
+        num_layers=int(config.num_hidden_layers),
+        num_heads=heads.local()["num_heads"],
+        num_kv_heads=heads.local()["num_kv_heads"],
+        head_dim=heads.head_dim,
+        hidden_size=builder.output_width,
+        vocab_size=builder.vocab_size,
+        vocab_start=start,
+        vocab_shard=shard,
+        max_position=max_position(config),
+        dtype=dtype,
+        device=device,
+        module=module,
+        output_head=builder.output_head,
+        checkpoint=checkpoint,
+        vocab_rows=builder.vocab_rows,
+    )
+    with torch.inference_mode():
+        shape = (model.num_heads, model.num_kv_heads, model.head_dim)
+        check_attention(model.forward, shape, layer_windows(config), device)
+    logger.info(
+        "loaded %s, rank %d of %d: %.0f MB, read %.0f MB",
+        config.model_type,
+        parallel.rank,
+        parallel.world,
+        model.weight_bytes() / 1e6,
+        checkpoint.bytes_read / 1e6,
+    )
+    return model
+
+
+def load_full_rows(model: ShardedModel, which: Literal["input", "output"], ids: Tensor | None = None) -> Tensor:
+    """Rows of the whole input embedding or output matrix, whatever part of it this rank holds.
+
+    ids: [N] int64, None = all in order. -> [N, H] in the model's dtype on its device, read from the checkpoint in
+    blocks; without the scaling some models apply after the lookup. Raises ModelError for an id outside it.
+    """
+    (name,) = model.vocab_rows[which].stacks[0]
+    num_rows, width = model.checkpoint.shape(name)
+    wanted = torch.arange(num_rows) if ids is None else ids.cpu()
+    if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < num_rows:
+        raise ModelError(f"ids outside the {num_rows} rows of {name} were asked for")
+    out = torch.empty((wanted.numel(), width), dtype=model.dtype)
+    for start in range(0, num_rows, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, num_rows)
+        here = ((wanted >= start) & (wanted < stop)).nonzero().flatten()
+        if here.numel():
+            block = model.checkpoint.rows(name, start, stop)
+            out[here] = block[wanted[here] - start].to(model.dtype)
+    return out.to(model.device)
