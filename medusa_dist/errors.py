@@ -16,6 +16,9 @@ class MedusaError(Exception):
         """The text for the user."""
         return str(self.args[0]) if self.args else type(self).__name__
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class ConfigError(MedusaError):
     """A configuration that cannot work; raised before any expensive work. Names the key and the way out."""

@@ -1,0 +1,1 @@
+"""Ray Serve: the front, the tensor-parallel group, autoscaling, metrics."""

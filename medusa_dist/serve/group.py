@@ -1,0 +1,214 @@
+"""The tensor-parallel group: all ranks of one generation, which live and die together.
+
+Owns the actors of one generation: start with deadlines, comparison of versions, cause of a fall, an end that leaves no
+process. Not here: what happens after a fall (supervisor.py, llm.py), one rank (rank.py), bundles (placement.py).
+Used from the front (which awaits the refs) and from a plain driver (which gets them).
+"""
+
+import os
+import re
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from medusa_dist.config import Config
+from medusa_dist.engine.loop import Command
+from medusa_dist.errors import GroupError, MedusaError
+from medusa_dist.serve.placement import rank_resources
+from medusa_dist.serve.rank import STACK, Place, RankActor
+
+STREAM_AHEAD = 8  # batches Ray may hold for a reader that is late; beyond, the outbox merges
+END_S = 15.0  # until a killed process must be gone
+
+
+class Group:
+    """Ranks 0 to tensor_parallel_size - 1 in the bundles of a placement group.
+
+    The config's device is resolved. The placement group stays the caller's.
+    """
+
+    def __init__(
+        self, config: Config, placement_group: PlacementGroup, generation: int = 0, stack: str = STACK
+    ) -> None:
+        self._config = config
+        self._placement_group = placement_group
+        self._generation = generation
+        self._stack = stack
+        self._ranks: list[Any] = []
+        self._places: list[Place] = []
+        self._starts: list[Any] = []
+        self.lives: list[Any] = []  # one ref per rank; the first to be ready says that the group has ended
+        self.facts: list[dict[str, Any]] = []
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the ranks that were placed."""
+        return [place.pid for place in self._places]
+
+    def start(self, limit_s: float | None = None) -> None:
+        """Place, load and warm up all ranks, then let them run. Blocks; limit_s shortens timeouts.load_s.
+
+        Raises GroupError naming ranks and phase when a deadline passes or a rank dies, or the error a rank raised
+        itself (ConfigError, ModelError). The caller then calls kill.
+        """
+        timeouts = self._config.timeouts
+        load_s = timeouts.load_s if limit_s is None else min(limit_s, timeouts.load_s)
+        self._create()
+        self._places = self._gather("be placed", [r.place.remote() for r in self._ranks], timeouts.placement_s)
+        host, port = self._address(), 0
+        if len(self._ranks) > 1:
+            opened = [self._ranks[0].open_store.remote(host)]
+            port = self._gather("open the rendezvous", opened, timeouts.placement_s)[0]
+        self._starts = [rank.start.remote(host, port) for rank in self._ranks]
+        self.facts = self._gather("load and warm up", self._starts, load_s)
+        self._compare_versions()
+        self.lives = [rank.run.remote() for rank in self._ranks]
+
+    def _create(self) -> None:
+        resources = rank_resources(self._config)
+        suffix = f"{uuid.uuid4().hex[:6]}-{self._generation}"
+        for rank in range(self._config.tensor_parallel_size):
+            actor = RankActor.options(
+                name=f"medusa:{self._config.name}:rank{rank}:{suffix}",
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0.0),
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=self._placement_group, placement_group_bundle_index=rank
+                ),
+            )
+            self._ranks.append(actor.remote(self._config, rank, self._generation, self._stack))
+
+    def _address(self) -> str:
+        """Where the others reach rank 0: loopback if the group is on one node."""
+        one_node = len({place.node_id for place in self._places}) == 1
+        return "127.0.0.1" if one_node else self._places[0].address
+
+    def _gather(self, what: str, refs: list[Any], timeout_s: float) -> list[Any]:
+        """All results in order; the first failure and the deadline raise."""
+        deadline = time.monotonic() + timeout_s
+        results: dict[int, Any] = {}
+        while len(results) < len(refs):
+            waiting = {refs[i]: i for i in range(len(refs)) if i not in results}
+            done, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                names = ", ".join(map(str, sorted(waiting.values())))
+                raise GroupError(f"rank {names} did not {what} within {timeout_s:g} s{self._phases()}")
+            rank = waiting[done[0]]
+            try:
+                results[rank] = ray.get(done[0])
+            except RayError as error:
+                raise self._explain(rank, what, error) from None
+        return [results[i] for i in range(len(refs))]
+
+    def _phases(self) -> str:
+        """Where each rank that still answers got stuck, as the end of a message."""
+        asked = [rank.phase.remote() for rank in self._ranks]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=1.0)
+        known = []
+        for number, ref in enumerate(asked):
+            try:
+                known.append(f"rank {number}: {ray.get(ref)}" if ref in done else f"rank {number}: no answer")
+            except RayError as error:
+                known.append(f"rank {number}: {_brief(error)}")
+        return f" ({'; '.join(known)})"
+
+    def _explain(self, rank: int, what: str, error: RayError) -> MedusaError:
+        """What to raise for a rank's failure: its own typed error if it has one."""
+        if isinstance(error, RayTaskError) and isinstance(error.cause, MedusaError):
+            return error.cause
+        return GroupError(f"rank {rank} could not {what}: {_brief(error)}")
+
+    def _compare_versions(self) -> None:
+        versions = [facts.get("versions") for facts in self.facts]
+        for rank, version in enumerate(versions):
+            if version != versions[0]:
+                raise GroupError(
+                    f"rank {rank} on {self._places[rank].hostname} has other versions than rank 0: {version} against "
+                    f"{versions[0]}; install the same packages on all nodes"
+                )
+
+    def post(self, commands: Sequence[Command]) -> Any:
+        """Hand commands to the engine; returns a ref. One post at a time keeps them in order."""
+        return self._ranks[0].post.remote(list(commands))
+
+    def batches(self) -> Any:
+        """The output stream: iterate (or async iterate) over refs of engine.loop.Batch. Call once."""
+        method = self._ranks[0].batches
+        return method.options(num_returns="streaming", _generator_backpressure_num_objects=STREAM_AHEAD).remote()
+
+    def cause(self, settle_s: float = 1.0) -> GroupError:
+        """Why the group fell. Waits settle_s for the other ranks' errors: the one that died knows best."""
+        ray.wait(self.lives, num_returns=len(self.lives), timeout=settle_s)
+        done, _ = ray.wait(self.lives, num_returns=len(self.lives), timeout=0.0)
+        died, failed = [], []
+        for rank, ref in enumerate(self.lives):
+            if ref not in done:
+                continue
+            try:
+                ray.get(ref)
+                failed.append(f"rank {rank} stopped")
+            except RayActorError as error:
+                died.append(f"rank {rank}: {_brief(error)}")
+            except RayError as error:
+                failed.append(f"rank {rank} failed: {_brief(error)}")
+        return GroupError("; ".join(died or failed) or "the group gave no sign of life")
+
+    def stop(self) -> None:
+        """End an idle or busy group in order, then make sure: no process is left."""
+        if self.lives:
+            self._ranks[0].close.remote()
+            ray.wait(self.lives, num_returns=len(self.lives), timeout=2.0)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill all ranks and wait until their processes are gone. Raises GroupError if one outlives END_S."""
+        for rank in self._ranks:
+            ray.kill(rank, no_restart=True)
+        here = ray.get_runtime_context().get_node_id()
+        pids = {place.pid for place in self._places if place.node_id == here}
+        start = time.monotonic()
+        while pids := {pid for pid in pids if _exists(pid)}:
+            waited_s = time.monotonic() - start
+            if waited_s > END_S:
+                raise GroupError(f"processes {sorted(pids)} are still there {END_S:g} s after they were killed")
+            if waited_s > 1.0:  # a stopped process does not hear Ray
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self._hear_out()
+        self._ranks, self._places, self._starts, self.lives = [], [], [], []
+
+    def _hear_out(self) -> None:
+        """Wait for the end of all calls (on other nodes it is the sign that the process is gone)."""
+        for ref in self._starts + self.lives:
+            try:
+                ray.get(ref, timeout=END_S)
+            except RayError:
+                continue  # killed, which we know; a ref that nobody reads is printed as an unhandled error
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _brief(error: RayError) -> str:
+    """The line that says what happened, without Ray's traceback, terminal colours and general advice."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
+    if isinstance(error, RayActorError) and (exit_detail := re.search(r"exit detail: (.*?)(?: Some common|$)", text)):
+        pid = re.search(r"pid: (\d+)", text)
+        return f"process {pid.group(1) if pid else '?'} died: {exit_detail.group(1)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"[:400]

@@ -1,0 +1,165 @@
+"""One rank as a Ray actor: its process, its threads, its place in the cluster.
+
+Owns what is Ray's about a rank. Not here: the engine (everything below `stack`), the life of all ranks together
+(group.py). This module does not import torch: the front imports it too, and a rank's thread count must be in the
+environment before torch is loaded.
+Threads: "engine" starts and runs the engine, always on the same thread; "control" answers while that one is busy;
+"stream" carries the outputs.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import ray
+
+from medusa_dist.config import Config
+from medusa_dist.engine.loop import Batch, Command, EngineLoop, SteppingEngine
+from medusa_dist.errors import GroupError
+
+STACK = "medusa_dist.engine.start"
+
+
+class EngineRank(Protocol):
+    """What a stack builds for one rank."""
+
+    engine: SteppingEngine | None  # rank 0 alone has one
+    facts: dict[str, Any]
+
+    def follow(self) -> None:
+        """Ranks above 0: execute plans until rank 0 says stop; raises if rank 0 is lost."""
+
+
+class Stack(Protocol):
+    """A module that makes ranks: medusa_dist.engine.start, or a stand-in of the tests."""
+
+    EngineRank: Callable[..., EngineRank]
+
+    def model_folder(self, config: Config) -> Any:
+        """The model's folder on this node, fetched if it is not there yet."""
+
+    def open_store(self, world: int, host: str, timeout_s: float) -> Any:
+        """Rank 0: a rendezvous store on a free port, which `port` tells."""
+
+    def join_store(self, host: str, port: int, world: int, timeout_s: float) -> Any:
+        """Ranks above 0: rank 0's store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank runs. address: of its node, as other nodes reach it."""
+
+    pid: int
+    node_id: str
+    hostname: str
+    address: str
+    visible_gpus: str | None
+
+
+class Rank:
+    """What RankActor runs. Calls come in the order place, (open_store), start, run; on rank 0 also batches and post."""
+
+    def __init__(self, config: Config, rank: int, generation: int, stack: str) -> None:
+        self._config = config
+        self._rank = rank
+        self._generation = generation
+        self._phase = "start"
+        self._store: Any = None
+        self._built: EngineRank | None = None
+        self._loop: EngineLoop | None = None
+        threads = config.resources.threads_per_rank or _share_of_cores(config.tensor_parallel_size)
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        self._stack: Stack = import_module(stack)
+
+    def __repr__(self) -> str:
+        return f"medusa-rank{self._rank}"  # Ray puts this before each line the process prints
+
+    @ray.method(concurrency_group="control")
+    def place(self) -> Place:
+        """Where this rank is. Raises GroupError if Ray did not give it exactly one GPU where it needs one."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        place = Place(
+            pid=os.getpid(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            hostname=socket.gethostname(),
+            address=ray.util.get_node_ip_address(),
+            visible_gpus=visible,
+        )
+        if self._config.device == "cuda" and (visible is None or len(visible.split(",")) != 1 or not visible):
+            raise GroupError(
+                f"rank {self._rank} on {place.hostname} must see one GPU; CUDA_VISIBLE_DEVICES={visible!r}"
+            )
+        return place
+
+    @ray.method(concurrency_group="control")
+    def phase(self) -> str:
+        """What `start` is doing, or "ready"."""
+        return self._phase
+
+    @ray.method(concurrency_group="engine")
+    def open_store(self, host: str) -> int:
+        """Rank 0: open the rendezvous on a port that is free and held from then on; returns the port."""
+        timeouts = self._config.timeouts
+        self._store = self._stack.open_store(self._config.tensor_parallel_size, host, timeouts.placement_s)
+        return int(self._store.port)
+
+    @ray.method(concurrency_group="engine")
+    def start(self, host: str, port: int) -> dict[str, Any]:
+        """Join the others, load, warm up; blocks for as long as that takes. Returns the rank's facts.
+
+        Port 0: this rank is alone.
+        """
+        config = self._config
+        if port and self._rank > 0:
+            self._store = self._stack.join_store(host, port, config.tensor_parallel_size, config.timeouts.placement_s)
+        self._note("find the model")
+        folder = self._stack.model_folder(config)
+        self._built = self._stack.EngineRank(config, folder, self._rank, self._store, self._generation, self._note)
+        if self._built.engine is not None:
+            timeouts = config.timeouts
+            self._loop = EngineLoop(self._built.engine, timeouts.heartbeat_s, timeouts.stall_s, self._generation)
+        self._note("ready")
+        return self._built.facts
+
+    def _note(self, phase: str) -> None:
+        self._phase = phase
+
+    @ray.method(concurrency_group="engine")
+    def run(self) -> None:
+        """Decode until `close`. Returning or raising means that the group has ended."""
+        if self._loop is not None:
+            self._loop.run()
+        else:
+            assert self._built is not None
+            self._built.follow()
+
+    @ray.method(concurrency_group="control")
+    def post(self, commands: Sequence[Command]) -> None:
+        """Rank 0: hand commands to the engine, in order."""
+        assert self._loop is not None
+        self._loop.post(commands)
+
+    @ray.method(concurrency_group="control")
+    def close(self) -> None:
+        """Rank 0: end `run` on all ranks."""
+        assert self._loop is not None
+        self._loop.close()
+
+    @ray.method(concurrency_group="stream")
+    def batches(self) -> Iterator[Batch]:
+        """Rank 0: the one output stream."""
+        assert self._loop is not None
+        yield from self._loop.batches()
+
+
+RankActor: Any = ray.remote(concurrency_groups={"engine": 1, "control": 2, "stream": 1})(Rank)
+
+
+def _share_of_cores(world: int) -> int:
+    """This node's cores over the ranks: the fewer of what Ray counts (it knows cgroups) and what we may run on."""
+    node_id = ray.get_runtime_context().get_node_id()
+    counted = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == node_id]
+    return max(1, int(min([*counted, float(os.cpu_count() or 1)]) // world))

@@ -1,0 +1,21 @@
+"""One Ray for the whole run, started when the first test asks for it.
+
+The environment is set before ray is imported anywhere: Ray reads it at import.
+"""
+
+import os
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    import ray
+
+    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False, namespace="serve")
+    yield ray
+    ray.shutdown()
