@@ -1,0 +1,50 @@
+"""Which base model this is, as one hash: heads name the model they were trained for by it.
+
+Owns the definition (version 1). It covers what changes the model's hidden states or tokens: the head counts, and
+names, types, shapes and byte samples of all tensors. Not covered: file names, how tensors are spread over files,
+timestamps, metadata, generation defaults.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medusa_dist.model.checkpoint import Checkpoint
+from medusa_dist.model.servable import read_config
+
+_SAMPLES, _SAMPLE_BYTES = 4, 256  # spread evenly over each tensor, first and last bytes included
+
+# The config's numbers that the weights' shapes do not tell. Read through transformers, which knows each architecture's
+# spelling; its other keys come and go with its versions, and saving a model again must not change the hash.
+_ESSENTIAL = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "num_experts_per_tok")
+
+
+def fingerprint(folder: Path) -> str:
+    """`sha256:...` of the model in `folder`; reads a few kilobytes per tensor. Raises ModelError."""
+    digest = hashlib.sha256(b"medusa_dist base model 1\n")
+    config = read_config(folder)
+    digest.update(json.dumps([getattr(config, key, None) for key in _ESSENTIAL]).encode())
+    checkpoint = Checkpoint(folder)
+    for name in sorted(checkpoint.file_of):
+        digest.update(json.dumps([name, checkpoint.dtype(name), checkpoint.shape(name)]).encode())
+        for sample in _samples(checkpoint, name):
+            digest.update(sample)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _samples(checkpoint: Checkpoint, name: str) -> list[bytes]:
+    """The first _SAMPLE_BYTES of _SAMPLES rows between the first and the last, and the last bytes of the last row."""
+    shape = checkpoint.shape(name)
+    num_rows = shape[0] if shape else 1
+    if not num_rows:
+        return []
+    picked = sorted({i * (num_rows - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)})
+    rows = [_bytes_of(checkpoint.rows(name, row, row + 1)) for row in picked]
+    return [row[:_SAMPLE_BYTES] for row in rows] + [rows[-1][-_SAMPLE_BYTES:]]
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
