@@ -1,0 +1,216 @@
+"""From deltas to OpenAI's answers: whole bodies and chunks, as plain dicts.
+
+Owns what an answer says and in which words. Not here: the wire format of a stream (sse.py), the answers' documented
+schema (replies.py), text and stop strings (engine/text.py).
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from medusa_dist.engine.text import UNFINISHED, TextDelta, TextStream, token_text
+from medusa_dist.request import SpeculationStats, TokenLogprobs
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What all chunks of an answer share. num_prompt_tokens: each prompt once, however many choices it has."""
+
+    call_id: str
+    model: str
+    system_fingerprint: str
+    seed: int
+    num_prompt_tokens: int
+    has_logprobs: bool
+    include_usage: bool
+
+
+class Answer(ABC):
+    """The answer to one call. streams[i] is choice i; the two routes differ in the words only."""
+
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any) -> None:
+        self._facts = facts
+        self._streams = streams
+        self._tokenizer = tokenizer
+        self._created = int(time.time())
+        self._opened: set[int] = set()
+
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed; all streams have ended."""
+        return {
+            **self._head(self.whole_object),
+            "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
+            "usage": self._usage(),
+            "seed": self._facts.seed,
+            "metrics": self._metrics(),
+        }
+
+    def chunks(self, index: int, delta: TextDelta) -> Iterator[dict[str, Any]]:
+        """The chunks for one delta of one choice; none if it has nothing to show yet."""
+        if index not in self._opened:
+            for choice in self._opening(index):
+                yield self._chunk([choice])
+            self._opened.add(index)
+        if delta.text or delta.finish_reason or (self._facts.has_logprobs and delta.token_ids):
+            yield self._chunk([self._part(index, delta)])
+
+    def last_chunks(self) -> Iterator[dict[str, Any]]:
+        """The usage chunk, if it was asked for."""
+        if self._facts.include_usage:
+            yield {**self._chunk([]), "usage": self._usage(), "metrics": self._metrics()}
+
+    @abstractmethod
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        """One whole choice."""
+
+    @abstractmethod
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        """What a streamed choice shows before its first token."""
+
+    @abstractmethod
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A choice in a chunk."""
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._facts.call_id,
+            "object": kind,
+            "created": self._created,
+            "model": self._facts.model,
+            "system_fingerprint": self._facts.system_fingerprint,
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self._head(self.chunk_object), "choices": choices}
+        if self._facts.include_usage:
+            chunk["usage"] = None
+        if not self._opened:
+            chunk["seed"] = self._facts.seed  # in the first chunk, so that it is known even if the stream breaks
+        return chunk
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, completion = self._facts.num_prompt_tokens, sum(len(s.token_ids) for s in self._streams)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
+
+    def _metrics(self) -> dict[str, Any]:
+        alone = self._streams[0].stats if len(self._streams) == 1 else None
+        return {"speculative_decoding": alone and speculation_metrics(alone)}
+
+    def _token(self, token_id: int) -> tuple[str, bytes]:
+        return token_text(self._tokenizer, token_id)
+
+
+class ChatAnswer(Answer):
+    """/v1/chat/completions."""
+
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, **self._end(delta)}
+
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        role = {"role": "assistant", "content": ""}
+        yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None}
+
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": delta.text} if delta.text else {}, **self._end(delta)}
+
+    def _end(self, delta: TextDelta) -> dict[str, Any]:
+        logprobs = None
+        if self._facts.has_logprobs:
+            logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
+        return {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = zip(entry.top_ids, entry.top_logprobs, strict=True)
+        return {**self._scored(entry.token_id, entry.logprob), "top_logprobs": [self._scored(i, p) for i, p in top]}
+
+    def _scored(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text, raw = self._token(token_id)
+        return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST_LOGPROB)}
+
+
+class CompletionAnswer(Answer):
+    """/v1/completions. echoes[i]: text that choice i repeats before its own ("" without echo)."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[str]) -> None:
+        super().__init__(facts, streams, tokenizer)
+        self._echoes = echoes
+
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        return self._piece(index, self._echoes[index] + text, delta)
+
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        if self._echoes[index]:
+            yield self._piece(index, self._echoes[index], TextDelta())
+
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        return self._piece(index, delta.text, delta)
+
+    def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
+        logprobs = self._logprobs(index, delta) if self._facts.has_logprobs else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        shift = len(self._echoes[index])
+        return {
+            "tokens": [self._name(token_id) for token_id in delta.token_ids],
+            "token_logprobs": [max(entry.logprob, LOWEST_LOGPROB) for entry in delta.logprobs],
+            "top_logprobs": [self._top(entry) for entry in delta.logprobs],
+            "text_offset": [shift + offset for offset in delta.text_offsets],
+        }
+
+    def _top(self, entry: TokenLogprobs) -> dict[str, float]:
+        pairs = [*zip(entry.top_ids, entry.top_logprobs, strict=True), (entry.token_id, entry.logprob)]
+        return {self._name(i): max(p, LOWEST_LOGPROB) for i, p in pairs}
+
+    def _name(self, token_id: int) -> str:
+        """A token as a dictionary key: parts of characters by their bytes, as OpenAI writes them, to stay distinct."""
+        text, raw = self._token(token_id)
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in raw) if UNFINISHED in text else text
+
+
+def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
+    """Acceptance of one request, in vLLM's words (metrics.speculative_decoding), which benchmark clients read.
+
+    acceptance_histogram[j]: steps that accepted exactly j drafted tokens; a step accepts along one path, so the
+    steps that accepted at least k are those in which head k guessed right.
+    """
+    at_least = (stats.num_steps, *stats.accepted_per_head, 0)
+    return {
+        "mean_acceptance_length": stats.tokens_per_step,
+        "draft_acceptance_rate": stats.num_accepted / stats.num_drafted if stats.num_drafted else 0.0,
+        "acceptance_histogram": [max(0, a - b) for a, b in pairwise(at_least)],
+        "num_spec_steps": stats.num_steps,
+        "num_accepted_draft_tokens": stats.num_accepted,
+        "num_draft_tokens": stats.num_drafted,
+        "num_spec_tokens": len(stats.accepted_per_head),
+    }
+
+
+def _everything(stream: TextStream) -> TextDelta:
+    """The whole output as one delta."""
+    return TextDelta(
+        token_ids=tuple(stream.token_ids),
+        logprobs=tuple(stream.logprobs),
+        text_offsets=tuple(stream.text_offsets),
+        finish_reason=stream.finish_reason,
+    )

@@ -1,0 +1,84 @@
+"""Who may call, and under which request id: two ASGI layers around all routes.
+
+Owns the API key check and the x-request-id header. Plain ASGI, since Starlette's BaseHTTPMiddleware hides the client's
+going from streamed answers. Not here: TLS and user accounts (a gateway's work).
+"""
+
+import hashlib
+import hmac
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medusa_dist.api.translate import failure
+from medusa_dist.errors import ConfigError, UnauthorizedError
+
+OPEN_PATHS = ("/health",)
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def check_api_key(key: str) -> str:
+    """The key, if a client could send it. Raises ConfigError for one that is set but unusable."""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError("api_key is set but unusable: use visible ASCII characters, no spaces")
+    return key
+
+
+class ApiKey:
+    """Answers 401 to every call without `Authorization: Bearer <key>`, known route or not, except OPEN_PATHS."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._digest = _digest(key)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] == "lifespan" or path in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._digest):
+            await self._app(scope, receive, send)
+            return
+        error = UnauthorizedError(
+            "the API key is missing or wrong; send it as `Authorization: Bearer <key>`", None, "invalid_api_key"
+        )
+        answer = failure(error, request_id(scope))
+        await JSONResponse(answer.body, answer.status, answer.headers)(scope, receive, send)
+
+
+def _digest(text: str) -> bytes:
+    # Equal lengths, so that the comparison's time says nothing about the key's.
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+class RequestId:
+    """Takes the caller's x-request-id or makes one, and returns it with every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        chosen = given if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = chosen
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = chosen
+            await send(message)
+
+        await self._app(scope, receive, with_id)
+
+
+def request_id(scope: Scope) -> str:
+    """The id of the call that this ASGI scope belongs to."""
+    return str(scope.get("state", {}).get("request_id", "unknown"))

@@ -1,0 +1,159 @@
+"""OpenAI's routes over a Service.
+
+Owns the FastAPI application: which path does what. Not here: meaning of fields (translate.py), words of answers
+(answers.py), tasks and the client's going (call.py). All handlers are async: a sync one would not notice that the
+client has gone.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from medusa_dist.api.answers import Answer, ChatAnswer, CompletionAnswer, Facts
+from medusa_dist.api.auth import ApiKey, RequestId, check_api_key, request_id
+from medusa_dist.api.call import Call, ClientGone
+from medusa_dist.api.replies import ERRORS, ChatReply, CompletionReply, ModelCard, ModelList, TokenizeReply
+from medusa_dist.api.schema import ChatRequest, CompletionRequest, TokenizeRequest
+from medusa_dist.api.service import Service
+from medusa_dist.api.sse import open_stream
+from medusa_dist.api.translate import (
+    Prompt,
+    chat_prompt,
+    check_model,
+    completion_prompts,
+    failure,
+    make_requests,
+    text_prompt,
+)
+from medusa_dist.engine.text import TextStream
+from medusa_dist.errors import MedusaError
+
+GetService = Callable[[], Service]
+_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; see OpenAI's chunks"}}}
+
+
+def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
+    """The application. get_service: called per request; may raise EngineError while there is none.
+
+    api_key: None = open to everybody who reaches the port. Raises ConfigError for a key no client could send.
+    """
+    app = FastAPI(title="medusa_dist", description="OpenAI's API, served with exact speculative decoding.")
+    app.include_router(_generation(get_service))
+    app.include_router(_information(get_service))
+    for kind in (MedusaError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer_failure)
+    app.add_exception_handler(ClientGone, _answer_nobody)
+    if api_key is not None:
+        app.add_middleware(ApiKey, key=check_api_key(api_key))
+    app.add_middleware(RequestId)  # outermost: answers of all layers carry the id
+    return app
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    answer = failure(error, request_id(request.scope))
+    return JSONResponse(answer.body, answer.status, answer.headers)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for a client that went away
+
+
+def _generation(get_service: GetService) -> APIRouter:
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": _STREAM}})
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Continue a conversation."""
+        service = get_service()
+        check_model(body.model, service)
+        prompt = await chat_prompt(body.messages, body.add_generation_prompt is not False, service)
+        return await _generate(body, [prompt], request, service)
+
+    @router.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or more texts."""
+        service = get_service()
+        check_model(body.model, service)
+        return await _generate(body, await completion_prompts(body, service), request, service)
+
+    return router
+
+
+async def _generate(
+    body: ChatRequest | CompletionRequest, prompts: Sequence[Prompt], request: Request, service: Service
+) -> Response:
+    """Run all choices of a call, and answer in one piece or as a stream."""
+    is_chat = isinstance(body, ChatRequest)
+    call_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+    seed, requests = make_requests(body, prompts, call_id, service)
+    tokenizer = service.tokenizer
+    streams = [TextStream(tokenizer, r.params, () if is_chat else r.prompt_ids) for r in requests]
+    facts = Facts(
+        call_id=call_id,
+        model=service.name,
+        system_fingerprint=service.system_fingerprint,
+        seed=seed,
+        num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        has_logprobs=requests[0].params.logprobs is not None,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    answer: Answer
+    if isinstance(body, ChatRequest):
+        answer = ChatAnswer(facts, streams, tokenizer)
+    else:
+        echoes = [prompt.text if body.echo else "" for prompt in prompts for _ in range(body.n or 1)]
+        answer = CompletionAnswer(facts, streams, tokenizer, echoes)
+    call = Call(service, requests, streams)
+    call.start(request.receive)
+    if body.stream:
+        return await open_stream(call, answer, request_id(request.scope))
+    async with call:
+        while call.is_open:
+            await call.next()
+    return JSONResponse(answer.whole())
+
+
+def _information(get_service: GetService) -> APIRouter:
+    router = APIRouter(responses=ERRORS)
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """The one model served here."""
+        return ModelList(data=[_card(get_service())])
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        """A model by its id."""
+        service = get_service()
+        check_model(model, service)
+        return _card(service)
+
+    @router.get("/health", response_class=PlainTextResponse)
+    async def health() -> Response:
+        """200 while the model decodes, else 503; the text says why."""
+        state = get_service().health()
+        return PlainTextResponse(state.text, 200 if state.ok else 503)
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenizeReply:
+        """The token ids of a prompt, or of messages after the chat template."""
+        service = get_service()
+        if body.model is not None:
+            check_model(body.model, service)
+        if body.messages is not None:
+            prompt = await chat_prompt(body.messages, body.add_generation_prompt, service)
+        else:
+            prompt = await text_prompt(body.prompt or "", service, body.add_special_tokens)
+        return TokenizeReply(count=len(prompt.ids), max_model_len=service.max_model_len, tokens=list(prompt.ids))
+
+    return router
+
+
+def _card(service: Service) -> ModelCard:
+    extra: dict[str, Any] = dict(service.describe())
+    return ModelCard(id=service.name, created=service.created, max_model_len=service.max_model_len, **extra)
