@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medusa_dist.engine.outbox import Message, Outbox, Refusal
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import MedusaError
 from medusa_dist.request import FinishReason, Output, Request
 
@@ -41,7 +42,7 @@ class SteppingEngine(Protocol):
     def stop(self) -> None:
         """Tell the followers that this was all."""
 
-    def stats(self) -> object:
+    def stats(self) -> EngineStats:
         """Counts as of now."""
 
 
@@ -80,7 +81,7 @@ class Batch:
     number: int
     messages: tuple[Message, ...]
     age_s: float
-    stats: object
+    stats: EngineStats
 
 
 class EngineLoop:

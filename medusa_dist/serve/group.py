@@ -62,13 +62,13 @@ class Group:
         load_s = timeouts.load_s if limit_s is None else min(limit_s, timeouts.load_s)
         self._create()
         self._places = self._gather("be placed", [r.place.remote() for r in self._ranks], timeouts.placement_s)
+        self._compare_versions()
         host, port = self._address(), 0
         if len(self._ranks) > 1:
             opened = [self._ranks[0].open_store.remote(host)]
             port = self._gather("open the rendezvous", opened, timeouts.placement_s)[0]
         self._starts = [rank.start.remote(host, port) for rank in self._ranks]
         self.facts = self._gather("load and warm up", self._starts, load_s)
-        self._compare_versions()
         self.lives = [rank.run.remote() for rank in self._ranks]
 
     def _create(self) -> None:
@@ -127,13 +127,14 @@ class Group:
         return GroupError(f"rank {rank} could not {what}: {_brief(error)}")
 
     def _compare_versions(self) -> None:
-        versions = [facts.get("versions") for facts in self.facts]
-        for rank, version in enumerate(versions):
-            if version != versions[0]:
-                raise GroupError(
-                    f"rank {rank} on {self._places[rank].hostname} has other versions than rank 0: {version} against "
-                    f"{versions[0]}; install the same packages on all nodes"
-                )
+        first = self._places[0]
+        for rank, place in enumerate(self._places):
+            for name, version in place.versions.items():
+                if version != first.versions[name]:
+                    raise GroupError(
+                        f"{name} is {version} for rank {rank} on {place.hostname}, but {first.versions[name]} for rank "
+                        f"0 on {first.hostname}; install the same packages on all nodes"
+                    )
 
     def post(self, commands: Sequence[Command]) -> Any:
         """Hand commands to the engine; returns a ref. One post at a time keeps them in order."""

@@ -8,10 +8,13 @@ Threads: "engine" starts and runs the engine, always on the same thread; "contro
 """
 
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -20,7 +23,8 @@ from medusa_dist.config import Config
 from medusa_dist.engine.loop import Batch, Command, EngineLoop, SteppingEngine
 from medusa_dist.errors import GroupError
 
-STACK = "medusa_dist.engine.start"
+STACK = "medusa_dist.serve.stack"
+PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy")
 
 
 class EngineRank(Protocol):
@@ -34,11 +38,11 @@ class EngineRank(Protocol):
 
 
 class Stack(Protocol):
-    """A module that makes ranks: medusa_dist.engine.start, or a stand-in of the tests."""
+    """A module that makes ranks: stack.py, or a stand-in of the tests."""
 
     EngineRank: Callable[..., EngineRank]
 
-    def model_folder(self, config: Config) -> Any:
+    def resolve_source(self, model: str, revision: str | None) -> Path:
         """The model's folder on this node, fetched if it is not there yet."""
 
     def open_store(self, world: int, host: str, timeout_s: float) -> Any:
@@ -50,13 +54,14 @@ class Stack(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a rank runs. address: of its node, as other nodes reach it."""
+    """Where a rank runs. address: of its node, as other nodes reach it. versions: of PACKAGES and Python there."""
 
     pid: int
     node_id: str
     hostname: str
     address: str
     visible_gpus: str | None
+    versions: dict[str, str]
 
 
 class Rank:
@@ -87,6 +92,7 @@ class Rank:
             hostname=socket.gethostname(),
             address=ray.util.get_node_ip_address(),
             visible_gpus=visible,
+            versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         )
         if self._config.device == "cuda" and (visible is None or len(visible.split(",")) != 1 or not visible):
             raise GroupError(
@@ -116,13 +122,13 @@ class Rank:
         if port and self._rank > 0:
             self._store = self._stack.join_store(host, port, config.tensor_parallel_size, config.timeouts.placement_s)
         self._note("find the model")
-        folder = self._stack.model_folder(config)
+        folder = self._stack.resolve_source(config.model, config.revision)
         self._built = self._stack.EngineRank(config, folder, self._rank, self._store, self._generation, self._note)
         if self._built.engine is not None:
             timeouts = config.timeouts
             self._loop = EngineLoop(self._built.engine, timeouts.heartbeat_s, timeouts.stall_s, self._generation)
         self._note("ready")
-        return self._built.facts
+        return self._built.facts | {"folder": str(folder)}
 
     def _note(self, phase: str) -> None:
         self._phase = phase
@@ -163,3 +169,10 @@ def _share_of_cores(world: int) -> int:
     node_id = ray.get_runtime_context().get_node_id()
     counted = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == node_id]
     return max(1, int(min([*counted, float(os.cpu_count() or 1)]) // world))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # runs from a source tree

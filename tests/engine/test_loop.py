@@ -7,6 +7,7 @@ import pytest
 
 from medusa_dist.engine.loop import Abort, EngineLoop, Submit
 from medusa_dist.engine.outbox import Refusal
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import RequestError
 from medusa_dist.request import FinishReason, Output, Request, SamplingParams
 
@@ -58,8 +59,8 @@ class CountingEngine:
     def stop(self) -> None:
         self._called("stop")
 
-    def stats(self) -> object:
-        return len(self.running)
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self.running))
 
 
 def request(name: str, max_tokens: int | None = 5, prompt: tuple[int, ...] = (1,)) -> Request:
@@ -156,7 +157,7 @@ def test_an_idle_engine_sends_heartbeats_and_the_stream_signs_of_life():
     engine = CountingEngine()
     with Running(engine, heartbeat_s=0.1) as loop:
         batch = next(loop.batches())
-        assert batch.messages == () and batch.age_s < 1.0 and batch.stats == 0
+        assert batch.messages == () and batch.age_s < 1.0 and batch.stats == EngineStats()
     assert 5 <= engine.log.count("heartbeat") <= 11  # one second at ten a second
     assert "step" not in engine.log
 

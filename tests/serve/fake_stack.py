@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from medusa_dist.config import Config
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import ModelError, RequestError
 from medusa_dist.request import FinishReason, Output, Request, SpeculationStats
 
@@ -41,10 +41,11 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> Store:
     return Store(link=socket.create_connection((host, port), timeout_s))
 
 
-def model_folder(config: Config) -> Path:
-    if config.model == "fake:missing":
+def resolve_source(model: str, revision: str | None) -> Path:
+    """fake:mode:folder"""
+    if model == "fake:missing":
         raise ModelError("model: 'fake:missing' is not there; name one that is")
-    return Path("/nowhere")
+    return Path(model.split(":")[2] if model.count(":") > 1 else "/nowhere")
 
 
 class FakeEngine:
@@ -100,8 +101,8 @@ class FakeEngine:
         for link in self._links:
             link.sendall(b"q")
 
-    def stats(self) -> object:
-        return len(self._running)
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self._running))
 
 
 class EngineRank:
@@ -119,7 +120,7 @@ class EngineRank:
             link.settimeout(config.timeouts.step_s)
         progress("warm up")
         self.engine = FakeEngine(self._links) if rank == 0 else None
-        self.facts = {"versions": {"fake": rank if config.model == "fake:versions" else 0}}
+        self.facts = {"vocab_size": 997, "max_model_len": 10_000, "fingerprint": "fake"}
 
     def follow(self) -> None:
         (link,) = self._links

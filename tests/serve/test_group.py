@@ -1,6 +1,7 @@
 """A real group of processes with a stand-in engine: start, stream, causes of a fall, deadlines, no process left."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -112,12 +113,24 @@ def test_a_stopped_follower_is_noticed_by_the_step_deadline_and_killed(ray_clust
     [
         ("fake:missing", ModelError, "fake:missing"),
         ("fake:dies", GroupError, "rank . could not load and warm up: process .* died"),
-        ("fake:versions", GroupError, "rank 1 on .* has other versions than rank 0"),
     ],
 )
 def test_a_failed_start_says_which_rank_and_why(ray_cluster, model, error, text):
     with group_of(config(model)) as group, pytest.raises(error, match=text):
         group.start()
+
+
+def test_other_packages_on_another_node_are_refused_before_anything_is_loaded(ray_cluster, monkeypatch):
+    with group_of(config("fake:hangs")) as group:
+        gather = group._gather
+
+        def skewed(what, refs, timeout_s):
+            places = gather(what, refs, timeout_s)
+            return [places[0], dataclasses.replace(places[1], versions=places[1].versions | {"ray": "1.0"})]
+
+        monkeypatch.setattr(group, "_gather", skewed)
+        with pytest.raises(GroupError, match=r"ray is 1\.0 for rank 1 on .*, but 2.* for rank 0"):
+            group.start()
 
 
 def test_a_start_that_hangs_ends_at_its_deadline_and_names_the_phase(ray_cluster):

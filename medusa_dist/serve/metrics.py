@@ -1,0 +1,103 @@
+"""What Prometheus sees of a replica, on Ray's metrics port; Ray puts `ray_` before each name.
+
+Owns names, labels and bucket limits. Not here: counting in the engine (engine/stats.py).
+Ray Serve adds the labels application, deployment and replica; we add model.
+"""
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from medusa_dist.engine.loop import Batch
+from medusa_dist.engine.stats import EngineStats
+from medusa_dist.errors import GroupError
+from medusa_dist.request import Output
+from medusa_dist.serve.pending import Pending
+
+FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
+TOKEN_S = [0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0]
+MEMORY = 0.98  # of the moving average of tokens per step: about the last 50 batches
+
+
+class ServiceMetrics:
+    """Fed by the supervisor, on its event loop. model: the name clients use."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request to its first token, as the front sees it.", FIRST_TOKEN_S
+        )
+        self._token = self._histogram(
+            "time_per_token_seconds", "Between outputs of a request, per token in them.", TOKEN_S
+        )
+        self._generation = -1
+        self._before = EngineStats()
+        self._recent_tokens = self._recent_steps = 0.0
+
+    def on_output(self, pending: Pending, output: Output, now: float) -> None:
+        """An output reached the front; pending is as it was before it."""
+        count = len(output.token_ids)
+        if count and pending.last_token_at is None:
+            self._first_token.observe(now - pending.asked_at)
+        elif count and pending.last_token_at is not None:
+            self._token.observe((now - pending.last_token_at) / count)
+        self._count("tokens", "Output tokens.", count)
+        self._count("drafted_tokens", "Drafted tokens that were verified.", output.stats.num_drafted)
+        self._count("sequence_steps", "Steps that chose at least one token, per sequence.", output.stats.num_steps)
+        for head, accepted in enumerate(output.stats.accepted_per_head, start=1):
+            self._count("accepted_tokens", "Drafted tokens that became output, by head.", accepted, head=str(head))
+        self._recent_tokens = self._recent_tokens * MEMORY + count
+        self._recent_steps = self._recent_steps * MEMORY + output.stats.num_steps
+
+    def on_batch(self, batch: Batch, num_requests: int) -> None:
+        """The output stream gave a sign of life."""
+        stats = batch.stats
+        before = self._before if batch.generation == self._generation else EngineStats()
+        self._generation, self._before = batch.generation, stats
+        self._gauge("requests", "Requests running or waiting in the replica.", num_requests)
+        self._gauge("running_sequences", "Sequences decoded in the current step.", stats.num_running)
+        self._gauge("waiting_sequences", "Sequences waiting for a place in the engine.", stats.num_waiting)
+        self._gauge("kv_used_fraction", "Share of the KV cache in use.", stats.kv_used_fraction)
+        if self._recent_steps >= 1.0:
+            self._gauge("tokens_per_step", "Recent mean, per sequence.", self._recent_tokens / self._recent_steps)
+        self._count("steps", "Steps of the engine.", stats.num_steps - before.num_steps)
+        self._count("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens - before.num_prompt_tokens)
+        self._count("preemptions", "Sequences that lost their KV.", stats.num_preemptions - before.num_preemptions)
+        for phase, seconds in stats.phase_seconds.items():
+            spent = seconds - before.phase_seconds.get(phase, 0.0)
+            self._count("phase_seconds", "Wall time of steps, by phase.", spent, phase=phase)
+
+    def on_end(self, pending: Pending) -> None:
+        """A request left the front."""
+        self._count(
+            "requests_ended", "By finish reason, error, or cancelled.", 1, reason=pending.outcome or "cancelled"
+        )
+
+    def on_fall(self, error: GroupError) -> None:
+        """The group fell."""
+        self._count("group_falls", "Times the tensor-parallel group was lost.", 1)
+        self._gauge("group_up", "1 while the group decodes.", 0)
+
+    def on_start(self, seconds: float) -> None:
+        """A group decodes."""
+        self._gauge("group_up", "1 while the group decodes.", 1)
+        self._gauge("group_start_seconds", "Placement, load and warm-up of the current group.", seconds)
+
+    def _count(self, name: str, text: str, amount: float, **labels: str) -> None:
+        if name not in self._counters:
+            keys = ("model", *labels)
+            self._counters[name] = Counter(f"medusa_dist_{name}_total", description=text, tag_keys=keys)
+        if amount > 0:
+            self._counters[name].inc(amount, tags={"model": self._model, **labels})
+
+    def _gauge(self, name: str, text: str, value: float) -> None:
+        if name not in self._gauges:
+            gauge = Gauge(f"medusa_dist_{name}", description=text, tag_keys=("model",))
+            gauge.set_default_tags({"model": self._model})
+            self._gauges[name] = gauge
+        self._gauges[name].set(value)
+
+    def _histogram(self, name: str, text: str, boundaries: list[float]) -> Histogram:
+        histogram = Histogram(f"medusa_dist_{name}", description=text, boundaries=boundaries, tag_keys=("model",))
+        histogram.set_default_tags({"model": self._model})
+        return histogram
