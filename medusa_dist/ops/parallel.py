@@ -47,6 +47,15 @@ class Parallel:
         dist.gather(x.contiguous(), parts, group=self.group, group_dst=0)
         return parts
 
+    def minimum(self, value: int) -> int:
+        """The least of all ranks' values, on every rank."""
+        if self.world == 1:
+            return value
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        least = torch.tensor([value], dtype=torch.int64, device=device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self.group)
+        return int(least.item())
+
     def chunk(self, size: int) -> tuple[int, int]:
         """My [start, stop) of `size` items dealt as evenly as possible; the first ranks hold one more."""
         small, extra = divmod(size, self.world)

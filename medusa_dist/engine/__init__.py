@@ -1,0 +1,1 @@
+"""One model's engine: schedule, verify, accept, emit, draft."""

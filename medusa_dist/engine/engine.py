@@ -1,0 +1,106 @@
+"""Engine: one model's continuous batching loop. `step` is the whole of it.
+
+Owns the order of a step. Not here: each of its five parts. All methods are called from one thread.
+"""
+
+from medusa_dist.engine.choose import Chooser, Verdict
+from medusa_dist.engine.drafter import Drafter
+from medusa_dist.engine.plan import Op, Plan
+from medusa_dist.engine.ranks import Ranks
+from medusa_dist.engine.scheduler import Scheduler
+from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.stats import EngineStats, timed
+from medusa_dist.engine.worker import Scores
+from medusa_dist.request import Output, Request, SpeculationStats
+
+
+class Engine:
+    """Rank 0's engine. drafter: None serves without speculation."""
+
+    def __init__(
+        self, scheduler: Scheduler, ranks: Ranks, chooser: Chooser, drafter: Drafter | None, speculation: Speculation
+    ) -> None:
+        self.scheduler = scheduler
+        self.ranks = ranks
+        self.chooser = chooser
+        self.drafter = drafter
+        self.speculation = speculation
+        self.phase_seconds: dict[str, float] = {}
+        self._num_steps = 0
+        self._totals = SpeculationStats()
+        self._num_tokens = 0
+        self._num_prompt_tokens = 0
+
+    def step(self) -> list[Output]:
+        """schedule -> verify -> accept -> emit -> draft. Call only if has_work."""
+        plan = self._schedule()
+        scores = self._verify(plan)
+        verdicts = self._accept(plan, scores)
+        outputs = self._emit(plan, verdicts)
+        self._draft(verdicts, scores)
+        return outputs
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work
+
+    def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
+        """Queue a request; output_ids were emitted before a restart. Raises RequestError."""
+        self.scheduler.submit(request, output_ids)
+        self._num_prompt_tokens += len(request.prompt_ids)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; idempotent, no further output."""
+        self.scheduler.abort(request_id)
+
+    def heartbeat(self) -> None:
+        """Tell idle followers that all is well; the moment to check our own state, too."""
+        self.scheduler.check_integrity()
+        self.ranks.announce(Op.HEARTBEAT)
+
+    def stop(self) -> None:
+        """Let the followers return."""
+        self.ranks.announce(Op.STOP)
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the counts."""
+        pool = self.scheduler.pool
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_used_fraction=1.0 - pool.num_free / max(1, pool.num_usable),
+            num_steps=self._num_steps,
+            num_tokens=self._num_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_drafted=self._totals.num_drafted,
+            accepted_per_head=self._totals.accepted_per_head,
+            num_preemptions=self.scheduler.num_preemptions,
+            phase_seconds=dict(self.phase_seconds),
+        )
+
+    @timed("schedule")
+    def _schedule(self) -> Plan:
+        return self.scheduler.schedule(self.ranks.next_step())
+
+    @timed("verify")
+    def _verify(self, plan: Plan) -> Scores:
+        return self.ranks.verify(plan)
+
+    @timed("accept")
+    def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:
+        return self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
+
+    @timed("emit")
+    def _emit(self, plan: Plan, verdicts: list[Verdict]) -> list[Output]:
+        outputs = self.scheduler.emit(plan, verdicts)
+        self._num_steps += 1
+        for output in outputs:
+            self._totals += output.stats
+            self._num_tokens += len(output.token_ids)
+        return outputs
+
+    @timed("draft")
+    def _draft(self, verdicts: list[Verdict], scores: Scores) -> None:
+        if self.drafter is not None and self.speculation.should_draft(len(verdicts)):
+            self.drafter.draft(verdicts, scores)

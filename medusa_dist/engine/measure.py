@@ -1,0 +1,81 @@
+"""What a step costs on this machine, by its rows: measured at start, through the real ranks.
+
+Owns the measurement. Not here: what the curve is used for (medusa/budget.py).
+"""
+
+import time
+
+import numpy as np
+
+from medusa_dist.config import Config
+from medusa_dist.engine.drafter import Drafter
+from medusa_dist.engine.kv_cache import blocks_for
+from medusa_dist.engine.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.ranks import Ranks
+from medusa_dist.medusa.budget import StepCost
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS
+
+_CONTEXT = 128  # tokens before the measured rows
+_ROWS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_ROUNDS = 3
+
+
+def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
+    """Median seconds of a step with so many scored rows; None without heads, where nothing depends on it.
+
+    Before any request: uses slot 0 and the pool's first blocks. Ends the followers' wait (Op.READY). The first pass at
+    each size warms its kernels up and is not counted; without heads one pass of each of two sizes does just that.
+    """
+    worker = ranks.worker
+    columns = min(max_model_len, (worker.pool.num_blocks - 1) * BLOCK_TOKENS)
+    most = min(columns, config.max_batched_tokens, config.max_running * (1 + config.speculation.max_nodes))
+    sizes = [n for n in _ROWS if n <= most] or [1]
+    if drafter is None:
+        for size in sizes[:2]:
+            ranks.verify(_rows_plan(ranks, size, 0))
+        ranks.announce(Op.READY)
+        return None
+    context = min(_CONTEXT, columns - sizes[-1])
+    seconds = [_median_seconds(ranks, size, context) for size in sizes]
+    ranks.announce(Op.READY)
+    if len(sizes) == 1:
+        return None
+    return StepCost(tuple(sizes), tuple(seconds), drafter.measure(worker.model.hidden_size, worker.model.dtype))
+
+
+def _median_seconds(ranks: Ranks, size: int, context: int) -> float:
+    times = []
+    for _ in range(_ROUNDS + 1):
+        plan = _rows_plan(ranks, size, context)
+        begin = time.perf_counter()
+        ranks.verify(plan)
+        times.append(time.perf_counter() - begin)
+    return sorted(times[1:])[_ROUNDS // 2]
+
+
+def _rows_plan(ranks: Ranks, size: int, context: int) -> Plan:
+    """One sequence of `context` tokens with a root and a chain of size - 1 drafted nodes behind it."""
+    num_blocks = blocks_for(context + size)
+
+    def one(value: int) -> Ints:
+        return np.array([value], dtype=np.int64)
+
+    return Plan(
+        Op.STEP,
+        ranks.generation,
+        ranks.next_step(),
+        admitted_slots=one(0),
+        admitted_seeds=one(0),
+        admitted_temperatures=one(bits_of(0.0)),
+        admitted_whole=one(0),
+        slots=one(0),
+        starts=one(context),
+        chains=one(1),
+        nodes=one(size - 1),
+        wanted=one(1),
+        kept=one(0),
+        new_blocks=one(num_blocks),
+        tokens=np.zeros(size, dtype=np.int64),
+        parents=np.arange(-1, size - 2, dtype=np.int64),
+        blocks=np.arange(1, num_blocks + 1, dtype=np.int64),
+    )

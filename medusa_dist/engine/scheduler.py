@@ -1,0 +1,293 @@
+"""Scheduler: who runs in a step, with which rows, drafts and KV blocks; and what the step's result does to them.
+
+Owns waiting and running sequences, slots and blocks. Rank 0 only; pure host work, no tensors. Not here: the wire
+(plan.py), the rule for how many drafts (medusa/budget.py), what tokens the model chose (choose.py).
+One rule covers prefill, chunked prefill, decoding and trees: computed tokens catch up with known + drafted tokens.
+Order: decoding sequences, then prompts under way, then waiting ones, each first come first served. When blocks run
+out, trees shrink first (they take only what is left over), then the youngest sequence is preempted and recomputes.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from medusa_dist.engine.choose import Verdict
+from medusa_dist.engine.kv_cache import BlockPool, blocks_for
+from medusa_dist.engine.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.sequence import NO_SLOT, Sequence
+from medusa_dist.engine.speculation import Speculation
+from medusa_dist.errors import RequestError
+from medusa_dist.medusa.tree import EMPTY
+from medusa_dist.request import FinishReason, Output, Request, SpeculationStats, check_prompt
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler must stay within. Tokens and rows; eos_ids end a sequence unless it ignores them."""
+
+    max_running: int
+    max_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+
+
+class Scheduler:
+    """All sequences of one engine, from submit to their last output."""
+
+    def __init__(self, limits: Limits, pool: BlockPool, speculation: Speculation, generation: int) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of admission; the last is preempted first
+        self.num_preemptions = 0
+        self._speculation = speculation
+        self._generation = generation
+        self._free_slots = list(range(limits.max_running))
+        self._by_slot: dict[int, Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.waiting or self.running)
+
+    def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
+        """Queue a request; output_ids were emitted before. Raises RequestError if it can never be served."""
+        params, limits = request.params, self.limits
+        check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
+        bad = [i for i, _ in params.logit_bias if not 0 <= i < limits.vocab_size]
+        if bad:
+            raise RequestError(f"logit_bias names token {bad[0]}, the vocabulary has {limits.vocab_size}", "logit_bias")
+        longest = limits.max_model_len
+        if params.max_tokens is not None:
+            longest = min(longest, len(request.prompt_ids) + params.max_tokens)
+        if blocks_for(longest) > self.pool.num_usable:
+            raise RequestError(
+                f"prompt and max_tokens need {blocks_for(longest)} KV blocks, the cache has {self.pool.num_usable}; "
+                "lower max_tokens, or raise kv_cache_tokens of the service",
+                "max_tokens",
+            )
+        self.waiting.append(Sequence.of(request, output_ids))
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, wherever it is; nothing happens if it is not here (idempotent)."""
+        for sequence in [s for s in (*self.waiting, *self.running) if s.request.request_id == request_id]:
+            sequence.finish_reason = FinishReason.ABORT
+            if sequence.slot == NO_SLOT:
+                self.waiting.remove(sequence)
+            else:
+                self._free(sequence)
+
+    def schedule(self, step: int) -> Plan:
+        """Decide the next step. Call only if has_work."""
+        sources, targets = self._flush_copies()
+        admitted: list[Sequence] = []
+        chosen = self._choose_running()
+        budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
+        if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
+            for sequence in self._admit(budget):
+                chain = min(sequence.num_missing, budget)
+                sequence.blocks += self.pool.take(sequence.missing_blocks(chain))
+                budget -= chain
+                admitted.append(sequence)
+                chosen.append((sequence, chain))
+        self._plant_trees(chosen, budget)
+        return self._plan(step, chosen, admitted, (sources, targets))
+
+    def emit(self, plan: Plan, verdicts: Seq[Verdict]) -> list[Output]:
+        """Apply a step's result: tokens, KV to keep, finished sequences."""
+        for slot, chain in zip(plan.slots, plan.chains, strict=True):
+            self._by_slot[int(slot)].num_computed += int(chain)
+        return [self._apply(verdict) for verdict in verdicts]
+
+    def wanted_sequences(self, plan: Plan) -> list[Sequence]:
+        """The plan's sequences whose scores are wanted, in its order."""
+        return [self._by_slot[int(slot)] for slot in plan.slots[plan.wanted == 1]]
+
+    # --- schedule, part by part ---
+
+    def _flush_copies(self) -> tuple[Ints, Ints]:
+        """KV slots to move for the paths accepted last step; then tree columns behind the known tokens are free.
+
+        Ranks move rows before they write any, so a block freed here can be someone else's in the same plan.
+        """
+        moves: list[tuple[int, int]] = []
+        for sequence in self.running:
+            moves += [(sequence.slot_of(a), sequence.slot_of(b)) for a, b in sequence.pending_copies]
+            sequence.pending_copies = []
+            keep = blocks_for(len(sequence.tokens))
+            if keep < len(sequence.blocks):
+                self.pool.give_back(sequence.blocks[keep:])
+                del sequence.blocks[keep:]
+                sequence.num_sent_blocks = min(sequence.num_sent_blocks, keep)
+        array: Ints = np.array(moves, dtype=np.int64).reshape(-1, 2)
+        return array[:, 0].copy(), array[:, 1].copy()
+
+    def _choose_running(self) -> list[tuple[Sequence, int]]:
+        """(sequence, known tokens to compute now), decoding ones first; preempts where blocks run out."""
+        budget = self.limits.max_batched_tokens
+        chosen: list[tuple[Sequence, int]] = []
+        for sequence in sorted(self.running, key=lambda s: s.num_missing > 1):
+            chain = min(sequence.num_missing, budget)
+            if sequence.slot != NO_SLOT and chain > 0 and self._make_room(sequence, sequence.num_computed + chain):
+                sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
+                chosen.append((sequence, chain))
+                budget -= chain
+        return [(sequence, chain) for sequence, chain in chosen if sequence.slot != NO_SLOT]
+
+    def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
+        """Preempt the youngest until there are blocks for num_columns; False if `sequence` itself had to go."""
+        while sequence.missing_blocks(num_columns) > self.pool.num_free:
+            youngest = self.running[-1]
+            self._free(youngest)
+            youngest.num_preemptions += 1
+            self.num_preemptions += 1
+            self.waiting.appendleft(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _admit(self, budget: int) -> list[Sequence]:
+        """Waiting sequences that get a slot now: room for all their known tokens, in order, none overtakes."""
+        admitted: list[Sequence] = []
+        free = self.pool.num_free
+        while self.waiting and self._free_slots and budget > 0:
+            sequence = self.waiting[0]
+            free -= blocks_for(len(sequence.tokens) + 1)
+            if free < 0:
+                break
+            budget -= sequence.num_missing
+            self.waiting.popleft()
+            sequence.slot = heapq.heappop(self._free_slots)
+            self._by_slot[sequence.slot] = sequence
+            self.running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
+        """Give each sequence that reaches its root a tree, within the rows and blocks that are left."""
+        decoding = [s for s, chain in chosen if chain == s.num_missing]
+        for sequence, _ in chosen:
+            sequence.tree = EMPTY
+        num_other_rows = sum(chain for _, chain in chosen) - len(decoding)
+        for sequence, tree in self._speculation.trees(decoding, num_other_rows, self.limits.max_model_len):
+            size = min(len(tree), budget)
+            while sequence.missing_blocks(len(sequence.tokens) + size) > self.pool.num_free:
+                size -= 1
+            sequence.tree = tree.first(size)
+            sequence.blocks += self.pool.take(sequence.missing_blocks(len(sequence.tokens) + size))
+            budget -= size
+
+    def _plan(
+        self, step: int, chosen: list[tuple[Sequence, int]], admitted: list[Sequence], copies: tuple[Ints, Ints]
+    ) -> Plan:
+        tokens: list[int] = []
+        blocks: list[int] = []
+        table: list[tuple[int, ...]] = []
+        for sequence, chain in chosen:
+            start, tree = sequence.num_computed, sequence.tree
+            tokens += sequence.tokens[start : start + chain]
+            tokens += tree.tokens
+            kept = sequence.num_sent_blocks
+            blocks += sequence.blocks[kept:]
+            wanted = start + chain == len(sequence.tokens)
+            table.append((sequence.slot, start, chain, len(tree), wanted, kept, len(sequence.blocks) - kept))
+            sequence.num_sent_blocks = len(sequence.blocks)
+        slots, starts, chains, nodes, wanted_flags, kept_blocks, new_blocks = (
+            np.array(table, dtype=np.int64).reshape(-1, 7).T.copy()
+        )
+        return Plan(
+            Op.STEP,
+            self._generation,
+            step,
+            *_admission(admitted),
+            slots=slots,
+            starts=starts,
+            chains=chains,
+            nodes=nodes,
+            wanted=wanted_flags,
+            kept=kept_blocks,
+            new_blocks=new_blocks,
+            tokens=_ints(tokens),
+            parents=_ints([parent for sequence, _ in chosen for parent in sequence.tree.parents]),
+            blocks=_ints(blocks),
+            copy_sources=copies[0],
+            copy_targets=copies[1],
+        )
+
+    # --- emit, part by part ---
+
+    def _apply(self, verdict: Verdict) -> Output:
+        sequence, accepted = verdict.sequence, verdict.accepted
+        known = len(sequence.tokens)
+        tokens: list[int] = []
+        for token in accepted.tokens:
+            sequence.tokens.append(token)
+            tokens.append(token)
+            sequence.finish_reason = self._finish_reason(sequence, token)
+            if sequence.finish_reason is not None:
+                break
+        nodes = accepted.nodes[: len(tokens)]
+        heads = tuple(range(1, len(nodes) + 1)) + (0,) * (len(tokens) - len(nodes))
+        hits = [0] * max(sequence.tree.depths, default=0)
+        hits[: len(nodes)] = [1] * len(nodes)
+        stats = SpeculationStats(1, len(sequence.tree), tuple(hits))
+        sequence.stats += stats
+        if sequence.finish_reason is None:
+            # Accepted node i stands at column known + nodes[i] and belongs at known + i.
+            moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
+            sequence.pending_copies = moves
+            sequence.num_computed += len(nodes)
+            sequence.candidates, sequence.tree = None, EMPTY
+        else:
+            self._free(sequence)
+        return Output(
+            request_id=sequence.request.request_id,
+            token_ids=tuple(tokens),
+            heads=heads,
+            logprobs=verdict.logprobs[: len(tokens)],
+            finish_reason=sequence.finish_reason,
+            stats=stats,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        params = sequence.request.params
+        if token in params.stop_token_ids or (token in self.limits.eos_ids and not params.ignore_eos):
+            return FinishReason.STOP
+        if sequence.num_output == params.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _free(self, sequence: Sequence) -> None:
+        """Take slot and blocks back; the sequence is no longer running."""
+        self.running.remove(sequence)
+        del self._by_slot[sequence.slot]
+        heapq.heappush(self._free_slots, sequence.slot)
+        self.pool.give_back(sequence.forget_kv())
+
+    def check_integrity(self) -> None:
+        """Blocks, slots and sequences agree; nothing is pending for nobody."""
+        self.pool.check_integrity([s.blocks for s in self.running])
+        slots = [s.slot for s in self.running]
+        assert sorted([*slots, *self._free_slots]) == list(range(self.limits.max_running)), "slots are lost or doubled"
+        assert {s.slot: s for s in self.running} == self._by_slot
+        for sequence in (*self.waiting, *self.running):
+            sequence.check_integrity()
+            assert sequence.finish_reason is None
+
+
+def _admission(admitted: list[Sequence]) -> tuple[Ints, Ints, Ints, Ints]:
+    params = [s.request.params for s in admitted]
+    return (
+        _ints([s.slot for s in admitted]),
+        _ints([s.request.seed for s in admitted]),
+        _ints([bits_of(p.temperature) for p in params]),
+        _ints([int(p.needs_whole_row) for p in params]),
+    )
+
+
+def _ints(values: list[int]) -> Ints:
+    return np.array(values, dtype=np.int64)

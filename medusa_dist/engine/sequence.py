@@ -1,0 +1,75 @@
+"""Sequence: the life of one Request in the engine, on the host.
+
+Owns tokens, computed count, block table and drafts of one sequence. Not here: when it runs (engine/scheduler.py).
+Columns (places in the block table), as half-open ranges over known tokens n = len(tokens):
+  [0, num_computed)   KV is there, of verified tokens
+  [num_computed, n)   known tokens whose KV is not computed; while decoding just one, the root
+  [n, n + nodes)      during a step: drafted nodes
+Invariant between steps: num_computed < n.
+"""
+
+from dataclasses import dataclass, field
+
+from medusa_dist.engine.kv_cache import blocks_for
+from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS
+from medusa_dist.request import FinishReason, Request, SpeculationStats
+
+NO_SLOT = -1
+
+
+@dataclass
+class Sequence:
+    """Made by the scheduler at submit. `tokens` starts as prompt + output known from before a restart."""
+
+    request: Request
+    tokens: list[int]
+    num_prompt: int
+    num_computed: int = 0
+    slot: int = NO_SLOT
+    blocks: list[int] = field(default_factory=list)
+    num_sent_blocks: int = 0  # how many of `blocks` the ranks know
+    candidates: Candidates | None = None  # what the heads guess after the root; None: nothing drafted
+    tree: Tree = EMPTY  # what this step verifies
+    pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) columns, not moved yet
+    finish_reason: FinishReason | None = None
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    num_preemptions: int = 0
+
+    @classmethod
+    def of(cls, request: Request, output_ids: tuple[int, ...] = ()) -> "Sequence":
+        """A waiting sequence; output_ids are tokens that were emitted before (a restart, a lost group)."""
+        return cls(request=request, tokens=[*request.prompt_ids, *output_ids], num_prompt=len(request.prompt_ids))
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_missing(self) -> int:
+        """Known tokens whose KV is not computed; 1 while decoding."""
+        return len(self.tokens) - self.num_computed
+
+    def slot_of(self, column: int) -> int:
+        """Physical KV slot of a column."""
+        return self.blocks[column // BLOCK_TOKENS] * BLOCK_TOKENS + column % BLOCK_TOKENS
+
+    def missing_blocks(self, num_columns: int) -> int:
+        """Blocks to take so that num_columns columns have a place."""
+        return max(0, blocks_for(num_columns) - len(self.blocks))
+
+    def forget_kv(self) -> list[int]:
+        """Give up slot, blocks and drafts, keep the tokens; returns the blocks. Preemption: it recomputes later."""
+        blocks, self.blocks = self.blocks, []
+        self.slot, self.num_computed, self.num_sent_blocks = NO_SLOT, 0, 0
+        self.candidates, self.tree, self.pending_copies = None, EMPTY, []
+        return blocks
+
+    def check_integrity(self) -> None:
+        """The invariants above."""
+        assert 0 <= self.num_computed < len(self.tokens) or self.finish_reason is not None
+        if self.slot == NO_SLOT:
+            assert not self.blocks and self.num_computed == 0 and not self.pending_copies
+        else:
+            assert blocks_for(self.num_computed) <= len(self.blocks)

@@ -1,0 +1,87 @@
+"""Which trees a step verifies: the sequences' candidates, ranked over the whole batch, cut by the budget.
+
+Owns the policy that joins trees (medusa/tree.py) and budget (medusa/budget.py) to a batch, and the decision whether
+heads run at all. Not here: blocks and rows (scheduler.py), running the heads (drafter.py).
+"""
+
+from collections.abc import Sequence as Seq
+
+from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.sequence import Sequence
+from medusa_dist.medusa.budget import StepCost, best_budget
+from medusa_dist.medusa.tree import Tree, best_tree, static_tree
+from medusa_dist.ops.attention import KEY_CHUNK
+
+_SMOOTHING = 0.05  # of the moving average of the gain, per batch size
+_PROBE_EVERY = 128  # steps without heads between two tries: 0.8 % of the steps
+_WARM_UP = 16  # tries at a batch size before its average is believed
+
+
+class Speculation:
+    """One engine's policy. cost: None verifies max_nodes always (no curve was measured)."""
+
+    def __init__(self, config: SpeculationConfig, cost: StepCost | None = None) -> None:
+        self.config = config
+        self.cost = cost
+        self._gain: dict[int, float] = {}
+        self._tries: dict[int, int] = {}
+        self._steps_off: dict[int, int] = {}
+
+    def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
+        """A tree for each sequence that has candidates and use for them."""
+        drafted = [(s, limit) for s in decoding if s.candidates is not None and (limit := _limits(s, max_model_len))[1]]
+        if not drafted:
+            return []
+        if self.config.mode == "static":
+            return [(s, self._static(s, *limit)) for s, limit in drafted]
+        ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted]
+        if self.cost is None:
+            return [(s, tree) for s, tree, _ in ranked]
+        # Each sequence's values fall, so the best n of all are the first few of each.
+        values = sorted(
+            ((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values),
+        )
+        count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, self.cost)
+        self._learn(len(decoding), gain)
+        sizes = [0] * len(ranked)
+        for _, index in values[:count]:
+            sizes[index] += 1
+        return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
+
+    def should_draft(self, num_sequences: int) -> bool:
+        """Whether the heads are worth running for a batch of this size; rare probes keep the answer fresh."""
+        if self.cost is None or self.config.mode == "static":
+            return True
+        if self._tries.get(num_sequences, 0) < _WARM_UP or self._gain[num_sequences] >= 1.0:
+            return True
+        off = self._steps_off.get(num_sequences, 0) + 1
+        self._steps_off[num_sequences] = off % _PROBE_EVERY
+        return off == _PROBE_EVERY
+
+    def _learn(self, num_sequences: int, gain: float) -> None:
+        tries = self._tries.get(num_sequences, 0)
+        self._tries[num_sequences] = tries + 1
+        weight = max(_SMOOTHING, 1 / (tries + 1))
+        before = self._gain.get(num_sequences, gain)
+        self._gain[num_sequences] = before + weight * (gain - before)
+
+    def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> tuple[Tree, Seq[float]]:
+        assert sequence.candidates is not None
+        return best_tree(sequence.candidates, min(max_nodes, self.config.max_nodes), max_depth)
+
+    def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> Tree:
+        assert sequence.candidates is not None and self.config.tree is not None
+        return static_tree(sequence.candidates, self.config.tree, max_nodes, max_depth)
+
+
+def _limits(sequence: Sequence, max_model_len: int) -> tuple[int, int]:
+    """Most nodes and greatest depth that can be of use now.
+
+    A node at depth d becomes output d + 1 of this step at best, so deeper than what may still be emitted is waste; and
+    a tree's columns stay inside one chunk of keys (ops/attention.py: exactness).
+    """
+    known = len(sequence.tokens)
+    left = max_model_len - known
+    if sequence.request.params.max_tokens is not None:
+        left = min(left, sequence.request.params.max_tokens - sequence.num_output)
+    return KEY_CHUNK - known % KEY_CHUNK, left - 1

@@ -1,0 +1,233 @@
+"""From a Config to a running rank: process groups, model shard, KV pool, heads, engine, warm-up.
+
+Owns the order of starting and how memory is shared out. The same code runs on every rank and all ranks go through it
+together; only rank 0 adds heads and engine. Not here: Ray (serve/), the parts themselves.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from medusa_dist.config import Config
+from medusa_dist.engine.choose import Chooser
+from medusa_dist.engine.drafter import Drafter
+from medusa_dist.engine.engine import Engine
+from medusa_dist.engine.kv_cache import BlockPool, blocks_for
+from medusa_dist.engine.measure import measure_step_cost
+from medusa_dist.engine.plan import Op
+from medusa_dist.engine.ranks import Ranks
+from medusa_dist.engine.scheduler import Limits, Scheduler
+from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.worker import Worker
+from medusa_dist.errors import ConfigError
+from medusa_dist.medusa.draft import NUM_RANKS
+from medusa_dist.medusa.heads import MedusaHeads
+from medusa_dist.medusa.heads_file import HeadsFile, read_heads
+from medusa_dist.medusa.tree import check_paths
+from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
+from medusa_dist.model.servable import read_config
+from medusa_dist.model.source import resolve_source
+from medusa_dist.model.tokens import eos_token_ids
+from medusa_dist.ops.attention import default_backend
+from medusa_dist.ops.kv_rows import KVPool, block_bytes
+from medusa_dist.ops.parallel import Parallel
+
+_CPU_POOL_BYTES = 1 << 30  # default size of the KV pool on a CPU, at most
+_SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
+_GPU_WORKSPACE = 0.05  # share of a GPU's memory kept free for activations, beside memory_fraction
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device of this process. Raises ConfigError if cuda is asked for and not there."""
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda is asked for, but torch sees no GPU; set device: cpu, or check the driver")
+    return torch.device("cuda", 0)
+
+
+def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
+    """Rank 0's meeting point on a free port (store.port)."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=timeout)
+
+
+def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
+    """The meeting point, from ranks > 0."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def model_folder(config: Config) -> Path:
+    """The model's folder on this node, fetched or made if it is not there yet. Raises ModelError."""
+    return resolve_source(config.model, config.revision)
+
+
+def find_heads(config: Config) -> Path | None:
+    """The folder of the heads: the one named, or what ships for the demo model; None: serve without speculation."""
+    if config.speculation.mode == "off":
+        return None
+    if config.heads.source is not None:
+        return resolve_source(config.heads.source)
+    shipped = _SHIPPED_HEADS.get(config.model)
+    return None if shipped is None else Path(__file__).parents[1] / "heads" / shipped
+
+
+class EngineRank:
+    """One rank's whole stack below Ray. engine: on rank 0 only. facts: what was found and how long phases took."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        rank: int = 0,
+        store: Store | None = None,
+        generation: int = 0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.config = config
+        self.engine: Engine | None = None
+        self._device = choose_device(config)
+        self._seconds: dict[str, float] = {}
+        with self._phase("connect", progress):
+            parallel, control = self._join(rank, store, generation)
+        with self._phase("load", progress):
+            heads = self._read_heads(folder) if rank == 0 else None
+            model = load_model(
+                folder,
+                dtype=getattr(torch, config.dtype),
+                device=self._device,
+                parallel=parallel,
+                trust_remote_code=config.trust_remote_code,
+            )
+            drafter = None if heads is None else make_drafter(heads, model)
+        with self._phase("warm up", progress):
+            self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
+            num_blocks = self._num_blocks(model)
+            self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
+            if rank == 0:
+                self._build_engine(model, drafter, eos_token_ids(folder))
+            else:
+                self._ranks.follow(until=Op.READY)
+        self.facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": str(self._device),
+            "weight_bytes": model.weight_bytes(),
+            "kv_blocks": num_blocks,
+            "max_model_len": self._max_model_len,
+            "vocab_size": model.vocab_size,
+            "speculation": self._describe(drafter),
+            "seconds": self._seconds,
+        }
+
+    def follow(self) -> None:
+        """Ranks > 0: execute plans until rank 0 says stop."""
+        self._ranks.follow()
+
+    @contextmanager
+    def _phase(self, name: str, progress: Callable[[str], None]) -> Iterator[None]:
+        progress(name)
+        begin = time.perf_counter()
+        yield
+        self._seconds[name] = round(time.perf_counter() - begin, 3)
+
+    def _join(self, rank: int, store: Store | None, generation: int) -> tuple[Parallel, dist.ProcessGroup | None]:
+        """Data group (nccl on GPUs) and control group (always gloo: plans live on the host)."""
+        world = self.config.tensor_parallel_size
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        if world == 1:
+            return Parallel(), None
+        assert store is not None, "several ranks need a store to meet at"
+        timeout = timedelta(seconds=self.config.timeouts.load_s)
+        backend = "nccl" if self._device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
+        )
+        # Loading may take minutes, a step may not: the control group has the step's deadline.
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeouts.step_s))
+        return Parallel(rank, world, dist.group.WORLD), control
+
+    def _read_heads(self, folder: Path) -> HeadsFile | None:
+        """Read and check the heads before the model is loaded: a misfit costs seconds, not minutes."""
+        where = find_heads(self.config)
+        if where is None:
+            return None
+        file = read_heads(where)
+        base = read_config(folder, self.config.trust_remote_code)
+        found = fingerprint(folder) if file.description.base.fingerprint else None
+        file.check_base(base.hidden_size, base.vocab_size, found, self.config.heads.allow_untrained)
+        if self.config.speculation.tree is not None:
+            check_paths(self.config.speculation.tree, file.description.num_heads, NUM_RANKS)
+        return file
+
+    def _num_blocks(self, model: ShardedModel) -> int:
+        """KV blocks of the pool, the scratch block included; the same on all ranks: the least that any can hold."""
+        config = self.config
+        bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+        longest = blocks_for(self._max_model_len)
+        if config.kv_cache_tokens is not None:
+            count = blocks_for(config.kv_cache_tokens)
+        elif self._device.type == "cpu":
+            count = min(config.max_running * longest, max(_CPU_POOL_BYTES // bytes_each, longest))
+        else:
+            free, total = torch.cuda.mem_get_info(self._device)
+            spare = free - int(total * (1 - config.memory_fraction + _GPU_WORKSPACE))
+            # Attention gathers a layer's keys and values before it reads them.
+            count = min(config.max_running * longest, int(spare / (bytes_each * (1 + 2 / model.num_layers))))
+        count = int(model.parallel.minimum(count))
+        if count < 2:
+            raise ConfigError(
+                "memory_fraction: no room for a KV cache beside the weights; raise it, lower max_running, use more "
+                "ranks (tensor_parallel_size) or a narrower dtype"
+            )
+        return count + 1
+
+    def _make_worker(self, model: ShardedModel, num_blocks: int) -> Worker:
+        pool = KVPool.allocate(
+            model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
+        )
+        max_blocks = blocks_for(self._max_model_len + self.config.speculation.max_nodes)
+        return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device))
+
+    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, eos_ids: tuple[int, ...]) -> None:
+        config = self.config
+        cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
+        speculation = Speculation(config.speculation, cost)
+        limits = Limits(
+            max_running=config.max_running,
+            max_batched_tokens=config.max_batched_tokens,
+            max_model_len=self._max_model_len,
+            vocab_size=model.vocab_size,
+            eos_ids=eos_ids,
+        )
+        pool = BlockPool(self._ranks.worker.pool.num_blocks)
+        scheduler = Scheduler(limits, pool, speculation, self._ranks.generation)
+        chooser = Chooser(model.vocab_size, eos_ids, self._device)
+        self.engine = Engine(scheduler, self._ranks, chooser, drafter, speculation)
+
+    def _describe(self, drafter: Drafter | None) -> str:
+        if drafter is not None:
+            return (
+                f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.max_nodes} drafted tokens a step"
+            )
+        return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
+
+
+def make_drafter(file: HeadsFile, model: ShardedModel) -> Drafter:
+    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint."""
+    shared = file.description.lm_head == "shared"
+    rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
+    heads = MedusaHeads(file, rows, model.dtype, model.device)
+    embedding = load_full_rows(model, "input") if heads.needs_embedding else None
+    return Drafter(heads, embedding, model.vocab_size)

@@ -1,0 +1,130 @@
+"""Worker: one rank's hands. It executes plans: moves KV rows, runs the forward pass, makes the local choices.
+
+Owns the rank's mirror of block tables and sampling parameters. Decides nothing. Not here: broadcasting (ranks.py), what
+rank 0 does with the scores (choose.py).
+Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medusa_dist.engine.plan import Ints, Plan
+from medusa_dist.engine.prepare import prepare
+from medusa_dist.model.attention import attention_context
+from medusa_dist.model.load import ShardedModel
+from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring
+from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.kv_rows import KVPool
+from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.sampling import lowest_argmax, perturb
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What verification brings to rank 0, aligned with the W wanted rows of the plan (engine/prepare.wanted_rows)."""
+
+    choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
+    whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
+    hidden: Tensor  # [W, H] input of the lm_head: what the Medusa heads read
+
+
+class Worker:
+    """Same code on every rank; only rank 0 gets Scores."""
+
+    def __init__(self, model: ShardedModel, pool: KVPool, max_running: int, max_blocks: int, backend: str) -> None:
+        self.model = model
+        self.pool = pool
+        self._backend = BACKENDS[backend]
+        self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
+        self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
+        self._temperatures = np.zeros(max_running, dtype=np.float64)
+        self._whole: Ints = np.zeros(max_running, dtype=np.int64)
+        num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))
+        self._num_valid = num_valid  # columns of the shard that are tokens; padding behind them is never chosen
+        self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan) -> Scores | None:
+        """One step. Rank 0 gets the scores, the others None."""
+        self._apply_deltas(plan)
+        batch = prepare(plan, self._tables, self.model.device) if plan.slots.size else None
+        if plan.copy_sources.size:
+            self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
+        if batch is None:
+            return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
+        logits, hidden = self._forward(batch)
+        slots = np.repeat(plan.slots, np.where(plan.wanted == 1, plan.nodes + 1, 0))
+        return self._choose(logits, hidden, slots, batch.positions[batch.wanted])
+
+    def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        paged = PagedAttention(self.pool, batch, self._backend)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
+            return paged(layer, q, k, v, Scoring(*scoring))
+
+        with attention_context.using(attend):
+            return self.model.forward(batch.input_ids, batch.positions, batch.wanted)
+
+    def _apply_deltas(self, plan: Plan) -> None:
+        for slot, seed, temperature, whole in zip(
+            plan.admitted_slots, plan.admitted_seeds, plan.admitted_temperatures, plan.admitted_whole, strict=True
+        ):
+            self._seeds[slot], self._whole[slot] = seed, whole
+            self._temperatures[slot] = temperature.view(np.float64)
+        begin = 0
+        for slot, kept, count in zip(plan.slots, plan.kept, plan.new_blocks, strict=True):
+            if count:
+                self._tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
+                begin += count
+
+    def _choose(self, logits: Tensor, hidden: Tensor, slots: Ints, positions: Tensor) -> Scores | None:
+        """logits [W, Vs], slots [W] (on the host), positions [W] of the rows; the token chosen stands one further."""
+        whole_rows = np.flatnonzero(self._whole[slots])
+        plain_rows = np.flatnonzero(self._whole[slots] == 0)
+        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
+        parallel, model = self.model.parallel, self.model
+        if plain_rows.size:
+            rows = self._tensor(plain_rows)
+            scores = self._plain_scores(logits.index_select(0, rows), slots[plain_rows], positions[rows] + 1)
+            values, ids = lowest_argmax(scores)
+            pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
+            gathered = parallel.gather_to_rank0(pairs)
+            if gathered is not None:
+                choices[plain_rows] = _best_of_shards(torch.stack(gathered))
+        whole: dict[int, Tensor] = {}
+        if whole_rows.size:
+            shards = parallel.gather_to_rank0(logits.index_select(0, self._tensor(whole_rows)).float())
+            if shards is not None:
+                full = torch.cat(shards, dim=1)[:, : model.vocab_size]
+                whole = {int(row): full[i] for i, row in enumerate(whole_rows)}
+        return Scores(choices, whole, hidden) if parallel.rank == 0 else None
+
+    def _plain_scores(self, logits: Tensor, slots: Ints, positions: Tensor) -> Tensor:
+        """Scores [R, valid columns] of rows that need only temperature and noise."""
+        scores = logits[:, : self._num_valid].float()
+        temperatures = self._temperatures[slots]
+        if not temperatures.any():
+            return scores
+        sampled = self._tensor(np.flatnonzero(temperatures))
+        # Rows at the same depth of a tree share position and seed, hence noise: make each once.
+        keys = torch.stack([self._tensor(self._seeds[slots])[sampled], positions[sampled]], dim=1)
+        unique, inverse = torch.unique(keys, dim=0, return_inverse=True)
+        noise = gumbel(unique[:, 0], unique[:, 1], self._noise_columns)[inverse]
+        warm = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]
+        return scores.index_copy(0, sampled, perturb(scores[sampled], warm, noise))
+
+    def _tensor(self, values: Ints) -> Tensor:
+        return torch.from_numpy(values).to(self.model.device)
+
+
+def _best_of_shards(pairs: Tensor) -> Ints:
+    """pairs [ranks, R, 2] of (value, id): the id of the largest value per row; ties go to the lowest id."""
+    values, ids = pairs[..., 0], pairs[..., 1]
+    best = values.amax(dim=0, keepdim=True)
+    lowest = torch.where(values == best, ids, float("inf")).amin(dim=0)
+    chosen: Ints = lowest.cpu().numpy().astype(np.int64)
+    return chosen

@@ -1,0 +1,242 @@
+"""LLM: text in, text out, in this process. Words and meanings follow vLLM's class of the same name.
+
+Owns the offline interface. tensor_parallel_size 1 runs the engine right here; more start one rank per process on Ray.
+Not here: HTTP (api/, serve/), how decoding works (engine/).
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoTokenizer
+
+from medusa_dist.config import Config, parse_config
+from medusa_dist.engine.loop import Abort, Command, Submit
+from medusa_dist.engine.outbox import Refusal
+from medusa_dist.engine.start import EngineRank, model_folder
+from medusa_dist.engine.text import TextDelta, TextStream
+from medusa_dist.errors import RequestError
+from medusa_dist.model.servable import check_servable
+from medusa_dist.request import FinishReason, Output, Request, SamplingParams, SpeculationStats, TokenLogprobs
+from medusa_dist.serve.driver import DriverGroup
+
+Prompt = str | Sequence[int]
+Speculation = Literal["auto", "off"] | int | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+    seed: int
+    heads: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+
+
+class Backend(Protocol):
+    """Whatever decodes: the engine of this process, or a group of ranks."""
+
+    facts: dict[str, Any]
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Hand over submits and aborts, in order."""
+
+    def receive(self) -> Iterable[Output | Refusal]:
+        """The outputs of the next step or steps; blocks."""
+
+    def close(self) -> None:
+        """End it and everything it started."""
+
+
+class LocalBackend:
+    """The engine in this process."""
+
+    def __init__(self, config: Config) -> None:
+        rank = EngineRank(config, model_folder(config))
+        assert rank.engine is not None
+        self.facts = rank.facts
+        self.engine = rank.engine
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Raises RequestError for a request that can never be served."""
+        for command in commands:
+            if isinstance(command, Submit):
+                self.engine.submit(command.request, command.output_ids)
+            else:
+                self.engine.abort(command.request_id)
+
+    def receive(self) -> list[Output]:
+        """One step's outputs."""
+        return self.engine.step() if self.engine.has_work else []
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
+
+class LLM:
+    """A model in this process.
+
+    model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: what ships for
+    the demo model, else none. speculation: "auto" (dynamic trees), "off", a number of drafted tokens per step (dynamic
+    trees of at most that size), or a static tree as paths of ranks. Further keywords: any key of `Config`, for example
+    max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or HeadsError.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        heads: str | None = None,
+        dtype: str = "float32",
+        tensor_parallel_size: int = 1,
+        speculation: Speculation = "auto",
+        **options: Any,
+    ) -> None:
+        if heads is not None:
+            options["heads"] = {**options.get("heads", {}), "source": heads}
+        arguments = {"model": model, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **options}
+        self.config = parse_config({**arguments, "speculation": speculation_keys(speculation)})
+        folder = model_folder(self.config)
+        check_servable(folder, tensor_parallel_size, self.config.trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.config.trust_remote_code)
+        self._backend: Backend = LocalBackend(self.config) if tensor_parallel_size == 1 else DriverGroup(self.config)
+        self._num_requests = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was found at start: device, KV blocks, speculation, seconds per phase."""
+        return self._backend.facts
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue each prompt (a text, or token ids); results in the prompts' order.
+
+        params: one for all, or one each. progress: show a bar. Raises RequestError, naming the field, for a prompt or
+        parameter that cannot be served; nothing is decoded then.
+        """
+        many = _as_list(prompts)
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(many)
+        if len(each) != len(many):
+            raise RequestError(f"{len(many)} prompts, but {len(each)} params", "params")
+        requests = [self._request(prompt, p) for prompt, p in zip(many, each, strict=True)]
+        streams = {r.request_id: TextStream(self.tokenizer, r.params) for r in requests}
+        with _bar(len(requests), progress) as advance:
+            for request_id, delta in self._run(requests, streams):
+                if delta.finish_reason is not None:
+                    advance(request_id)
+        return [_result(request, streams[request.request_id]) for request in requests]
+
+    def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
+        """Answer a conversation: messages are {"role": ..., "content": ...}, put through the model's chat template."""
+        return self.generate([self.chat_ids(messages)], params)[0]
+
+    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError("this model has no chat template; use generate", "messages")
+        encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+        """Continue one prompt, step by step; leaving the iteration aborts the request."""
+        request = self._request(prompt, params or SamplingParams())
+        stream = TextStream(self.tokenizer, request.params)
+        for _, delta in self._run([request], {request.request_id: stream}):
+            yield delta
+
+    def shutdown(self) -> None:
+        """End all that this LLM started; it cannot be used afterwards. Idempotent."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.shutdown()
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        self._num_requests += 1
+        return Request(
+            request_id=f"llm-{self._num_requests}",
+            prompt_ids=tuple(ids),
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+        )
+
+    def _run(self, requests: list[Request], streams: dict[str, TextStream]) -> Iterator[tuple[str, TextDelta]]:
+        """Decode all requests; yields (request id, delta). Whatever ends it, no request stays behind."""
+        open_ids = {request.request_id for request in requests}
+        try:
+            self._backend.send([Submit(request) for request in requests])
+            while open_ids:
+                for message in self._backend.receive():
+                    if message.request_id not in open_ids:
+                        continue  # aborted before
+                    if isinstance(message, Refusal):
+                        raise message.error
+                    delta = streams[message.request_id].push(message)
+                    if delta.stopped:
+                        self._backend.send([Abort(message.request_id)])
+                    if delta.finish_reason is not None:
+                        open_ids.discard(message.request_id)
+                    yield message.request_id, delta
+        finally:
+            if open_ids:
+                self._backend.send([Abort(request_id) for request_id in sorted(open_ids)])
+
+
+def speculation_keys(speculation: Speculation) -> dict[str, Any]:
+    """LLM's short forms as the config's keys."""
+    if isinstance(speculation, str):
+        return {"mode": speculation}
+    if isinstance(speculation, int):
+        return {"mode": "auto", "max_nodes": speculation} if speculation else {"mode": "off"}
+    return {"mode": "static", "tree": speculation, "max_nodes": len(speculation)}
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(p, int) for p in prompts):
+        return [prompts]  # type: ignore[list-item]  # one prompt, as token ids
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _result(request: Request, stream: TextStream) -> RequestOutput:
+    return RequestOutput(
+        prompt_token_ids=request.prompt_ids,
+        token_ids=tuple(stream.token_ids),
+        text=stream.text,
+        finish_reason=stream.finish_reason,
+        seed=request.seed,
+        heads=tuple(stream.heads),
+        logprobs=tuple(stream.logprobs),
+        stats=stream.stats,
+    )
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar over finished requests, or nothing."""
+    if not show:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("requests", total=total)
+        yield lambda _: bar.advance(task)

@@ -1,0 +1,1 @@
+"""The algorithm: trees, drafting, acceptance, heads. Nearly all pure functions."""

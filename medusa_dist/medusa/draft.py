@@ -1,0 +1,35 @@
+"""From the heads' logits to candidates: each head's best guesses and how likely each is right.
+
+Owns the drafting rule. Pure. Not here: the tree made of candidates (tree.py), the heads (heads.py).
+Drafting uses the noise that verification will use: the guesses of head k are the top K of log q_k / T +
+G(seed, position + k, .), so that head and base pick the same token whenever their distributions agree there.
+Shapes: B sequences, K heads, D tokens the heads know, R ranks (guesses per head).
+"""
+
+import torch
+from torch import Tensor
+
+NUM_RANKS = 10  # guesses per head that a tree can use; published Medusa trees use up to 10
+
+
+def guess(logits: Tensor, temperatures: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Best columns of each head and their confidences: [B, K, R] int64 and [B, K, R] float32.
+
+    logits: [B, K, D]. temperatures: [B], 0 = greedy. noise: [B, K, D], G at the positions the heads guess for; needed
+    if any temperature is above 0, and ignored for greedy rows.
+    Confidence: the head's own probability of the token for greedy rows; for sampled ones the softmax of the perturbed
+    scores among the R best. Noise of scale 1 is shared by head and base, so what separates their choices is the error
+    of the head's logits alone, and a gap between perturbed scores is evidence just as a gap between logits is.
+    """
+    num_ranks = min(NUM_RANKS, logits.shape[-1])
+    scores = logits
+    if noise is not None:
+        sampled = (temperatures > 0)[:, None, None]
+        divisor = torch.where(temperatures > 0, temperatures, torch.ones_like(temperatures))[:, None, None]
+        scores = torch.where(sampled, logits / divisor + noise, logits)
+    best, columns = scores.topk(num_ranks, dim=-1)
+    log_q = torch.log_softmax(logits, dim=-1).gather(-1, columns)
+    confidences = log_q.exp()
+    if noise is not None:
+        confidences = torch.where(sampled, torch.softmax(best, dim=-1), confidences)
+    return columns, confidences

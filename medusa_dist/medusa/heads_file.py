@@ -1,0 +1,167 @@
+"""The head file: one folder with heads.safetensors and heads.json, format version 1.
+
+Owns the format: reading, checking against a base model, writing. Not here: the module that runs them (heads.py),
+other projects' formats (jobs/convert_heads.py).
+Tensors: `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or
+2 H for the first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
+`draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medusa_dist.config import Strict, explain_validation
+from medusa_dist.errors import HeadsError
+
+FORMAT_VERSION = 1
+TENSORS, DESCRIPTION = "heads.safetensors", "heads.json"
+
+
+class BaseModelFacts(Strict):
+    """The model the heads were made for."""
+
+    name: str = Field(description="Where it came from, for people.")
+    fingerprint: str | None = Field(description="model/fingerprint.py of its folder; None: not recorded.")
+    hidden_size: Annotated[int, Field(ge=1)]
+    vocab_size: Annotated[int, Field(ge=1)]
+
+
+class HeadsDescription(Strict):
+    """heads.json. Head k (1-based) guesses the token k places behind the one just emitted: offsets[k-1] = k."""
+
+    format_version: Literal[1] = 1
+    form: Literal["hidden", "hidden+embedding"] = Field(
+        description="hidden: Medusa's own form, x = last hidden state after the final norm. hidden+embedding: x = that "
+        "and the input embedding of the token just emitted, times embedding_scale."
+    )
+    embedding_scale: float = 1.0
+    tapped_layers: tuple[int, ...] = Field(
+        default=(-1,), description="Layers x is read from; -1: after the final norm."
+    )
+    num_heads: Annotated[int, Field(ge=1, le=16)]
+    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
+    bias: bool = True
+    lm_head: Literal["shared", "own"] = "shared"
+    draft_vocab_size: int | None = Field(default=None, description="None: the heads know the whole vocabulary.")
+    offsets: tuple[int, ...] = Field(description="Distance of each head's token from the one just emitted.")
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    base: BaseModelFacts
+    training: dict[str, Any] = Field(default_factory=dict, description="Data and recipe, for people.")
+    top_accuracies: tuple[tuple[float, ...], ...] = Field(
+        default=(), description="Measured: [head][rank] = share of positions where that guess was right."
+    )
+
+
+class HeadsFile:
+    """A read head file: its description and tensors."""
+
+    def __init__(self, description: HeadsDescription, tensors: dict[str, Tensor]) -> None:
+        self.description = description
+        self.tensors = tensors
+        _check_shapes(description, tensors)
+
+    @property
+    def draft_vocab(self) -> Tensor | None:
+        """[D] int64 token ids that the heads know, or None for all."""
+        return self.tensors["draft_vocab"].long() if "draft_vocab" in self.tensors else None
+
+    def check_base(self, hidden_size: int, vocab_size: int, fingerprint: str | None, allow_other: bool) -> None:
+        """Raise HeadsError if these heads cannot draft for the model, or were made for another one."""
+        base = self.description.base
+        for what, theirs, ours in (
+            ("hidden size", base.hidden_size, hidden_size),
+            ("vocabulary", base.vocab_size, vocab_size),
+        ):
+            if theirs != ours:
+                raise HeadsError(f"heads: made for {base.name!r} with {what} {theirs}, but the model has {ours}")
+        if base.fingerprint and fingerprint and base.fingerprint != fingerprint and not allow_other:
+            raise HeadsError(
+                f"heads: made for another base model ({base.name!r}; fingerprints differ). Train heads for this model, "
+                "or set heads.allow_untrained: true to draft with them anyway (output stays exact, speed may suffer)"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / TENSORS)
+        (folder / DESCRIPTION).write_text(self.description.model_dump_json(indent=2) + "\n")
+
+
+def read_heads(folder: Path) -> HeadsFile:
+    """Read and check a head file. Raises HeadsError naming the file and what is wrong."""
+    for name in (DESCRIPTION, TENSORS):
+        if not (folder / name).is_file():
+            raise HeadsError(
+                f"heads: {folder / name} is not there; a head file is a folder with {DESCRIPTION} and {TENSORS}"
+            )
+    description = read_description(folder)
+    with safe_open(folder / TENSORS, framework="pt") as tensors:
+        return HeadsFile(description, {name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+
+
+def read_description(folder: Path) -> HeadsDescription:
+    """heads.json alone."""
+    try:
+        return HeadsDescription.model_validate(json.loads((folder / DESCRIPTION).read_text()))
+    except ValidationError as error:
+        raise HeadsError(f"heads: {folder / DESCRIPTION}: {explain_validation(error)}") from None
+    except json.JSONDecodeError as error:
+        raise HeadsError(f"heads: {folder / DESCRIPTION} is not JSON: {error}") from None
+
+
+def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the description promises."""
+    hidden = description.base.hidden_size
+    known = description.draft_vocab_size or description.base.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for head in range(description.num_heads):
+        for block in range(description.num_blocks):
+            doubled = block == 0 and description.form == "hidden+embedding"
+            shapes[f"heads.{head}.blocks.{block}.weight"] = (hidden, 2 * hidden if doubled else hidden)
+            if description.bias:
+                shapes[f"heads.{head}.blocks.{block}.bias"] = (hidden,)
+        if description.lm_head == "own":
+            shapes[f"heads.{head}.lm_head.weight"] = (known, hidden)
+    if description.draft_vocab_size is not None:
+        shapes["draft_vocab"] = (description.draft_vocab_size,)
+    return shapes
+
+
+def _check_shapes(description: HeadsDescription, tensors: dict[str, Tensor]) -> None:
+    expected = expected_shapes(description)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise HeadsError(f"heads: tensor {name} is missing ({description.num_heads} heads are described)")
+        if tuple(tensors[name].shape) != shape:
+            raise HeadsError(f"heads: tensor {name} has shape {tuple(tensors[name].shape)}, described is {shape}")
+    extra = sorted(set(tensors) - set(expected))
+    if extra:
+        raise HeadsError(f"heads: tensor {extra[0]} is not in the description; is num_heads or num_blocks wrong?")
+    if description.offsets != tuple(range(1, description.num_heads + 1)):
+        raise HeadsError(f"heads: offsets {list(description.offsets)} are not 1..{description.num_heads}")
+    if description.tapped_layers != (-1,):
+        raise HeadsError("heads: tapped_layers other than [-1] are not supported by this version")
+    ids = tensors.get("draft_vocab")
+    if ids is not None:
+        ordered = bool((ids[1:] > ids[:-1]).all())
+        if not ordered or int(ids[0]) < 0 or int(ids[-1]) >= description.base.vocab_size:
+            raise HeadsError("heads: draft_vocab must be ascending token ids inside the base's vocabulary")
+
+
+def dtype_name(dtype: torch.dtype) -> Literal["float32", "bfloat16", "float16"]:
+    """The name used in heads.json."""
+    names: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]

@@ -1,0 +1,17 @@
+"""Which tokens end a text, as the model's own files say.
+
+Owns reading eos ids. Not here: the tokenizer, chat templates (api/, llm.py).
+"""
+
+import json
+from pathlib import Path
+
+
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """Ids that end generation: generation_config.json if it names any, else config.json; ascending, maybe none."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return tuple(sorted(set(found if isinstance(found, list) else [found])))
+    return ()

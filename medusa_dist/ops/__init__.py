@@ -1,0 +1,1 @@
+"""Tensors only: sharded layers, attention, KV rows, noise, sampling."""

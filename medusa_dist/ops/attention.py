@@ -1,0 +1,130 @@
+"""Attention of a ForwardBatch over the paged KV pool, trees included.
+
+Owns two backends with one signature, chosen by name: `exact` (products and a softmax whose rows do not depend on
+their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs). Each is the other's oracle in the
+tests. Not here: the bridge to transformers (model/attention.py), masks (engine/prepare.py).
+
+Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
+ - a batched product with at least 3 rows computes each output element as one chain of fused multiply-adds over the
+   keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
+ - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length;
+   the scheduler keeps a tree's columns inside one chunk, so a drafted key is summed in the chunk of its position;
+ - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
+tests/ops/test_attention.py checks this on the machine it runs on.
+Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
+
+KEY_CHUNK = 256
+MIN_QUERIES = 4  # a product with fewer rows may take another kernel and round differently
+_ONES_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a layer asks of its scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+GroupAttention = Callable[[Tensor, Tensor, Tensor, AttentionGroup, Scoring], Tensor]
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
+
+    pool: KVPool
+    batch: ForwardBatch
+    backend: GroupAttention
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
+        self.pool.write(layer, self.batch.slots, keys, values)
+        num_rows, num_heads, head_dim = queries.shape
+        num_kv_heads = keys.shape[1]
+        padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
+        out = torch.empty_like(padded)
+        for group in self.batch.groups:
+            size, width = group.query_rows.shape
+            rows = group.query_rows.flatten()
+            # [B * Q, Hq, D] -> [Hk, B, Q, G, D]: the query heads of one kv head are rows of one product.
+            q = padded.index_select(0, rows).view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
+            k, v = (self._gather(layer, part, group, size) for part in (0, 1))
+            result = self.backend(q, k, v, group, scoring)
+            out.index_copy_(0, rows, result.permute(1, 2, 0, 3, 4).reshape(-1, num_heads, head_dim))
+        return out[:num_rows]
+
+    def _gather(self, layer: int, part: int, group: AttentionGroup, size: int) -> Tensor:
+        """Keys (part 0) or values (part 1) of a group: [Hk, B, L, D]."""
+        rows = self.pool.rows[layer, part]
+        num_kv_heads, _, head_dim = rows.shape
+        blocks = rows.view(num_kv_heads, -1, BLOCK_TOKENS, head_dim)
+        return blocks.index_select(1, group.blocks).view(num_kv_heads, size, -1, head_dim)
+
+
+def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; see the top of the file for what is exact."""
+    num_kv_heads, size, width, per_head, head_dim = q.shape
+    length = k.shape[2]
+    batch, rows = num_kv_heads * size, width * per_head
+    flat = (q * scoring.scale).reshape(batch, rows, head_dim)
+    scores = torch.bmm(flat, k.reshape(batch, length, head_dim).transpose(1, 2)).float()
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+    shaped = scores.view(num_kv_heads, size, width, per_head, length)
+    shaped += group.bias(scoring.window, scores.dtype)[None, :, :, None, :]
+    highest = shaped.amax(dim=-1, keepdim=True)
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().view(num_kv_heads, 1, 1, per_head, 1)
+        highest = torch.maximum(highest, sinks)
+    weights = shaped.sub_(highest).exp_().view(batch, rows, length)
+    values = v.reshape(batch, length, head_dim).float()
+    ones = values.new_ones(1, 1, 1).expand(batch, KEY_CHUNK, _ONES_COLUMNS)
+    total: Tensor | None = None
+    norm: Tensor | None = None
+    for start in range(0, length, KEY_CHUNK):
+        part = weights[:, :, start : start + KEY_CHUNK]
+        part_total = torch.bmm(part, values[:, start : start + KEY_CHUNK])
+        part_norm = torch.bmm(part, ones[:, : part.shape[2]])[:, :, :1]
+        total = part_total if total is None else total + part_total
+        norm = part_norm if norm is None else norm + part_norm
+    assert total is not None and norm is not None
+    norm = norm.view(num_kv_heads, size, width, per_head, 1)
+    if scoring.sinks is not None:
+        norm = norm + (sinks - highest).exp()
+    return (total.view(q.shape) / norm).to(q.dtype)
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+    """The same through torch's fused attention. Softcap and sinks are not offered there and take the exact path."""
+    if scoring.softcap is not None or scoring.sinks is not None:
+        return attend_exact(q, k, v, group, scoring)
+    num_kv_heads, size, width, per_head, head_dim = q.shape
+    # [B, Hk, G * Q, D]: queries of one kv head read the same keys, so grouped heads need no copy of them.
+    queries = q.permute(1, 0, 3, 2, 4).reshape(size, num_kv_heads, per_head * width, head_dim)
+    bias = group.bias(scoring.window, q.dtype)[:, None].repeat(1, 1, per_head, 1)
+    out = F.scaled_dot_product_attention(
+        queries, k.transpose(0, 1), v.transpose(0, 1), attn_mask=bias, scale=scoring.scale
+    )
+    return out.view(size, num_kv_heads, per_head, width, head_dim).permute(1, 0, 3, 2, 4)
+
+
+BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdpa}
+
+
+def default_backend(device: torch.device) -> str:
+    """`exact` on CPU, where it costs nothing; `sdpa` elsewhere."""
+    return "exact" if device.type == "cpu" else "sdpa"

@@ -1,0 +1,53 @@
+"""The tensor image of one Plan: what the forward pass and attention read.
+
+Owns the shapes; made by one function (engine/prepare.py) from a Plan and the rank's block tables.
+Shapes: T rows of the pass (prompt tokens, roots, drafted nodes, padding), W rows whose scores are wanted, and per
+attention group B sequences x Q query rows x L key columns.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Sequences of similar row count and length, padded to one rectangle.
+
+    visible[b, q, l]: query q of sequence b may read key column l. A column is a place in the sequence's block table:
+    committed tokens stand at their position, drafted nodes behind them in tree order.
+    Padding queries read column 0 and write to row T of an output one row longer than the pass.
+    """
+
+    query_rows: Tensor  # [B, Q] int64 in 0..T, T = padding
+    blocks: Tensor  # [B * L / block size] int64, the block tables one after another
+    visible: Tensor  # [B, Q, L] bool
+    query_positions: Tensor  # [B, Q] int64
+    key_positions: Tensor  # [B, L] int64: a drafted node's position is its depth's, not its column
+    _bias: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [B, Q, L]: 0 where visible (and nearer than `window` positions), else -inf. Cached."""
+        key = (window, dtype)
+        if key not in self._bias:
+            seen = self.visible
+            if window is not None:
+                distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+                seen = seen & (distance < window)
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._bias[key] = zeros.masked_fill_(~seen, float("-inf"))
+        return self._bias[key]
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """One pass: inputs, where its keys and values go, which rows move before, and who reads what."""
+
+    input_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slots: Tensor  # [T] int64 KV slots written by this pass
+    copy_sources: Tensor  # [C] int64 KV slots moved before anything is written
+    copy_targets: Tensor  # [C] int64
+    wanted: Tensor  # [W] int64 rows whose scores are wanted
+    groups: tuple[AttentionGroup, ...]

@@ -1,0 +1,103 @@
+"""From logits to the scores a token is chosen by: penalties, bias, temperature, filters, and the argmax itself.
+
+Owns the order in which they apply (vLLM's): bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
+Not here: the noise (ops/noise.py), whose row this is (engine/choose.py).
+Shapes: R rows, V vocabulary columns (or a rank's shard of them).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medusa_dist.request import SamplingParams, TokenLogprobs
+
+NEVER = float("-inf")
+
+
+def lowest_argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value of each row and the lowest column that has it: values [R] float32, columns [R] int64.
+
+    A row of NaN has no such column and gets column V: the caller sees an impossible id, not a wrong one.
+    """
+    best = scores.amax(dim=-1, keepdim=True)
+    columns = torch.arange(scores.shape[-1], device=scores.device)
+    first = torch.where(scores == best, columns, scores.shape[-1]).amin(dim=-1)
+    return best.squeeze(-1).float(), first
+
+
+def perturb(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
+    """Scores [R, V] = logits / T + noise, the log-normaliser left out since it moves no argmax. T > 0."""
+    return logits.float() / temperatures[:, None] + noise
+
+
+@dataclass(frozen=True)
+class History:
+    """What penalties look at: token ids of the prompt, and of the output up to the position being chosen."""
+
+    prompt_ids: Tensor  # [P] int64
+    output_ids: Tensor  # [N] int64
+
+
+def adjust(logits: Tensor, params: SamplingParams, history: History, eos_ids: tuple[int, ...]) -> Tensor:
+    """One row [V] of raw logits -> log-scores [V] after bias, bans, penalties, temperature and filters.
+
+    Filtered tokens are -inf. At temperature 0 filters keep the best token anyway and are skipped.
+    """
+    row = logits.float().clone()
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        row[list(ids)] += torch.tensor(values, device=row.device)
+    if history.output_ids.numel() < params.min_tokens:
+        banned = list(params.stop_token_ids) + ([] if params.ignore_eos else list(eos_ids))
+        row[banned] = NEVER
+    row = _penalise(row, params, history)
+    if params.temperature == 0.0:
+        return row
+    row /= params.temperature
+    return _filter(row, params)
+
+
+def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:
+    """Repetition penalty (Keskar et al. 2019, over prompt and output), frequency and presence (OpenAI, output only)."""
+    if params.repetition_penalty != 1.0:
+        seen = torch.unique(torch.cat([history.prompt_ids, history.output_ids]))
+        values = row[seen]
+        row[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if history.output_ids.numel() and (params.frequency_penalty or params.presence_penalty):
+        seen, counts = torch.unique(history.output_ids, return_counts=True)
+        row[seen] -= params.frequency_penalty * counts + params.presence_penalty
+    return row
+
+
+def _filter(row: Tensor, params: SamplingParams) -> Tensor:
+    """min_p, top_k, top_p on log-scores [V]; ties at a boundary go to the lower id, and one token always stays."""
+    if params.min_p > 0.0:
+        log_p = torch.log_softmax(row, dim=-1)
+        threshold = log_p.amax() + torch.log(torch.tensor(params.min_p, device=row.device))
+        row = row.masked_fill(log_p < threshold, NEVER)
+    if params.top_k > 0 or params.top_p < 1.0:
+        ordered, ids = torch.sort(row, descending=True, stable=True)
+        keep = torch.ones_like(ordered, dtype=torch.bool)
+        if 0 < params.top_k < row.shape[0]:
+            keep[params.top_k :] = False
+        if params.top_p < 1.0:
+            p = torch.softmax(ordered.masked_fill(~keep, NEVER).double(), dim=-1)
+            # The token that carries the sum past top_p is kept, so mass before it decides.
+            keep &= (p.cumsum(-1) - p) < params.top_p
+        keep[0] = True
+        row = row.clone()
+        row[ids[~keep]] = NEVER
+    return row
+
+
+def token_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
+    """Log-probabilities of one row [V] under the model's own distribution; ties among the top go to the lower id."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = torch.sort(log_p, descending=True, stable=True) if num_top else (log_p[:0], log_p[:0])
+    return TokenLogprobs(
+        token_id=token_id,
+        logprob=float(log_p[token_id]),
+        top_ids=tuple(int(i) for i in ids[:num_top]),
+        top_logprobs=tuple(float(v) for v in values[:num_top]),
+    )
