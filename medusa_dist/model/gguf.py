@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,7 @@ def _write(gguf: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError, ImportError, struct.error) as error:
         raise ModelError(f"{gguf} cannot be converted: {str(error).splitlines()[0]}") from error
     finally:
         if bars:

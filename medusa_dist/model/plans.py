@@ -180,6 +180,8 @@ def plan_of(config: Any) -> Plan:
     for path, word in published.items():
         if word not in ("replicated_with_grad_allreduce", "embedding_rowwise"):
             plan[path] = _translate(config, path, word, any(path.startswith(e + ".") for e in experts))
+    if not any(style.is_attention_input for style in plan.values()):
+        raise ModelError(f"the sharding plan of {config.model_type} leaves attention whole")
     return plan
 
 

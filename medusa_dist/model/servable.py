@@ -62,6 +62,8 @@ def _refusal(config: Any) -> str | None:
         return "it is an encoder (is_decoder is false)"
     if getattr(config, "add_cross_attention", False):
         return "it has cross-attention, which needs an encoder"
+    if getattr(config, "kv_lora_rank", None):
+        return "its keys and values are compressed (multi-head latent attention)"
     quantization = getattr(config, "quantization_config", None)
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
