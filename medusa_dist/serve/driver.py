@@ -1,7 +1,7 @@
-"""A rank group owned by a plain driver process: what `LLM` uses for tensor_parallel_size > 1.
+"""A rank group that a plain program owns: several ranks for `LLM`, without HTTP.
 
-Owns the placement group, and Ray itself where none was running. Not here: the group (group.py), a replica's front
-(front.py), restarts: a fall is an error for the caller.
+Owns Ray, where it is not running yet, and the placement group. Not here: the group itself (group.py). A group that
+falls is not restarted here: the program gets the error.
 """
 
 import math
@@ -11,52 +11,66 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import remove_placement_group
+from ray.util import remove_placement_group
 
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import Batch, Command
 from medusa_dist.engine.outbox import Message
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.placement import reserve, resolve_device
+from medusa_dist.serve.rank import STACK
 
 
 class DriverGroup:
-    """Starts everything at birth and ends it with `close`. Raises GroupError, ConfigError or ModelError."""
+    """All ranks up and decoding. facts: of rank 0.
 
-    def __init__(self, config: Config) -> None:
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            wanted = math.ceil(config.tensor_parallel_size * config.resources.cpus_per_rank)
-            # CPUs are tickets, not cores: more ranks than cores is slow, and right for trying things out.
-            ray.init(num_cpus=max(wanted, os.cpu_count() or 1), include_dashboard=False)
-        config = resolve_device(config)
-        self._placement_group = reserve(config)
-        self._group = Group(config, self._placement_group)
+    Uses the Ray that the program has initialised, else starts one on this machine and ends it again. Raises GroupError,
+    ConfigError or ModelError with nothing left behind.
+    """
+
+    def __init__(self, config: Config, stack: str = STACK) -> None:
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            needed = config.resources.cpus_per_rank * config.tensor_parallel_size
+            cores = max(os.cpu_count() or 1, math.ceil(needed))
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+        self._group: Group | None = None
+        self._placement = None
         try:
+            config = resolve_device(config)
+            self._placement = reserve(config)
+            self._group = Group(config, self._placement, 0, stack)
             self._group.start()
         except BaseException:
             self.close()
             raise
         self.facts: dict[str, Any] = self._group.facts[0]
-        self._batches = iter(self._group.batches())
+        self._stream = self._group.batches()
 
     def send(self, commands: Sequence[Command]) -> None:
         """Hand over submits and aborts, in order."""
-        ray.get(self._group.post(commands))
+        assert self._group is not None
+        try:
+            ray.get(self._group.post(commands))
+        except RayError:
+            raise self._group.cause() from None
 
     def receive(self) -> tuple[Message, ...]:
-        """The messages of the next batch; blocks. Raises GroupError if the group fell."""
+        """What the engine put out since the last call; empty about once a second when idle. Raises GroupError."""
+        assert self._group is not None
         try:
-            batch: Batch = ray.get(next(self._batches))
+            batch: Batch = ray.get(next(self._stream))
         except (RayError, StopIteration):
             raise self._group.cause() from None
         return batch.messages
 
     def close(self) -> None:
-        """End ranks, placement group, and Ray if it was started here. Idempotent."""
-        self._group.stop()
-        if ray.is_initialized():
-            remove_placement_group(self._placement_group)
-        if self._started_ray:
+        """End the ranks, and Ray if it was started here. Idempotent."""
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+        if self._owns_ray and ray.is_initialized():
             ray.shutdown()
-            self._started_ray = False

@@ -45,7 +45,8 @@ class Group:
         self._places: list[Place] = []
         self._starts: list[Any] = []
         self.lives: list[Any] = []  # one ref per rank; the first to be ready says that the group has ended
-        self.facts: list[dict[str, Any]] = []
+        self.facts: list[dict[str, Any]] = []  # by rank; what each found when it started
+        self.seconds: dict[str, float] = {}  # how long each phase of the start took
 
     @property
     def pids(self) -> list[int]:
@@ -60,8 +61,10 @@ class Group:
         """
         timeouts = self._config.timeouts
         load_s = timeouts.load_s if limit_s is None else min(limit_s, timeouts.load_s)
+        began = time.monotonic()
         self._create()
         self._places = self._gather("be placed", [r.place.remote() for r in self._ranks], timeouts.placement_s)
+        placed = time.monotonic()
         self._compare_versions()
         host, port = self._address(), 0
         if len(self._ranks) > 1:
@@ -69,6 +72,7 @@ class Group:
             port = self._gather("open the rendezvous", opened, timeouts.placement_s)[0]
         self._starts = [rank.start.remote(host, port) for rank in self._ranks]
         self.facts = self._gather("load and warm up", self._starts, load_s)
+        self.seconds = {"place": placed - began, **self.facts[0]["seconds"], "all": time.monotonic() - began}
         self.lives = [rank.run.remote() for rank in self._ranks]
 
     def _create(self) -> None:

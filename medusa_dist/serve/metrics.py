@@ -78,10 +78,11 @@ class ServiceMetrics:
         self._count("group_falls", "Times the tensor-parallel group was lost.", 1)
         self._gauge("group_up", "1 while the group decodes.", 0)
 
-    def on_start(self, seconds: float) -> None:
-        """A group decodes."""
+    def on_start(self, seconds: dict[str, float]) -> None:
+        """A group decodes; seconds: of each phase of its start."""
         self._gauge("group_up", "1 while the group decodes.", 1)
-        self._gauge("group_start_seconds", "Placement, load and warm-up of the current group.", seconds)
+        for phase, duration in seconds.items():
+            self._gauge("group_start_seconds", "Of the current group's start, by phase.", duration, phase=phase)
 
     def _count(self, name: str, text: str, amount: float, **labels: str) -> None:
         if name not in self._counters:
@@ -90,12 +91,10 @@ class ServiceMetrics:
         if amount > 0:
             self._counters[name].inc(amount, tags={"model": self._model, **labels})
 
-    def _gauge(self, name: str, text: str, value: float) -> None:
+    def _gauge(self, name: str, text: str, value: float, **labels: str) -> None:
         if name not in self._gauges:
-            gauge = Gauge(f"medusa_dist_{name}", description=text, tag_keys=("model",))
-            gauge.set_default_tags({"model": self._model})
-            self._gauges[name] = gauge
-        self._gauges[name].set(value)
+            self._gauges[name] = Gauge(f"medusa_dist_{name}", description=text, tag_keys=("model", *labels))
+        self._gauges[name].set(value, tags={"model": self._model, **labels})
 
     def _histogram(self, name: str, text: str, boundaries: list[float]) -> Histogram:
         histogram = Histogram(f"medusa_dist_{name}", description=text, boundaries=boundaries, tag_keys=("model",))

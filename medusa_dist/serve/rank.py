@@ -23,7 +23,7 @@ from medusa_dist.config import Config
 from medusa_dist.engine.loop import Batch, Command, EngineLoop, SteppingEngine
 from medusa_dist.errors import GroupError
 
-STACK = "medusa_dist.serve.stack"
+STACK = "medusa_dist.engine.start"
 PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -38,11 +38,11 @@ class EngineRank(Protocol):
 
 
 class Stack(Protocol):
-    """A module that makes ranks: stack.py, or a stand-in of the tests."""
+    """A module that makes ranks: medusa_dist.engine.start, or a stand-in of the tests."""
 
     EngineRank: Callable[..., EngineRank]
 
-    def resolve_source(self, model: str, revision: str | None) -> Path:
+    def model_folder(self, config: Config) -> Path:
         """The model's folder on this node, fetched if it is not there yet."""
 
     def open_store(self, world: int, host: str, timeout_s: float) -> Any:
@@ -122,7 +122,7 @@ class Rank:
         if port and self._rank > 0:
             self._store = self._stack.join_store(host, port, config.tensor_parallel_size, config.timeouts.placement_s)
         self._note("find the model")
-        folder = self._stack.resolve_source(config.model, config.revision)
+        folder = self._stack.model_folder(config)
         self._built = self._stack.EngineRank(config, folder, self._rank, self._store, self._generation, self._note)
         if self._built.engine is not None:
             timeouts = config.timeouts

@@ -10,7 +10,8 @@ request again, with the tokens that were already delivered.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from ray.exceptions import RayError
 
@@ -51,6 +52,8 @@ class Supervisor:
         self._num_silent = 0  # turns of the patrol since the last sign of life
         self._over: MedusaError | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self.facts: dict[str, Any] = {}  # of rank 0, once started
+        self.trouble = "it is starting"  # why it does not decode, where it does not
 
     # What the front uses
 
@@ -62,6 +65,8 @@ class Supervisor:
         except MedusaError:
             await asyncio.to_thread(group.kill)
             raise
+        self.facts = group.facts[0]
+        self._watch.on_start(group.seconds)
         self._keeper = asyncio.create_task(self._keep(group))
         self._keeper.add_done_callback(self._keeper_ended)
 
@@ -94,7 +99,7 @@ class Supervisor:
         """Requests running or waiting in this replica."""
         return len(self._pending)
 
-    async def outputs(self, request: Request) -> AsyncIterator[Output]:
+    async def outputs(self, request: Request) -> AsyncGenerator[Output, None]:
         """What the request's client gets, merged while it does not read. Closing the iterator aborts the request.
 
         Raises OverloadedError before the first output if the replica is full, RequestError if the engine refuses the
@@ -180,6 +185,8 @@ class Supervisor:
         """Run generation after generation, until one cannot be started in time."""
         while group is not None:
             error = await self._run(group)
+            self.trouble = f"the group is restarting: {error}"
+            logger.error("generation %d fell: %s", self._generation, error)
             self._watch.on_fall(error)
             group = await self._restart(error)
 
@@ -226,7 +233,7 @@ class Supervisor:
                 logger.error("generation %d did not start: %s", self._generation, latest)
                 error = latest
                 continue
-            self._watch.on_start(time.monotonic() - began)
+            self._watch.on_start(group.seconds)
             return group
         if self._group is not None:
             await asyncio.to_thread(self._group.kill)
@@ -235,6 +242,7 @@ class Supervisor:
 
     def _give_up(self, error: MedusaError) -> None:
         self._over = error
+        self.trouble = str(error)
         for pending in self._pending.values():
             if not pending.is_over:
                 pending.fail(error)

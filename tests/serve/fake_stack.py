@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+from medusa_dist.config import Config
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import ModelError, RequestError
 from medusa_dist.request import FinishReason, Output, Request, SpeculationStats
@@ -41,8 +42,9 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> Store:
     return Store(link=socket.create_connection((host, port), timeout_s))
 
 
-def resolve_source(model: str, revision: str | None) -> Path:
+def model_folder(config: Config) -> Path:
     """fake:mode:folder"""
+    model = config.model
     if model == "fake:missing":
         raise ModelError("model: 'fake:missing' is not there; name one that is")
     return Path(model.split(":")[2] if model.count(":") > 1 else "/nowhere")
@@ -120,7 +122,7 @@ class EngineRank:
             link.settimeout(config.timeouts.step_s)
         progress("warm up")
         self.engine = FakeEngine(self._links) if rank == 0 else None
-        self.facts = {"vocab_size": 997, "max_model_len": 10_000, "fingerprint": "fake"}
+        self.facts = {"vocab_size": 997, "max_model_len": 10_000, "speculation": "off", "seconds": {"load": 0.0}}
 
     def follow(self) -> None:
         (link,) = self._links

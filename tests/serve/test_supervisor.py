@@ -54,6 +54,7 @@ class ScriptedGroup:
         self.commands = []
         self.killed = False
         self.muted = False
+        self.facts, self.seconds = [{}], {}
 
     def start(self, limit_s=None):
         if self.fails:
@@ -291,7 +292,7 @@ async def test_a_failed_first_start_leaves_nothing():
     assert run.groups[0].killed
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 async def test_a_lost_rank_of_a_real_group_costs_time_never_a_token(ray_cluster, how):
     wanted = config(world=2)
     placement = await asyncio.to_thread(reserve, wanted)

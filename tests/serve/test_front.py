@@ -1,0 +1,178 @@
+"""The whole service over Ray Serve and HTTP, with the stand-in engine: what a client sees when things go wrong."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from medusa_dist.app import assemble
+from medusa_dist.config import Config
+from tests.serve.fake_stack import expected
+
+STACK = "tests.serve.fake_stack"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A tokenizer whose token i is the text "t<i> "."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(997)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(path)
+    return str(path)
+
+
+def config(folder: str, **changes) -> Config:
+    return Config.model_validate(
+        {
+            "model": f"fake:ok:{folder}",
+            "served_model_name": "fake",
+            "device": "cpu",
+            "tensor_parallel_size": 2,
+            "resources": {"cpus_per_rank": 0.5, "threads_per_rank": 1, "front_cpus": 0.5},
+            "timeouts": {"step_s": 2.0, "heartbeat_s": 0.3},
+            "max_running": 4,
+            "max_queued": 2,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster, folder):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(assemble(config(folder), STACK), name="fake", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    pids = rank_pids()
+    serve.delete("fake")
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if alive(pid)]
+    serve.shutdown()
+
+
+def rank_pids() -> list[int]:
+    names = sorted(name for name in ray.util.list_named_actors() if name.startswith("medusa:fake:rank"))
+    return [ray.get(ray.get_actor(name).place.remote()).pid for name in names]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def body(prompt: list[int], max_tokens: int, **more) -> dict:
+    return {"model": "fake", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
+
+
+def stream_ids(url: str, prompt: list[int], max_tokens: int, on_chunk=lambda count: None) -> list[int]:
+    ids: list[int] = []
+    request = body(prompt, max_tokens, stream=True)
+    with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=60) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                chunk = json.loads(line.removeprefix("data: "))
+                assert "error" not in chunk, chunk
+                text = "".join(choice["text"] for choice in chunk["choices"])
+                ids += [int(word.removeprefix("t")) for word in text.split()]
+                on_chunk(len(ids))
+    return ids
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def requests_inside() -> float:
+    replica = serve.get_app_handle("fake")
+    return replica.record_autoscaling_stats.remote().result(timeout_s=5)["sequences"]
+
+
+def test_a_completion_and_what_the_model_says_about_itself(url):
+    answer = httpx.post(f"{url}/v1/completions", json=body([1, 0, 5], 6), timeout=60).json()
+    assert [int(word[1:]) for word in answer["choices"][0]["text"].split()] == expected((1, 0, 5), 6)
+    assert answer["system_fingerprint"].startswith("medusa-")
+    card = httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]
+    assert card["id"] == "fake" and card["tensor_parallel_size"] == 2 and card["max_model_len"] == 10_000
+    health = httpx.get(f"{url}/health", timeout=10)
+    assert (health.status_code, health.text) == (200, "ok")
+
+
+def test_the_engines_refusal_is_a_400_in_openais_shape(url):
+    answer = httpx.post(f"{url}/v1/completions", json=body([1], 5), timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_lost_rank_in_mid_stream_changes_no_token(url, how):
+    before = rank_pids()
+    seen_health = set()
+    done = threading.Event()
+
+    def watch_health():
+        while not done.is_set():
+            seen_health.add(httpx.get(f"{url}/health", timeout=10).status_code)
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch_health)
+
+    def kill(count):
+        if count >= 30 and not watcher.is_alive() and not done.is_set():
+            watcher.start()
+            os.kill(before[1], how)
+
+    assert stream_ids(url, [10, 0], 200, kill) == expected((10, 0), 200)
+    until(lambda: httpx.get(f"{url}/health", timeout=10).status_code == 200)
+    done.set()
+    watcher.join()
+    assert 503 in seen_health
+    assert not [pid for pid in before if alive(pid)]
+    assert len(rank_pids()) == 2
+
+
+def test_a_client_that_goes_away_frees_its_place(url):
+    with httpx.stream("POST", f"{url}/v1/completions", json=body([10, 0], 5000, stream=True), timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert requests_inside() == 1
+    until(lambda: requests_inside() == 0)
+
+
+def test_beyond_its_bound_the_replica_answers_429_at_once_and_the_others_finish(url):
+    results: dict[int, list[int]] = {}
+
+    def read(i):
+        results[i] = stream_ids(url, [10, 0, i], 200)
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for reader in readers:
+        reader.start()
+    until(lambda: requests_inside() == 6)
+    start = time.monotonic()
+    answer = httpx.post(f"{url}/v1/completions", json=body([1, 0], 5), timeout=10)
+    assert time.monotonic() - start < 1.0
+    assert answer.status_code == 429 and float(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    for reader in readers:
+        reader.join()
+    assert results == {i: expected((10, 0, i), 200) for i in range(6)}
