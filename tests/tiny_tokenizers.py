@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
     "{{ raise_exception('the system message must come first') }}{% endif %}"
-    "<s>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}\n{{ m.content }}<eos>{% endfor %}"
+    "<s>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}{{ '\n' }}{{ m.content }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
 

@@ -29,6 +29,7 @@ class Rule:
     neutral: tuple[Any, ...] = ()
 
 
+FEW = 8  # so many known fields fit into an error message
 _YES = Rule(Use.HONOURED)
 _LABEL = Rule(Use.ACCEPTED, "a label for the caller's own books")
 _TOOLS = "tools are not served"
@@ -99,4 +100,6 @@ def refuse_unknown(known: Iterable[str], given: Iterable[Any], where: str = "") 
             continue
         close = get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {where}{close[0]}?" if close else ""
+        if not close and len(names) <= FEW:
+            hint = f"; known are {', '.join(names)}"
         raise RequestError(f"unknown field {where}{name}{hint}", f"{where}{name}", "unknown_parameter")

@@ -179,4 +179,5 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorReply, "description": "The queue is full; see Retry-After."},
     500: {"model": ErrorReply, "description": "A bug; the message names the request id to look for in the log."},
     503: {"model": ErrorReply, "description": "The model is starting or restarting; see Retry-After."},
+    "default": {"model": ErrorReply, "description": "Any other error."},  # replaces FastAPI's 422, which we never send
 }

@@ -5,11 +5,12 @@ Owns the FastAPI application: which path does what. Not here: meaning of fields 
 client has gone.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
@@ -42,9 +43,11 @@ def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
 
     api_key: None = open to everybody who reaches the port. Raises ConfigError for a key no client could send.
     """
-    app = FastAPI(title="medusa_dist", description="OpenAI's API, served with exact speculative decoding.")
-    app.include_router(_generation(get_service))
-    app.include_router(_information(get_service))
+    app = FastAPI(
+        title="medusa_dist", description="OpenAI's API, served with exact speculative decoding.", responses=ERRORS
+    )
+    _add_generation(app, get_service)
+    _add_information(app, get_service)
     for kind in (MedusaError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_failure)
     app.add_exception_handler(ClientGone, _answer_nobody)
@@ -54,19 +57,25 @@ def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
     return app
 
 
+class Json(JSONResponse):
+    """JSON in ASCII: what a client sent, and an error repeats, need not be valid text."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 async def _answer_failure(request: Request, error: Exception) -> Response:
     answer = failure(error, request_id(request.scope))
-    return JSONResponse(answer.body, answer.status, answer.headers)
+    return Json(answer.body, answer.status, answer.headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nginx's number for a client that went away
 
 
-def _generation(get_service: GetService) -> APIRouter:
-    router = APIRouter(responses=ERRORS)
-
-    @router.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": _STREAM}})
+def _add_generation(app: FastAPI, get_service: GetService) -> None:
+    @app.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": _STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
         service = get_service()
@@ -74,14 +83,12 @@ def _generation(get_service: GetService) -> APIRouter:
         prompt = await chat_prompt(body.messages, body.add_generation_prompt is not False, service)
         return await _generate(body, [prompt], request, service)
 
-    @router.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
+    @app.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more texts."""
         service = get_service()
         check_model(body.model, service)
         return await _generate(body, await completion_prompts(body, service), request, service)
-
-    return router
 
 
 async def _generate(
@@ -115,31 +122,29 @@ async def _generate(
     async with call:
         while call.is_open:
             await call.next()
-    return JSONResponse(answer.whole())
+    return Json(answer.whole())
 
 
-def _information(get_service: GetService) -> APIRouter:
-    router = APIRouter(responses=ERRORS)
-
-    @router.get("/v1/models")
+def _add_information(app: FastAPI, get_service: GetService) -> None:
+    @app.get("/v1/models")
     async def models() -> ModelList:
         """The one model served here."""
         return ModelList(data=[_card(get_service())])
 
-    @router.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}")
     async def model(model: str) -> ModelCard:
         """A model by its id."""
         service = get_service()
         check_model(model, service)
         return _card(service)
 
-    @router.get("/health", response_class=PlainTextResponse)
+    @app.get("/health", response_class=PlainTextResponse)
     async def health() -> Response:
         """200 while the model decodes, else 503; the text says why."""
         state = get_service().health()
         return PlainTextResponse(state.text, 200 if state.ok else 503)
 
-    @router.post("/tokenize")
+    @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:
         """The token ids of a prompt, or of messages after the chat template."""
         service = get_service()
@@ -150,8 +155,6 @@ def _information(get_service: GetService) -> APIRouter:
         else:
             prompt = await text_prompt(body.prompt or "", service, body.add_special_tokens)
         return TokenizeReply(count=len(prompt.ids), max_model_len=service.max_model_len, tokens=list(prompt.ids))
-
-    return router
 
 
 def _card(service: Service) -> ModelCard:

@@ -7,15 +7,25 @@ Owns types and ranges of what a client may send. Not here: which fields are hono
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse, refuse_unknown
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_LOGPROBS
 
+
+def _is_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON lets through as \\ud800; no tokenizer takes it
+        raise ValueError("the text holds a lone surrogate, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_is_unicode)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[Text, Field(min_length=1)]
 
 
 def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
@@ -48,7 +58,7 @@ class TextPart(Body):
 
     place = "messages[].content[]."
     type: Literal["text"]
-    text: str
+    text: Text
 
     @model_validator(mode="before")
     @classmethod
@@ -74,8 +84,8 @@ class Message(Body):
 
     place = "messages[]."
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
     refusal: Any = Field(default=None, description="refused unless empty")
     annotations: Any = Field(default=None, description="refused unless empty")
     audio: Any = Field(default=None, description="refused")
@@ -130,7 +140,7 @@ class Sampled(Body):
     """Fields that both generating routes have. null always means the default."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
-    model: str
+    model: Text
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -207,7 +217,7 @@ class CompletionRequest(Sampled):
 
     model_config = ConfigDict(json_schema_extra=_document(COMPLETION_FIELDS))
     rules = COMPLETION_FIELDS
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Text | list[Text] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: Any = None
@@ -223,8 +233,8 @@ class CompletionRequest(Sampled):
 class TokenizeRequest(Body):
     """Body of POST /tokenize: either a prompt, or messages for the chat template."""
 
-    model: str | None = None
-    prompt: str | None = None
+    model: Text | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = Field(default=True, description="of a prompt; a chat template writes its own")
     add_generation_prompt: bool = Field(default=True, description="of messages")

@@ -225,7 +225,9 @@ def explain(error: RequestValidationError) -> RequestError:
     if first["type"] == "missing":
         return RequestError(f"{_path(first['loc'])} is required", field, "missing_required_parameter")
     same = [e for e in error.errors() if e["loc"][1] == first["loc"][1]]
-    texts = dict.fromkeys(e["msg"] for e in same)  # a field of several types has a complaint for each
+    texts = dict.fromkeys(
+        e["msg"].removeprefix("Value error, ") for e in same
+    )  # a field of several types has a complaint for each
     path = _path(first["loc"]) if len(texts) == 1 else field
     return RequestError(f"{path}: {'; or '.join(list(texts)[:4])}", field, "invalid_type")
 
