@@ -209,9 +209,7 @@ STRINGS = st.text(max_size=5) | st.sampled_from(["\ud800", "user", "text", "off"
 KEYS = STRINGS | st.sampled_from(["role", "content", "type"])
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | STRINGS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(STRINGS | st.sampled_from(["role", "content"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
 

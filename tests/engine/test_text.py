@@ -193,3 +193,10 @@ def test_token_text_keeps_spaces_and_bytes(tokenizer, piece, text, raw):
 def test_an_id_the_tokenizer_does_not_know_has_no_text():
     assert token_text(BYTES, 10_000) == ("", b"")
     assert "".join(detokenize(BYTES, [*ids_of("a"), 10_000, *ids_of("b")])) == "ab"
+
+
+def test_the_stop_string_that_is_complete_first_counts_even_inside_one_token():
+    ids = ids_of("x th")
+    assert len(ids) == 3  # "th" is one token
+    stream, _ = stream_all(ids, [1, 2], SamplingParams(stop=("t", " th")), FinishReason.LENGTH)
+    assert (stream.text, len(stream.token_ids)) == ("x ", 3)
