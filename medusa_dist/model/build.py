@@ -17,7 +17,7 @@ from medusa_dist.errors import ModelError
 from medusa_dist.model.attention import IMPLEMENTATION
 from medusa_dist.model.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
 from medusa_dist.model.plans import LOCAL_ATTRIBUTES, HeadShape, Style, cut_of, match, plan_of, style_of, vocab_cut
-from medusa_dist.ops.parallel import Linear, Parallel, RowLinear, Summed, VocabEmbedding
+from medusa_dist.ops.parallel import Linear, Parallel, RowLinear, Summed, VocabEmbedding, packing_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Builder:
     ) -> None:
         self.model, self.checkpoint, self.parallel = model, checkpoint, parallel
         self.dtype, self.device, self.prepack = dtype, device, prepack
+        self.packs = prepack and packing_refusal(device, dtype) is None  # plain weights are dropped once packed
         self.heads = HeadShape.of(model.config, parallel)
         self.plan = plan_of(model.config) if parallel.world > 1 else {}
         self.pattern = match(self.plan, model.base_model_prefix)
@@ -108,7 +109,7 @@ class Builder:
         stored_cut = cut
         if isinstance(module, Conv1D) and cut is not None:
             stored_cut = Cut(1 - cut.dim, cut.ranges, cut.pad)
-        weight = self._read(module.weight, stored_cut)
+        weight = self._read(module.weight, stored_cut, lend=self.packs)
         if isinstance(module, Conv1D):
             weight = weight.t().contiguous()
         bias = None
@@ -133,23 +134,20 @@ class Builder:
             cut = None if style is None else cut_of(style, tuple(parameter.shape), self.heads, self.parallel)
             setattr(module, key, nn.Parameter(self._read(parameter, cut), requires_grad=False))
 
-    def _read(self, parameter: Tensor, cut: Cut | None) -> Tensor:
+    def _read(self, parameter: Tensor, cut: Cut | None, lend: bool = False) -> Tensor:
         """The rank's part of a parameter, on the device. Tied parameters share one tensor if cut alike."""
         names = self.names_of[id(parameter)]
         key = (id(parameter), cut)
         if key in self._tied:
             return self._tied[key]
         stored = self._locate(parameter, names[0])
-        tensor = self.checkpoint.read(stored, cut, self.dtype if parameter.is_floating_point() else parameter.dtype)
-        expected = list(parameter.shape)
-        if cut is not None:
-            expected[cut.dim] = cut.size
-        if list(tensor.shape) != expected:
+        found, expected = self.checkpoint.shape_of(stored), tuple(parameter.shape)
+        if found != expected:
             raise ModelError(
-                f"{names[0]}: config.json asks for {expected}, the weights hold {list(tensor.shape)}; the two do not "
-                "belong together"
+                f"{names[0]}: config.json asks for {expected}, the weights hold {found}; the two do not belong together"
             )
-        tensor = tensor.to(self.device)
+        dtype = self.dtype if parameter.is_floating_point() else parameter.dtype
+        tensor = self.checkpoint.read(stored, cut, dtype, lend and len(names) == 1).to(self.device)
         if len(names) > 1:
             self._tied[key] = tensor
         return tensor

@@ -42,16 +42,16 @@ class Cut:
         """Extent of the part along `dim`."""
         return sum(stop - start for start, stop in self.ranges) + self.pad
 
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the part of a tensor of `shape`."""
+        return (*shape[: self.dim], self.size, *shape[self.dim + 1 :])
+
     def apply(self, tensor: Tensor) -> Tensor:
         """The part of a whole tensor; the plain twin of `Checkpoint.read`."""
-        return self._joined([tensor.narrow(self.dim, start, stop - start) for start, stop in self.ranges])
-
-    def _joined(self, parts: list[Tensor]) -> Tensor:
+        parts = [tensor.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         if self.pad:
-            shape = list(parts[0].shape)
-            shape[self.dim] = self.pad
-            parts = [*parts, parts[0].new_zeros(shape)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+            parts.append(torch.zeros_like(tensor).narrow(self.dim, 0, 1).repeat_interleave(self.pad, self.dim))
+        return torch.cat(parts, self.dim)
 
 
 @dataclass(frozen=True)
@@ -91,43 +91,57 @@ class Checkpoint:
         """Rows [start, stop) of a stored tensor, in its stored dtype."""
         return self._part(name, 0, start, stop)
 
-    def read(self, stored: StoredTensor, cut: Cut | None, dtype: torch.dtype) -> Tensor:
-        """The part of a parameter named by `cut` (None = all), in `dtype`; at most one more stack is held besides."""
+    def shape_of(self, stored: StoredTensor) -> tuple[int, ...]:
+        """Shape of a whole parameter."""
+        first = stored.stacks[0]
+        shape = self.shape(first[0])
+        if len(first) > 1:
+            shape = (sum(self.shape(name)[0] for name in first), *shape[1:])
+        return (len(stored.stacks), *shape) if stored.stacked else shape
+
+    def read(self, stored: StoredTensor, cut: Cut | None, dtype: torch.dtype, lend: bool = False) -> Tensor:
+        """A copy, in `dtype`, of the part of a parameter named by `cut` (None = all).
+
+        lend: the caller only looks at it and drops it before `close`; a plain run of rows is then not copied.
+        """
+        shape = self.shape_of(stored)
+        if lend and not stored.stacked and (cut is None or (len(cut.ranges) == 1 and not cut.pad)):
+            (start, stop) = (0, shape[0]) if cut is None else cut.ranges[0]
+            return self._part(stored.stacks[0][0], 0 if cut is None else cut.dim, start, stop).to(dtype)
+        out = torch.empty(shape if cut is None else cut.shape_of(shape), dtype=dtype)
         if not stored.stacked:
-            return self._stack(stored.stacks[0], cut, dtype)
+            self._fill(out, stored.stacks[0], cut)
+            return out
         inner = None if cut is None else Cut(cut.dim - 1, cut.ranges, cut.pad)
-        first = self._stack(stored.stacks[0], inner, dtype)
-        out = first.new_empty((len(stored.stacks), *first.shape))
-        out[0] = first
-        for i, names in enumerate(stored.stacks[1:], 1):
-            out[i] = self._stack(names, inner, dtype)
+        for expert, names in zip(out, stored.stacks, strict=True):
+            self._fill(expert, names, inner)
         return out
 
-    def _stack(self, names: tuple[str, ...], cut: Cut | None, dtype: torch.dtype) -> Tensor:
-        if cut is None:
-            whole = [self._part(name, 0, None, None) for name in names]
-            return (whole[0] if len(whole) == 1 else torch.cat(whole)).to(dtype)
-        parts = []
+    def close(self) -> None:
+        """Let go of the files; the next read opens them again."""
+        self._open.clear()
+
+    def _fill(self, out: Tensor, names: tuple[str, ...], cut: Cut | None) -> None:
+        """Copy the part of `names` (joined along dim 0) that `cut` names into `out`."""
+        if not out.dim():
+            out.copy_(self._file(names[0]).get_tensor(names[0]))
+            return
+        cut = cut or Cut(0, ((0, out.shape[0]),))
+        assert cut.dim == 0 or len(names) == 1, "joined tensors are cut along the dimension they are joined in"
+        done = 0
         for start, stop in cut.ranges:
             offset = 0
             for name in names:
-                if cut.dim == 0:  # the names' own rows lie one behind the other
-                    rows = self.shape(name)[0]
-                    low, high = max(start - offset, 0), min(stop - offset, rows)
-                    if low < high or (start == stop and len(names) == 1):
-                        parts.append(self._part(name, 0, low, high).to(dtype))
-                    offset += rows
-                else:
-                    assert len(names) == 1, "joined tensors are cut along the dimension they are joined in"
-                    parts.append(self._part(name, cut.dim, start, stop).to(dtype))
-        return cut._joined(parts)
+                size = self.shape(name)[cut.dim]
+                low, high = max(start - offset, 0), min(stop - offset, size)
+                if low < high:
+                    out.narrow(cut.dim, done, high - low).copy_(self._part(name, cut.dim, low, high))
+                    done += high - low
+                offset += size
+        out.narrow(cut.dim, done, out.shape[cut.dim] - done).zero_()
 
-    def _part(self, name: str, dim: int, start: int | None, stop: int | None) -> Tensor:
-        stored = self._slice(name)
-        if start is None or not stored.get_shape():
-            part: Tensor = self._file(name).get_tensor(name)
-        else:
-            part = stored[(slice(None),) * dim + (slice(start, stop),)]
+    def _part(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        part: Tensor = self._slice(name)[(slice(None),) * dim + (slice(start, stop),)]
         self.bytes_read += part.numel() * part.element_size()
         return part
 

@@ -106,6 +106,7 @@ def load_model(
     module = empty_model(found, config, dtype, device)
     builder = Builder(module, checkpoint, parallel, dtype=dtype, device=device, prepack=prepack)
     builder.fill()
+    checkpoint.close()
     heads = HeadShape.of(config, parallel)
     start, _, shard = parallel.vocab_shard(builder.vocab_size)
     model = ShardedModel(

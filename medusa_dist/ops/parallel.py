@@ -82,11 +82,10 @@ class PackedWeight:
     @staticmethod
     def pack(weight: Tensor) -> "PackedWeight | None":
         """The packed copy, or None where this build, device or dtype cannot; the reason is logged once."""
-        if weight.device.type != "cpu":
-            return None
-        refusal = _packing_refusal(weight.dtype)
+        refusal = packing_refusal(weight.device, weight.dtype)
         if refusal is not None:
-            _log_refusal(refusal)
+            if weight.device.type == "cpu":
+                _log_refusal(refusal)
             return None
         return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_PACKED_FOR))
 
@@ -100,8 +99,10 @@ _ROWS_PACKED_FOR = 8  # a hint for the blocking only; results do not depend on i
 
 
 @functools.cache
-def _packing_refusal(dtype: torch.dtype) -> str | None:
-    """Why prepacking cannot be used for `dtype`; None = it can. Tries it once against F.linear."""
+def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why weights of this kind cannot be prepacked; None = they can. Tries it once against F.linear."""
+    if device.type != "cpu":
+        return f"{device.type} has no use for it"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype} is not supported"
     x, weight = torch.linspace(-1, 1, 64).view(2, 32).to(dtype), torch.linspace(-1, 1, 480).view(15, 32).to(dtype)

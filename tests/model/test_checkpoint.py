@@ -33,6 +33,7 @@ CUTS = [
 def test_slices_equal_cutting_the_whole(checkpoint: Checkpoint, cut: Cut) -> None:
     part = checkpoint.read(StoredTensor((("a",),)), cut, torch.float32)
     assert torch.equal(part, cut.apply(A)) and part.shape[cut.dim] == cut.size
+    assert torch.equal(Checkpoint(checkpoint.folder).read(StoredTensor((("a",),)), cut, torch.float32, lend=True), part)
     assert checkpoint.bytes_read == 4 * (A.numel() // A.shape[cut.dim]) * (cut.size - cut.pad)
 
 

@@ -49,13 +49,13 @@ def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: 
             raise AttributeError(f"no operator {name}")
 
     monkeypatch.setattr(ops.torch.ops, "mkldnn", Gone())
-    ops._packing_refusal.cache_clear()
+    ops.packing_refusal.cache_clear()
     ops._log_refusal.cache_clear()
     try:
         assert PackedWeight.pack(torch.eye(4)) is None
         assert "no operator _reorder_linear_weight" in caplog.text
     finally:
-        ops._packing_refusal.cache_clear()
+        ops.packing_refusal.cache_clear()
 
 
 def test_one_rank_is_the_identity() -> None:
