@@ -20,6 +20,8 @@ from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logprobs
 from medusa_dist.request import TokenLogprobs
 
+Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -44,7 +46,8 @@ class Chooser:
         first_rows = _first_rows(plan)
 
         def choose(stands: list[Stand]) -> list[int]:
-            return [self._choose(scores, first_rows[i] + 1 + node, sequences[i], path) for i, node, path in stands]
+            rows = [int(first_rows[tree]) + 1 + node for tree, node, _ in stands]
+            return self._choose(scores, rows, [(sequences[tree], path) for tree, _, path in stands])
 
         walks = accept([sequence.tree for sequence in sequences], choose)
         return [
@@ -57,28 +60,42 @@ class Chooser:
             for sequence, walk, first in zip(sequences, walks, first_rows, strict=True)
         ]
 
-    def _choose(self, scores: Scores, row: int, sequence: Sequence, path: tuple[int, ...]) -> int:
-        logits = scores.whole.get(row)
-        token = int(scores.choices[row]) if logits is None else self._choose_whole(logits, sequence, path)
-        if not 0 <= token < self._vocab_size:
-            raise EngineError(
-                f"request {sequence.request.request_id}: the model's logits are not numbers (NaN); try a wider dtype"
-            )
-        return token
+    def _choose(self, scores: Scores, rows: list[int], places: list[Place]) -> list[int]:
+        """The model's choice after each row, all at one level of their trees."""
+        chosen = [int(scores.choices[row]) for row in rows]
+        open_rows = [i for i, row in enumerate(rows) if row in scores.whole]
+        if open_rows:
+            tokens = self._choose_whole([scores.whole[rows[i]] for i in open_rows], [places[i] for i in open_rows])
+            for i, token in zip(open_rows, tokens, strict=True):
+                chosen[i] = token
+        for token, (sequence, _) in zip(chosen, places, strict=True):
+            if not 0 <= token < self._vocab_size:
+                name = sequence.request.request_id
+                raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
+        return chosen
 
-    def _choose_whole(self, logits: torch.Tensor, sequence: Sequence, path: tuple[int, ...]) -> int:
-        params, device = sequence.request.params, logits.device
+    def _choose_whole(self, logits: list[torch.Tensor], places: list[Place]) -> list[int]:
+        """Choices from whole rows [V] of logits: adjusted one by one, noise and argmax for all together."""
+        scores = torch.stack([self._adjusted(row, place) for row, place in zip(logits, places, strict=True)])
+        sampled = [i for i, (sequence, _) in enumerate(places) if sequence.request.params.temperature > 0.0]
+        if sampled:
+            keys = [(places[i][0].request.seed, len(places[i][0].tokens) + len(places[i][1])) for i in sampled]
+            seeds, positions = torch.tensor(keys, dtype=torch.int64, device=scores.device).unbind(1)
+            scores[sampled] += gumbel(seeds, positions, self._columns)
+        ids: list[int] = lowest_argmax(scores)[1].tolist()
+        return ids
+
+    def _adjusted(self, logits: torch.Tensor, place: Place) -> torch.Tensor:
+        sequence, path = place
+        params = sequence.request.params
+        if not params.needs_whole_row:
+            return logits / params.temperature if params.temperature > 0.0 else logits
         output = [*sequence.tokens[sequence.num_prompt :], *path]
         history = History(
-            torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=device),
-            torch.tensor(output, dtype=torch.int64, device=device),
+            torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
+            torch.tensor(output, dtype=torch.int64, device=logits.device),
         )
-        row = adjust(logits, params, history, self._eos_ids)
-        if params.temperature > 0.0:
-            seeds = torch.tensor([sequence.request.seed], device=device)
-            positions = torch.tensor([len(sequence.tokens) + len(path)], device=device)
-            row = row + gumbel(seeds, positions, self._columns)[0]
-        return int(lowest_argmax(row[None])[1])
+        return adjust(logits, params, history, self._eos_ids)
 
     def _logprobs(self, scores: Scores, first: int, sequence: Sequence, walk: Accepted) -> tuple[TokenLogprobs, ...]:
         num_top = sequence.request.params.logprobs

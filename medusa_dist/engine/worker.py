@@ -83,10 +83,13 @@ class Worker:
 
     def _choose(self, logits: Tensor, hidden: Tensor, slots: Ints, positions: Tensor) -> Scores | None:
         """logits [W, Vs], slots [W] (on the host), positions [W] of the rows; the token chosen stands one further."""
-        whole_rows = np.flatnonzero(self._whole[slots])
-        plain_rows = np.flatnonzero(self._whole[slots] == 0)
-        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
         parallel, model = self.model.parallel, self.model
+        judged_whole = self._whole[slots] == 1
+        if parallel.world == 1:
+            # With the whole row at hand anyway, noise is made later, for the nodes that the walk reaches only.
+            judged_whole |= self._temperatures[slots] > 0
+        whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)
+        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
         if plain_rows.size:
             rows = self._tensor(plain_rows)
             scores = self._plain_scores(logits.index_select(0, rows), slots[plain_rows], positions[rows] + 1)
