@@ -21,6 +21,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_LARGEST_X = 1.0 - 2.0**-24  # below 1 in float32: at 1 the noise is -inf, and a row with one candidate has no best
 _ROWS_AT_ONCE = 16  # bounds the int64 scratch memory: rows are independent
 
 
@@ -86,5 +87,5 @@ def _gumbel_rows(seeds: Tensor, positions: Tensor, columns: NoiseColumns) -> Ten
     counter = (columns.blocks[None, :], positions & _MASK, (positions >> 32) & _MASK, zero)
     words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
     word = torch.stack(words, dim=-1).flatten(1)[:, columns.places]  # [R, V]
-    x = word.to(torch.float32).add_(0.5).mul_(2.0**-32)
+    x = word.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=_LARGEST_X)
     return x.neg_().log1p_().neg_().log_().neg_()
