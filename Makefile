@@ -1,0 +1,54 @@
+# The two commands of the README, and what a developer runs. All of them set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= serve_configs/smollm2-cpu.yaml
+# Where torch comes from. PyPI's Linux wheel brings CUDA (2 to 3 GB); on a machine without a GPU, this saves that:
+#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PIP = $(VENV)/bin/pip --disable-pip-version-check
+
+.PHONY: help serve test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print how to call it
+	$(VENV)/bin/medusa-dist demo
+	$(VENV)/bin/medusa-dist serve $(CONFIG)
+
+test: $(VENV)/installed-dev ## the default suite
+	$(VENV)/bin/pytest
+
+test-slow: $(VENV)/installed-dev ## long matrices, chaos and soak runs
+	$(VENV)/bin/pytest -m slow
+
+lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed-dev ## let ruff rewrite
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which with PYTHON=..., for example make serve PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: | $(VENV)/bin/python
+	$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@touch $@
+
+$(VENV)/installed: pyproject.toml | $(VENV)/torch
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(PIP) install -e '.[dev]'
+	@touch $@
