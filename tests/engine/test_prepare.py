@@ -1,0 +1,106 @@
+"""prepare against the row-by-row reading of a plan."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from medusa_dist.engine.prepare import MIN_ROWS, Ancestry, prepare, wanted_rows
+from medusa_dist.ops.attention import MIN_QUERIES
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS, SCRATCH_BLOCK
+from tests.engine.pieces import Piece, ints, make_step, random_parents, rows_of
+
+CPU = torch.device("cpu")
+
+
+def check(pieces: list[Piece], seed: int = 0) -> None:
+    plan, tables, _ = make_step(pieces, seed)
+    rows = rows_of(pieces, plan, tables)
+    batch = prepare(plan, tables, CPU)
+    padding = max(0, MIN_ROWS - len(rows))
+    assert batch.input_ids.tolist() == plan.tokens.tolist() + [0] * padding
+    assert batch.positions.tolist() == [row.position for row in rows] + [0] * padding
+    assert batch.slots.tolist()[: len(rows)] == [row.slot for row in rows]
+    assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slots.tolist()[len(rows) :])
+    assert batch.wanted.tolist() == [i for i, row in enumerate(rows) if row.wanted] == wanted_rows(plan).tolist()
+    seen = []
+    for group in batch.groups:
+        size, width = group.query_rows.shape
+        assert width >= MIN_QUERIES and group.visible.shape[:2] == (size, width)
+        blocks = group.blocks.view(size, -1)
+        assert group.visible.shape[2] == blocks.shape[1] * BLOCK_TOKENS == group.key_positions.shape[1]
+        for b in range(size):
+            for q in range(width):
+                index = int(group.query_rows[b, q])
+                columns = group.visible[b, q].nonzero().flatten().tolist()
+                if index == len(rows) + padding:
+                    assert columns == [0]  # padding reads something, and writes behind the pass
+                    continue
+                row = rows[index]
+                assert sorted(columns) == sorted(row.visible)
+                assert int(group.query_positions[b, q]) == row.position
+                assert [int(group.key_positions[b, c]) for c in row.visible] == list(range(row.position + 1))
+                table = tables[plan.slots[row.piece]]
+                assert [int(blocks[b, c // BLOCK_TOKENS]) for c in row.visible] == [
+                    int(table[c // BLOCK_TOKENS]) for c in row.visible
+                ]
+                seen.append(index)
+    assert sorted(seen) == list(range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [Piece(0, 1)],
+        [Piece(0, 40)],
+        [Piece(15, 1), Piece(16, 1), Piece(17, 1)],
+        [Piece(30, 1, (-1, -1, 0, 0, 1)), Piece(2, 9, wanted=False)],
+        [Piece(14, 3, (-1, 0, 1, -1))],
+        [Piece(0, 5, (-1, 0), wanted=False), Piece(300, 1, (-1,)), Piece(3, 1)],
+    ],
+    ids=["one", "prompt", "block edges", "tree and chunk", "chain and tree", "long and short"],
+)
+def test_by_hand(pieces: list[Piece]) -> None:
+    check(pieces)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_steps(seed: int) -> None:
+    rng = random.Random(seed)
+    pieces = [
+        Piece(
+            start=rng.choice([0, 1, 15, 16, 31, 60, 255, 256, 500]),
+            chain=rng.choice([1, 1, 1, 2, 17, 33]),
+            parents=random_parents(rng, rng.choice([0, 0, 1, 3, 7, 20])),
+            wanted=rng.random() < 0.8,
+        )
+        for _ in range(rng.randrange(1, 9))
+    ]
+    check(pieces, seed)
+
+
+def test_ancestry() -> None:
+    tree = Ancestry(ints([-1, 0, 0, 2, -1]))
+    assert tree.depths.tolist() == [1, 2, 2, 3, 1]
+    assert tree.matrix.astype(int).tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [1, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+def test_groups_waste_little() -> None:
+    pieces = [Piece(20, 1), Piece(25, 1), Piece(1000, 1), Piece(0, 64), Piece(25, 1, (-1,) * 30)]
+    plan, tables, _ = make_step(pieces)
+    shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU).groups)
+    assert shapes == [(1, 4, 1008), (1, 31, 64), (1, 64, 64), (2, 4, 32)]
+
+
+def test_the_same_plan_gives_the_same_tensors() -> None:
+    plan, tables, _ = make_step([Piece(9, 1, (-1, 0, 0)), Piece(70, 2)])
+    first, second = (prepare(plan, np.array(tables), CPU) for _ in range(2))
+    assert torch.equal(first.slots, second.slots)
+    assert all(torch.equal(a.visible, b.visible) for a, b in zip(first.groups, second.groups, strict=True))
