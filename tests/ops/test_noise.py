@@ -105,7 +105,9 @@ def test_no_rows() -> None:
         assert gumbel(empty, empty, columns).shape == (0, 17)
 
 
-@pytest.mark.parametrize(("h", "expected"), [(0, 22.874), (1, 21.775), (2**31, 0.3665), (2**32 - 2**8, -2.81), (2**32 - 1, -2.81)])
+@pytest.mark.parametrize(
+    ("h", "expected"), [(0, 22.874), (1, 21.775), (2**31, 0.3665), (2**32 - 2**8, -2.81), (2**32 - 1, -2.81)]
+)
 def test_known_words_to_noise(monkeypatch: pytest.MonkeyPatch, h: int, expected: float) -> None:
     assert float(_of_word(monkeypatch, h)) == pytest.approx(expected, abs=0.01)
 

@@ -1,0 +1,241 @@
+"""Paged attention against the definition, and the bitwise independence of `exact` from what else is in the batch."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from medusa_dist.engine.prepare import prepare
+from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend
+from medusa_dist.ops.kv_rows import KVPool
+from tests.engine.pieces import Piece, make_step, random_parents, rows_of
+
+CPU = torch.device("cpu")
+LAYERS, LAYER = 2, 1
+
+
+@dataclass(frozen=True)
+class Heads:
+    query: int
+    kv: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Queries, keys and values of a step: of the rows of the pass, and of each sequence's computed columns."""
+
+    heads: Heads
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    old: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def random(cls, pieces: list[Piece], heads: Heads, seed: int) -> "Contents":
+        g = torch.Generator().manual_seed(seed)
+        total = sum(p.chain + len(p.parents) for p in pieces)
+        q = 2 * torch.randn(total, heads.query, heads.dim, generator=g)
+        k, v = (torch.randn(total, heads.kv, heads.dim, generator=g) for _ in range(2))
+        old = [tuple(torch.randn(p.start, heads.kv, heads.dim, generator=g) for _ in range(2)) for p in pieces]
+        return cls(heads, q, k, v, old)
+
+    def columns(self, pieces: list[Piece], piece: int, columns: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, Hk, D] of some columns of a sequence."""
+        first = sum(p.chain + len(p.parents) for p in pieces[:piece])
+        start = pieces[piece].start
+        end = first + pieces[piece].chain + len(pieces[piece].parents)
+        both = ((self.k, self.old[piece][0]), (self.v, self.old[piece][1]))
+        return tuple(torch.cat([old[:start], new[first:end]])[columns] for new, old in both)
+
+
+def attend(pieces: list[Piece], contents: Contents, scoring: Scoring, backend: str, seed: int = 0) -> Tensor:
+    """[T, Hq, D] through plan, tables, pool and backend."""
+    plan, tables, num_blocks = make_step(pieces, seed)
+    batch = prepare(plan, tables, CPU)
+    heads = contents.heads
+    pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, torch.float32, CPU)
+    pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
+    for index, piece in enumerate(pieces):
+        columns = torch.arange(piece.start)
+        slots = torch.from_numpy(tables[plan.slots[index]])[columns // 16] * 16 + columns % 16
+        pool.write(LAYER, slots, *contents.old[index])
+    padding = batch.input_ids.numel() - contents.q.shape[0]
+    q, k, v = (torch.cat([x, torch.zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
+    out = PagedAttention(pool, batch, BACKENDS[backend])(LAYER, q, k, v, scoring)
+    assert out.shape == q.shape
+    return out[: contents.q.shape[0]]
+
+
+def by_definition(pieces: list[Piece], contents: Contents, scoring: Scoring) -> Tensor:
+    """The same in float64, query by query."""
+    plan, tables, _ = make_step(pieces)
+    out = torch.zeros(contents.q.shape, dtype=torch.float64)
+    per_head = contents.heads.query // contents.heads.kv
+    for index, row in enumerate(rows_of(pieces, plan, tables)):
+        visible = row.visible if scoring.window is None else row.visible[-scoring.window :]  # by position
+        keys, values = (x.double() for x in contents.columns(pieces, row.piece, visible))
+        for head in range(contents.heads.query):
+            scores = keys[:, head // per_head] @ contents.q[index, head].double() * scoring.scale
+            if scoring.softcap is not None:
+                scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+            if scoring.sinks is not None:
+                scores = torch.cat([scores, scoring.sinks[head : head + 1].double()])
+            out[index, head] = torch.softmax(scores, 0)[: keys.shape[0]] @ values[:, head // per_head]
+    return out
+
+
+def random_pieces(seed: int) -> list[Piece]:
+    rng = random.Random(seed)
+    return [
+        Piece(
+            rng.choice([0, 3, 16, 40, 70]),
+            rng.choice([1, 1, 2, 19]),
+            random_parents(rng, rng.choice([0, 1, 5, 9])),
+        )
+        for _ in range(5)
+    ]
+
+
+SCORINGS = {
+    "plain": Scoring(0.3),
+    "window": Scoring(0.3, window=7),
+    "window of one": Scoring(0.3, window=1),
+    "softcap": Scoring(0.5, softcap=2.0),
+    "sinks": Scoring(0.3, sinks=torch.tensor([0.5, -1.0, 3.0, 20.0, -50.0, 0.0])),
+    "all": Scoring(0.4, window=5, softcap=3.0, sinks=torch.linspace(-2, 2, 6)),
+}
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
+    for seed in range(2):
+        pieces = random_pieces(seed)
+        contents = Contents.random(pieces, Heads(6, 3, 8), seed)
+        got = attend(pieces, contents, scoring, backend, seed)
+        assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("per_head", [1, 2, 3, 8])
+def test_grouped_heads(backend: str, per_head: int) -> None:
+    pieces = random_pieces(7)
+    contents = Contents.random(pieces, Heads(2 * per_head, 2, 8), 1)
+    got = attend(pieces, contents, Scoring(0.35), backend)
+    assert torch.allclose(got.double(), by_definition(pieces, contents, Scoring(0.35)), atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_long_contexts(backend: str) -> None:
+    pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), 2)
+    for scoring in (Scoring(0.3), Scoring(0.3, window=200)):
+        got = attend(pieces, contents, scoring, backend)
+        assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+
+
+def test_a_window_counts_positions_not_columns() -> None:
+    """Siblings stand between a node and its parent; the window must not be used up by them."""
+    pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
+    contents = Contents.random(pieces, Heads(2, 1, 8), 3)
+    got = attend(pieces, contents, Scoring(0.3, window=2), "exact")
+    keys, values = contents.columns(pieces, 0, [11, 15])  # its parent and itself
+    weights = torch.softmax(keys[:, 0] @ contents.q[5, 0] * 0.3, 0)
+    assert torch.allclose(got[5, 0], weights @ values[:, 0], atol=1e-5)
+
+
+def test_unknown_rows_do_not_leak() -> None:
+    """What a query may not see can be anything finite: the result is the same, bit for bit."""
+    pieces = [Piece(20, 1, (-1, 0, -1, 2)), Piece(40, 3)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), 4)
+    before = attend(pieces, contents, Scoring(0.3), "exact")
+    for x in (contents.k, contents.v):
+        x[3:5] = 100.0  # the second branch
+    after = attend(pieces, contents, Scoring(0.3), "exact")
+    assert torch.equal(after[:3], before[:3]) and torch.equal(after[5:], before[5:])
+    assert not torch.equal(after[3], before[3])
+
+
+def test_default_backend() -> None:
+    assert default_backend(CPU) == "exact"
+    assert default_backend(torch.device("cuda", 0)) == "sdpa"
+
+
+# --- bitwise ---
+
+
+def lone(pieces: list[Piece], contents: Contents, index: int, visible: list[int], piece: int) -> tuple:
+    """The row as non-speculative decoding has it: alone, everything it sees at its position, already written."""
+    keys, values = contents.columns(pieces, piece, visible)
+    one = Piece(len(visible) - 1, 1)
+    parts = (contents.q[index : index + 1], keys[-1:], values[-1:])
+    return [one], Contents(contents.heads, *parts, [(keys[:-1], values[:-1])])
+
+
+def chain(pieces: list[Piece], contents: Contents, index: int, visible: list[int], piece: int, length: int) -> tuple:
+    """The row as the last of a prompt chunk."""
+    keys, values = contents.columns(pieces, piece, visible)
+    start = len(visible) - length
+    q = torch.randn(length, *contents.q.shape[1:])
+    q[-1] = contents.q[index]
+    return [Piece(start, length)], Contents(
+        contents.heads, q, keys[start:], values[start:], [(keys[:start], values[:start])]
+    )
+
+
+def check_bitwise(pieces: list[Piece], contents: Contents, scoring: Scoring, seed: int) -> None:
+    plan, tables, _ = make_step(pieces, seed)
+    together = attend(pieces, contents, scoring, "exact", seed)
+    for index, row in enumerate(rows_of(pieces, plan, tables)):
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), scoring, "exact", seed)
+        assert torch.equal(together[index], alone[0]), f"row {index} of {pieces}"
+
+
+@pytest.mark.parametrize("scoring", ["plain", "window", "all"])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str) -> None:
+    pieces = random_pieces(100 + seed)
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed)
+
+
+@pytest.mark.parametrize("known", [17, 255, 256, 257, 300, 500, 511, 512, 513, 700])
+def test_rows_at_any_length(known: int) -> None:
+    """Across the borders of key chunks and blocks; a tree stays inside one chunk, as the scheduler sees to."""
+    rng = random.Random(known)
+    size = min(15, KEY_CHUNK - known % KEY_CHUNK)
+    pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0)
+
+
+@pytest.mark.parametrize("heads", [Heads(1, 1, 64), Heads(4, 4, 32), Heads(8, 1, 16), Heads(9, 3, 64)], ids=str)
+def test_rows_of_any_head_shape(heads: Heads) -> None:
+    pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
+    check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1)
+
+
+@pytest.mark.parametrize("num", [2, 3, 8, 31, 64])
+def test_a_row_among_many_sequences(num: int) -> None:
+    rng = random.Random(num)
+    pieces = [Piece(rng.randrange(33, 120), 1, random_parents(rng, rng.choice([0, 2]))) for _ in range(num)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), num)
+    plan, tables, _ = make_step(pieces, 0)
+    together = attend(pieces, contents, Scoring(0.3), "exact")
+    rows = rows_of(pieces, plan, tables)
+    for index in rng.sample(range(len(rows)), min(6, len(rows))):
+        row = rows[index]
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), Scoring(0.3), "exact")
+        assert torch.equal(together[index], alone[0])
+
+
+@pytest.mark.parametrize("length", [2, 5, 16, 40, 64, 260])
+def test_a_row_at_the_end_of_a_chunk(length: int) -> None:
+    for known in (270, 290, 515):
+        pieces = [Piece(known, 1)]
+        contents = Contents.random(pieces, Heads(6, 3, 8), known)
+        visible = list(range(known + 1))
+        torch.manual_seed(0)
+        expected = attend(pieces, contents, Scoring(0.3), "exact")[0]
+        assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), "exact")[-1], expected)
