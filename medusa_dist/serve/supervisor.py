@@ -33,10 +33,7 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class Supervisor:
-    """The requests of one replica and the group that decodes them.
-
-    make_group(generation) gives a group that is not started.
-    """
+    """The requests of one replica and the group that decodes them. make_group(generation): one not yet started."""
 
     def __init__(self, config: Config, make_group: Callable[[int], Group], watch: ServiceMetrics) -> None:
         self._config = config
@@ -214,8 +211,9 @@ class Supervisor:
 
     async def _restart(self, error: MedusaError) -> Group | None:
         """The next group, started; None when restart_s is over. Waits longer each time it does not come up."""
+        fell_at = time.monotonic()
         if self._down_since is None:
-            self._down_since, self._num_tries = time.monotonic(), 0
+            self._down_since, self._num_tries = fell_at, 0
         deadline = self._down_since + self._config.timeouts.restart_s
         for pending in self._pending.values():
             pending.note_fall()
@@ -234,6 +232,7 @@ class Supervisor:
                 error = latest
                 continue
             self._watch.on_start(group.seconds)
+            logger.info("generation %d decodes, %.1f s after the fall", self._generation, time.monotonic() - fell_at)
             return group
         if self._group is not None:
             await asyncio.to_thread(self._group.kill)

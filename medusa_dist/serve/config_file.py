@@ -1,0 +1,111 @@
+"""Reading a Serve config file strictly: Ray Serve drops keys it does not know, here they are errors.
+
+Owns the check of a file before anything is started. Not here: the keys under `args` (config.py), deploying (launch.py).
+"""
+
+import difflib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+from medusa_dist.config import Config, explain_validation, parse_config
+from medusa_dist.errors import ConfigError
+
+IMPORT_PATH = "medusa_dist.app:build_app"
+
+
+@dataclass(frozen=True)
+class ServeFile:
+    """A checked file. schema: what Ray Serve gets. configs: by application name, of those that are ours."""
+
+    schema: ServeDeploySchema
+    configs: dict[str, Config]
+
+    def url(self, application: str) -> str:
+        """Where an application answers, seen from the machine that runs the proxy."""
+        options = self.schema.http_options
+        host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # compared, not bound
+        prefix = next(a.route_prefix for a in self.schema.applications if a.name == application)
+        return f"http://{host}:{options.port}{(prefix or '').rstrip('/')}"
+
+
+def read_serve_file(path: Path, deployment: str) -> ServeFile:
+    """Read and check a Serve config. deployment: the name ours has.
+
+    Raises ConfigError with one line per problem, each with the path of its key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("applications"), list):
+        raise ConfigError(f"{path} is not a Serve config: it needs a list `applications`")
+    problems = unknown_keys(raw, ServeDeploySchema)
+    for index, application in enumerate(raw["applications"]):
+        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
+            problems += _foreign_deployments(application, index, deployment)
+            problems += unknown_keys(application.get("args"), Config, f"applications[{index}].args.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        schema = ServeDeploySchema.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error)) from None
+    ours = [application for application in schema.applications if application.import_path == IMPORT_PATH]
+    if not ours:
+        raise ConfigError(f"{path}: no application has import_path {IMPORT_PATH}")
+    return ServeFile(schema, {application.name: _args(application) for application in ours})
+
+
+def _args(application: ServeApplicationSchema) -> Config:
+    try:
+        return parse_config(application.args)
+    except ConfigError as error:
+        lines = [f"application {application.name}, args.{line}" for line in error.message.splitlines()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def unknown_keys(value: Any, schema: type[BaseModel], path: str = "") -> list[str]:
+    """One line for each key in a tree of mappings that the schema does not have, with the nearest one it has."""
+    if not isinstance(value, dict):
+        return []  # a wrong type is the schema's own error
+    known = set(schema.model_fields) | {field.alias for field in schema.model_fields.values() if field.alias}
+    problems = []
+    for key, item in value.items():
+        where = f"{path}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            problems.append(f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''}")
+            continue
+        field = schema.model_fields.get(key)
+        nested = None if field is None else _model_in(field.annotation)
+        if nested is not None and isinstance(item, list):
+            for index, entry in enumerate(item):
+                problems += unknown_keys(entry, nested, f"{where}[{index}].")
+        elif nested is not None:
+            problems += unknown_keys(item, nested, f"{where}.")
+    return problems
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic class inside an annotation such as list[X] or X | dict | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _model_in(part)) is not None), None)
+
+
+def _foreign_deployments(application: dict[str, Any], index: int, deployment: str) -> list[str]:
+    """Overrides of a deployment that our application does not have."""
+    names = [d.get("name") for d in application.get("deployments") or [] if isinstance(d, dict)]
+    return [
+        f"applications[{index}].deployments[{i}].name: there is no deployment {name!r}; the only one is {deployment!r}"
+        for i, name in enumerate(names)
+        if name != deployment
+    ]

@@ -1,0 +1,186 @@
+"""`medusa-dist serve`: from a Serve config file to an answering service in the foreground, and back to nothing.
+
+Owns the Ray cluster it starts (or joins), deploying, progress and the end. Not here: the check of the file
+(config_file.py), what a replica does (front.py).
+Unlike `serve run`, a service that does not come up ends the command with the reason.
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
+from ray.util import placement_group_table
+
+from medusa_dist.config import Config
+from medusa_dist.errors import ConfigError, GroupError
+from medusa_dist.serve.config_file import ServeFile
+from medusa_dist.serve.placement import bundles, explain_room, resolve_device
+
+Say = Callable[[str], None]
+POLL_S = 0.5
+HOPELESS = re.compile(r"medusa_dist\.errors\.(Config|Model|Heads)Error: ")  # another try ends the same way
+ROOM_S = 5.0  # a placement that takes longer is worth an explanation
+
+
+class Launch:
+    """One run of a Serve config. address: of a Ray cluster to join; None starts one on this machine and ends it again.
+
+    say: shows what the start is doing now.
+    """
+
+    def __init__(self, file: ServeFile, address: str | None, say: Say) -> None:
+        self._file = file
+        self._address = address
+        self._say = say
+        self.dashboard = ""
+
+    def start(self) -> float:
+        """Deploy and wait until every application answers; returns the seconds it took. Raises MedusaError."""
+        began = time.monotonic()
+        options = self._file.schema.http_options
+        if self._address is None:
+            _check_port(options.host, options.port)
+        self._say("start Ray")
+        self._start_ray()
+        for config in self._file.configs.values():
+            self._check_room(resolve_device(config))
+        self._say("start Serve")
+        serve.start(proxy_location=self._file.schema.proxy_location, http_options=HTTPOptions(**options.model_dump()))
+        _get_global_client().deploy_apps(self._file.schema, _blocking=False)
+        for name, config in self._file.configs.items():
+            self._await(name, config)
+        return time.monotonic() - began
+
+    def _start_ray(self) -> None:
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # progress and errors are told by `say` and exceptions
+        own: dict[str, Any] = {}
+        if self._address is None:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a shared machine
+            own = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        context = ray.init(
+            address=self._address or "local",
+            namespace="serve",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **own,
+        )
+        self.dashboard = context.dashboard_url
+
+    def stop(self) -> None:
+        """End what was started: open streams may finish (graceful_shutdown_timeout_s), then no process is left."""
+        if not ray.is_initialized():
+            return
+        if self._address is None:
+            serve.shutdown()
+        else:
+            for name in self._file.configs:
+                serve.delete(name)
+        ray.shutdown()
+
+    def _check_room(self, config: Config) -> None:
+        """Refuse at once what no node of the cluster could ever hold."""
+        wanted = bundles(config, front=True)
+        for key in ("CPU", "GPU"):
+            amount = sum(bundle.get(key, 0.0) for bundle in wanted)
+            if self._address is None and amount > ray.cluster_resources().get(key, 0.0):
+                raise ConfigError(
+                    f"no room for {config.name} here: {explain_room(wanted)}; lower resources.cpus_per_rank "
+                    "and resources.front_cpus (they are reservations, fractions are fine) or tensor_parallel_size"
+                )
+
+    def _await(self, name: str, config: Config) -> None:
+        """Wait until an application answers /health with 200."""
+        timeouts = config.timeouts
+        began = time.monotonic()
+        placed = False
+        while True:
+            waited_s = time.monotonic() - began
+            status = serve.status().applications.get(name)
+            if status is not None:
+                details = [status.message, *(d.message for d in status.deployments.values())]
+                if status.status == ApplicationStatus.DEPLOY_FAILED or any(map(HOPELESS.search, details)):
+                    raise GroupError(f"{name}: {reason(max(details, key=len))}")
+            if status is not None and status.status == ApplicationStatus.RUNNING and _answers(self._file.url(name)):
+                return
+            phases = rank_phases(config.name)
+            placed = placed or bool(phases) or _is_placed(name)
+            room = explain_room(bundles(resolve_device(config), front=True)) if not placed and waited_s > ROOM_S else ""
+            self._say(f"{name}: {phases or ('start' if placed else 'schedule')} {room}".rstrip())
+            if not placed and waited_s > timeouts.placement_s:
+                raise GroupError(f"{name} found no place within {timeouts.placement_s:g} s; {room}")
+            if waited_s > timeouts.placement_s + timeouts.load_s + timeouts.step_s:
+                raise GroupError(f"{name} does not answer after {waited_s:.0f} s; last seen: {phases or 'schedule'}")
+            time.sleep(POLL_S)
+
+
+def rank_phases(model: str) -> str:
+    """What the ranks of a model are doing, or "" where none is placed: "load", or "rank 0 warm up, rank 1 load"."""
+    names = sorted(name for name in ray.util.list_named_actors() if name.startswith(f"medusa:{model}:rank"))
+    phases: dict[str, str] = {}
+    for name in names:
+        try:
+            phases[name.split(":")[-2]] = ray.get(ray.get_actor(name).phase.remote(), timeout=1.0)
+        except (RayError, ValueError):
+            continue  # not up yet, or gone since
+    if len(set(phases.values())) == 1:
+        return next(iter(phases.values()))
+    return ", ".join(f"{rank.replace('rank', 'rank ')} {phase}" for rank, phase in phases.items())
+
+
+def _is_placed(application: str) -> bool:
+    """Whether Ray has found room for a replica; Serve names a replica's placement group like the replica."""
+    groups = placement_group_table().values()
+    return any(g["state"] == "CREATED" and g["name"].startswith(f"SERVE_REPLICA::{application}#") for g in groups)
+
+
+def reason(message: str) -> str:
+    """Our own error in Serve's message, which wraps it in tracebacks; else the message."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    ours = re.findall(r"^\s*medusa_dist\.errors\.\w+: (.+(?:\n(?!\s*File|\s*ray::|\s*$).+)*)", text, re.MULTILINE)
+    return ours[-1].strip() if ours else text.strip()
+
+
+def wait_for_signal() -> str:
+    """Block until SIGINT or SIGTERM; its name. A second one acts as usual."""
+    came: list[int] = []
+    event = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    while not event.wait(1.0):
+        pass
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return signal.Signals(came[0]).name
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as error:
+        raise ConfigError(f"http_options.port: cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
+    except httpx.HTTPError:
+        return False
