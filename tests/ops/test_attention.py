@@ -12,6 +12,7 @@ from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scori
 from medusa_dist.ops.kv_rows import KVPool
 from tests.engine.pieces import Piece, make_step, random_parents, rows_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 LAYERS, LAYER = 2, 1
 
@@ -208,6 +209,16 @@ def test_rows_at_any_length(known: int) -> None:
     size = min(15, KEY_CHUNK - known % KEY_CHUNK)
     pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0)
+
+
+def test_rows_with_several_threads() -> None:
+    torch.set_num_threads(2)  # the fixture sets it back
+    pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
+    contents = Contents.random(pieces, Heads(9, 3, 64), 6)
+    check_bitwise(pieces, contents, Scoring(0.125), 2)
+    two = attend(pieces, contents, Scoring(0.125), "exact")
+    torch.set_num_threads(1)
+    assert torch.equal(attend(pieces, contents, Scoring(0.125), "exact"), two)
 
 
 @pytest.mark.parametrize("heads", [Heads(1, 1, 64), Heads(4, 4, 32), Heads(8, 1, 16), Heads(9, 3, 64)], ids=str)
