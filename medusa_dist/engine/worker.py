@@ -66,8 +66,11 @@ class Worker:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
             return paged(layer, q, k, v, Scoring(*scoring))
 
+        # A product with one row may take another kernel and round differently: score a lone row twice.
+        wanted = batch.wanted.repeat(2) if batch.wanted.numel() == 1 else batch.wanted
         with attention_context.using(attend):
-            return self.model.forward(batch.input_ids, batch.positions, batch.wanted)
+            logits, hidden = self.model.forward(batch.input_ids, batch.positions, wanted)
+        return logits[: batch.wanted.numel()], hidden[: batch.wanted.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:
         for slot, seed, temperature, whole in zip(
