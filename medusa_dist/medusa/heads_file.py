@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,7 +49,9 @@ class HeadsDescription(Strict):
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
     bias: bool = True
     lm_head: Literal["shared", "own"] = "shared"
-    draft_vocab_size: int | None = Field(default=None, description="None: the heads know the whole vocabulary.")
+    draft_vocab_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="None: the heads know the whole vocabulary."
+    )
     offsets: tuple[int, ...] = Field(description="Distance of each head's token from the one just emitted.")
     logit_scale: float = 1.0
     logit_softcap: float | None = None
@@ -104,8 +106,12 @@ def read_heads(folder: Path) -> HeadsFile:
                 f"heads: {folder / name} is not there; a head file is a folder with {DESCRIPTION} and {TENSORS}"
             )
     description = read_description(folder)
-    with safe_open(folder / TENSORS, framework="pt") as tensors:
-        return HeadsFile(description, {name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise HeadsError(f"heads: {folder / TENSORS} cannot be read: {error}") from None
+    return HeadsFile(description, tensors)
 
 
 def read_description(folder: Path) -> HeadsDescription:

@@ -1,0 +1,139 @@
+"""Trees: the best N nodes against all prefix-closed subsets, ties, static trees, and each refusal's words."""
+
+from collections import defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medusa_dist.errors import ConfigError
+from medusa_dist.medusa.tree import ROOT, Candidates, Tree, best_tree, check_paths, order_paths, static_tree
+
+Path = tuple[int, ...]
+
+
+def candidates(confidences: list[list[float]]) -> Candidates:
+    """Guess r of head k + 1 is token 10 * (k + 1) + r."""
+    array = np.array(confidences, dtype=np.float32)
+    heads, ranks = array.shape
+    tokens = 10 * np.arange(1, heads + 1)[:, None] + np.arange(ranks)
+    return Candidates(tokens.astype(np.int64), array)
+
+
+def value_of(made: Candidates, path: Path) -> float:
+    value = 1.0
+    for depth, rank in enumerate(path):
+        value *= float(made.confidences[depth, rank])
+    return value
+
+
+def paths_of(tree: Tree) -> list[Path]:
+    """Each node as the ranks on its path, read back from the tokens."""
+    paths: list[Path] = []
+    for token, parent in zip(tree.tokens, tree.parents, strict=True):
+        paths.append((*(() if parent == ROOT else paths[parent]), token % 10))
+        assert token // 10 == len(paths[-1])
+    return paths
+
+
+def closed_subsets(path: Path, heads: int, ranks: int) -> list[frozenset[Path]]:
+    """Every prefix-closed set of nodes strictly below `path`."""
+    if len(path) == heads:
+        return [frozenset()]
+    branches = []
+    for rank in range(ranks):
+        child = (*path, rank)
+        branches.append([frozenset(), *({child} | below for below in closed_subsets(child, heads, ranks))])
+    return [frozenset().union(*chosen) for chosen in product(*branches)]
+
+
+SUBSETS = {shape: closed_subsets((), *shape) for shape in ((1, 5), (2, 3), (3, 2))}
+
+
+@st.composite
+def confidences(draw: st.DrawFn) -> list[list[float]]:
+    heads, ranks = draw(st.sampled_from(list(SUBSETS)))
+    # Few distinct values make many ties; halves are exact in float32, so that sums compare exactly.
+    one = st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=16)
+    return [sorted(draw(st.lists(one, min_size=ranks, max_size=ranks)), reverse=True) for _ in range(heads)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(confidences())
+def test_no_tree_of_its_size_is_better(chances: list[list[float]]) -> None:
+    made = candidates(chances)
+    best: dict[int, float] = defaultdict(float)
+    for subset in SUBSETS[made.confidences.shape]:
+        best[len(subset)] = max(best[len(subset)], sum(value_of(made, path) for path in subset))
+    whole, values = best_tree(made, 99, 99)
+    positive = [path for path in max(SUBSETS[made.confidences.shape], key=len) if value_of(made, path) > 0]
+    assert len(whole) == len(positive)
+    for size in range(len(whole) + 1):
+        tree, first = best_tree(made, size, 99)
+        assert (tree, first) == (whole.first(size), values[:size])  # a smaller tree is the beginning of a larger one
+        assert sum(first) == pytest.approx(best[size], rel=1e-6)
+    assert values == sorted(values, reverse=True)
+    paths = paths_of(whole)
+    assert len(set(paths)) == len(paths)
+    assert values == pytest.approx([value_of(made, path) for path in paths], rel=1e-6)
+
+
+def test_ties_shallower_first_then_the_lower_rank() -> None:
+    tree, values = best_tree(candidates([[0.5, 0.25, 0.25], [0.5, 0.25, 0.0]]), 99, 99)
+    assert paths_of(tree) == [(0,), (1,), (2,), (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    assert values == [0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125, 0.0625, 0.0625]
+
+
+def test_depth_floor_and_size_bound_the_tree() -> None:
+    made = candidates([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+    assert max(best_tree(made, 99, 2)[0].depths) == 2
+    assert len(best_tree(made, 99, 0)[0]) == len(best_tree(made, 0, 99)[0]) == 0
+    tree, values = best_tree(made, 99, 99, floor=0.25)  # not above the floor is left out
+    assert values == [0.5, 0.5] and tree.depths == (1, 1)
+
+
+def test_tree_laws() -> None:
+    tree = Tree(tokens=(7, 8, 7, 9, 7), parents=(-1, 0, 0, 2, -1))
+    assert len(tree) == 5 and tree.depths == (1, 2, 2, 3, 1)
+    assert tree.children == {-1: {7: 0}, 0: {8: 1, 7: 2}, 2: {9: 3}}  # of equal siblings the first counts
+    assert tree.first(2) == Tree((7, 8), (-1, 0)) and tree.first(9) is tree and len(tree.first(0)) == 0
+    for parents in ((0,), (-2,), (-1, 1)):
+        with pytest.raises(AssertionError):
+            Tree(tuple(range(len(parents))), parents)
+
+
+PATHS = ((1,), (0, 1), (0,), (0, 0, 0), (0, 0), (1, 0))
+
+
+def test_static_tree() -> None:
+    made = candidates([[0.1, 0.1]] * 3)
+    assert order_paths(PATHS) == [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
+    tree = static_tree(made, PATHS, 99, 99)
+    assert paths_of(tree) == order_paths(PATHS)
+    assert tree == Tree((10, 11, 20, 21, 20, 30), (-1, -1, 0, 0, 1, 2))
+    assert paths_of(static_tree(made, PATHS, 99, 2)) == order_paths(PATHS)[:5]
+    assert paths_of(static_tree(made, PATHS, 3, 99)) == order_paths(PATHS)[:3]
+    assert len(static_tree(made, PATHS, 99, 0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (((0,), (1,), (0,)), r"path \[0\] is listed twice"),
+        (((0,), ()), "an empty path"),
+        (((0,), (0, 0), (0, 0, 0)), r"path \[0, 0, 0\] is 3 deep, but the model has 2 heads"),
+        (((0,), (5,)), r"path \[5\] has a rank outside 0\.\.4"),
+        (((0,), (0, -1)), r"path \[0, -1\] has a rank outside"),
+        (((0,), (1, 0)), r"path \[1, 0\] is listed without its parent \[1\]"),
+    ],
+)
+def test_static_trees_that_cannot_be(paths: tuple[Path, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=r"speculation\.tree: " + message):
+        check_paths(paths, num_heads=2, num_ranks=5)
+
+
+def test_static_trees_that_can() -> None:
+    check_paths(((0, 0), (0,), (4,)), num_heads=2, num_ranks=5)
+    check_paths((), num_heads=2, num_ranks=5)

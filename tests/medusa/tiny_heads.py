@@ -1,0 +1,41 @@
+"""Head files made on the fly."""
+
+import torch
+from torch import Tensor
+
+from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
+
+HIDDEN, VOCAB = 13, 31
+
+
+def describe(num_heads: int = 3, **fields: object) -> HeadsDescription:
+    """A description; `fields` override or add keys."""
+    base = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB)
+    keys: dict[str, object] = {
+        "form": "hidden",
+        "num_heads": num_heads,
+        "offsets": tuple(range(1, num_heads + 1)),
+        "dtype": "float32",
+        "base": base,
+    }
+    return HeadsDescription.model_validate(keys | fields)
+
+
+def tensors_for(description: HeadsDescription, scale: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors of the shapes the description promises."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {
+        name: scale * torch.randn(shape, generator=generator)
+        for name, shape in expected_shapes(description).items()
+        if name != "draft_vocab"
+    }
+    size = description.draft_vocab_size
+    if size is not None:
+        ids = torch.randperm(description.base.vocab_size, generator=generator)[:size]
+        made["draft_vocab"] = ids.sort().values.int()
+    return made
+
+
+def random_heads(seed: int = 0, scale: float = 0.5, **fields: object) -> HeadsFile:
+    description = describe(**fields)
+    return HeadsFile(description, tensors_for(description, scale, seed))
