@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve test test-slow lint format clean
+.PHONY: help serve docs test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -17,6 +17,9 @@ help: ## what there is
 serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print how to call it
 	$(VENV)/bin/medusa-dist demo
 	$(VENV)/bin/medusa-dist serve $(CONFIG)
+
+docs: $(VENV)/installed ## write docs/config.md anew from the code
+	$(VENV)/bin/python -m medusa_dist.jobs.config_docs > docs/config.md
 
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest

@@ -71,9 +71,10 @@ class ResourcesConfig(Strict):
     front_cpus: Annotated[float, Field(ge=0)] = Field(
         default=0.5, description="CPUs reserved for the HTTP front of the replica, in bundle 0 beside rank 0."
     )
-    threads_per_rank: Annotated[int, Field(ge=1)] | None = Field(
+    threads_per_rank: int | None = Field(
+        ge=1,
         default=None,
-        description="CPU threads of each rank's tensor code. None: the node's cores divided by tensor_parallel_size.",
+        description="CPU threads of each rank's tensor code. None: the node's cores, one left to the front, dealt to the ranks.",
     )
 
 
@@ -134,8 +135,8 @@ class Config(Strict):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ranks the model is cut over. Legal: 1 to the model's number of key/value heads."
     )
-    max_model_len: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="Longest prompt + output, tokens. None: what the model was trained for."
+    max_model_len: int | None = Field(
+        ge=2, default=None, description="Longest prompt + output, tokens. None: what the model was trained for."
     )
     max_running: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=16, description="Sequences decoded together in one step."
@@ -152,13 +153,23 @@ class Config(Strict):
         default=0.9,
         description="Share of a GPU's memory for weights + KV cache + workspace. Ignored where kv_cache_tokens is set.",
     )
-    kv_cache_tokens: Annotated[int, Field(ge=32)] | None = Field(
+    kv_cache_tokens: int | None = Field(
+        ge=32,
         default=None,
         description="Tokens the KV cache holds, all sequences together. None: GPU by memory_fraction; CPU: "
         "max_running x max_model_len, at most 1 GiB.",
     )
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+
+    @model_validator(mode="after")
+    def _every_sequence_gets_a_row(self) -> "Config":
+        if self.max_batched_tokens < self.max_running:
+            raise ValueError(
+                f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_running ({self.max_running}): "
+                "each running sequence takes one row of a step"
+            )
+        return self
 
     @property
     def name(self) -> str:
@@ -181,6 +192,6 @@ def explain_validation(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"]) or "config"
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "unknown key; see the README's table of keys"
+            text = "unknown key; docs/config.md has them all"
         lines.append(f"{key}: {text}")
     return "\n".join(lines)

@@ -50,7 +50,9 @@ def _type(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    return "required" if field.is_required() else f"`{field.default}`"
+    if field.is_required():
+        return "required"
+    return "`none`" if field.default is None else f"`{field.default}`".lower()
 
 
 def _escaped(text: str) -> str:
