@@ -16,7 +16,9 @@ from ray.util import remove_placement_group
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import Batch, Command
 from medusa_dist.engine.outbox import Message
+from medusa_dist.errors import GroupError
 from medusa_dist.serve.group import Group
+from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import reserve, resolve_device
 from medusa_dist.serve.rank import STACK
 
@@ -33,8 +35,9 @@ class DriverGroup:
         if self._owns_ray:
             needed = config.resources.cpus_per_rank * config.tensor_parallel_size
             cores = max(os.cpu_count() or 1, math.ceil(needed))
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+            start_local_ray(cores)
         self._group: Group | None = None
+        self._error: GroupError | None = None  # why it fell
         self._placement = None
         try:
             config = resolve_device(config)
@@ -48,20 +51,26 @@ class DriverGroup:
         self._stream = self._group.batches()
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Hand over submits and aborts, in order."""
+        """Hand over submits and aborts, in order. Raises GroupError once the group fell."""
         assert self._group is not None
+        if self._error is not None:
+            raise self._error
         try:
             ray.get(self._group.post(commands))
         except RayError:
-            raise self._group.cause() from None
+            self._error = self._group.cause()
+            raise self._error from None
 
     def receive(self) -> tuple[Message, ...]:
         """What the engine put out since the last call; empty about once a second when idle. Raises GroupError."""
         assert self._group is not None
+        if self._error is not None:
+            raise self._error
         try:
             batch: Batch = ray.get(next(self._stream))
         except (RayError, StopIteration):
-            raise self._group.cause() from None
+            self._error = self._group.cause()
+            raise self._error from None
         return batch.messages
 
     def close(self) -> None:

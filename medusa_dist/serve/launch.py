@@ -6,7 +6,6 @@ Unlike `serve run`, a service that does not come up ends the command with the re
 """
 
 import logging
-import os
 import re
 import signal
 import socket
@@ -27,6 +26,7 @@ from ray.util import placement_group_table
 from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError, GroupError
 from medusa_dist.serve.config_file import ServeFile
+from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import bundles, explain_room, resolve_device
 
 Say = Callable[[str], None]
@@ -65,19 +65,12 @@ class Launch:
         return time.monotonic() - began
 
     def _start_ray(self) -> None:
-        for name in ("ray", "ray.serve"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # progress and errors are told by `say` and exceptions
-        own: dict[str, Any] = {}
         if self._address is None:
-            os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a shared machine
-            own = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        context = ray.init(
-            address=self._address or "local",
-            namespace="serve",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **own,
-        )
+            context = start_local_ray(dashboard=True)
+        else:
+            context = ray.init(
+                address=self._address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR
+            )
         self.dashboard = context.dashboard_url
 
     def stop(self) -> None:

@@ -150,6 +150,39 @@ def test_a_lost_rank_in_mid_stream_changes_no_token(url, how):
     assert len(rank_pids()) == 2
 
 
+def scrape() -> dict[str, float]:
+    """All samples of ours on Ray's metrics ports, summed over labels other than head and reason."""
+    samples: dict[str, float] = {}
+    for node in ray.nodes():
+        text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10).text
+        for line in text.splitlines():
+            if line.startswith("ray_medusa_dist_") and "_bucket" not in line:
+                name, value = line.split("{")[0], float(line.rsplit(" ", 1)[1])
+                assert 'model="fake"' in line and 'deployment="Medusa"' in line and "replica=" in line
+                samples[name] = samples.get(name, 0.0) + value
+    return samples
+
+
+def test_what_happened_is_on_rays_metrics_port(url):
+    before = scrape().get("ray_medusa_dist_tokens_total", 0.0)
+    stream_ids(url, [1, 0, 9], 50)
+    until(lambda: scrape().get("ray_medusa_dist_tokens_total", 0.0) >= before + 50, seconds=30)
+    names = scrape()
+    for name in (
+        "requests",
+        "running_sequences",
+        "kv_used_fraction",
+        "tokens_per_step",
+        "group_up",
+        "group_start_seconds",
+        "sequence_steps_total",
+        "requests_ended_total",
+        "time_to_first_token_seconds_count",
+        "time_per_token_seconds_sum",
+    ):
+        assert f"ray_medusa_dist_{name}" in names
+
+
 def test_a_client_that_goes_away_frees_its_place(url):
     with httpx.stream("POST", f"{url}/v1/completions", json=body([10, 0], 5000, stream=True), timeout=60) as response:
         lines = response.iter_lines()
