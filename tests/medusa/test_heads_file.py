@@ -117,7 +117,7 @@ def test_heads_of_another_model() -> None:
     base = plain.description.base.model_copy(update={"fingerprint": "sha256:a"})
     marked = random_heads(base=base)
     marked.check_base(HIDDEN, VOCAB, "sha256:a", allow_other=False)
-    with pytest.raises(HeadsError, match="made for another base model.*allow_untrained: true"):
+    with pytest.raises(HeadsError, match=r"made for another base model.*allow_untrained: true"):
         marked.check_base(HIDDEN, VOCAB, "sha256:b", allow_other=False)
     marked.check_base(HIDDEN, VOCAB, "sha256:b", allow_other=True)
 
