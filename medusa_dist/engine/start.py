@@ -22,6 +22,7 @@ from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.measure import measure_step_cost
+from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.plan import Op
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Limits, Scheduler
@@ -41,9 +42,7 @@ from medusa_dist.ops.attention import default_backend
 from medusa_dist.ops.kv_rows import KVPool, block_bytes
 from medusa_dist.ops.parallel import Parallel
 
-_CPU_POOL_BYTES = 1 << 30  # default size of the KV pool on a CPU, at most
 _SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
-_GPU_WORKSPACE = 0.05  # share of a GPU's memory kept free for activations, beside memory_fraction
 
 
 def choose_device(config: Config) -> torch.device:
@@ -173,20 +172,12 @@ class EngineRank:
 
     def _num_blocks(self, model: ShardedModel) -> int:
         """KV blocks of the pool, the scratch block included; the same on all ranks: the least that any can hold."""
-        config = self.config
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
-        longest = blocks_for(self._max_model_len)
-        if config.kv_cache_tokens is not None:
-            count = blocks_for(config.kv_cache_tokens)
-        elif self._device.type == "cpu":
-            count = min(config.max_running * longest, max(_CPU_POOL_BYTES // bytes_each, longest))
-        else:
-            free, total = torch.cuda.mem_get_info(self._device)
-            spare = free - int(total * (1 - config.memory_fraction + _GPU_WORKSPACE))
-            # Attention gathers a layer's keys and values before it reads them.
-            count = min(config.max_running * longest, int(spare / (bytes_each * (1 + 2 / model.num_layers))))
+        on_cpu = self._device.type == "cpu"
+        memory = None if on_cpu else DeviceMemory(*torch.cuda.mem_get_info(self._device))
+        count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
         count = int(model.parallel.minimum(count))
-        if count < 2:
+        if count < MIN_BLOCKS:
             raise ConfigError(
                 "memory_fraction: no room for a KV cache beside the weights; raise it, lower max_running, use more "
                 "ranks (tensor_parallel_size) or a narrower dtype"
