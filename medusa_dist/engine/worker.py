@@ -22,6 +22,8 @@ from medusa_dist.ops.kv_rows import KVPool
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
 
+_NO_TOKEN = 2.0**40
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -128,9 +130,12 @@ class Worker:
 
 
 def _best_of_shards(pairs: Tensor) -> Ints:
-    """pairs [ranks, R, 2] of (value, id): the id of the largest value per row; ties go to the lowest id."""
+    """pairs [ranks, R, 2] of (value, id): the id of the largest value per row; ties go to the lowest id.
+
+    A row of NaN gets an id outside any vocabulary.
+    """
     values, ids = pairs[..., 0], pairs[..., 1]
     best = values.amax(dim=0, keepdim=True)
-    lowest = torch.where(values == best, ids, float("inf")).amin(dim=0)
+    lowest = torch.where(values == best, ids, _NO_TOKEN).amin(dim=0)
     chosen: Ints = lowest.cpu().numpy().astype(np.int64)
     return chosen

@@ -56,7 +56,8 @@ class PagedAttention:
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = keys.shape[1]
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
-        out = torch.empty_like(padded)
+        # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
+        out = torch.zeros_like(padded)
         for group in self.batch.groups:
             size, width = group.query_rows.shape
             rows = group.query_rows.flatten()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medusa_dist.engine.prepare import prepare
 from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend
+from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.kv_rows import KVPool
 from tests.engine.pieces import Piece, make_step, random_parents, rows_of
 
@@ -250,3 +251,20 @@ def test_a_row_at_the_end_of_a_chunk(length: int) -> None:
         torch.manual_seed(0)
         expected = attend(pieces, contents, Scoring(0.3), "exact")[0]
         assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), "exact")[-1], expected)
+
+
+def test_rows_of_no_group_come_out_as_zeros() -> None:
+    """Padding rows belong to no group; garbage in them would enter the scratch block, and 0 x NaN is NaN for others."""
+    pool = KVPool.allocate(1, 1, 8, 3, torch.float32, torch.device("cpu"))
+    filler = torch.full((64, 8), float("nan"))  # memory that an allocator may hand out again
+    del filler
+    batch = ForwardBatch(
+        *(torch.zeros(4, dtype=torch.int64) for _ in range(3)),
+        copy_sources=torch.zeros(0, dtype=torch.int64),
+        copy_targets=torch.zeros(0, dtype=torch.int64),
+        wanted=torch.zeros(0, dtype=torch.int64),
+        groups=(),
+    )
+    rows = torch.ones(4, 1, 8)
+    out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, Scoring(1.0))
+    assert torch.equal(out, torch.zeros(4, 1, 8))
