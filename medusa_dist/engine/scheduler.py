@@ -58,9 +58,11 @@ class Scheduler:
         """Queue a request; output_ids were emitted before. Raises RequestError if it can never be served."""
         params, limits = request.params, self.limits
         check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
-        bad = [i for i, _ in params.logit_bias if not 0 <= i < limits.vocab_size]
-        if bad:
-            raise RequestError(f"logit_bias names token {bad[0]}, the vocabulary has {limits.vocab_size}", "logit_bias")
+        biased = [i for i, _ in params.logit_bias]
+        for name, ids in (("logit_bias", biased), ("stop_token_ids", params.stop_token_ids)):
+            bad = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
+            if bad is not None:
+                raise RequestError(f"{name} names token {bad}, the vocabulary has {limits.vocab_size}", name)
         longest = limits.max_model_len
         if params.max_tokens is not None:
             longest = min(longest, len(request.prompt_ids) + params.max_tokens)
