@@ -6,10 +6,12 @@ Serve calls build_app by its annotation, so this module must not postpone annota
 """
 
 import os
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from medusa_dist.api.auth import check_api_key
 from medusa_dist.api.routes import build_api
@@ -21,6 +23,7 @@ from medusa_dist.serve.rank import STACK
 
 DEPLOYMENT = "Medusa"
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs to whoever may look
+STALE_S = 10.0  # a front's report may be that late: clocks of nodes differ, and a busy front is slow
 
 
 class Medusa(Front):
@@ -50,8 +53,7 @@ def assemble(args: Config, stack: str) -> Application:
     deployment = serve.deployment(
         serve.ingress(api)(Medusa),
         name=DEPLOYMENT,
-        num_replicas=1,
-        ray_actor_options={"num_cpus": config.resources.front_cpus, "num_gpus": 0},
+        **replicas(config),
         placement_group_bundles=bundles(config, front=True),
         placement_group_strategy="STRICT_PACK",  # a group over several nodes is slow, unless one asked for it
         # Beyond what the front admits, so that its 429 in OpenAI's shape answers and not Serve's plain text.
@@ -63,6 +65,30 @@ def assemble(args: Config, stack: str) -> Application:
         max_constructor_retry_count=2,
     )
     return deployment.bind(config, stack)
+
+
+def replicas(config: Config) -> dict[str, Any]:
+    """How many replicas, and what each front's actor needs: options of serve.deployment."""
+    actor: dict[str, Any] = {"num_cpus": config.resources.front_cpus, "num_gpus": 0}
+    scaling = config.autoscaling
+    if scaling is None:
+        return {"num_replicas": 1, "ray_actor_options": actor}
+    target = scaling.target_sequences or config.max_running
+    policy = AutoscalingPolicy(
+        policy_function="medusa_dist.serve.autoscaling:QueueDepthPolicy",
+        policy_kwargs={"target_sequences": target, "stale_s": STALE_S + 3 * scaling.interval_s},
+    )
+    autoscaling = AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_ongoing_requests=target,  # our policy does not read it; Serve's dashboards show it
+        upscale_delay_s=scaling.upscale_delay_s,
+        downscale_delay_s=scaling.downscale_delay_s,
+        metrics_interval_s=scaling.interval_s,  # called deprecated, but what names its successor is not read yet
+        look_back_period_s=5 * scaling.interval_s,
+        policy=policy,
+    )
+    return {"autoscaling_config": autoscaling, "ray_actor_options": actor}
 
 
 def current_front() -> Medusa:

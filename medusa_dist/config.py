@@ -110,6 +110,49 @@ class TimeoutsConfig(Strict):
         return self
 
 
+class AutoscalingConfig(Strict):
+    """More replicas under load, fewer without. Load = sequences running or waiting, counted by the replicas' fronts.
+
+    Replicas wanted = load / target_sequences, rounded up. See docs/autoscaling.md.
+    """
+
+    min_replicas: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Replicas kept without any load. Not 0: a model that loads for minutes outlasts the patience of "
+        "the client that would wake it.",
+    )
+    max_replicas: Annotated[int, Field(ge=1)] = Field(
+        description="Replicas at most. No default: it is what the cluster has room for, or what you are ready to pay."
+    )
+    target_sequences: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Sequences, running or waiting, per replica. None: max_running, so that a replica is added when "
+        "the others are full; less keeps a reserve for bursts and makes each answer faster.",
+    )
+    upscale_delay_s: Annotated[float, Field(ge=0)] = Field(
+        default=3.0,
+        description="Seconds the load must ask for more before a replica is added. Serve's own 30 would come on top of "
+        "the time a model needs to load.",
+    )
+    downscale_delay_s: Annotated[float, Field(ge=0)] = Field(
+        default=300.0,
+        description="Seconds the load must ask for less, without a break, before replicas end. Well above the time a "
+        "model needs to load.",
+    )
+    interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        default=1.0, description="Seconds between two reports of a front. Serve's own 10 would delay every reaction."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "AutoscalingConfig":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"autoscaling.max_replicas ({self.max_replicas}) is below autoscaling.min_replicas "
+                f"({self.min_replicas})"
+            )
+        return self
+
+
 class Config(Strict):
     """One model's service. Used as `args:` of a Serve application, and by `LLM`."""
 
@@ -158,6 +201,10 @@ class Config(Strict):
         default=None,
         description="Tokens the KV cache holds, all sequences together. None: GPU by memory_fraction; CPU: "
         "max_running x max_model_len, at most 1 GiB.",
+    )
+    autoscaling: AutoscalingConfig | None = Field(
+        default=None,
+        description="Replicas by load. None: as many as the Serve config's num_replicas says; not together with that.",
     )
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)

@@ -61,7 +61,11 @@ def read_serve_file(path: Path, deployment: str) -> ServeFile:
     ours = [application for application in schema.applications if application.import_path == IMPORT_PATH]
     if not ours:
         raise ConfigError(f"{path}: no application has import_path {IMPORT_PATH}")
-    return ServeFile(schema, {application.name: _args(application) for application in ours})
+    file = ServeFile(schema, {application.name: _args(application) for application in ours})
+    problems = [line for application in ours for line in _contradictions(application, file.configs[application.name])]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return file
 
 
 def _args(application: ServeApplicationSchema) -> Config:
@@ -70,6 +74,24 @@ def _args(application: ServeApplicationSchema) -> Config:
     except ConfigError as error:
         lines = [f"application {application.name}, args.{line}" for line in error.message.splitlines()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _contradictions(application: ServeApplicationSchema, config: Config) -> list[str]:
+    """Overrides of the deployment that work against the application's own args."""
+    problems = []
+    for override in application.deployments:
+        given = override.model_dump(exclude_unset=True)
+        where = f"application {application.name}, deployments"
+        for key in ("num_replicas", "autoscaling_config"):
+            if config.autoscaling is not None and given.get(key) is not None:
+                problems.append(f"{where}.{key}: args.autoscaling decides on replicas; remove one of the two")
+        limit = given.get("max_ongoing_requests")
+        if isinstance(limit, int) and limit < config.max_running:
+            problems.append(
+                f"{where}.max_ongoing_requests: {limit} calls cannot fill args.max_running ({config.max_running}); "
+                f"give at least max_running + max_queued = {config.max_running + config.max_queued}, or remove it"
+            )
+    return problems
 
 
 def unknown_keys(value: Any, schema: type[BaseModel], path: str = "") -> list[str]:
