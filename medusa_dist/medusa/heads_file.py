@@ -98,8 +98,11 @@ class HeadsFile:
         (folder / DESCRIPTION).write_text(self.description.model_dump_json(indent=2) + "\n")
 
 
-def read_heads(folder: Path) -> HeadsFile:
-    """Read and check a head file. Raises HeadsError naming the file and what is wrong."""
+def read_heads(folder: Path, shapes_only: bool = False) -> HeadsFile:
+    """Read and check a head file. Raises HeadsError naming the file and what is wrong.
+
+    shapes_only: look at the header; all tensors but draft_vocab are without values (device meta).
+    """
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
             raise HeadsError(

@@ -79,7 +79,8 @@ class ShardedModel:
 
     def weight_bytes(self) -> int:
         """Bytes of this rank's parameters and buffers, packed ones included."""
-        plain = {id(t): t for t in (*self.module.buffers(), *self.module.parameters())}
+        # By address: tied matrices share their memory.
+        plain = {t.data_ptr(): t for t in (*self.module.buffers(), *self.module.parameters())}
         total: int = sum(t.numel() * t.element_size() for t in plain.values())
         packed = (m for m in self.module.modules() if isinstance(m, Linear) and m.is_packed)
         return total + sum(m.out_features * m.in_features * self.dtype.itemsize for m in packed)

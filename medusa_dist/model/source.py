@@ -49,15 +49,27 @@ def resolve_source(model: str, revision: str | None = None) -> Path:
         return _with_safetensors(path)
     if path.exists():
         raise ModelError(f"{path} is neither a folder nor a .gguf file")
+    return _with_safetensors(hub_folder(model, revision, _WANTED))
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` names something on the hub, and nothing on this machine."""
+    path = Path(model).expanduser()
+    return not model.startswith("demo:") and path.suffix != ".gguf" and not path.exists()
+
+
+def hub_folder(model: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder in the hub's cache that holds a hub id's files of these patterns; fetches what is not here yet.
+
+    Raises ModelError saying why it cannot.
+    """
     if not _HUB_ID.fullmatch(model):
-        raise ModelError(f"there is no folder {path}, and it cannot be a hub id (owner/name) either")
-    return _with_safetensors(_from_hub(model, revision))
-
-
-def _from_hub(model: str, revision: str | None) -> Path:
+        raise ModelError(
+            f"there is no folder {Path(model).expanduser()}, and it cannot be a hub id (owner/name) either"
+        )
     where = f"{model} at revision {revision}" if revision else model
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
     except GatedRepoError:
         raise ModelError(f"{model} is gated: accept its terms on the hub and set HF_TOKEN") from None
     except RepositoryNotFoundError:

@@ -1,0 +1,131 @@
+"""How large a rank's part of a model is, from shapes alone: the loader's own cutting, on the meta device.
+
+Owns the measuring of a model that is not loaded. Not here: the cutting (model/build.py, model/plans.py), where shapes
+come from (model/headers.py), what else needs memory (jobs/check_memory.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medusa_dist.model.build import Builder, empty_model
+from medusa_dist.model.checkpoint import Checkpoint, Cut, StoredTensor
+from medusa_dist.model.plans import HeadShape
+from medusa_dist.model.servable import model_class
+from medusa_dist.ops.parallel import Linear, Parallel, packing_refusal
+
+Shapes = dict[str, tuple[int, ...]]  # stored name -> shape
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class RankSize:
+    """One rank's part. weight_bytes is what ShardedModel.weight_bytes() says after loading.
+
+    dense_bytes: read whole in every step. expert_bytes: a mixture's experts, read as far as they are chosen.
+    dense_params, expert_params: of matrices; a row costs 2 operations for each (experts: for each chosen one).
+    widest: features of the widest layer. input_shape, output_shape: of the whole vocabulary matrices.
+    """
+
+    weight_bytes: int
+    dense_bytes: int
+    expert_bytes: int
+    dense_params: int
+    expert_params: int
+    num_experts: int
+    widest: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_shard: int
+    input_shape: tuple[int, int]
+    output_shape: tuple[int, int]
+
+
+class HeaderCheckpoint(Checkpoint):
+    """Stored tensors of which only shapes are known: what is read from it has no values."""
+
+    def __init__(self, folder: Path, shapes: Shapes) -> None:  # the base class would look for the files
+        self.folder = folder
+        self.file_of = dict.fromkeys(shapes, "")
+        self.bytes_read = 0
+        self._shapes = shapes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a stored tensor."""
+        return self._shapes[name]
+
+    def read(self, stored: StoredTensor, cut: Cut | None, dtype: torch.dtype, lend: bool = False) -> Tensor:
+        """A tensor of the shape that Checkpoint.read would return, on the meta device."""
+        shape = self.shape_of(stored)
+        return torch.empty(shape if cut is None else cut.shape_of(shape), dtype=dtype, device=_META)
+
+
+class _SizingBuilder(Builder):
+    """The loader's walk over a model, without values."""
+
+    def __init__(self, *args: Any, packs_later: bool, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._packs_later = packs_later
+        self.shared_bytes = 0  # counted once per name, there once
+
+    def _make_buffers(self) -> None:
+        """They have their shapes already, and need no values here."""
+
+    def _read(self, parameter: Tensor, cut: Cut | None, lend: bool = False) -> Tensor:
+        is_tied = (id(parameter), cut) in self._tied
+        tensor = super()._read(parameter, cut, lend)
+        if is_tied and not (self._packs_later and tensor.dim() == 2):  # a packed matrix is a copy of its own
+            self.shared_bytes += _bytes([tensor])
+        return tensor
+
+
+def own_shapes(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Shapes:
+    """What a checkpoint of this config holds, where there is none to look at: the model's own parameters."""
+    model = empty_model(model_class(config, trust_remote_code), config, dtype, _META)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def rank_size(
+    config: Any, checkpoint: Checkpoint, parallel: Parallel, dtype: torch.dtype, device_type: str, trust: bool = False
+) -> RankSize:
+    """The part of rank `parallel.rank`. device_type: "cpu" keeps linear layers packed where `dtype` allows.
+
+    Raises ModelError where config and stored shapes do not belong together, as loading would.
+    """
+    model = empty_model(model_class(config, trust), config, dtype, _META)
+    packs = device_type == "cpu" and packing_refusal(torch.device("cpu"), dtype) is None
+    builder = _SizingBuilder(model, checkpoint, parallel, dtype=dtype, device=_META, prepack=False, packs_later=packs)
+    builder.fill()
+    heads = HeadShape.of(config, parallel)
+    linears = [m for m in model.modules() if isinstance(m, Linear)]
+    experts = [p for p in model.parameters() if p.dim() == 3]
+    lookups = [p for m in model.modules() for p in m.parameters(recurse=False) if p.dim() == 2]
+    all_bytes, expert_bytes = _bytes([*model.buffers(), *model.parameters()]), _bytes(experts)
+    return RankSize(
+        weight_bytes=all_bytes - builder.shared_bytes,
+        dense_bytes=all_bytes - expert_bytes - _bytes(lookups),
+        expert_bytes=expert_bytes,
+        dense_params=sum(m.out_features * m.in_features for m in linears),
+        expert_params=sum(p.numel() for p in experts),
+        num_experts=max((int(p.shape[0]) for p in experts), default=0),
+        widest=max((m.out_features for m in linears if m is not builder.output_head), default=0),
+        num_heads=heads.local()["num_heads"],
+        num_kv_heads=heads.local()["num_kv_heads"],
+        head_dim=heads.head_dim,
+        vocab_shard=parallel.vocab_shard(builder.vocab_size)[2],
+        input_shape=_matrix(builder, "input"),
+        output_shape=_matrix(builder, "output"),
+    )
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _matrix(builder: Builder, which: str) -> tuple[int, int]:
+    rows, width = builder.checkpoint.shape_of(builder.vocab_rows[which])
+    return rows, width
