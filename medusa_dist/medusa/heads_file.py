@@ -111,9 +111,20 @@ def read_heads(folder: Path, shapes_only: bool = False) -> HeadsFile:
     description = read_description(folder)
     try:
         with safe_open(folder / TENSORS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            blank = [name for name in names if shapes_only and name != "draft_vocab"]
+            tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in blank}
+            tensors |= {name: file.get_tensor(name) for name in names if name not in blank}
     except (SafetensorError, OSError) as error:
         raise HeadsError(f"heads: {folder / TENSORS} cannot be read: {error}") from None
+    return HeadsFile(description, tensors)
+
+
+def described_heads(description: HeadsDescription) -> HeadsFile:
+    """The head file that a description promises, without values, where only heads.json is at hand."""
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(description).items()}
+    if description.draft_vocab_size is not None:
+        tensors["draft_vocab"] = torch.arange(description.draft_vocab_size)  # their number is known, the ids are not
     return HeadsFile(description, tensors)
 
 
