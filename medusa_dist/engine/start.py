@@ -4,6 +4,7 @@ Owns the order of starting and how memory is shared out. The same code runs on e
 together; only rank 0 adds heads and engine. Not here: Ray (serve/), the parts themselves.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from medusa_dist.model.source import resolve_source
 from medusa_dist.model.tokens import eos_token_ids
 from medusa_dist.ops.attention import default_backend
 from medusa_dist.ops.kv_rows import KVPool, block_bytes
+from medusa_dist.ops.noise import NOISE_VERSION
 from medusa_dist.ops.parallel import Parallel
 
 _SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
@@ -55,9 +57,17 @@ def choose_device(config: Config) -> torch.device:
 
 
 def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
-    """Rank 0's meeting point on a free port (store.port)."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=timeout)
+    """Rank 0's meeting point on a free port (store.port), bound to `host` alone and not to every interface."""
+    listener = socket.create_server((host, 0))
+    return TCPStore(
+        host,
+        listener.getsockname()[1],
+        world,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener.detach(),
+    )
 
 
 def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
@@ -126,6 +136,8 @@ class EngineRank:
             "max_model_len": self._max_model_len,
             "vocab_size": model.vocab_size,
             "speculation": self._describe(drafter),
+            "fingerprint": fingerprint(folder),
+            "noise_version": NOISE_VERSION,
             "seconds": self._seconds,
         }
 
