@@ -21,7 +21,7 @@ def ray_cluster():
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Tiny products on one thread: waiting for a second one costs more than it brings where cores are shared."""
     import torch

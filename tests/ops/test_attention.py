@@ -213,7 +213,7 @@ def test_rows_at_any_length(known: int) -> None:
 
 
 def test_rows_with_several_threads() -> None:
-    torch.set_num_threads(2)  # the fixture sets it back
+    torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
     contents = Contents.random(pieces, Heads(9, 3, 64), 6)
     check_bitwise(pieces, contents, Scoring(0.125), 2)
