@@ -61,6 +61,11 @@ class SpeculationConfig(Strict):
             raise ValueError("speculation.tree is needed by mode 'static' and belongs to no other mode")
         return self
 
+    @property
+    def most_nodes(self) -> int:
+        """Drafted tokens a sequence can have in one step: a static tree is not bounded by max_nodes."""
+        return self.max_nodes if self.tree is None else len(self.tree)
+
 
 class ResourcesConfig(Strict):
     """What Ray reserves for one replica: one bundle a rank; bundle 0 also holds the HTTP front."""

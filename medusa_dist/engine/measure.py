@@ -28,7 +28,7 @@ def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter:
     """
     worker = ranks.worker
     columns = min(max_model_len, (worker.pool.num_blocks - 1) * BLOCK_TOKENS)
-    most = min(columns, config.max_batched_tokens, config.max_running * (1 + config.speculation.max_nodes))
+    most = min(columns, config.max_batched_tokens, config.max_running * (1 + config.speculation.most_nodes))
     sizes = [n for n in _ROWS if n <= most] or [1]
     if drafter is None:
         for size in sizes[:2]:

@@ -200,7 +200,7 @@ class EngineRank:
         pool = KVPool.allocate(
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
-        max_blocks = blocks_for(self._max_model_len + self.config.speculation.max_nodes)
+        max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
         return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device))
 
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, eos_ids: tuple[int, ...]) -> None:
@@ -222,7 +222,7 @@ class EngineRank:
     def _describe(self, drafter: Drafter | None) -> str:
         if drafter is not None:
             return (
-                f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.max_nodes} drafted tokens a step"
+                f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
             )
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
 
