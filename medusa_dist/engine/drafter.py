@@ -25,8 +25,7 @@ class Drafter:
         self._heads = heads
         self._embedding = embedding
         ids = heads.token_ids
-        device = next(heads.parameters(), torch.empty(0)).device if ids is None else ids.device
-        self._token_ids = torch.arange(vocab_size, device=device) if ids is None else ids
+        self._token_ids = torch.arange(vocab_size, device=heads.device) if ids is None else ids
         self._columns = NoiseColumns.of_ids(self._token_ids)
 
     @property

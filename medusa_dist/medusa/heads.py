@@ -24,6 +24,7 @@ class MedusaHeads(nn.Module):
         description = file.description
         self.num_heads = description.num_heads
         self.description = description
+        self.device = device
         draft_vocab = file.draft_vocab
         self.token_ids = draft_vocab.to(device) if draft_vocab is not None else None
 

@@ -80,6 +80,12 @@ def test_half_precision_heads_give_float_logits() -> None:
     assert got.dtype == torch.float32 and (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def test_the_device_is_known_whatever_the_layers_hold() -> None:
+    """Weights are buffers, or packed away; who needs the device cannot look at parameters."""
+    for device in (CPU, torch.device("meta")):
+        assert MedusaHeads(random_heads(), ROWS, torch.float32, device).device == device
+
+
 def test_shared_rows_must_be_given() -> None:
     with pytest.raises(AssertionError, match="shared output rows"):
         MedusaHeads(random_heads(), None, torch.float32, CPU)
