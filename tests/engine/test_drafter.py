@@ -1,0 +1,124 @@
+"""Which place a head guesses for, proven with models and heads made by hand: every draft is right, or none is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from medusa_dist.engine.start import EngineRank
+from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
+from tests.tiny_engine import Run, decode, request, tiny_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VOCAB, HIDDEN, HEADS = 31, 32, 3
+CHAIN = {"mode": "static", "tree": [[0], [0, 0], [0, 0, 0]]}
+
+
+def shifted(by: int) -> Tensor:
+    """[V, H] output rows: token v answers to the one-hot state of token v - by."""
+    rows = torch.zeros(VOCAB, HIDDEN)
+    for v in range(VOCAB):
+        rows[v, (v - by) % VOCAB] = 1.0
+    return rows
+
+
+def save_counting_model(folder: Path, output: Tensor) -> None:
+    """No attention, no MLP: the last hidden state is the token itself, one-hot; `output` [V, H] is the lm_head."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    layer = model.model.layers[0]
+    layer.self_attn.o_proj.weight.zero_()
+    layer.mlp.down_proj.weight.zero_()
+    model.model.embed_tokens.weight.copy_(torch.eye(VOCAB, HIDDEN))
+    model.lm_head.weight.copy_(output)
+    model.save_pretrained(folder)
+
+
+def save_heads(folder: Path, outputs: list[Tensor], form: str = "hidden", draft_vocab: Tensor | None = None) -> None:
+    """Heads with the given output rows; their blocks pass on the hidden state, or the embedding if they see it."""
+    about = HeadsDescription(
+        form=form,
+        embedding_scale=0.5,
+        num_heads=HEADS,
+        offsets=(1, 2, 3),
+        bias=False,
+        lm_head="own",
+        dtype="float32",
+        draft_vocab_size=None if draft_vocab is None else draft_vocab.numel(),
+        base=BaseModelFacts(name="counting", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB),
+    )
+    tensors = {name: torch.zeros(shape) for name, shape in expected_shapes(about).items()}
+    for k, rows in enumerate(outputs):
+        tensors[f"heads.{k}.lm_head.weight"] = rows
+        if form == "hidden+embedding":
+            tensors[f"heads.{k}.blocks.0.weight"] = torch.cat([torch.zeros(HIDDEN, HIDDEN), 60 * torch.eye(HIDDEN)], 1)
+    if draft_vocab is not None:
+        tensors["draft_vocab"] = draft_vocab.int()
+    HeadsFile(about, tensors).save(folder)
+
+
+def run(folder: Path, count: int = 21, **params: object) -> Run:
+    rank = EngineRank(tiny_config(folder, speculation=CHAIN), folder)
+    each = [
+        request("a", [9, 4], seed=3, max_tokens=count, ignore_eos=True, **params),
+        request("b", [30], seed=-4, max_tokens=count, ignore_eos=True, **params),
+    ]
+    return decode(rank.engine, each)
+
+
+ALL_RIGHT = (0, *((1, 2, 3, 0) * 5))
+
+
+@pytest.mark.parametrize(("form", "distance"), [("hidden", 1), ("hidden+embedding", 0)])
+def test_a_head_guesses_its_distance_from_the_token_just_emitted(form: str, distance: int, tmp_path: Path) -> None:
+    """The hidden state is of the token before the one just emitted, so head k answers to it by k + 1."""
+    save_counting_model(tmp_path, shifted(1))
+    for error, expected in ((0, ALL_RIGHT), (-1, (0,) * 21), (1, (0,) * 21)):
+        save_heads(tmp_path / "heads", [shifted(k + distance + error) for k in (1, 2, 3)], form)
+        outputs = run(tmp_path, temperature=0.0).outputs
+        assert outputs["a"].token_ids == tuple((5 + i) % VOCAB for i in range(21))
+        assert outputs["b"].token_ids == tuple((31 + i) % VOCAB for i in range(21))
+        assert [output.heads for output in outputs.values()] == [expected] * 2
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1.0}, {"temperature": 0.3}, {"temperature": 1.0, "logprobs": 0}])
+def test_heads_draft_with_the_noise_of_the_place_they_guess_for(params: dict, tmp_path: Path) -> None:
+    """Flat logits everywhere: the noise alone decides, for the model and for the heads."""
+    flat = torch.zeros(VOCAB, HIDDEN)
+    save_counting_model(tmp_path, flat)
+    save_heads(tmp_path / "heads", [flat.clone() for _ in range(HEADS)])
+    outputs = run(tmp_path, **params).outputs
+    assert [output.heads for output in outputs.values()] == [ALL_RIGHT] * 2
+    assert len(set(outputs["a"].token_ids)) > 8 and outputs["a"].token_ids != outputs["b"].token_ids
+
+
+def test_a_short_draft_vocabulary(tmp_path: Path) -> None:
+    """Ids are translated: what the heads know is accepted, what they do not know is not."""
+    save_counting_model(tmp_path, shifted(1))
+    known = torch.tensor([v for v in range(VOCAB) if v % 5])
+    save_heads(tmp_path / "heads", [shifted(k + 1)[known] for k in (1, 2, 3)], draft_vocab=known)
+    output = run(tmp_path, temperature=0.0).outputs["a"]
+    assert output.token_ids == tuple((5 + i) % VOCAB for i in range(21))
+    drafted = {token for token, head in zip(output.token_ids, output.heads, strict=True) if head}
+    assert drafted and not any(token % 5 == 0 for token in drafted)
+
+
+def test_greedy_and_sampled_requests_side_by_side(tmp_path: Path) -> None:
+    save_counting_model(tmp_path, 3 * shifted(1))
+    save_heads(tmp_path / "heads", [3 * shifted(k + 1) for k in (1, 2, 3)])
+    rank = EngineRank(tiny_config(tmp_path, speculation=CHAIN), tmp_path)
+    fields = {"max_tokens": 21, "ignore_eos": True}
+    each = [request("cold", [4], temperature=0.0, **fields), request("warm", [4], seed=8, temperature=1.5, **fields)]
+    outputs = decode(rank.engine, each).outputs
+    assert outputs["cold"].heads == ALL_RIGHT
+    assert sum(head > 0 for head in outputs["warm"].heads) >= 10  # the base's noise and the heads' are one
