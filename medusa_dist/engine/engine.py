@@ -74,6 +74,7 @@ class Engine:
             num_tokens=self._num_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
             num_drafted=self._totals.num_drafted,
+            num_expected=self.speculation.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
             num_preemptions=self.scheduler.num_preemptions,
             phase_seconds=dict(self.phase_seconds),
@@ -89,7 +90,9 @@ class Engine:
 
     @timed("accept")
     def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:
-        return self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
+        verdicts = self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
+        self.speculation.learn(verdicts)
+        return verdicts
 
     @timed("emit")
     def _emit(self, plan: Plan, verdicts: list[Verdict]) -> list[Output]:

@@ -7,9 +7,11 @@ heads run at all. Not here: blocks and rows (scheduler.py), running the heads (d
 from collections.abc import Sequence as Seq
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.medusa.budget import StepCost, best_budget
-from medusa_dist.medusa.tree import Tree, best_tree, static_tree
+from medusa_dist.medusa.calibrate import GREEDY, SAMPLED, Calibration, labels_of
+from medusa_dist.medusa.tree import Candidates, Tree, best_tree, static_tree
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _SMOOTHING = 0.05  # of the moving average of the gain, per batch size
@@ -23,6 +25,8 @@ class Speculation:
     def __init__(self, config: SpeculationConfig, cost: StepCost | None = None) -> None:
         self.config = config
         self.cost = cost
+        self.calibration = Calibration()
+        self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
         self._gain: dict[int, float] = {}
         self._tries: dict[int, int] = {}
         self._steps_off: dict[int, int] = {}
@@ -36,6 +40,7 @@ class Speculation:
             return [(s, self._static(s, *limit)) for s, limit in drafted]
         ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted]
         if self.cost is None:
+            self.num_expected += sum(sum(values) for _, _, values in ranked)
             return [(s, tree) for s, tree, _ in ranked]
         # Each sequence's values fall, so the best n of all are the first few of each.
         values = sorted(
@@ -44,9 +49,17 @@ class Speculation:
         count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, self.cost)
         self._learn(len(decoding), gain)
         sizes = [0] * len(ranked)
-        for _, index in values[:count]:
+        for negative, index in values[:count]:
             sizes[index] += 1
+            self.num_expected -= negative
         return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
+
+    def learn(self, verdicts: Seq[Verdict]) -> None:
+        """See which drafts were accepted; before the scheduler takes the trees away."""
+        for sequence, accepted in ((v.sequence, v.accepted) for v in verdicts):
+            if sequence.candidates is not None and len(sequence.tree):
+                labels = labels_of(sequence.tree, accepted.nodes, sequence.candidates)
+                self.calibration.learn(labels, _band(sequence))
 
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size; rare probes keep the answer fresh."""
@@ -67,11 +80,17 @@ class Speculation:
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> tuple[Tree, Seq[float]]:
         assert sequence.candidates is not None
-        return best_tree(sequence.candidates, min(max_nodes, self.config.max_nodes), max_depth)
+        chances = self.calibration.apply(sequence.candidates.confidences, _band(sequence))
+        believed = Candidates(sequence.candidates.tokens, chances)
+        return best_tree(believed, min(max_nodes, self.config.max_nodes), max_depth)
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> Tree:
         assert sequence.candidates is not None and self.config.tree is not None
         return static_tree(sequence.candidates, self.config.tree, max_nodes, max_depth)
+
+
+def _band(sequence: Sequence) -> int:
+    return SAMPLED if sequence.request.params.temperature > 0.0 else GREEDY
 
 
 def _limits(sequence: Sequence, max_model_len: int) -> tuple[int, int]:

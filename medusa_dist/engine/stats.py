@@ -25,6 +25,7 @@ class EngineStats:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     num_drafted: int = 0
+    num_expected: float = 0.0  # accepted drafts that calibrated confidences predicted
     accepted_per_head: tuple[int, ...] = ()
     num_preemptions: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)

@@ -63,8 +63,8 @@ EMPTY = Tree()
 class Candidates:
     """What the heads guess after one sequence's root: per head, tokens by falling score and how likely each is right.
 
-    tokens, confidences: [heads, K]; confidences[k, r] is the chance that the r-th guess of head k + 1 is the model's
-    own choice, given that its parent is.
+    tokens, confidences: [heads, K]; confidences[k, r] stands for the chance that the r-th guess of head k + 1 is the
+    model's own choice, given that its parent is: the head's word, or what calibrate.py makes of it.
     """
 
     tokens: Ints
