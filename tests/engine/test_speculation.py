@@ -1,0 +1,108 @@
+"""Which trees a step verifies: bounds, static trees, the budget over a batch, and when heads rest."""
+
+import numpy as np
+import pytest
+
+from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.speculation import Speculation
+from medusa_dist.medusa.budget import StepCost
+from medusa_dist.medusa.tree import Candidates, Tree
+from medusa_dist.ops.attention import KEY_CHUNK
+from medusa_dist.request import Request, SamplingParams
+
+MAX_LEN = 2000
+FLAT = StepCost((4, 1000), (1.0, 1.0), 0.1)
+STEEP = StepCost((1, 1000), (1.0, 1000.0), 0.1)
+
+
+def sequence(known: int = 20, chance: float = 0.6, heads: int = 4, **params: object) -> Sequence:
+    """Guess r of head k is token 10 k + r; each is half as likely as the one before."""
+    fields = {"max_tokens": 1000} | params
+    request = Request(request_id="x", prompt_ids=(1, 2, 3), params=SamplingParams(**fields), seed=0)
+    made = Sequence.of(request, (5,) * (known - 3))
+    tokens = 10 * np.arange(1, heads + 1)[:, None] + np.arange(5)
+    chances = np.full((heads, 1), chance) * 0.5 ** np.arange(5)
+    made.candidates = Candidates(tokens.astype(np.int64), chances.astype(np.float32))
+    return made
+
+
+def policy(nodes: int = 7, cost: StepCost | None = None) -> Speculation:
+    return Speculation(SpeculationConfig(mode="auto", max_nodes=nodes), cost)
+
+
+def only_tree(made: Speculation, one: Sequence, max_len: int = MAX_LEN) -> Tree:
+    ((found, tree),) = made.trees([one], 0, max_len)
+    assert found is one
+    return tree
+
+
+def test_sequences_without_candidates_get_no_tree() -> None:
+    drafted, bare = sequence(), sequence()
+    bare.candidates = None
+    assert [s for s, _ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
+    assert policy().trees([bare], 0, MAX_LEN) == policy().trees([], 0, MAX_LEN) == []
+
+
+def test_trees_are_as_large_as_allowed() -> None:
+    for nodes in (1, 7, 31):
+        tree = only_tree(policy(nodes), sequence())
+        assert len(tree) == nodes and tree.tokens[0] == 10
+    assert len(policy(0).trees([sequence()], 0, MAX_LEN)[0][1]) == 0
+
+
+@pytest.mark.parametrize(("known", "most"), [(256, 100), (511, 1), (510, 2), (500, 12), (512, 100)])
+def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
+    tree = only_tree(policy(100), sequence(known))
+    assert len(tree) == most
+    assert known // KEY_CHUNK == (known + len(tree) - 1) // KEY_CHUNK
+    static = Speculation(SpeculationConfig(mode="static", tree=tuple((r,) for r in range(5))))
+    assert len(only_tree(static, sequence(known))) == min(5, most)
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 50])
+def test_a_tree_is_no_deeper_than_what_may_be_emitted(left: int) -> None:
+    """Accepted and bonus together: the deepest useful node is one above what is left."""
+    for one, max_len in ((sequence(20, max_tokens=17 + left), MAX_LEN), (sequence(20, max_tokens=None), 20 + left)):
+        trees = policy(100).trees([one], 0, max_len)
+        assert (max(trees[0][1].depths) if trees else 0) == min(left - 1, 4)
+
+
+def test_a_static_tree_is_always_the_same() -> None:
+    paths = ((0,), (1,), (0, 0), (1, 2))
+    made = Speculation(SpeculationConfig(mode="static", tree=paths, max_nodes=1), STEEP)
+    assert only_tree(made, sequence()) == Tree((10, 11, 20, 22), (-1, -1, 0, 1))
+    assert made.should_draft(1)
+
+
+def test_the_budget_goes_where_the_chances_are() -> None:
+    likely, unlikely = sequence(chance=0.95), sequence(chance=0.02)
+    sizes = {id(s): len(tree) for s, tree in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {id(likely): 7, id(unlikely): 7}  # rows cost nothing
+    kinked = StepCost((2, 6, 7), (1.0, 1.0, 3.0), 0.1)  # four rows are free, the fifth costs a step
+    sizes = {id(s): len(tree) for s, tree in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {id(likely): 4, id(unlikely): 0}
+    assert all(len(tree) == 0 for _, tree in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
+
+
+def test_rows_of_prompts_count() -> None:
+    stepped = StepCost((1, 8, 9), (1.0, 1.0, 5.0), 0.1)
+    assert [len(policy(7, stepped).trees([sequence()], other, MAX_LEN)[0][1]) for other in (0, 4, 7)] == [7, 3, 0]
+
+
+def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
+    made = policy(7, STEEP)
+    calls = [made.should_draft(1) for _ in range(3)]
+    for _ in range(40):
+        if made.should_draft(1):
+            made.trees([sequence()], 0, MAX_LEN)
+    ran = [made.should_draft(1) for _ in range(1000)]
+    assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred
+    assert made.should_draft(2)  # another batch size is another question
+
+
+def test_heads_that_pay_run_always() -> None:
+    made = policy(7, FLAT)
+    for _ in range(200):
+        assert made.should_draft(3)
+        made.trees([sequence(chance=0.9) for _ in range(3)], 0, MAX_LEN)
