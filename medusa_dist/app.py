@@ -5,7 +5,10 @@ Owns the joining of api and serve, and the deployment's defaults; a Serve config
 Serve calls build_app by its annotation, so this module must not postpone annotations.
 """
 
+import json
 import os
+from collections.abc import AsyncGenerator
+from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +17,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from medusa_dist.api.auth import check_api_key
+from medusa_dist.api.inside import Inside
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health
 from medusa_dist.config import Config
@@ -33,6 +37,19 @@ class Medusa(Front):
         """Whether the model decodes, right now."""
         trouble = self.trouble
         return Health(ok=trouble is None, text=trouble or "ok")
+
+    async def batch_line(self, line: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
+        """Answer a line of a batch job; yields one item, since Ray Data's ServeDeploymentProcessor wants a generator.
+
+        line: {"url": path of a route, "body": JSON of its body}. No API key is asked for: who may call this may do
+        anything in the cluster.
+        """
+        reply = await self._inside.post(line["url"], json.loads(line["body"]))
+        yield {"reply": json.dumps(reply.as_dict())}
+
+    @cached_property
+    def _inside(self) -> Inside:
+        return Inside(build_api(lambda: self))
 
 
 def build_app(args: Config) -> Application:

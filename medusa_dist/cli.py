@@ -154,6 +154,51 @@ def bench(
             output.write_text(as_json(report) + "\n")
 
 
+@app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(help="OpenAI batch lines: custom_id, method, url, body.")],
+    target: Annotated[Path, typer.Argument(help="One line for each line of the source, in the order of their ends.")],
+    config: Annotated[Path | None, typer.Option(help="Start this Serve config for the job, and end it after.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="http(s)://... of a service, or a Ray cluster that serves. Default: RAY_ADDRESS, or auto."),
+    ] = None,
+    app_name: Annotated[str | None, typer.Option("--app", help="Which application, where there are several.")] = None,
+    seed: Annotated[int, typer.Option(help="Lines without a seed get one made from this and their custom_id.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a job that ended early left.")] = False,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Lines on their way at a time. Default: what keeps the service full.")
+    ] = None,
+) -> None:
+    """Answer a file of requests. Exit code 0: all answered; 1: refused or broken off; 2: some lines in error."""
+    with _clear_errors():
+        from medusa_dist.app import DEPLOYMENT
+        from medusa_dist.errors import ConfigError
+        from medusa_dist.jobs.batch import run_batch
+        from medusa_dist.jobs.batch_service import Target, open_sender
+
+        if overwrite and resume:
+            raise ConfigError("--overwrite and --resume exclude each other")
+        existing: Any = "overwrite" if overwrite else "resume" if resume else "refuse"
+        progress = Progress()
+        where = Target(deployment=DEPLOYMENT, config=config, address=address, app=app_name, concurrency=concurrency)
+        with open_sender(where, progress.say, _note) as connect:
+
+            def get_sender() -> Any:
+                with progress.status:
+                    return connect()
+
+            counts = run_batch(source, target, get_sender, console, seed, existing)
+        _note(f"{counts}; in {target}")
+    if counts.num_failed:
+        sys.exit(2)
+
+
+def _note(text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
 def _speculation(text: str) -> Any:
     """LLM's short forms, as they are typed."""
     from medusa_dist.errors import ConfigError

@@ -129,7 +129,8 @@ class AutoscalingConfig(Strict):
     max_replicas: Annotated[int, Field(ge=1)] = Field(
         description="Replicas at most. No default: it is what the cluster has room for, or what you are ready to pay."
     )
-    target_sequences: Annotated[float, Field(gt=0)] | None = Field(
+    target_sequences: float | None = Field(
+        gt=0,
         default=None,
         description="Sequences, running or waiting, per replica. None: max_running, so that a replica is added when "
         "the others are full; less keeps a reserve for bursts and makes each answer faster.",

@@ -97,11 +97,16 @@ class Front:
 
     def describe(self) -> dict[str, Any]:
         """What else /v1/models says."""
+        scaling = self._config.autoscaling
         return {
             "speculation": self._facts["speculation"],
             "dtype": self._config.dtype,
             "device": self._config.device,
             "tensor_parallel_size": self._config.tensor_parallel_size,
+            "max_running": self._config.max_running,
+            "max_queued": self._config.max_queued,
+            "max_replicas": scaling.max_replicas if scaling is not None else None,  # None: a fixed number
+            "system_fingerprint": self.system_fingerprint,
         }
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:
