@@ -86,7 +86,8 @@ def find_heads(config: Config) -> Path | None:
     if config.speculation.mode == "off":
         return None
     if config.heads.source is not None:
-        return resolve_source(config.heads.source)
+        local = Path(config.heads.source).expanduser()
+        return local if local.is_dir() else resolve_source(config.heads.source)
     shipped = _SHIPPED_HEADS.get(config.model)
     return None if shipped is None else Path(__file__).parents[1] / "heads" / shipped
 
