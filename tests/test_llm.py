@@ -1,0 +1,146 @@
+"""LLM: text in, text out, on a tiny model with a byte tokenizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from medusa_dist import LLM, SamplingParams
+from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
+from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
+from medusa_dist.request import FinishReason
+from tests.model.tiny_models import configs
+from tests.tiny_tokenizers import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPTS = ["the cat", "é", "a longer text, to be continued"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama over bytes, and heads over its own output rows."""
+    made = tmp_path_factory.mktemp("bytes")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(made)
+    config = configs()["llama"]
+    config.vocab_size, config.max_position_embeddings, config.intermediate_size = len(tokenizer), 128, 64
+    config.eos_token_id, config.initializer_range = tokenizer.eos_token_id, 0.15
+    torch.manual_seed(2)
+    LlamaForCausalLM(config).save_pretrained(made)
+    base = BaseModelFacts(name="bytes", fingerprint=None, hidden_size=config.hidden_size, vocab_size=len(tokenizer))
+    about = HeadsDescription(form="hidden", num_heads=2, offsets=(1, 2), dtype="float32", base=base)
+    HeadsFile(about, {n: 0.1 * torch.randn(s) for n, s in expected_shapes(about).items()}).save(made / "heads")
+    return made
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path):
+    """Speculation over a static tree, so that the clock has no say in how much is drafted."""
+    tree = [[r] for r in range(8)] + [[0, r] for r in range(4)]
+    with LLM(str(folder), heads=str(folder / "heads"), speculation=tree, kv_cache_tokens=1024) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path):
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024) as made:
+        yield made
+
+
+def test_on_equals_off(llm: LLM, plain: LLM) -> None:
+    each = [
+        SamplingParams(temperature=0.0, max_tokens=40),
+        SamplingParams(temperature=0.8, seed=4, max_tokens=30, logprobs=2),
+        SamplingParams(temperature=1.0, top_p=0.8, repetition_penalty=1.2, seed=-1, max_tokens=20),
+    ]
+    on, off = llm.generate(PROMPTS, each), plain.generate(PROMPTS, each)
+    for a, b in zip(on, off, strict=True):
+        assert (a.token_ids, a.text, a.finish_reason, a.logprobs) == (b.token_ids, b.text, b.finish_reason, b.logprobs)
+        assert a.prompt_token_ids == b.prompt_token_ids and len(a.heads) == len(a.token_ids)
+    assert 0 < sum(a.stats.num_accepted for a in on) < sum(a.stats.num_drafted for a in on)
+    assert sum(b.stats.num_drafted for b in off) == 0
+    assert [len(entry.top_ids) for entry in on[1].logprobs] == [2] * len(on[1].token_ids)
+
+
+def test_prompts_of_all_forms(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, seed=0)
+    ids = plain.tokenizer("the cat")["input_ids"]
+    expected = plain.generate("the cat", params)
+    assert [plain.generate(p, params) for p in (ids, [ids], ["the cat"])] == [expected] * 3
+    assert plain.generate(["the cat", ids], params) == expected * 2
+    assert plain.generate([], params) == []
+
+
+def test_a_drawn_seed_is_reported_and_repeats(plain: LLM) -> None:
+    first = plain.generate("the", SamplingParams(max_tokens=12))[0]
+    again = plain.generate("the", SamplingParams(max_tokens=12, seed=first.seed))[0]
+    other = plain.generate("the", SamplingParams(max_tokens=12))[0]
+    assert again.token_ids == first.token_ids and other.seed != first.seed
+
+
+def test_streaming_gives_the_same_text(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.7, seed=1, max_tokens=25)
+    whole = llm.generate("the cat", params)[0]
+    deltas = list(llm.stream("the cat", params))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert tuple(i for delta in deltas for i in delta.token_ids) == whole.token_ids
+    assert [delta.finish_reason for delta in deltas][-1] is whole.finish_reason
+
+
+def test_leaving_a_stream_aborts(llm: LLM) -> None:
+    for delta in llm.stream("the cat", SamplingParams(max_tokens=100)):
+        assert delta.finish_reason is None
+        break
+    assert not llm._backend.engine.has_work
+    assert len(llm.generate("the", SamplingParams(max_tokens=3))[0].token_ids) <= 3
+
+
+@pytest.mark.parametrize("speculating", [True, False])
+def test_a_stop_string_ends_the_text_and_the_request(llm: LLM, plain: LLM, speculating: bool) -> None:
+    model = llm if speculating else plain
+    free = plain.generate("the cat", SamplingParams(temperature=0.0, max_tokens=40))[0]
+    places = [i for i in range(6, len(free.text) - 3) if "\ufffd" not in free.text[i : i + 2]]
+    stop = free.text[places[0] : places[0] + 2]
+    got = model.generate("the cat", SamplingParams(temperature=0.0, max_tokens=40, stop=(stop,)))[0]
+    assert got.text == free.text[: free.text.index(stop)] and got.finish_reason is FinishReason.STOP
+    assert got.token_ids == free.token_ids[: len(got.token_ids)] and len(got.token_ids) < 40
+    assert len(got.heads) == len(got.token_ids)
+    assert not model._backend.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param"),
+    [
+        ("", SamplingParams(), "prompt"),
+        ([5, 9999], SamplingParams(), "prompt"),
+        ("the", SamplingParams(max_tokens=500), "max_tokens"),
+        ("the", SamplingParams(stop_token_ids=(9999,), min_tokens=1), "stop_token_ids"),
+    ],
+)
+def test_requests_that_cannot_be_served(plain: LLM, prompt: object, params: SamplingParams, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        plain.generate(["the", prompt], params)
+    assert caught.value.param == param
+    assert not plain._backend.engine.has_work, "nothing is decoded then"
+
+
+def test_as_many_params_as_prompts(plain: LLM) -> None:
+    with pytest.raises(RequestError, match="3 prompts, but 2 params"):
+        plain.generate(PROMPTS, [SamplingParams()] * 2)
+
+
+def test_chat(plain: LLM) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    answer = plain.chat(messages, SamplingParams(temperature=0.0, max_tokens=4))
+    assert list(answer.prompt_token_ids) == plain.chat_ids(messages)
+    assert plain.tokenizer.decode(answer.prompt_token_ids).endswith("<s>assistant\n")
+
+
+def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wings: unknown key"):
+        LLM(str(folder), wings=2)
+    with pytest.raises(ModelError):
+        LLM(str(tmp_path))
+    with pytest.raises(HeadsError, match=r"heads\.json is not there"):
+        LLM(str(folder), heads=str(tmp_path))
