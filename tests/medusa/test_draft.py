@@ -5,6 +5,8 @@ import torch
 
 from medusa_dist.medusa.draft import NUM_RANKS, guess
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def naive(logits: torch.Tensor, temperature: float, noise: torch.Tensor | None) -> tuple[list[int], list[float]]:
     """logits, noise: [D] of one head of one sequence."""

@@ -11,6 +11,7 @@ from medusa_dist.medusa.heads import MedusaHeads
 from medusa_dist.medusa.heads_file import HeadsFile
 from tests.medusa.tiny_heads import HIDDEN, VOCAB, random_heads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 ROWS = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(7))  # the base's lm_head
 

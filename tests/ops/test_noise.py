@@ -9,6 +9,7 @@ from medusa_dist.ops import noise
 from medusa_dist.ops.noise import NoiseColumns, gumbel, philox
 from medusa_dist.ops.parallel import Parallel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 V = 97
 KNOWN_ANSWERS = (  # Random123's kat_vectors, philox 4x32-10: counter, key, output

@@ -10,6 +10,7 @@ from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import NEVER, History, adjust, lowest_argmax, perturb, token_logprobs
 from medusa_dist.request import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 V = 31
 EOS = (2, 29)
 PROMPT, OUTPUT = [3, 5, 5, 11], [7, 7, 7, 3, 19]
@@ -197,6 +198,13 @@ def chi_square_limit(freedom: int) -> float:
     return freedom * (1 - part + 3.09 * math.sqrt(part)) ** 3
 
 
+@pytest.fixture(scope="module")
+def noise(one_thread: None) -> torch.Tensor:
+    """[positions, V] of one seed."""
+    count = 20_000
+    return gumbel(torch.full((count,), -77), torch.arange(count), NoiseColumns.of_range(0, V, torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -208,12 +216,11 @@ def chi_square_limit(freedom: int) -> float:
     ],
     ids=["temperature", "top_p", "top_k", "min_p", "penalties"],
 )
-def test_the_argmax_with_noise_is_an_exact_sample(params: SamplingParams) -> None:
+def test_the_argmax_with_noise_is_an_exact_sample(params: SamplingParams, noise: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(5)
     logits = 1.5 * torch.randn(V, generator=generator)
     row = adjust(logits, params, history(PROMPT, OUTPUT), EOS)
-    count = 20_000
-    noise = gumbel(torch.full((count,), -77), torch.arange(count), NoiseColumns.of_range(0, V, torch.device("cpu")))
+    count = noise.shape[0]
     seen = torch.bincount(lowest_argmax(row + noise)[1], minlength=V).double()
     expected = torch.softmax(row.double(), -1) * count
     assert (seen[expected == 0] == 0).all()
