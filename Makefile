@@ -18,8 +18,8 @@ serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print h
 	$(VENV)/bin/medusa-dist demo
 	$(VENV)/bin/medusa-dist serve $(CONFIG)
 
-docs: $(VENV)/installed ## write docs/config.md anew from the code
-	$(VENV)/bin/python -m medusa_dist.jobs.config_docs > docs/config.md
+docs: $(VENV)/installed ## write docs/config.md and the README's file tree anew from the code
+	$(VENV)/bin/python -m medusa_dist.jobs.docs
 
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest

@@ -96,7 +96,10 @@ class ServeSender:
             postprocess_map_kwargs=maps,
         )
         for name in processor.list_stage_names():
-            processor.get_stage_by_name(name).map_batches_kwargs.update(num_cpus=0, max_concurrency=BLOCKS)
+            # No restarts: a carrier that dies loses nothing, its lines are sent again.
+            processor.get_stage_by_name(name).map_batches_kwargs.update(
+                num_cpus=0, max_concurrency=BLOCKS, max_restarts=0, max_task_retries=0
+            )
         dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size)))
         for row in dataset.iter_rows():
             if row["__inference_error__"]:

@@ -1,8 +1,11 @@
-"""docs/config.md, written from the Config tree itself: `python -m medusa_dist.jobs.config_docs > docs/config.md`.
+"""What is written in the docs from the code itself: docs/config.md and the README's file tree (`make docs`).
 
-Owns the page's form. Not here: the keys and their words (config.py).
+Owns the form of both. Not here: the keys and their words (config.py), the words on a file (its docstring).
+Works on a checkout, not on an installed package.
 """
 
+import ast
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,6 +13,10 @@ from pydantic.fields import FieldInfo
 
 from medusa_dist.config import Config
 
+ROOT = Path(__file__).parents[2]
+README_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
+_TOP_FILES = ("app.py", "llm.py", "cli.py", "config.py", "errors.py", "request.py")
+_FOLDERS = ("jobs", "api", "serve", "engine", "medusa", "model", "ops")
 _HEAD = """# Keys of a service
 
 What may stand under `args:` of an application in a Serve config, and as keyword arguments of `LLM`. Unknown keys are
@@ -59,5 +66,28 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def file_tree() -> str:
+    """One line per file of the package: its name and the first line of its docstring."""
+    package = ROOT / "medusa_dist"
+    lines = ["medusa_dist/", *(_line(package / name, 2) for name in _TOP_FILES)]
+    for folder in _FOLDERS:
+        lines.append(_line(package / folder / "__init__.py", 2, f"{folder}/"))
+        files = sorted((package / folder).glob("*.py"))
+        lines += [_line(file, 4) for file in files if file.name != "__init__.py"]
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def _line(file: Path, indent: int, name: str | None = None) -> str:
+    words = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0].rstrip(".")
+    return f"{' ' * indent}{name or file.name:<{24 - indent}}{words}"
+
+
+def with_tree(readme: str) -> str:
+    """The README with the tree between its marks."""
+    begin, end = (readme.index(mark) for mark in README_MARKS)
+    return readme[: begin + len(README_MARKS[0])] + file_tree() + readme[end:]
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    (ROOT / "docs" / "config.md").write_text(page())
+    (ROOT / "README.md").write_text(with_tree((ROOT / "README.md").read_text()))
