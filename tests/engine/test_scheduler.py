@@ -112,6 +112,18 @@ def test_trees_shrink_before_anyone_is_preempted() -> None:
     assert made.scheduler.num_preemptions == 0
 
 
+def test_what_a_tree_held_is_free_in_the_next_step() -> None:
+    made = engine(num_blocks=5, nodes=30, skill=0.0)
+    made.submit("first", prompt(14), max_tokens=20, ignore_eos=True)
+    made.step()
+    made.step()
+    assert len(made.scheduler.running[0].blocks) == 3  # its tree reaches into two more
+    made.submit("second", prompt(30, 1), max_tokens=10, ignore_eos=True)
+    made.step()
+    assert [s.request.request_id for s in made.scheduler.running] == ["first", "second"]
+    assert made.scheduler.num_preemptions == 0
+
+
 def test_rows_of_trees_fit_the_budget() -> None:
     made = engine(nodes=30, max_batched_tokens=16)
     for i in range(4):

@@ -1,5 +1,7 @@
 """One rank executing plans by hand: block tables, copies before writes, choices, and what is gathered whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from medusa_dist.engine.start import EngineRank
 from medusa_dist.engine.worker import Worker, _best_of_shards
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
 from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.parallel import Parallel
 from tests.engine.pieces import ints
 from tests.tiny_engine import VOCAB, save_model, tiny_config
 
@@ -95,6 +98,24 @@ def test_plain_scores_are_temperature_and_noise(worker: Worker) -> None:
         if temperature:
             expected = expected / temperature + gumbel(torch.tensor([seed]), positions[row : row + 1], columns)[0]
         assert torch.equal(got[row], expected)
+
+
+class Alone(Parallel):
+    """One of two ranks, whose shard happens to be everything: choices are made where the logits are."""
+
+    def gather_to_rank0(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
+
+
+def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker) -> None:
+    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "exact")
+    plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
+    scores = rank.execute(plan)
+    assert scores.whole == {}
+    columns = NoiseColumns.of_range(0, VOCAB, CPU)
+    for choice, path in zip(scores.choices, ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10]), strict=True):
+        noise = gumbel(torch.tensor([6]), torch.tensor([len(path)]), columns)[0]  # of the token behind the path
+        assert choice == int((logits_of(worker, path) / 2.5 + noise).argmax())
 
 
 def test_rows_move_before_any_is_written(worker: Worker) -> None:
