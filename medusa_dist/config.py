@@ -79,7 +79,8 @@ class ResourcesConfig(Strict):
     threads_per_rank: int | None = Field(
         ge=1,
         default=None,
-        description="CPU threads of each rank's tensor code. None: the node's cores, one left to the front, dealt to the ranks.",
+        description="CPU threads of each rank's tensor code. None: served, the node's cores but one, divided by the "
+        "ranks; in LLM all of them. Threads beyond the free cores make a step many times slower.",
     )
 
 

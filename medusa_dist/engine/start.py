@@ -107,6 +107,8 @@ class EngineRank:
         self.config = config
         self.engine: Engine | None = None
         self._device = choose_device(config)
+        if config.resources.threads_per_rank is not None:
+            torch.set_num_threads(config.resources.threads_per_rank)
         self._seconds: dict[str, float] = {}
         with self._phase("connect", progress):
             parallel, control = self._join(rank, store, generation)

@@ -165,10 +165,16 @@ RankActor: Any = ray.remote(concurrency_groups={"engine": 1, "control": 2, "stre
 
 
 def _share_of_cores(world: int) -> int:
-    """This node's cores over the ranks: the fewer of what Ray counts (it knows cgroups) and what we may run on."""
+    """This node's cores but one, dealt to the ranks.
+
+    The one is for the front, Ray and whatever else runs: tensor threads wait for each other some 400 times a step, and
+    with one thread more than there are free cores each wait costs a time slice (seen: 50 ms a step became 1,400 ms).
+    Cores: the fewer of what Ray counts (it knows cgroups) and what we may run on.
+    """
     node_id = ray.get_runtime_context().get_node_id()
     counted = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == node_id]
-    return max(1, int(min([*counted, float(os.cpu_count() or 1)]) // world))
+    cores = int(min([*counted, float(os.cpu_count() or 1)]))
+    return max(1, (cores - 1) // world)
 
 
 def _version(package: str) -> str:
