@@ -207,7 +207,7 @@ def _measure(report: Report, base: Any, sizes: list[RankSize], heads: HeadsFile 
         draft_bytes=draft.heads + draft.output_rows,
     )
     batches = sorted({1, config.max_running})
-    nodes = 0 if config.speculation.mode == "off" else config.speculation.max_nodes
+    nodes = 0 if config.speculation.mode == "off" else config.speculation.most_nodes
     fitting = min(nodes, max(0, config.max_batched_tokens // batches[-1] - 1))
     if fitting < nodes:
         report.notes.append(

@@ -119,7 +119,7 @@ def workspace_bytes(config: Config, size: RankSize, max_model_len: int) -> int:
     """An estimate of what the largest step holds for a moment: activations, scores, and attention's mask or scores."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     rows = config.max_batched_tokens
-    scored = min(rows, config.max_running * (1 + config.speculation.max_nodes))
+    scored = min(rows, config.max_running * (1 + config.speculation.most_nodes))
     activations = rows * (6 * size.input_shape[1] + 3 * size.widest) * dtype.itemsize
     logits = scored * size.vocab_shard * (dtype.itemsize + 8)
     if config.device == "cpu":  # scores and weights of all heads, in float32
