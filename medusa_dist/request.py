@@ -167,6 +167,7 @@ class Output:
 
     heads[i] says who guessed token_ids[i]: 0 = the base model itself, k = drafted by head k and verified.
     logprobs has one entry per token if the request asked for it, else is empty. finish_reason is None until the end.
+    num_cached_tokens: prompt tokens that the prefix cache had.
     """
 
     request_id: str
@@ -175,6 +176,7 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+    num_cached_tokens: int = 0
 
     def merged(self, later: "Output") -> "Output":
         """This output followed by a later one of the same request."""
@@ -186,6 +188,7 @@ class Output:
             logprobs=self.logprobs + later.logprobs,
             finish_reason=later.finish_reason,
             stats=self.stats + later.stats,
+            num_cached_tokens=self.num_cached_tokens,
         )
 
 

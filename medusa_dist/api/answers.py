@@ -26,6 +26,7 @@ class Facts:
     system_fingerprint: str
     seed: int
     num_prompt_tokens: int
+    choices_per_prompt: int
     has_logprobs: bool
     include_usage: bool
 
@@ -98,11 +99,13 @@ class Answer(ABC):
 
     def _usage(self) -> dict[str, Any]:
         prompt, completion = self._facts.num_prompt_tokens, sum(len(s.token_ids) for s in self._streams)
+        # Like the prompt itself, what the prefix cache had of it counts once, by its first choice.
+        cached = sum(s.num_cached_tokens for s in self._streams[:: self._facts.choices_per_prompt])
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def _metrics(self) -> dict[str, Any]:

@@ -106,6 +106,7 @@ async def _generate(
         system_fingerprint=service.system_fingerprint,
         seed=seed,
         num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        choices_per_prompt=body.n or 1,
         has_logprobs=requests[0].params.logprobs is not None,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )

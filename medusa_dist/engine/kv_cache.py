@@ -1,10 +1,20 @@
-"""Which KV block belongs to whom.
+"""Which KV block belongs to whom, and which blocks hold a known prefix.
 
-Owns the free list and its laws. Not here: the memory (ops/kv_rows.py), who gets blocks when (engine/scheduler.py).
-Blocks 1..num_blocks-1 are handed out; block 0 is scratch and never leaves. A block has one owner.
+Owns the free list, the prefix cache and their laws. Not here: the memory (ops/kv_rows.py), who gets blocks when
+(engine/scheduler.py).
+Blocks 1..num_blocks-1 are handed out; block 0 is scratch and never leaves. Each of them is in exactly one state:
+  free    nobody owns it, and nothing in it is worth keeping
+  idle    nobody owns it, but it holds a known prefix; reused least recently used first when free blocks run out
+  owned   by one sequence that may write to it, or by several that only read it
+Prefix cache: a full block of verified tokens is known by a hash over its tokens and the hash of the block before, so
+equal hashes mean equal prefixes (after vLLM's automatic prefix caching).
 """
 
-from collections import deque
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import numpy as np
 
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, SCRATCH_BLOCK
 
@@ -14,18 +24,26 @@ def blocks_for(num_columns: int) -> int:
     return -(-num_columns // BLOCK_TOKENS)
 
 
+def chain_hash(before: bytes, tokens: Sequence[int]) -> bytes:
+    """Name of a full block: its tokens, behind the prefix that `before` names (b"" at the start)."""
+    return hashlib.blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=16).digest()
+
+
 class BlockPool:
-    """The free list. Last freed, first handed out: the likeliest to be in a cache."""
+    """Hands out blocks. Last freed, first handed out: the likeliest to be in a cache."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._free: deque[int] = deque(b for b in range(num_blocks) if b != SCRATCH_BLOCK)
-        self._is_free = [b != SCRATCH_BLOCK for b in range(num_blocks)]
+        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._owners = [0] * num_blocks
+        self._name: dict[int, bytes] = {}  # block -> hash of the prefix that ends with it
+        self._known: dict[bytes, int] = {}  # and back
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be taken now."""
-        return len(self._free)
+        """Blocks that can be taken now, idle ones included."""
+        return len(self._free) + len(self._idle)
 
     @property
     def num_usable(self) -> int:
@@ -33,23 +51,67 @@ class BlockPool:
         return self.num_blocks - 1
 
     def take(self, count: int) -> list[int]:
-        """Hand out `count` blocks; the caller has looked at num_free."""
-        assert count <= len(self._free), f"{count} blocks asked, {len(self._free)} free"
-        taken = [self._free.pop() for _ in range(count)]
+        """Hand out `count` blocks to one owner; the caller has looked at num_free."""
+        assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
+        taken = [self._free.pop() if self._free else self._forget_oldest() for _ in range(count)]
         for block in taken:
-            self._is_free[block] = False
+            self._owners[block] = 1
         return taken
 
-    def give_back(self, blocks: list[int]) -> None:
-        """Take blocks back."""
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """One owner less for each. Blocks with a known prefix stay idle, the end of a chain to be reused first."""
+        for block in reversed(blocks):
+            assert self._owners[block] > 0, f"block {block} is given back twice"
+            self._owners[block] -= 1
+            if self._owners[block] == 0:
+                if block in self._name:
+                    self._idle[block] = None
+                else:
+                    self._free.append(block)
+
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """The blocks that hold the longest known beginning of a chain of prefixes."""
+        blocks = []
+        for name in names:
+            if name not in self._known:
+                break
+            blocks.append(self._known[name])
+        return blocks
+
+    def num_idle_of(self, blocks: Sequence[int]) -> int:
+        """How many of these count as free now and would not after `share`."""
+        return sum(self._owners[block] == 0 for block in blocks)
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One owner more for each of these found blocks."""
         for block in blocks:
-            assert block != SCRATCH_BLOCK and not self._is_free[block], f"block {block} is given back twice"
-            self._is_free[block] = True
-            self._free.append(block)
+            self._idle.pop(block, None)
+            self._owners[block] += 1
+
+    def remember(self, block: int, name: bytes) -> None:
+        """From now on this owned, full, verified block is found by the name of the prefix that ends with it.
+
+        The first block of a name keeps it; a second one stays what it is.
+        """
+        assert self._owners[block] > 0, f"block {block} is nobody's"
+        if name not in self._known and block not in self._name:
+            self._known[name] = block
+            self._name[block] = name
+
+    def _forget_oldest(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        del self._known[self._name.pop(block)]
+        return block
 
     def check_integrity(self, owned: list[list[int]]) -> None:
-        """Every block is either free or owned, by exactly one of `owned`."""
-        all_owned = [block for blocks in owned for block in blocks]
-        assert len(set(all_owned)) == len(all_owned), "a block has two owners"
-        assert set(all_owned).isdisjoint(self._free), "an owned block is free"
-        assert len(all_owned) + len(self._free) == self.num_usable, "blocks are lost"
+        """Every block is free, idle or owned, and by as many as say so; only blocks with a name have several owners."""
+        counts = [0] * self.num_blocks
+        for block in (block for blocks in owned for block in blocks):
+            counts[block] += 1
+        assert all(count < 2 or block in self._name for block, count in enumerate(counts)), "a block has two owners"
+        assert not any(counts[block] for block in (*self._free, *self._idle)), "an owned block is free"
+        assert counts == self._owners, "blocks are lost"
+        held = sum(count > 0 for count in counts)
+        assert held + len(self._free) + len(self._idle) == self.num_usable, "blocks are lost"
+        assert {name: block for block, name in self._name.items()} == self._known, "names and blocks disagree"
+        assert self._idle.keys() <= self._name.keys(), "an idle block has no name"

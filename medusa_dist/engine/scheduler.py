@@ -16,11 +16,13 @@ import numpy as np
 
 from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
-from medusa_dist.engine.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.make_plan import make_plan
+from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.sequence import NO_SLOT, Sequence
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.tree import EMPTY
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Output, Request, SpeculationStats, check_prompt
 
 
@@ -92,12 +94,12 @@ class Scheduler:
         if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
             for sequence in self._admit(budget):
                 chain = min(sequence.num_missing, budget)
-                sequence.blocks += self.pool.take(sequence.missing_blocks(chain))
+                sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
                 budget -= chain
                 admitted.append(sequence)
                 chosen.append((sequence, chain))
         self._plant_trees(chosen, budget)
-        return self._plan(step, chosen, admitted, (sources, targets))
+        return make_plan((self._generation, step), chosen, admitted, (sources, targets))
 
     def emit(self, plan: Plan, verdicts: Seq[Verdict]) -> list[Output]:
         """Apply a step's result: tokens, KV to keep, finished sequences."""
@@ -120,6 +122,7 @@ class Scheduler:
         for sequence in self.running:
             moves += [(sequence.slot_of(a), sequence.slot_of(b)) for a, b in sequence.pending_copies]
             sequence.pending_copies = []
+            self._name_full_blocks(sequence)
             keep = blocks_for(len(sequence.tokens))
             if keep < len(sequence.blocks):
                 self.pool.give_back(sequence.blocks[keep:])
@@ -127,6 +130,16 @@ class Scheduler:
                 sequence.num_sent_blocks = min(sequence.num_sent_blocks, keep)
         array: Ints = np.array(moves, dtype=np.int64).reshape(-1, 2)
         return array[:, 0].copy(), array[:, 1].copy()
+
+    def _name_full_blocks(self, sequence: Sequence) -> None:
+        """Tell the prefix cache of blocks that are full of verified tokens, now that their rows are where they belong.
+
+        Rows that move do so at the beginning of this plan, before anybody reads.
+        """
+        full = sequence.num_computed // BLOCK_TOKENS
+        for index in range(sequence.num_named_blocks, full):
+            self.pool.remember(sequence.blocks[index], sequence.names(full)[index])
+        sequence.num_named_blocks = max(sequence.num_named_blocks, full)
 
     def _choose_running(self) -> list[tuple[Sequence, int]]:
         """(sequence, known tokens to compute now), decoding ones first; preempts where blocks run out."""
@@ -155,12 +168,21 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Sequence]:
         """Waiting sequences that get a slot now: room for all their known tokens, in order, none overtakes."""
         admitted: list[Sequence] = []
-        free = self.pool.num_free
+        promised = 0  # blocks that those admitted here will take
         while self.waiting and self._free_slots and budget > 0:
             sequence = self.waiting[0]
-            free -= blocks_for(len(sequence.tokens) + 1)
-            if free < 0:
+            # The last known token is computed in any case: its scores are wanted.
+            prefix = self.pool.find(sequence.names((len(sequence.tokens) - 1) // BLOCK_TOKENS))
+            new = blocks_for(len(sequence.tokens) + 1) - len(prefix)
+            if new + promised + self.pool.num_idle_of(prefix) > self.pool.num_free:
                 break
+            self.pool.share(prefix)
+            promised += new
+            sequence.blocks = prefix
+            sequence.num_computed = len(prefix) * BLOCK_TOKENS
+            sequence.num_named_blocks = len(prefix)
+            if sequence.num_preemptions == 0:
+                sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
             budget -= sequence.num_missing
             self.waiting.popleft()
             sequence.slot = heapq.heappop(self._free_slots)
@@ -182,43 +204,6 @@ class Scheduler:
             sequence.tree = tree.first(size)
             sequence.blocks += self.pool.take(sequence.missing_blocks(len(sequence.tokens) + size))
             budget -= size
-
-    def _plan(
-        self, step: int, chosen: list[tuple[Sequence, int]], admitted: list[Sequence], copies: tuple[Ints, Ints]
-    ) -> Plan:
-        tokens: list[int] = []
-        blocks: list[int] = []
-        table: list[tuple[int, ...]] = []
-        for sequence, chain in chosen:
-            start, tree = sequence.num_computed, sequence.tree
-            tokens += sequence.tokens[start : start + chain]
-            tokens += tree.tokens
-            kept = sequence.num_sent_blocks
-            blocks += sequence.blocks[kept:]
-            wanted = start + chain == len(sequence.tokens)
-            table.append((sequence.slot, start, chain, len(tree), wanted, kept, len(sequence.blocks) - kept))
-            sequence.num_sent_blocks = len(sequence.blocks)
-        slots, starts, chains, nodes, wanted_flags, kept_blocks, new_blocks = (
-            np.array(table, dtype=np.int64).reshape(-1, 7).T.copy()
-        )
-        return Plan(
-            Op.STEP,
-            self._generation,
-            step,
-            *_admission(admitted),
-            slots=slots,
-            starts=starts,
-            chains=chains,
-            nodes=nodes,
-            wanted=wanted_flags,
-            kept=kept_blocks,
-            new_blocks=new_blocks,
-            tokens=_ints(tokens),
-            parents=_ints([parent for sequence, _ in chosen for parent in sequence.tree.parents]),
-            blocks=_ints(blocks),
-            copy_sources=copies[0],
-            copy_targets=copies[1],
-        )
 
     # --- emit, part by part ---
 
@@ -245,6 +230,7 @@ class Scheduler:
             sequence.num_computed += len(nodes)
             sequence.candidates, sequence.tree = None, EMPTY
         else:
+            self._name_full_blocks(sequence)  # the drafts accepted just now are not in place, and are left out
             self._free(sequence)
         return Output(
             request_id=sequence.request.request_id,
@@ -253,6 +239,7 @@ class Scheduler:
             logprobs=verdict.logprobs[: len(tokens)],
             finish_reason=sequence.finish_reason,
             stats=stats,
+            num_cached_tokens=sequence.num_cached,
         )
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
@@ -279,17 +266,3 @@ class Scheduler:
         for sequence in (*self.waiting, *self.running):
             sequence.check_integrity()
             assert sequence.finish_reason is None
-
-
-def _admission(admitted: list[Sequence]) -> tuple[Ints, Ints, Ints, Ints]:
-    params = [s.request.params for s in admitted]
-    return (
-        _ints([s.slot for s in admitted]),
-        _ints([s.request.seed for s in admitted]),
-        _ints([bits_of(p.temperature) for p in params]),
-        _ints([int(p.needs_whole_row) for p in params]),
-    )
-
-
-def _ints(values: list[int]) -> Ints:
-    return np.array(values, dtype=np.int64)

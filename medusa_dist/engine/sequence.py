@@ -10,7 +10,7 @@ Invariant between steps: num_computed < n.
 
 from dataclasses import dataclass, field
 
-from medusa_dist.engine.kv_cache import blocks_for
+from medusa_dist.engine.kv_cache import blocks_for, chain_hash
 from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Request, SpeculationStats
@@ -28,6 +28,11 @@ class Sequence:
     num_computed: int = 0
     slot: int = NO_SLOT
     blocks: list[int] = field(default_factory=list)
+    block_names: list[bytes] = field(
+        default_factory=list
+    )  # chain hashes of its full blocks, as far as they were needed
+    num_named_blocks: int = 0  # how many of `blocks` the prefix cache was told of, or gave
+    num_cached: int = 0  # prompt tokens whose KV the prefix cache had when it was first admitted
     num_sent_blocks: int = 0  # how many of `blocks` the ranks know
     candidates: Candidates | None = None  # what the heads guess after the root; None: nothing drafted
     tree: Tree = EMPTY  # what this step verifies
@@ -59,10 +64,19 @@ class Sequence:
         """Blocks to take so that num_columns columns have a place."""
         return max(0, blocks_for(num_columns) - len(self.blocks))
 
+    def names(self, num_blocks: int) -> list[bytes]:
+        """Chain hashes of the first num_blocks blocks, all full of known tokens."""
+        assert num_blocks * BLOCK_TOKENS <= len(self.tokens)
+        while len(self.block_names) < num_blocks:
+            begin = len(self.block_names) * BLOCK_TOKENS
+            before = self.block_names[-1] if self.block_names else b""
+            self.block_names.append(chain_hash(before, self.tokens[begin : begin + BLOCK_TOKENS]))
+        return self.block_names[:num_blocks]
+
     def forget_kv(self) -> list[int]:
         """Give up slot, blocks and drafts, keep the tokens; returns the blocks. Preemption: it recomputes later."""
         blocks, self.blocks = self.blocks, []
-        self.slot, self.num_computed, self.num_sent_blocks = NO_SLOT, 0, 0
+        self.slot, self.num_computed, self.num_sent_blocks, self.num_named_blocks = NO_SLOT, 0, 0, 0
         self.candidates, self.tree, self.pending_copies = None, EMPTY, []
         return blocks
 

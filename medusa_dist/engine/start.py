@@ -40,7 +40,7 @@ from medusa_dist.model.servable import read_config
 from medusa_dist.model.source import resolve_source
 from medusa_dist.model.tokens import eos_token_ids
 from medusa_dist.ops.attention import default_backend
-from medusa_dist.ops.kv_rows import KVPool, block_bytes
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool, block_bytes
 from medusa_dist.ops.noise import NOISE_VERSION
 from medusa_dist.ops.parallel import Parallel
 
@@ -125,6 +125,8 @@ class EngineRank:
         with self._phase("warm up", progress):
             self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
             num_blocks = self._num_blocks(model)
+            # A context that the cache cannot hold cannot be served; what can is what /v1/models says.
+            self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
             if rank == 0:
                 self._build_engine(model, drafter, eos_token_ids(folder))

@@ -119,7 +119,8 @@ class TextStream:
     shown. A stop string is not shown either; the text before it is. Of several stop strings the one that is complete
     first counts, of two complete at once the longer. A stop string completed within the first min_tokens tokens is
     ordinary text.
-    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far.
+    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens: of the
+    prompt, as the engine said.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
@@ -134,6 +135,7 @@ class TextStream:
         self.logprobs: list[TokenLogprobs] = []
         self.text_offsets: list[int] = []
         self.stats = SpeculationStats()
+        self.num_cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stopped = False
 
@@ -142,6 +144,7 @@ class TextStream:
         if self.finish_reason is not None:
             return TextDelta()
         before, num_chars = len(self.token_ids), len(self.text)
+        self.num_cached_tokens = output.num_cached_tokens
         last_is_silent = output.finish_reason is FinishReason.STOP
         for i, token_id in enumerate(output.token_ids):
             self.token_ids.append(token_id)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa_dist.engine.kv_cache import BlockPool, blocks_for
+from medusa_dist.engine.kv_cache import BlockPool, blocks_for, chain_hash
 from medusa_dist.ops.kv_rows import SCRATCH_BLOCK
 
 
@@ -20,7 +20,7 @@ def test_all_blocks_but_scratch_are_handed_out_once() -> None:
     with pytest.raises(AssertionError, match="1 blocks asked, 0 free"):
         pool.take(1)
     pool.give_back(second)
-    assert pool.num_free == 5 and pool.take(1) == second[-1:]  # last freed, first handed out
+    assert pool.num_free == 5 and pool.take(1) == second[:1]  # last freed, first handed out
 
 
 def test_giving_back_what_one_does_not_have() -> None:
@@ -43,3 +43,56 @@ def test_breaches_are_found() -> None:
     ):
         with pytest.raises(AssertionError, match=message):
             pool.check_integrity(owned)
+
+
+def named(pool: BlockPool, blocks: list[int]) -> list[bytes]:
+    """Give each block the name of a prefix, one after another."""
+    names: list[bytes] = []
+    for number, block in enumerate(blocks):
+        names.append(chain_hash(names[-1] if names else b"", [number] * 16))
+        pool.remember(block, names[-1])
+    return names
+
+
+def test_a_name_says_the_whole_prefix() -> None:
+    a, b = chain_hash(b"", [1] * 16), chain_hash(b"", [2] * 16)
+    assert a != b and a == chain_hash(b"", [1] * 16)
+    assert chain_hash(a, [3] * 16) != chain_hash(b, [3] * 16)
+
+
+def test_known_prefixes_are_shared_and_outlive_their_owner() -> None:
+    pool = BlockPool(9)
+    mine = pool.take(3)
+    names = named(pool, mine)
+    other = chain_hash(b"", [9] * 16)
+    assert pool.find(names) == mine and pool.find([names[0], other, names[2]]) == mine[:1] and pool.find([other]) == []
+    pool.share(mine[:2])
+    pool.check_integrity([mine, mine[:2]])
+    pool.give_back(mine)
+    assert pool.num_free == 6 and pool.num_idle_of(mine) == 1  # two are still read by the other
+    pool.check_integrity([mine[:2]])
+    pool.give_back(mine[:2])
+    assert pool.num_free == 8 and pool.find(names) == mine
+    pool.share(pool.find(names))
+    assert pool.num_free == 5
+    pool.check_integrity([mine])
+
+
+def test_idle_prefixes_go_last_and_from_their_end() -> None:
+    pool = BlockPool(6)
+    mine = pool.take(3)
+    names = named(pool, mine)
+    pool.give_back(mine)
+    assert not set(pool.take(2)) & set(mine)  # two blocks were never used
+    assert pool.take(1) == mine[2:] and pool.find(names) == mine[:2]
+    assert pool.take(2) == [mine[1], mine[0]] and pool.find(names) == []
+
+
+def test_a_second_block_of_the_same_prefix_keeps_no_name() -> None:
+    pool = BlockPool(5)
+    first, second = pool.take(1), pool.take(1)
+    names = named(pool, first)
+    assert named(pool, second) == names and pool.find(names) == first
+    pool.give_back(second)
+    pool.check_integrity([first])
+    assert pool.take(3) and pool.find(names) == first

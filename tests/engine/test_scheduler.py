@@ -157,6 +157,52 @@ def test_what_was_emitted_before_is_continued() -> None:
         assert made.outputs["x"].token_ids == expected[known:]
 
 
+def rows_of_prompts(made: FakeEngine) -> int:
+    """Known tokens that were computed, roots not counted."""
+    return sum(int(chain) - int(want) for p in made.plans for chain, want in zip(p.chains, p.wanted, strict=True))
+
+
+def test_a_known_prefix_is_not_computed_again() -> None:
+    made = engine(max_batched_tokens=64)
+    shared = prompt(40)
+    first = made.submit("first", shared, max_tokens=4)
+    made.run()
+    before = rows_of_prompts(made)
+    assert before == 39 and made.outputs["first"].num_cached_tokens == 0
+    again = made.submit("again", shared, max_tokens=9)
+    longer = made.submit("longer", (*shared, *prompt(5)), max_tokens=4)
+    other = made.submit("other", ((shared[0] + 1) % VOCAB, *shared[1:]), max_tokens=4)
+    made.run()
+    check(made, [first, again, longer, other])
+    # 40 tokens are two full blocks and 8 more; another first token makes another prefix.
+    assert rows_of_prompts(made) - before == (39 - 32) + (44 - 32) + 39
+    cached = [made.outputs[name].num_cached_tokens for name in ("again", "longer", "other")]
+    assert cached == [32, 32, 0]
+
+
+def test_a_whole_known_prompt_still_computes_its_last_token() -> None:
+    made = engine(max_batched_tokens=64)
+    requests = [made.submit("a", prompt(32), max_tokens=3)]
+    made.run()
+    requests.append(made.submit("b", prompt(32), max_tokens=3))
+    made.run()
+    check(made, requests)
+    assert made.outputs["b"].num_cached_tokens == 16
+
+
+def test_output_of_one_request_is_a_known_prefix_of_the_next() -> None:
+    """A conversation: the next prompt is the last one, its answer, and more."""
+    made = engine(nodes=0, max_batched_tokens=64, max_model_len=200)
+    first = made.submit("first", prompt(20), max_tokens=30)
+    made.run()
+    longer = (*first.prompt_ids, *made.outputs["first"].token_ids, *prompt(7))
+    second = made.submit("second", longer, max_tokens=10)
+    made.run()
+    check(made, [first, second])
+    # Of 20 + 30 tokens the last was emitted, and its KV never computed: 49, or three full blocks.
+    assert made.outputs["second"].num_cached_tokens == 48
+
+
 def test_finishing() -> None:
     made = engine(max_model_len=40, skill=1.0)
     full = made.submit("full", prompt(30), max_tokens=None, ignore_eos=True)

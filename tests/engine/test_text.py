@@ -200,3 +200,9 @@ def test_the_stop_string_that_is_complete_first_counts_even_inside_one_token():
     assert len(ids) == 3  # "th" is one token
     stream, _ = stream_all(ids, [1, 2], SamplingParams(stop=("t", " th")), FinishReason.LENGTH)
     assert (stream.text, len(stream.token_ids)) == ("x ", 3)
+
+
+def test_what_the_prefix_cache_had_is_passed_on() -> None:
+    stream = TextStream(byte_tokenizer(), SamplingParams())
+    stream.push(Output(request_id="r", token_ids=(65,), heads=(0,), num_cached_tokens=32))
+    assert stream.num_cached_tokens == 32

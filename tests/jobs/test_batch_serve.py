@@ -19,7 +19,8 @@ from medusa_dist.app import DEPLOYMENT, assemble
 from medusa_dist.errors import ConfigError
 from medusa_dist.jobs.batch import run_batch
 from medusa_dist.jobs.batch_http import HttpSender
-from medusa_dist.jobs.batch_serve import ServeSender
+from medusa_dist.jobs.batch_serve import ServeSender, refuse_if_serving
+from medusa_dist.jobs.batch_service import Target, open_sender
 from tests.jobs.test_batch_file import records, write
 from tests.serve.fake_stack import expected
 from tests.serve.test_front import STACK, config, folder  # noqa: F401 - a fixture
@@ -111,6 +112,24 @@ def test_an_application_that_is_not_there_is_named(url):
         ServeSender("nope", DEPLOYMENT, None, print)
     with pytest.raises(ConfigError, match="no service answers there"):
         HttpSender("http://127.0.0.1:9", None).describe()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"config": Path("c.yaml"), "address": "http://h"}, "give one of them"),
+        ({"app": "a", "address": "https://h"}, "the URL itself says which"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_at_once(target, message):
+    with pytest.raises(ConfigError, match=message), open_sender(Target(deployment=DEPLOYMENT, **target), print, print):
+        raise AssertionError("opened")
+
+
+def test_a_config_is_not_deployed_over_what_a_cluster_serves(url, monkeypatch):
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the tests' own cluster
+    with pytest.raises(ConfigError, match="already serves batch"):
+        refuse_if_serving("auto")
 
 
 def test_a_killed_job_goes_on_where_it_was(url, tmp_path):
