@@ -98,6 +98,11 @@ class BlockPool:
             self._known[name] = block
             self._name[block] = name
 
+    def forget_idle(self) -> None:
+        """Make all idle blocks free: for measurements that must not find what an earlier one left."""
+        while self._idle:
+            self._free.append(self._forget_oldest())
+
     def _forget_oldest(self) -> int:
         block, _ = self._idle.popitem(last=False)
         del self._known[self._name.pop(block)]

@@ -131,6 +131,7 @@ class _Meter:
         """Decode the prompts together, with or without drafts; prefill is in the time of both."""
         # Each prompt its own seed, the same on both sides.
         params = [replace(self._params, seed=i, speculation=speculation) for i, _ in enumerate(ids)]
+        self.engine.scheduler.pool.forget_idle()  # else the second of a pair would find the first one's prompts
         before, steps = dict(self.engine.phase_seconds), self.engine.stats().num_steps
         begin = time.perf_counter()
         outputs = self._llm.generate(ids, params)

@@ -96,3 +96,13 @@ def test_a_second_block_of_the_same_prefix_keeps_no_name() -> None:
     pool.give_back(second)
     pool.check_integrity([first])
     assert pool.take(3) and pool.find(names) == first
+
+
+def test_idle_blocks_can_be_forgotten() -> None:
+    pool = BlockPool(5)
+    kept, left = pool.take(1), pool.take(2)
+    names = named(pool, [*kept, *left])
+    pool.give_back(left)
+    pool.forget_idle()
+    assert pool.find(names) == kept and pool.num_free == 3
+    pool.check_integrity([kept])
