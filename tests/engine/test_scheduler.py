@@ -298,8 +298,9 @@ class Life(RuleBasedStateMachine):
     def add(self, length: int, max_tokens: int, stops: bool, seed: int) -> str:
         name = f"r{len(self.arrival)}"
         self.arrival[name] = len(self.arrival)
+        # Prompts share beginnings, so that blocks are found again in the prefix cache.
         fields: dict = {"stop_token_ids": (1, 2)} if stops else {"ignore_eos": True}
-        self.requests[name] = self.engine.submit(name, prompt(length, seed), max_tokens=max_tokens, **fields)
+        self.requests[name] = self.engine.submit(name, prompt(60, seed % 4)[:length], max_tokens=max_tokens, **fields)
         return name
 
     @rule(name=consumes(names))
