@@ -74,15 +74,17 @@ class Drafter:
         noise[temperatures > 0] = made.view(-1, self.num_heads, self._token_ids.numel())
         return noise
 
-    def measure(self, hidden_size: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
-        """Seconds of drafting for one sequence, the median of a few rounds."""
-        hidden = torch.zeros(1, hidden_size, dtype=dtype, device=self._token_ids.device)
-        embedding = None if self._embedding is None else self._embedding[:1]
+    def measure(self, num_sequences: int, hidden_size: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
+        """Seconds of greedy drafting for so many sequences, the median of a few rounds."""
+        hidden = torch.zeros(num_sequences, hidden_size, dtype=dtype, device=self._token_ids.device)
+        embedding = None if self._embedding is None else self._embedding[:1].expand_as(hidden)
         times = []
         with torch.inference_mode():
             for _ in range(num_rounds):
                 begin = time.perf_counter()
-                columns, _ = guess(self._heads(hidden, embedding), torch.zeros(1, device=hidden.device), None)
+                columns, _ = guess(
+                    self._heads(hidden, embedding), torch.zeros(num_sequences, device=hidden.device), None
+                )
                 columns.cpu()  # waits for the device
                 times.append(time.perf_counter() - begin)
         return sorted(times)[num_rounds // 2]

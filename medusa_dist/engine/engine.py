@@ -3,6 +3,8 @@
 Owns the order of a step. Not here: each of its five parts. All methods are called from one thread.
 """
 
+import time
+
 from medusa_dist.engine.choose import Chooser, Verdict
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.plan import Op, Plan
@@ -86,7 +88,11 @@ class Engine:
 
     @timed("verify")
     def _verify(self, plan: Plan) -> Scores:
-        return self.ranks.verify(plan)
+        begin = time.perf_counter()
+        scores = self.ranks.verify(plan)
+        if (plan.chains == 1).all():
+            self.speculation.observe(plan.slots.size, plan.tokens.size, time.perf_counter() - begin)
+        return scores
 
     @timed("accept")
     def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:

@@ -18,6 +18,7 @@ from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 _CONTEXT = 128  # tokens before the measured rows
 _ROWS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _ROUNDS = 2
+_MANY = 16  # sequences, to see what drafting costs for each
 
 
 def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
@@ -40,7 +41,10 @@ def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter:
     ranks.announce(Op.READY)
     if len(sizes) == 1:
         return None
-    return StepCost(tuple(sizes), tuple(seconds), drafter.measure(worker.model.hidden_size, worker.model.dtype))
+    shape = worker.model.hidden_size, worker.model.dtype
+    lone, many = (drafter.measure(count, *shape) for count in (1, _MANY))
+    each = max(0.0, (many - lone) / (_MANY - 1))
+    return StepCost(tuple(sizes), tuple(seconds), max(0.0, lone - each), each)
 
 
 def _step_seconds(ranks: Ranks, size: int, context: int) -> float:

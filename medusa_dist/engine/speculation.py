@@ -14,6 +14,7 @@ from medusa_dist.medusa.calibrate import GREEDY, SAMPLED, Calibration, labels_of
 from medusa_dist.medusa.tree import Candidates, Tree, best_tree, static_tree
 from medusa_dist.ops.attention import KEY_CHUNK
 
+_WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
 _SMOOTHING = 0.05  # of the moving average of the gain, per batch size
 _PROBE_EVERY = 128  # steps without heads between two tries: 0.8 % of the steps
 _WARM_UP = 16  # tries at a batch size before its average is believed
@@ -30,6 +31,7 @@ class Speculation:
         self._gain: dict[int, float] = {}
         self._tries: dict[int, int] = {}
         self._steps_off: dict[int, int] = {}
+        self._beyond: dict[int, float] = {}  # seconds that steps of a batch size take beyond the curve
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
         """A tree for each sequence that has candidates and use for them."""
@@ -42,11 +44,12 @@ class Speculation:
         if self.cost is None:
             self.num_expected += sum(sum(values) for _, _, values in ranked)
             return [(s, tree) for s, tree, _ in ranked]
+        cost = self.cost.raised(self._beyond.get(len(decoding), 0.0))
         # Each sequence's values fall, so the best n of all are the first few of each.
         values = sorted(
             ((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values),
         )
-        count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, self.cost)
+        count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, cost)
         self._learn(len(decoding), gain)
         sizes = [0] * len(ranked)
         for negative, index in values[:count]:
@@ -61,11 +64,19 @@ class Speculation:
                 labels = labels_of(sequence.tree, accepted.nodes, sequence.candidates)
                 self.calibration.learn(labels, _band(sequence))
 
+    def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
+        """See what a step without prompt rows took. The curve was measured with one short sequence; attention over many
+        or long ones costs a step more, whether drafts are in it or not, and that makes drafts relatively cheaper."""
+        if self.cost is not None:
+            beyond = max(0.0, seconds - self.cost(num_rows))
+            before = self._beyond.get(num_sequences, beyond)
+            self._beyond[num_sequences] = before + _SMOOTHING * (beyond - before)
+
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size; rare probes keep the answer fresh."""
         if self.cost is None or self.config.mode == "static":
             return True
-        if self._tries.get(num_sequences, 0) < _WARM_UP or self._gain[num_sequences] >= 1.0:
+        if self._tries.get(num_sequences, 0) < _WARM_UP or self._gain[num_sequences] >= _WORTH:
             return True
         off = self._steps_off.get(num_sequences, 0) + 1
         self._steps_off[num_sequences] = off % _PROBE_EVERY

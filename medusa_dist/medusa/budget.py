@@ -3,26 +3,29 @@
 Owns the rule and the measured cost curve it needs. Pure. Not here: the values of drafts (tree.py), measuring
 (engine/start.py), who gets the nodes (engine/scheduler.py).
 With B sequences decoding, P rows of prompt, and all candidates of all sequences sorted by value s_1 >= s_2 >= ...
-(chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in t(B + P + n) seconds. Values fall
-along each path, so the best n of the batch are trees. All n are tried: t has steps and is not even monotone.
+(chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in t(B + P + n) + t_draft(B)
+seconds. Values fall along each path, so the best n of the batch are trees. All n are tried: t has steps and is not even
+monotone.
 Source: goodput scheduling (TurboSpec, arXiv 2406.14066), taken from chains to trees.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class StepCost:
     """Measured seconds of a step by its rows, linear between the points and beyond the last two.
 
-    draft_s: what making the candidates costs a step; spent whether few or many are verified.
+    draft_s, draft_s_each: what making the candidates costs a step, as it is and per sequence; spent whether few or many
+    are verified.
     """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
     draft_s: float = 0.0
+    draft_s_each: float = 0.0
 
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.seconds) >= 2 and list(self.rows) == sorted(set(self.rows))
@@ -36,6 +39,14 @@ class StepCost:
         y0, y1 = self.seconds[right - 1], self.seconds[right]
         return y0 + (y1 - y0) * (num_rows - x0) / (x1 - x0)
 
+    def drafting(self, num_sequences: int) -> float:
+        """Seconds that making candidates for so many sequences takes."""
+        return self.draft_s + self.draft_s_each * num_sequences
+
+    def raised(self, seconds: float) -> "StepCost":
+        """The curve moved up: what steps of some kind take beyond the measured one, however many drafts they verify."""
+        return replace(self, seconds=tuple(s + seconds for s in self.seconds))
+
 
 def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int, cost: StepCost) -> tuple[int, float]:
     """How many of `values` (falling) to verify, and by what factor that raises tokens per second over none.
@@ -44,11 +55,12 @@ def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int
     """
     base_rows = num_sequences + num_other_rows
     plain_rate = num_sequences / cost(base_rows)
-    best, best_rate = 0, num_sequences / (cost(base_rows) + cost.draft_s)
+    draft_s = cost.drafting(num_sequences)
+    best, best_rate = 0, num_sequences / (cost(base_rows) + draft_s)
     expected = float(num_sequences)
     for n, value in enumerate(values, start=1):
         expected += value
-        rate = expected / (cost(base_rows + n) + cost.draft_s)
+        rate = expected / (cost(base_rows + n) + draft_s)
         if rate > best_rate:
             best, best_rate = n, rate
     return best, best_rate / plain_rate

@@ -106,3 +106,18 @@ def test_heads_that_pay_run_always() -> None:
     for _ in range(200):
         assert made.should_draft(3)
         made.trees([sequence(chance=0.9) for _ in range(3)], 0, MAX_LEN)
+
+
+def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
+    made = policy(7, STEEP)
+    assert len(only_tree(made, sequence())) == 0  # each row costs as much as the whole step
+    for _ in range(200):
+        made.observe(1, 1, 50.0)
+    assert len(only_tree(made, sequence())) > 0
+    assert len(made.trees([sequence(), sequence()], 0, MAX_LEN)[0][1]) == 0  # learned for one batch size alone
+
+
+def test_drafting_for_many_costs_more() -> None:
+    cost = StepCost((4, 64), (1.0, 1.0), 0.1, 0.05)
+    assert cost.drafting(1) == pytest.approx(0.15) and cost.drafting(20) == pytest.approx(1.1)
+    assert cost.raised(0.5)(4) == 1.5 and cost.raised(0.5).drafting(20) == pytest.approx(1.1)
