@@ -12,6 +12,7 @@ import platform
 import random
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,8 +22,8 @@ import torch
 from rich.table import Table
 
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.llm import LLM, LocalBackend, RequestOutput
-from medusa_dist.request import SamplingParams
+from medusa_dist.llm import LLM, LocalBackend
+from medusa_dist.request import Request, SamplingParams
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
 _BOOTSTRAP_ROUNDS = 2000
@@ -110,10 +111,19 @@ def bench(
 
 @dataclass
 class _Run:
+    """One side of one pair: tokens of every request, and counts of the time in which the batch was full."""
+
+    tokens: list[tuple[int, ...]]
     seconds: float
-    outputs: list[RequestOutput]
+    num_tokens: int
+    num_choices: int  # steps of single sequences, so num_tokens / num_choices is tokens per step
     num_steps: int
     phases: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second while the batch was full."""
+        return self.num_tokens / self.seconds
 
 
 class _Meter:
@@ -124,50 +134,75 @@ class _Meter:
         if not isinstance(backend, LocalBackend):
             raise ConfigError("bench measures one process; use tensor_parallel_size 1")
         self.engine = backend.engine
-        self._llm = llm
         self._params = params
 
-    def run(self, ids: list[list[int]], speculation: bool) -> _Run:
-        """Decode the prompts together, with or without drafts; prefill is in the time of both."""
+    def run(self, ids: list[list[int]], batch: int, speculation: bool) -> _Run:
+        """Decode all prompts, `batch` at a time: when one ends the next begins. Prefill is in the time of both sides.
+
+        The clock stops when the last prompt has begun and one ends: a draining batch would measure its slowest member.
+        """
+        engine = self.engine
+        engine.scheduler.pool.forget_idle()  # else the second of a pair would find the first one's prompts
         # Each prompt its own seed, the same on both sides.
-        params = [replace(self._params, seed=i, speculation=speculation) for i, _ in enumerate(ids)]
-        self.engine.scheduler.pool.forget_idle()  # else the second of a pair would find the first one's prompts
-        before, steps = dict(self.engine.phase_seconds), self.engine.stats().num_steps
-        begin = time.perf_counter()
-        outputs = self._llm.generate(ids, params)
-        seconds = time.perf_counter() - begin
-        phases = {k: v - before.get(k, 0.0) for k, v in self.engine.phase_seconds.items()}
-        return _Run(seconds, outputs, self.engine.stats().num_steps - steps, phases)
+        queue = deque(
+            Request(
+                request_id=str(i),
+                prompt_ids=tuple(prompt),
+                params=replace(self._params, speculation=speculation),
+                seed=i,
+            )
+            for i, prompt in enumerate(ids)
+        )
+        run = _Run([()] * len(ids), 0.0, 0, 0, 0, {})
+        num_running, full = 0, True
+        before, begin = dict(engine.phase_seconds), time.perf_counter()
+        while queue or num_running:
+            while queue and num_running < batch:
+                engine.submit(queue.popleft())
+                num_running += 1
+            outputs = engine.step()
+            for output in outputs:
+                run.tokens[int(output.request_id)] += output.token_ids
+                num_running -= output.finish_reason is not None
+            if full:
+                run.num_steps += 1
+                run.num_choices += sum(output.stats.num_steps for output in outputs)
+                run.num_tokens += sum(len(output.token_ids) for output in outputs)
+                if not queue and num_running < batch:
+                    full = False
+                    run.seconds = time.perf_counter() - begin
+                    run.phases = {k: v - before.get(k, 0.0) for k, v in engine.phase_seconds.items()}
+        return run
 
 
 def _row(meter: _Meter, ids: list[list[int]], batch: int, pairs: int) -> Row:
     sides: dict[bool, list[_Run]] = {True: [], False: []}
-    meter.run(ids[:batch], True)  # kernels and the policy's averages warm up
+    count = 1 if batch == 1 else 3 * batch
+    meter.run(ids[:batch], batch, True)  # kernels and the policy's averages warm up
     for pair in range(pairs):
-        chosen = [ids[(pair * batch + i) % len(ids)] for i in range(batch)]
+        chosen = [ids[(pair * count + i) % len(ids)] for i in range(count)]
         for speculation in (True, False) if pair % 2 == 0 else (False, True):
-            sides[speculation].append(meter.run(chosen, speculation))
-        on, off = sides[True][-1], sides[False][-1]
-        if [o.token_ids for o in on.outputs] != [o.token_ids for o in off.outputs]:
+            sides[speculation].append(meter.run(chosen, batch, speculation))
+        if sides[True][-1].tokens != sides[False][-1].tokens:
             raise EngineError(
                 f"batch {batch}, pair {pair}: speculation changed the tokens; this is a bug, please report it"
             )
-    ratios = [off.seconds / on.seconds for on, off in zip(sides[True], sides[False], strict=True)]
+    ratios = [on.rate / off.rate for on, off in zip(sides[True], sides[False], strict=True)]
     low, high = bootstrap_interval(ratios)
     return Row(batch, pairs, _side(sides[True]), _side(sides[False]), statistics.geometric_mean(ratios), low, high)
 
 
 def _side(runs: list[_Run]) -> Side:
-    outputs = [output for run in runs for output in run.outputs]
-    tokens, seconds = sum(len(o.token_ids) for o in outputs), sum(run.seconds for run in runs)
+    seconds = sum(run.seconds for run in runs)
     phases: dict[str, float] = {}
     for run in runs:
         for name, value in run.phases.items():
             phases[name] = phases.get(name, 0.0) + value
     total = sum(phases.values())
+    num_tokens = sum(run.num_tokens for run in runs)
     return Side(
-        tokens_per_s=round(tokens / seconds, 2),
-        tokens_per_step=round(tokens / sum(o.stats.num_steps for o in outputs), 3),
+        tokens_per_s=round(num_tokens / seconds, 2),
+        tokens_per_step=round(num_tokens / sum(run.num_choices for run in runs), 3),
         ms_per_step=round(1e3 * seconds / sum(run.num_steps for run in runs), 2),
         phase_shares={name: round(value / total, 4) for name, value in phases.items()},
     )
