@@ -184,7 +184,8 @@ class EngineRank:
         found = fingerprint(folder) if file.description.base.fingerprint else None
         file.check_base(base.hidden_size, base.vocab_size, found, self.config.heads.allow_untrained)
         if self.config.speculation.tree is not None:
-            check_paths(self.config.speculation.tree, file.description.num_heads, NUM_RANKS)
+            known = file.description.draft_vocab_size or file.description.base.vocab_size
+            check_paths(self.config.speculation.tree, file.description.num_heads, min(NUM_RANKS, known))
         return file
 
     def _num_blocks(self, model: ShardedModel) -> int:
