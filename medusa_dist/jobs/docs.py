@@ -15,7 +15,7 @@ from medusa_dist.config import Config
 
 ROOT = Path(__file__).parents[2]
 README_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
-_TOP_FILES = ("app.py", "llm.py", "cli.py", "config.py", "errors.py", "request.py")
+_TOP_FILES = ("app.py", "llm.py", "cli.py", "cli_heads.py", "cli_parts.py", "config.py", "errors.py", "request.py")
 _FOLDERS = ("jobs", "api", "serve", "engine", "medusa", "model", "ops")
 _HEAD = """# Keys of a service
 

@@ -1,0 +1,75 @@
+"""What the commands share: the terminal, readable errors, the progress of a long start, options of several commands.
+
+Not here: the commands (cli.py, cli_heads.py). Imports are inside functions, so that `medusa-dist --help` is
+fast.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console(stderr=True, soft_wrap=True)
+
+ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
+HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+SpeculationOption = Annotated[str, typer.Option(help="auto, off, or how many tokens to draft per step.")]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Print our own errors as one message without a traceback, and exit 1."""
+    from medusa_dist.errors import MedusaError
+
+    try:
+        yield
+    except MedusaError as error:
+        console.print("error:", style="bold red", end=" ")
+        console.print(error.message, markup=False, highlight=False)
+        sys.exit(1)
+
+
+class Progress:
+    """What a long start is doing now: a spinner on a terminal, one line per change elsewhere."""
+
+    def __init__(self) -> None:
+        self.status = console.status("")
+        self._last = ""
+
+    def say(self, text: str) -> None:
+        """Show it."""
+        if console.is_terminal:
+            self.status.update(f"[bold]{escape(text)}")
+        elif text != self._last:
+            console.print(text, markup=False, highlight=False)
+        self._last = text
+
+
+def note(text: str) -> None:
+    """One line to the terminal, as it is."""
+    console.print(text, markup=False, highlight=False)
+
+
+def parse_speculation(text: str) -> Any:
+    """LLM's short forms, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    if text in ("auto", "off"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise ConfigError(f"--speculation takes auto, off, or a number of drafted tokens, not {text!r}")
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Batch sizes, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
+        raise ConfigError(f"--batch takes positive numbers separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]
