@@ -30,7 +30,10 @@ Speculation = Literal["auto", "off"] | int | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself."""
+    """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself.
+
+    num_cached_tokens: of the prompt, that the prefix cache had.
+    """
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -40,6 +43,7 @@ class RequestOutput:
     heads: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+    num_cached_tokens: int = 0
 
 
 class Backend(Protocol):
@@ -121,18 +125,24 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Continue each prompt (a text, or token ids); results in the prompts' order.
 
-        params: one for all, or one each. progress: show a bar. Raises RequestError, naming the field, for a prompt or
-        parameter that cannot be served; nothing is decoded then.
+        params, priority: one for all, or one each; lower priorities go first. cache_salt: of all these prompts; they
+        share prefixes with prompts of the same salt only. progress: show a bar. Raises RequestError, naming the field,
+        for a prompt or parameter that cannot be served; nothing is decoded then.
         """
         many = _as_list(prompts)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(many)
-        if len(each) != len(many):
-            raise RequestError(f"{len(many)} prompts, but {len(each)} params", "params")
-        requests = [self._request(prompt, p) for prompt, p in zip(many, each, strict=True)]
+        priorities = [priority] * len(many) if isinstance(priority, int) else list(priority)
+        for name, given in (("params", each), ("priority", priorities)):
+            if len(given) != len(many):
+                raise RequestError(f"{len(many)} prompts, but {len(given)} {name}", name)
+        triples = zip(many, each, priorities, strict=True)
+        requests = [self._request(prompt, p, number, cache_salt) for prompt, p, number in triples]
         streams = {r.request_id: TextStream(self.tokenizer, r.params) for r in requests}
         with _bar(len(requests), progress) as advance:
             for request_id, delta in self._run(requests, streams):
@@ -168,7 +178,9 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.shutdown()
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0, cache_salt: str | None = None
+    ) -> Request:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         self._num_requests += 1
         return Request(
@@ -176,6 +188,8 @@ class LLM:
             prompt_ids=tuple(ids),
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
+            priority=priority,
+            cache_salt=cache_salt,
         )
 
     def _run(self, requests: list[Request], streams: dict[str, TextStream]) -> Iterator[tuple[str, TextDelta]]:
@@ -227,6 +241,7 @@ def _result(request: Request, stream: TextStream) -> RequestOutput:
         heads=tuple(stream.heads),
         logprobs=tuple(stream.logprobs),
         stats=stream.stats,
+        num_cached_tokens=stream.num_cached_tokens,
     )
 
 

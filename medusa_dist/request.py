@@ -12,6 +12,7 @@ from enum import StrEnum
 from medusa_dist.errors import RequestError
 
 MAX_LOGPROBS = 20
+MAX_PRIORITY = 2**31
 
 
 class FinishReason(StrEnum):
@@ -101,12 +102,27 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt to continue. `seed` is always set: whoever makes the Request draws it if the user gave none."""
+    """One prompt to continue. `seed` is always set: whoever makes the Request draws it if the user gave none.
+
+    priority: lower numbers are served first and preempted last; equal ones first come, first served.
+    cache_salt: prompts share prefixes in the cache only with prompts of the same salt (one per tenant, say).
+    Both are named as in vLLM, and neither changes the output.
+    """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
+    priority: int = 0
+    cache_salt: str | None = None
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise RequestError(
+                f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {self.priority!r}", "priority"
+            )
+        if self.cache_salt == "":
+            raise RequestError("cache_salt must not be empty; leave it out to share prefixes with all", "cache_salt")
 
 
 def choice_seed(seed: int, *path: int | str) -> int:

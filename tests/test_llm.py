@@ -79,6 +79,35 @@ def test_a_drawn_seed_is_reported_and_repeats(plain: LLM) -> None:
     assert again.token_ids == first.token_ids and other.seed != first.seed
 
 
+def test_priorities_decide_who_ends_first(folder: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+        ended: list[str] = []
+        run = one._run
+
+        def watched(requests: list, streams: dict):
+            for name, delta in run(requests, streams):
+                ended.extend([name] if delta.finish_reason else [])
+                yield name, delta
+
+        one._run = watched
+        outputs = one.generate(["a", "b", "c"], params, priority=[2, 1, 0])
+        assert ended == ["llm-3", "llm-2", "llm-1"]
+        assert [o.token_ids for o in outputs] == [o.token_ids for o in one.generate(["a", "b", "c"], params)]
+        with pytest.raises(RequestError, match="3 prompts, but 2 priority"):
+            one.generate(["a", "b", "c"], params, priority=[0, 1])
+
+
+def test_a_salt_keeps_prompts_apart(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=2)
+    prompt = "a prompt of its own, longer than two blocks of tokens"
+    outputs = [plain.generate(prompt, params, cache_salt=salt)[0] for salt in (None, "x", "x", "y", None)]
+    assert [output.num_cached_tokens for output in outputs] == [0, 0, 48, 0, 48]
+    assert len({output.token_ids for output in outputs}) == 1
+    with pytest.raises(RequestError, match="cache_salt must not be empty"):
+        plain.generate(prompt, params, cache_salt="")
+
+
 def test_streaming_gives_the_same_text(llm: LLM) -> None:
     params = SamplingParams(temperature=0.7, seed=1, max_tokens=25)
     whole = llm.generate("the cat", params)[0]

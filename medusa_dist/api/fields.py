@@ -43,6 +43,8 @@ _SHARED: Mapping[str, Rule] = {
     "user": _LABEL,
     # Not OpenAI's; named as in vLLM.
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens"), _YES),
+    "priority": Rule(Use.HONOURED, "lower is served first and preempted last; equal ones first come, first served"),
+    "cache_salt": Rule(Use.HONOURED, "the prefix cache is shared with requests of the same salt only"),
     "speculation": Rule(Use.HONOURED, '"off" decodes this request without drafts; the output is the same'),
 }
 

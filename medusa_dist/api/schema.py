@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse, refuse_unknown
 from medusa_dist.errors import RequestError
-from medusa_dist.request import MAX_LOGPROBS
+from medusa_dist.request import MAX_LOGPROBS, MAX_PRIORITY
 
 
 def _is_unicode(text: str) -> str:
@@ -158,6 +158,8 @@ class Sampled(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     speculation: Literal["auto", "off"] | None = None
     user: Any = None
 

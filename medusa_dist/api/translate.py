@@ -161,7 +161,14 @@ def make_requests(
     seed = secrets.randbits(53) if params.seed is None else params.seed
     choices = [(prompt, i) for prompt in prompts for i in range(n)]
     return seed, [
-        Request(request_id=f"{call_id}-{k}", prompt_ids=prompt.ids, params=params, seed=choice_seed(seed, i))
+        Request(
+            request_id=f"{call_id}-{k}",
+            prompt_ids=prompt.ids,
+            params=params,
+            seed=choice_seed(seed, i),
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt,
+        )
         for k, (prompt, i) in enumerate(choices)
     ]
 

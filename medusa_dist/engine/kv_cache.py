@@ -24,8 +24,16 @@ def blocks_for(num_columns: int) -> int:
     return -(-num_columns // BLOCK_TOKENS)
 
 
+def salt_name(salt: str | None) -> bytes:
+    """What a chain of prefixes begins with: b"" for prompts that anybody may share, else a name of the salt.
+
+    Marked as a salt, so that no chosen text can be the name of somebody's block.
+    """
+    return b"" if salt is None else hashlib.blake2b(salt.encode(), digest_size=16, person=b"salt").digest()
+
+
 def chain_hash(before: bytes, tokens: Sequence[int]) -> bytes:
-    """Name of a full block: its tokens, behind the prefix that `before` names (b"" at the start)."""
+    """Name of a full block: its tokens, behind the prefix (or salt) that `before` names (b"" at the start)."""
     return hashlib.blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 

@@ -3,12 +3,12 @@
 Owns waiting and running sequences, slots and blocks. Rank 0 only; pure host work, no tensors. Not here: the wire
 (plan.py), the rule for how many drafts (medusa/budget.py), what tokens the model chose (choose.py).
 One rule covers prefill, chunked prefill, decoding and trees: computed tokens catch up with known + drafted tokens.
-Order: decoding sequences, then prompts under way, then waiting ones, each first come first served. When blocks run
-out, trees shrink first (they take only what is left over), then the youngest sequence is preempted and recomputes.
+Order: decoding sequences, then prompts under way, then waiting ones, each by priority, then first come first served.
+When blocks run out, trees shrink first (they take only what is left over), then the sequence of least priority, the
+youngest of these, is preempted and recomputes. Nobody is preempted for one who still waits.
 """
 
 import heapq
-from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.make_plan import make_plan
 from medusa_dist.engine.plan import Ints, Plan
+from medusa_dist.engine.queue import WaitingQueue
 from medusa_dist.engine.sequence import NO_SLOT, Sequence
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.errors import RequestError
@@ -43,9 +44,10 @@ class Scheduler:
     def __init__(self, limits: Limits, pool: BlockPool, speculation: Speculation, generation: int) -> None:
         self.limits = limits
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of admission; the last is preempted first
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
+        self._num_submitted = 0
         self._speculation = speculation
         self._generation = generation
         self._free_slots = list(range(limits.max_running))
@@ -74,7 +76,8 @@ class Scheduler:
                 "lower max_tokens, or raise kv_cache_tokens of the service",
                 "max_tokens",
             )
-        self.waiting.append(Sequence.of(request, output_ids))
+        self.waiting.add(Sequence.of(request, output_ids, self._num_submitted))
+        self._num_submitted += 1
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing happens if it is not here (idempotent)."""
@@ -145,7 +148,7 @@ class Scheduler:
         """(sequence, known tokens to compute now), decoding ones first; preempts where blocks run out."""
         budget = self.limits.max_batched_tokens
         chosen: list[tuple[Sequence, int]] = []
-        for sequence in sorted(self.running, key=lambda s: s.num_missing > 1):
+        for sequence in sorted(self.running, key=lambda s: (s.num_missing > 1, s.turn)):
             chain = min(sequence.num_missing, budget)
             if sequence.slot != NO_SLOT and chain > 0 and self._make_room(sequence, sequence.num_computed + chain):
                 sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
@@ -154,14 +157,14 @@ class Scheduler:
         return [(sequence, chain) for sequence, chain in chosen if sequence.slot != NO_SLOT]
 
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
-        """Preempt the youngest until there are blocks for num_columns; False if `sequence` itself had to go."""
+        """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
         while sequence.missing_blocks(num_columns) > self.pool.num_free:
-            youngest = self.running[-1]
-            self._free(youngest)
-            youngest.num_preemptions += 1
+            last = max(self.running, key=lambda s: s.turn)
+            self._free(last)
+            last.num_preemptions += 1
             self.num_preemptions += 1
-            self.waiting.appendleft(youngest)
-            if youngest is sequence:
+            self.waiting.add(last)
+            if last is sequence:
                 return False
         return True
 
@@ -170,7 +173,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         promised = 0  # blocks that those admitted here will take
         while self.waiting and self._free_slots and budget > 0:
-            sequence = self.waiting[0]
+            sequence = self.waiting.first
             # The last known token is computed in any case: its scores are wanted.
             prefix = self.pool.find(sequence.names((len(sequence.tokens) - 1) // BLOCK_TOKENS))
             new = blocks_for(len(sequence.tokens) + 1) - len(prefix)
@@ -184,7 +187,7 @@ class Scheduler:
             if sequence.num_preemptions == 0:
                 sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
             budget -= sequence.num_missing
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             sequence.slot = heapq.heappop(self._free_slots)
             self._by_slot[sequence.slot] = sequence
             self.running.append(sequence)
@@ -263,6 +266,7 @@ class Scheduler:
         slots = [s.slot for s in self.running]
         assert sorted([*slots, *self._free_slots]) == list(range(self.limits.max_running)), "slots are lost or doubled"
         assert {s.slot: s for s in self.running} == self._by_slot
+        self.waiting.check_integrity()
         for sequence in (*self.waiting, *self.running):
             sequence.check_integrity()
             assert sequence.finish_reason is None

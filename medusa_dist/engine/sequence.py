@@ -10,7 +10,7 @@ Invariant between steps: num_computed < n.
 
 from dataclasses import dataclass, field
 
-from medusa_dist.engine.kv_cache import blocks_for, chain_hash
+from medusa_dist.engine.kv_cache import blocks_for, chain_hash, salt_name
 from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Request, SpeculationStats
@@ -25,6 +25,7 @@ class Sequence:
     request: Request
     tokens: list[int]
     num_prompt: int
+    number: int = 0  # how many came before it
     num_computed: int = 0
     slot: int = NO_SLOT
     blocks: list[int] = field(default_factory=list)
@@ -42,9 +43,14 @@ class Sequence:
     num_preemptions: int = 0
 
     @classmethod
-    def of(cls, request: Request, output_ids: tuple[int, ...] = ()) -> "Sequence":
+    def of(cls, request: Request, output_ids: tuple[int, ...] = (), number: int = 0) -> "Sequence":
         """A waiting sequence; output_ids are tokens that were emitted before (a restart, a lost group)."""
-        return cls(request=request, tokens=[*request.prompt_ids, *output_ids], num_prompt=len(request.prompt_ids))
+        return cls(request, [*request.prompt_ids, *output_ids], len(request.prompt_ids), number)
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Its place among all sequences: the least is served first, the greatest preempted first."""
+        return self.request.priority, self.number
 
     @property
     def num_output(self) -> int:
@@ -69,7 +75,7 @@ class Sequence:
         assert num_blocks * BLOCK_TOKENS <= len(self.tokens)
         while len(self.block_names) < num_blocks:
             begin = len(self.block_names) * BLOCK_TOKENS
-            before = self.block_names[-1] if self.block_names else b""
+            before = self.block_names[-1] if self.block_names else salt_name(self.request.cache_salt)
             self.block_names.append(chain_hash(before, self.tokens[begin : begin + BLOCK_TOKENS]))
         return self.block_names[:num_blocks]
 

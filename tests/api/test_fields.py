@@ -33,6 +33,8 @@ CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "max_completion_tokens": (7, {"max_tokens": 7}),
     "logprobs": (True, {"logprobs": 0}),
 }
+# Honoured fields that show in the Request itself.
+SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}
 COMPLETION_SHOWS = SHOWS_IN_PARAMS | {"logprobs": (3, {"logprobs": 3})}
 # Honoured fields that show elsewhere; each has its own test in test_routes.py.
 ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs", "add_generation_prompt"}
@@ -113,6 +115,11 @@ async def test_an_honoured_sampling_field_reaches_the_engine(route, make, name, 
     shows = CHAT_SHOWS if route == CHAT else COMPLETION_SHOWS
     if name in ELSEWHERE:
         assert name not in shows
+        return
+    if name in SHOWS_IN_REQUEST:
+        value, wanted = SHOWS_IN_REQUEST[name]
+        reply, service = await send(route, make(**{name: value}))
+        assert reply.status_code == 200 and getattr(service.requests[0], name) == wanted
         return
     value, expected = shows[name]
     reply, service = await send(route, make(**{name: value}))

@@ -50,6 +50,8 @@ BAD_CHATS = {
     "bias twice": (chat(logit_bias={"1": 1, "01": 2}), "logit_bias", "names one token id twice"),
     "strange stop id": (chat(stop_token_ids=[-1]), "stop_token_ids", "outside the vocabulary"),
     "min above max": (chat(min_tokens=5, max_tokens=4), "min_tokens", "exceeds max_tokens"),
+    "no priority": (chat(priority=2**31 + 1), "priority", "less than or equal to"),
+    "empty salt": (chat(cache_salt=""), "cache_salt", "cache_salt: "),
     "an image": (say(content=[{"type": "image_url", "image_url": {}}]), "messages", "'image_url'"),
     "a part without text": (say(content=[{"type": "text"}]), "messages", "messages"),
     "a tool's message": (say(role="tool"), "messages", "tools are not served"),

@@ -108,7 +108,8 @@ class FakeEngine:
         self.plans: list[Plan] = []
 
     def submit(self, name: str, prompt: tuple[int, ...], output_ids: tuple[int, ...] = (), **params: object) -> Request:
-        request = Request(request_id=name, prompt_ids=prompt, params=SamplingParams(**params), seed=1)
+        about = {field: params.pop(field) for field in ("priority", "cache_salt") if field in params}
+        request = Request(request_id=name, prompt_ids=prompt, params=SamplingParams(**params), seed=1, **about)
         self.scheduler.submit(request, output_ids)
         return request
 

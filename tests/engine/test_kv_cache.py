@@ -1,8 +1,9 @@
 """The free list and its laws."""
 
+import numpy as np
 import pytest
 
-from medusa_dist.engine.kv_cache import BlockPool, blocks_for, chain_hash
+from medusa_dist.engine.kv_cache import BlockPool, blocks_for, chain_hash, salt_name
 from medusa_dist.ops.kv_rows import SCRATCH_BLOCK
 
 
@@ -106,3 +107,13 @@ def test_idle_blocks_can_be_forgotten() -> None:
     pool.forget_idle()
     assert pool.find(names) == kept and pool.num_free == 3
     pool.check_integrity([kept])
+
+
+def test_salts_are_names_of_their_own() -> None:
+    """No salt is the name of a block, not even one that was made to be: salts are marked."""
+    assert salt_name(None) == b"" and salt_name("a") == salt_name("a")
+    names = {salt_name(None), salt_name("a"), salt_name("b"), salt_name("ab")}
+    assert len(names) == 4
+    words = [7] * 16
+    as_text = np.array(words, dtype=np.int64).tobytes().decode()
+    assert salt_name(as_text) != chain_hash(b"", words)
