@@ -6,12 +6,13 @@ Owns the order of a step. Not here: each of its five parts. All methods are call
 import time
 
 from medusa_dist.engine.choose import Chooser, Verdict
+from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.plan import Op, Plan
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.speculation import Speculation
-from medusa_dist.engine.stats import EngineStats, timed
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.engine.worker import Scores
 from medusa_dist.request import Output, Request, SpeculationStats
 
@@ -27,7 +28,7 @@ class Engine:
         self.chooser = chooser
         self.drafter = drafter
         self.speculation = speculation
-        self.phase_seconds: dict[str, float] = {}
+        self.clock = PhaseClock()
         self._num_steps = 0
         self._totals = SpeculationStats()
         self._num_tokens = 0
@@ -79,37 +80,38 @@ class Engine:
             num_expected=self.speculation.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
             num_preemptions=self.scheduler.num_preemptions,
-            phase_seconds=dict(self.phase_seconds),
+            phase_seconds=dict(self.clock.seconds),
         )
 
-    @timed("schedule")
     def _schedule(self) -> Plan:
-        return self.scheduler.schedule(self.ranks.next_step())
+        self.clock.start()
+        plan = self.scheduler.schedule(self.ranks.next_step())
+        self.clock.lap("schedule")
+        return plan
 
-    @timed("verify")
     def _verify(self, plan: Plan) -> Scores:
         begin = time.perf_counter()
-        scores = self.ranks.verify(plan)
+        scores = self.ranks.verify(plan, self.clock)
         if (plan.chains == 1).all():
             self.speculation.observe(plan.slots.size, plan.tokens.size, time.perf_counter() - begin)
         return scores
 
-    @timed("accept")
     def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:
         verdicts = self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
         self.speculation.learn(verdicts)
+        self.clock.lap("accept")
         return verdicts
 
-    @timed("emit")
     def _emit(self, plan: Plan, verdicts: list[Verdict]) -> list[Output]:
         outputs = self.scheduler.emit(plan, verdicts)
         self._num_steps += 1
         for output in outputs:
             self._totals += output.stats
             self._num_tokens += len(output.token_ids)
+        self.clock.lap("emit")
         return outputs
 
-    @timed("draft")
     def _draft(self, verdicts: list[Verdict], scores: Scores) -> None:
         if self.drafter is not None and self.speculation.should_draft(len(verdicts)):
             self.drafter.draft(verdicts, scores)
+        self.clock.lap("draft")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.plan import HEADER_WORDS, Ints, Op, Plan, packed_words
 from medusa_dist.engine.worker import Scores, Worker
 from medusa_dist.errors import GroupError
@@ -30,10 +31,12 @@ class Ranks:
         step, self._next_step = self._next_step, self._next_step + 1
         return step
 
-    def verify(self, plan: Plan) -> Scores:
-        """Rank 0: have all ranks execute the plan; their choices and rows come back here."""
+    def verify(self, plan: Plan, clock: PhaseClock | None = None) -> Scores:
+        """Rank 0: have all ranks execute the plan; their choices and rows come back here. clock: None: no one asks."""
+        clock = clock or PhaseClock()
         self._send(plan)
-        scores = self.worker.execute(plan)
+        clock.lap("broadcast")
+        scores = self.worker.execute(plan, clock)
         assert scores is not None, "only rank 0 verifies"
         return scores
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.prepare import prepare
 from medusa_dist.model.attention import attention_context
@@ -50,17 +51,23 @@ class Worker:
         self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
 
     @torch.inference_mode()
-    def execute(self, plan: Plan) -> Scores | None:
-        """One step. Rank 0 gets the scores, the others None."""
+    def execute(self, plan: Plan, clock: PhaseClock | None = None) -> Scores | None:
+        """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
+        clock = clock or PhaseClock()
         self._apply_deltas(plan)
         batch = prepare(plan, self._tables, self.model.device) if plan.slots.size else None
+        clock.lap("prepare")
         if plan.copy_sources.size:
             self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
+        clock.lap("copy")
         if batch is None:
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
         logits, hidden = self._forward(batch)
+        clock.lap("forward")
         slots = np.repeat(plan.slots, np.where(plan.wanted == 1, plan.nodes + 1, 0))
-        return self._choose(logits, hidden, slots, batch.positions[batch.wanted])
+        scores = self._choose(logits, hidden, slots, batch.positions[batch.wanted])
+        clock.lap("sample")
+        return scores
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         paged = PagedAttention(self.pool, batch, self._backend)

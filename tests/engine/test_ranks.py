@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medusa_dist.engine import ranks
+from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.plan import Ints, Op, Plan
 from medusa_dist.engine.ranks import MESSAGE_WORDS, Ranks
 from medusa_dist.engine.worker import Scores
@@ -21,7 +22,7 @@ class Recorder:
         self.plans: list[Plan] = []
         self.returns = returns
 
-    def execute(self, plan: Plan) -> Scores | None:
+    def execute(self, plan: Plan, _clock: PhaseClock | None = None) -> Scores | None:
         self.plans.append(plan)
         return self.returns
 
