@@ -18,7 +18,7 @@ console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
 HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-SpeculationOption = Annotated[str, typer.Option(help="auto, off, or how many tokens to draft per step.")]
+SpeculationOption = Annotated[str, typer.Option(help="auto, off, how many tokens to draft per step, or a tree's name.")]
 
 
 @contextmanager
@@ -58,12 +58,14 @@ def note(text: str) -> None:
 def parse_speculation(text: str) -> Any:
     """LLM's short forms, as they are typed."""
     from medusa_dist.errors import ConfigError
+    from medusa_dist.medusa.named_trees import NAMED_TREES
 
-    if text in ("auto", "off"):
+    if text in ("auto", "off", *NAMED_TREES):
         return text
     if text.isdigit():
         return int(text)
-    raise ConfigError(f"--speculation takes auto, off, or a number of drafted tokens, not {text!r}")
+    known = ", ".join(NAMED_TREES)
+    raise ConfigError(f"--speculation takes auto, off, a number of drafted tokens, or a tree ({known}), not {text!r}")
 
 
 def parse_sizes(text: str) -> list[int]:

@@ -1,16 +1,27 @@
 """The configuration tree: frozen, every key with type, unit, default and reason; unknown keys are errors.
 
 Owns what a user may write under `args:` in a Serve config and what `LLM(...)` fills in. Not here: facts of the
-machine or of the model (engine and model resolve those), Ray Serve's own keys (serve_configs/*.yaml).
+machine or of the model (engine and model resolve those), Ray Serve's own keys (serve_configs/*.yaml), the shapes
+behind the names of trees (medusa/named_trees.py, plain data).
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medusa_dist.errors import ConfigError
+from medusa_dist.medusa.named_trees import NAMED_TREES
 
 Paths = tuple[tuple[int, ...], ...]
+
+
+def _paths_of(tree: object) -> object:
+    """A tree's name as its paths; anything else is left to the type."""
+    if not isinstance(tree, str):
+        return tree
+    if tree not in NAMED_TREES:
+        raise ValueError(f"there is no tree named {tree!r}; known are {', '.join(NAMED_TREES)}; or list its paths")
+    return NAMED_TREES[tree]
 
 
 class Strict(BaseModel):
@@ -49,10 +60,11 @@ class SpeculationConfig(Strict):
         description="Drafted tokens verified per sequence and step, at most (the root is not counted). 3 to 7 pay on "
         "a CPU, up to 63 on a GPU at small batch.",
     )
-    tree: Paths | None = Field(
+    tree: Annotated[Paths | None, BeforeValidator(_paths_of)] = Field(
         default=None,
         description="mode static: the tree as paths of ranks, for example [[0], [1], [0, 0]]: the best and second "
-        "guess of head 1, and the best guess of head 2 below the best of head 1.",
+        "guess of head 1, and the best guess of head 2 below the best of head 1. Or the name of a known one: "
+        f"{', '.join(NAMED_TREES)}. Those of 63 nodes were published with Medusa's heads for these models.",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer
@@ -25,7 +25,7 @@ from medusa_dist.request import FinishReason, Output, Request, SamplingParams, S
 from medusa_dist.serve.driver import DriverGroup
 
 Prompt = str | Sequence[int]
-Speculation = Literal["auto", "off"] | int | Sequence[Sequence[int]]
+Speculation = str | int | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ class LLM:
 
     model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: what ships for
     the demo model, else none. speculation: "auto" (dynamic trees), "off", a number of drafted tokens per step (dynamic
-    trees of at most that size), or a static tree as paths of ranks. Further keywords: any key of `Config`, for example
-    max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or HeadsError.
+    trees of at most that size), or a static tree, by its name ("mc_sim_7b_63") or as paths of ranks. Further keywords:
+    any key of `Config`, for example max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or
+    HeadsError.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class LLM:
 def speculation_keys(speculation: Speculation) -> dict[str, Any]:
     """LLM's short forms as the config's keys."""
     if isinstance(speculation, str):
-        return {"mode": speculation}
+        return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}
     if isinstance(speculation, int):
         return {"mode": "auto", "max_nodes": speculation} if speculation else {"mode": "off"}
     return {"mode": "static", "tree": speculation, "max_nodes": len(speculation)}

@@ -26,6 +26,7 @@ LAYERS = [
     {"ops"},
 ]
 FREE = {"config", "errors", "request", ""}  # importable by all; "" is the package's own lazy __init__
+DATA = "medusa_dist.medusa.named_trees."  # imports nothing; config.py looks names up in it
 
 
 def part_of(path: Path) -> str:
@@ -61,6 +62,8 @@ def users_of(library: str) -> set[str]:
 def test_imports_point_down(path: Path) -> None:
     mine = part_of(path)
     ours = [name for name in imports(TREES[path]) if name.split(".")[0] == "medusa_dist"]
+    if mine == "config":
+        ours = [name for name in ours if not name.startswith(DATA)]
     theirs = {name.split(".")[1] if len(name.split(".")) > 2 else "" for name in ours} - {mine}
     if mine in FREE - {""}:
         assert theirs <= FREE, f"{mine} imports {theirs - FREE}"
