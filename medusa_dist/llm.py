@@ -151,6 +151,17 @@ class LLM:
                     advance(request_id)
         return [_result(request, streams[request.request_id]) for request in requests]
 
+    def as_finished(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Continue each prompt (token ids) by its params; (its place, result) as each ends. Leaving aborts the rest."""
+        requests = [self._request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        places = {request.request_id: place for place, request in enumerate(requests)}
+        streams = {request.request_id: TextStream(self.tokenizer, request.params) for request in requests}
+        for request_id, delta in self._run(requests, streams):
+            if delta.finish_reason is not None:
+                yield places[request_id], _result(requests[places[request_id]], streams[request_id])
+
     def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
         """Answer a conversation: messages are {"role": ..., "content": ...}, put through the model's chat template."""
         return self.generate([self.chat_ids(messages)], params)[0]
