@@ -43,7 +43,8 @@ class HeadsConfig(Strict):
     )
     allow_untrained: bool = Field(
         default=False,
-        description="Serve heads that were made for another base model (fingerprints differ) instead of refusing.",
+        description="Serve heads that were made for another base model (fingerprints differ), or that guess no better "
+        "than chance on a fixed text at start, instead of refusing.",
     )
 
 

@@ -33,7 +33,7 @@ def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter:
     sizes = [n for n in _ROWS if n <= most] or [1]
     if drafter is None:
         for size in sizes[:2]:
-            ranks.verify(_rows_plan(ranks, size, 0))
+            ranks.verify(rows_plan(ranks, size, 0))
         ranks.announce(Op.READY)
         return None
     context = min(_CONTEXT, columns - sizes[-1])
@@ -51,14 +51,14 @@ def _step_seconds(ranks: Ranks, size: int, context: int) -> float:
     """The least of a few passes: other work on the machine only ever adds."""
     times = []
     for _ in range(_ROUNDS + 1):
-        plan = _rows_plan(ranks, size, context)
+        plan = rows_plan(ranks, size, context)
         begin = time.perf_counter()
         ranks.verify(plan)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
 
 
-def _rows_plan(ranks: Ranks, size: int, context: int) -> Plan:
+def rows_plan(ranks: Ranks, size: int, context: int) -> Plan:
     """One sequence of `context` tokens with a root and a chain of size - 1 drafted nodes behind it."""
     num_blocks = blocks_for(context + size)
 

@@ -27,6 +27,7 @@ from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.plan import Op
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Limits, Scheduler
+from medusa_dist.engine.self_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.worker import Worker
 from medusa_dist.errors import ConfigError
@@ -110,6 +111,7 @@ class EngineRank:
         if config.resources.threads_per_rank is not None:
             torch.set_num_threads(config.resources.threads_per_rank)
         self._seconds: dict[str, float] = {}
+        self._heads_check: str | None = None
         with self._phase("connect", progress):
             parallel, control = self._join(rank, store, generation)
         with self._phase("load", progress):
@@ -129,18 +131,23 @@ class EngineRank:
             self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
             if rank == 0:
+                self._heads_check = self._check_heads(drafter, folder)
                 self._build_engine(model, drafter, eos_token_ids(folder))
             else:
                 self._ranks.follow(until=Op.READY)
-        self.facts: dict[str, Any] = {
+        self.facts = self._facts(model, drafter, folder)
+
+    def _facts(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> dict[str, Any]:
+        return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(self._device),
             "weight_bytes": model.weight_bytes(),
-            "kv_blocks": num_blocks,
+            "kv_blocks": self._ranks.worker.pool.num_blocks,
             "max_model_len": self._max_model_len,
             "vocab_size": model.vocab_size,
             "speculation": self._describe(drafter),
+            "heads_check": self._heads_check,
             "fingerprint": fingerprint(folder),
             "noise_version": NOISE_VERSION,
             "seconds": self._seconds,
@@ -208,6 +215,14 @@ class EngineRank:
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
         return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device))
+
+    def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
+        """Refuse heads that guess no better than chance; what was found, None without heads or if that is allowed."""
+        if drafter is None or self.config.heads.allow_untrained:
+            return None
+        found = check_heads(self._ranks, drafter, text_ids(folder), min(MAX_TOKENS, self.config.max_batched_tokens))
+        found.refuse_chance()
+        return str(found)
 
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, eos_ids: tuple[int, ...]) -> None:
         config = self.config
