@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoTokenizer
 
 from medusa_dist.config import Config, parse_config
+from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.loop import Abort, Command, Submit
 from medusa_dist.engine.outbox import Refusal
 from medusa_dist.engine.start import EngineRank, model_folder
 from medusa_dist.engine.text import TextDelta, TextStream
-from medusa_dist.errors import RequestError
+from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.model.servable import check_servable
 from medusa_dist.request import FinishReason, Output, Request, SamplingParams, SpeculationStats, TokenLogprobs
 from medusa_dist.serve.driver import DriverGroup
@@ -120,6 +121,13 @@ class LLM:
     def facts(self) -> dict[str, Any]:
         """What was found at start: device, KV blocks, speculation, seconds per phase."""
         return self._backend.facts
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this process, for what measures it. Raises ConfigError where ranks run in their own ones."""
+        if not isinstance(self._backend, LocalBackend):
+            raise ConfigError("tensor_parallel_size: the engine is in this process only with 1; use 1 to look into it")
+        return self._backend.engine
 
     def generate(
         self,

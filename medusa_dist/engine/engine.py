@@ -57,6 +57,10 @@ class Engine:
         """Forget a request; idempotent, no further output."""
         self.scheduler.abort(request_id)
 
+    def forget_prefixes(self) -> None:
+        """Drop the KV that no running sequence holds, so that no later prompt begins with it."""
+        self.scheduler.pool.forget_idle()
+
     def heartbeat(self) -> None:
         """Tell idle followers that all is well; the moment to check our own state, too."""
         self.scheduler.check_integrity()
