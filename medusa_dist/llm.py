@@ -5,7 +5,7 @@ Not here: HTTP (api/, serve/), how decoding works (engine/).
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,7 +26,7 @@ from medusa_dist.request import FinishReason, Output, Request, SamplingParams, S
 from medusa_dist.serve.driver import DriverGroup
 
 Prompt = str | Sequence[int]
-Speculation = str | int | Sequence[Sequence[int]]
+Speculation = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,23 @@ class LLM:
 
     model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: what ships for
     the demo model, else none. speculation: "auto" (dynamic trees), "off", a number of drafted tokens per step (dynamic
-    trees of at most that size), or a static tree, by its name ("mc_sim_7b_63") or as paths of ranks. Further keywords:
-    any key of `Config`, for example max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or
-    HeadsError.
+    trees of at most that size), or a static tree, by its name ("mc_sim_7b_63") or as paths of ranks. Both also take
+    the config's own keys, as in heads={"source": ..., "allow_untrained": True}. Further keywords: any key of `Config`,
+    for example max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or HeadsError.
     """
 
     def __init__(
         self,
         model: str,
         *,
-        heads: str | None = None,
+        heads: str | Mapping[str, Any] | None = None,
         dtype: str = "float32",
         tensor_parallel_size: int = 1,
         speculation: Speculation = "auto",
         **options: Any,
     ) -> None:
         if heads is not None:
-            options["heads"] = {**options.get("heads", {}), "source": heads}
+            options["heads"] = {"source": heads} if isinstance(heads, str) else dict(heads)
         arguments = {"model": model, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **options}
         self.config = parse_config({**arguments, "speculation": speculation_keys(speculation)})
         folder = model_folder(self.config)
@@ -238,6 +238,8 @@ def speculation_keys(speculation: Speculation) -> dict[str, Any]:
     """LLM's short forms as the config's keys."""
     if isinstance(speculation, str):
         return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}
+    if isinstance(speculation, Mapping):
+        return dict(speculation)
     if isinstance(speculation, int):
         return {"mode": "auto", "max_nodes": speculation} if speculation else {"mode": "off"}
     return {"mode": "static", "tree": speculation, "max_nodes": len(speculation)}

@@ -173,3 +173,12 @@ def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
         LLM(str(tmp_path))
     with pytest.raises(HeadsError, match=r"heads\.json is not there"):
         LLM(str(folder), heads=str(tmp_path))
+
+
+def test_the_configs_own_keys_for_heads_and_speculation(folder: Path) -> None:
+    heads = {"source": str(folder / "heads"), "allow_untrained": True}
+    with LLM(str(folder), heads=heads, speculation={"mode": "auto", "max_nodes": 2}, kv_cache_tokens=1024) as made:
+        assert made.config.heads.allow_untrained and made.config.heads.source == heads["source"]
+        assert made.config.speculation.max_nodes == 2 and made.facts["heads_check"] is None
+    with pytest.raises(ConfigError, match=r"heads\.placements: unknown key"):
+        LLM(str(folder), heads={"placements": "rank0"})
