@@ -28,10 +28,12 @@ class SamplingParams:
     """How tokens are chosen. Names and meanings follow vLLM's class of the same name.
 
     temperature: 0 is greedy. top_p, top_k (0 = all) and min_p cut the distribution after temperature and penalties.
-    max_tokens: None = as many as the context holds. seed: None = drawn, and reported in the output.
+    max_tokens: None = as many as the context holds, 0 = none, the prompt alone is computed (and scored). seed: None =
+    drawn, and reported in the output.
     stop: strings that end the text and are not part of it. stop_token_ids: ids that end it, likewise.
     logprobs: None = none, k = the chosen token's log-probability and those of the k most likely tokens, under the
     base model's own distribution before temperature, penalties and filters.
+    prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
     speculation: False decodes this request without drafted tokens; the output is the same by construction.
     """
 
@@ -50,6 +52,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     speculation: bool = True
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class SamplingParams:
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("max_tokens", 1, 2**31),
+    ("max_tokens", 0, 2**31),
     ("min_tokens", 0, 2**31),
     ("temperature", 0.0, 100.0),
     ("top_p", 1e-9, 1.0),
@@ -97,6 +100,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("repetition_penalty", 1e-3, 100.0),
     ("seed", -(2**63), 2**63 - 1),
     ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
 )
 
 
@@ -184,6 +188,8 @@ class Output:
     heads[i] says who guessed token_ids[i]: 0 = the base model itself, k = drafted by head k and verified.
     logprobs has one entry per token if the request asked for it, else is empty. finish_reason is None until the end.
     num_cached_tokens: prompt tokens that the prefix cache had.
+    prompt_logprobs: in the first output of a request that asked for it, an entry per prompt token; None for the first
+    token, which nothing precedes.
     """
 
     request_id: str
@@ -193,6 +199,7 @@ class Output:
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     def merged(self, later: "Output") -> "Output":
         """This output followed by a later one of the same request."""
@@ -205,6 +212,7 @@ class Output:
             finish_reason=later.finish_reason,
             stats=self.stats + later.stats,
             num_cached_tokens=self.num_cached_tokens,
+            prompt_logprobs=self.prompt_logprobs or later.prompt_logprobs,
         )
 
 

@@ -33,7 +33,7 @@ KINDS: dict[str, list[dict]] = {
         {"presence_penalty": 0.8, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
         {"logit_bias": ((3, 2.0), (EOS, 1.5), (7, -100.0)), "ignore_eos": False, "min_tokens": 4},
         {"temperature": 0.0, "logprobs": 3, "repetition_penalty": 1.5},
-        {"logprobs": 2},
+        {"logprobs": 2, "prompt_logprobs": 3},
         {"temperature": 0.7},  # and one that needs no whole row, in the same batch
     ],
 }
@@ -94,6 +94,7 @@ def same(run: Run, reference: Run) -> None:
         expected = reference.outputs[name]
         assert output.finish_reason == expected.finish_reason
         assert output.logprobs == expected.logprobs  # every bit of them
+        assert output.prompt_logprobs == expected.prompt_logprobs
 
 
 def speculated(run: Run) -> None:
@@ -315,9 +316,15 @@ def _rank(rank: int, folders: dict[str, Path], root: Path, port: int) -> None:
         torch.save(outputs, root / "outputs.pt")
 
 
-def _decode(made: EngineRank, setting: Setting, truth: dict | None, kind: str) -> tuple[dict, int, int, int]:
-    run = decode(engine_over(made, setting, truth), requests(kind)[:6], arrivals=[0, 0, 1, 2, 2, 5])
-    return ids(run), run.accepted, run.drafted, run.num_preemptions
+def _decode(made: EngineRank, setting: Setting, truth: dict | None, kind: str) -> tuple[dict, int, int, int, list]:
+    run = decode(engine_over(made, setting, truth), requests(kind)[-6:], arrivals=[0, 0, 1, 2, 2, 5])
+    return ids(run), run.accepted, run.drafted, run.num_preemptions, prompt_logprobs(run)
+
+
+def prompt_logprobs(run: Run) -> list[float]:
+    """Of all prompts that were scored, one after the other."""
+    entries = [entry for name in sorted(run.outputs) for entry in run.outputs[name].prompt_logprobs]
+    return [number for entry in entries if entry for number in (entry.logprob, *entry.top_logprobs)]
 
 
 def test_two_ranks_equal_one(models: dict[str, Model], tmp_path: Path) -> None:
@@ -327,8 +334,10 @@ def test_two_ranks_equal_one(models: dict[str, Model], tmp_path: Path) -> None:
     mp.spawn(_rank, ({name: models[name].folder for name in truth}, tmp_path, store.port), nprocs=2)
     outputs = torch.load(tmp_path / "outputs.pt")
     assert len(outputs) == len(TASKS) + 1
-    for (name, kind, nodes, blocks), (tokens, accepted, drafted, preemptions) in outputs.items():
+    for (name, kind, nodes, blocks), (tokens, accepted, drafted, preemptions, scores) in outputs.items():
         assert tokens == {request: truth[name][kind][request] for request in tokens}, (name, kind, nodes)
         assert len(tokens) == 6
         assert (accepted == drafted == 0) if nodes == 0 else (0 < accepted < drafted)
         assert (preemptions > 0) == (blocks == 8)
+        assert scores == pytest.approx(prompt_logprobs(models[name].reference(kind)), abs=1e-4)
+        assert bool(scores) == (kind == "whole rows")

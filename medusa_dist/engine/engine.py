@@ -39,7 +39,7 @@ class Engine:
         plan = self._schedule()
         scores = self._verify(plan)
         verdicts = self._accept(plan, scores)
-        outputs = self._emit(plan, verdicts)
+        outputs = self._emit(plan, verdicts, scores)
         self._draft(verdicts, scores)
         return outputs
 
@@ -106,8 +106,8 @@ class Engine:
         self.clock.lap("accept")
         return verdicts
 
-    def _emit(self, plan: Plan, verdicts: list[Verdict]) -> list[Output]:
-        outputs = self.scheduler.emit(plan, verdicts)
+    def _emit(self, plan: Plan, verdicts: list[Verdict], scores: Scores) -> list[Output]:
+        outputs = self.scheduler.emit(plan, verdicts, scores.prompt)
         self._num_steps += 1
         for output in outputs:
             self._totals += output.stats

@@ -22,6 +22,7 @@ def make_plan(
     """
     tokens: list[int] = []
     blocks: list[int] = []
+    targets: list[int] = []
     table: list[tuple[int, ...]] = []
     for sequence, chain in chosen:
         start, tree = sequence.num_computed, sequence.tree
@@ -30,10 +31,13 @@ def make_plan(
         kept = sequence.num_sent_blocks
         blocks += sequence.blocks[kept:]
         is_wanted = start + chain == len(sequence.tokens)
-        table.append((sequence.slot, start, chain, len(tree), is_wanted, kept, len(sequence.blocks) - kept))
+        scored = sequence.num_scored(chain)
+        targets += sequence.tokens[start + 1 : start + 1 + scored]
+        shape = (sequence.slot, start, chain, len(tree), is_wanted, kept, len(sequence.blocks) - kept)
+        table.append((*shape, scored, sequence.request.params.prompt_logprobs or 0))
         sequence.num_sent_blocks = len(sequence.blocks)
-    slots, starts, chains, nodes, wanted, kept_blocks, new_blocks = (
-        np.array(table, dtype=np.int64).reshape(-1, 7).T.copy()
+    slots, starts, chains, nodes, wanted, kept_blocks, new_blocks, scored_rows, tops = (
+        np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
     )
     params = [s.request.params for s in admitted]
     return Plan(
@@ -48,6 +52,9 @@ def make_plan(
         chains=chains,
         nodes=nodes,
         wanted=wanted,
+        scored=scored_rows if targets else _ints([]),
+        tops=tops if targets else _ints([]),
+        targets=_ints(targets),
         kept=kept_blocks,
         new_blocks=new_blocks,
         tokens=_ints(tokens),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from medusa_dist.errors import GroupError
 
 Ints = npt.NDArray[np.int64]
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER_WORDS = 16
 _MAGIC = 0x4D454455  # "MEDU"
 
@@ -57,6 +57,11 @@ class Plan:
     chains: Ints = field(default_factory=_none)  # [S] >= 1
     nodes: Ints = field(default_factory=_none)  # [S] >= 0
     wanted: Ints = field(default_factory=_none)  # [S] 1: scores of the last known token and of all nodes are wanted
+    scored: Ints = field(
+        default_factory=_none
+    )  # [S] so many first rows are scored for the prompt token behind each; or []
+    tops: Ints = field(default_factory=_none)  # [S] so many of the likeliest tokens are named with each; or []
+    targets: Ints = field(default_factory=_none)  # [sum of scored] those prompt tokens
     kept: Ints = field(default_factory=_none)  # [S] block table entries that stay
     new_blocks: Ints = field(default_factory=_none)  # [S] how many of `blocks` are this sequence's
     tokens: Ints = field(default_factory=_none)  # [T] sequence after sequence

@@ -10,7 +10,7 @@ import torch
 
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.medusa.tree import ROOT
-from medusa_dist.ops.attention import KEY_CHUNK, MIN_QUERIES
+from medusa_dist.ops.attention import KEY_CHUNK
 from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 
@@ -18,8 +18,8 @@ Bools = npt.NDArray[np.bool_]
 MIN_ROWS = 4  # lone rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
 
-def prepare(plan: Plan, tables: Ints, device: torch.device) -> ForwardBatch:
-    """tables: [slots, blocks] int64, already holding this plan's deltas."""
+def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) -> ForwardBatch:
+    """tables: [slots, blocks] int64, already holding this plan's deltas. min_queries: ops/attention.min_queries."""
     rows = plan.chains + plan.nodes
     ends = np.cumsum(rows)
     offsets = ends - rows
@@ -45,10 +45,9 @@ def prepare(plan: Plan, tables: Ints, device: torch.device) -> ForwardBatch:
         copy_sources=tensor(plan.copy_sources),
         copy_targets=tensor(plan.copy_targets),
         wanted=tensor(wanted_rows(plan)),
-        groups=tuple(
-            _group(plan, tables, members, offsets, trees, total + padding, device)
-            for members in _similar(rows, plan.starts + rows)
-        ),
+        scored=tensor(scored_rows(plan)),
+        groups=tuple(AttentionGroup.of(*group, device) for group in groups),
+        in_order=len(groups) == 1 and np.array_equal(groups[0][0].ravel(), np.arange(total + padding)),
     )
 
 
@@ -60,6 +59,17 @@ def wanted_rows(plan: Plan) -> Ints:
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     rows: Ints = np.repeat(firsts, counts) + within
     return rows
+
+
+def scored_rows(plan: Plan) -> Ints:
+    """Rows whose following prompt tokens are scored, sequence after sequence. [R]."""
+    if not plan.scored.size:
+        return plan.scored
+    rows = plan.chains + plan.nodes
+    firsts = np.cumsum(rows) - rows
+    within = np.arange(int(plan.scored.sum())) - np.repeat(np.cumsum(plan.scored) - plan.scored, plan.scored)
+    found: Ints = np.repeat(firsts, plan.scored) + within
+    return found
 
 
 class Ancestry:

@@ -18,10 +18,12 @@ from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.make_plan import make_plan
 from medusa_dist.engine.plan import Ints, Plan
+from medusa_dist.engine.prompt_scores import PromptScores
 from medusa_dist.engine.queue import WaitingQueue
 from medusa_dist.engine.sequence import NO_SLOT, Sequence
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.errors import RequestError
+from medusa_dist.medusa.accept import Accepted
 from medusa_dist.medusa.tree import EMPTY
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Output, Request, SpeculationStats, check_prompt
@@ -104,8 +106,14 @@ class Scheduler:
         self._plant_trees(chosen, budget)
         return make_plan((self._generation, step), chosen, admitted, (sources, targets))
 
-    def emit(self, plan: Plan, verdicts: Seq[Verdict]) -> list[Output]:
-        """Apply a step's result: tokens, KV to keep, finished sequences."""
+    def emit(self, plan: Plan, verdicts: Seq[Verdict], prompt_scores: PromptScores | None = None) -> list[Output]:
+        """Apply a step's result: tokens, KV to keep, scores of prompts, finished sequences."""
+        if prompt_scores is not None:
+            begins = np.cumsum(plan.scored) - plan.scored
+            for slot, begin, count in zip(plan.slots, begins, plan.scored, strict=True):
+                sequence = self._by_slot[int(slot)]
+                num_top = sequence.request.params.prompt_logprobs or 0
+                sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
         for slot, chain in zip(plan.slots, plan.chains, strict=True):
             self._by_slot[int(slot)].num_computed += int(chain)
         return [self._apply(verdict) for verdict in verdicts]
@@ -175,8 +183,10 @@ class Scheduler:
         while self.waiting and self._free_slots and budget > 0:
             sequence = self.waiting.first
             # The last known token is computed in any case: its scores are wanted.
-            prefix = self.pool.find(sequence.names((len(sequence.tokens) - 1) // BLOCK_TOKENS))
-            new = blocks_for(len(sequence.tokens) + 1) - len(prefix)
+            # Rows of a prompt that is scored are all computed.
+            num_known = 0 if sequence.scores_prompt else (len(sequence.tokens) - 1) // BLOCK_TOKENS
+            prefix = self.pool.find(sequence.names(num_known))
+            new = blocks_for(min(len(sequence.tokens) + 1, self.limits.max_model_len)) - len(prefix)
             if new + promised + self.pool.num_idle_of(prefix) > self.pool.num_free:
                 break
             self.pool.share(prefix)
@@ -212,8 +222,10 @@ class Scheduler:
 
     def _apply(self, verdict: Verdict) -> Output:
         sequence, accepted = verdict.sequence, verdict.accepted
-        known = len(sequence.tokens)
+        known, prompt_logprobs = len(sequence.tokens), sequence.take_prompt_logprobs()
         tokens: list[int] = []
+        if sequence.request.params.max_tokens == 0:  # the prompt was all that was asked for
+            sequence.finish_reason, accepted = FinishReason.LENGTH, Accepted((), ())
         for token in accepted.tokens:
             sequence.tokens.append(token)
             tokens.append(token)
@@ -224,7 +236,7 @@ class Scheduler:
         heads = tuple(range(1, len(nodes) + 1)) + (0,) * (len(tokens) - len(nodes))
         hits = [0] * max(sequence.tree.depths, default=0)
         hits[: len(nodes)] = [1] * len(nodes)
-        stats = SpeculationStats(1, len(sequence.tree), tuple(hits))
+        stats = SpeculationStats(int(bool(tokens)), len(sequence.tree), tuple(hits))
         sequence.stats += stats
         if sequence.finish_reason is None:
             # Accepted node i stands at column known + nodes[i] and belongs at known + i.
@@ -243,6 +255,7 @@ class Scheduler:
             finish_reason=sequence.finish_reason,
             stats=stats,
             num_cached_tokens=sequence.num_cached,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:

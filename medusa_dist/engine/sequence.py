@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from medusa_dist.engine.kv_cache import blocks_for, chain_hash, salt_name
 from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
-from medusa_dist.request import FinishReason, Request, SpeculationStats
+from medusa_dist.request import FinishReason, Request, SpeculationStats, TokenLogprobs
 
 NO_SLOT = -1
 
@@ -38,6 +38,8 @@ class Sequence:
     candidates: Candidates | None = None  # what the heads guess after the root; None: nothing drafted
     tree: Tree = EMPTY  # what this step verifies
     pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) columns, not moved yet
+    scores_prompt: bool = False  # log-probabilities of its prompt are asked for, and not delivered yet
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_preemptions: int = 0
@@ -45,7 +47,10 @@ class Sequence:
     @classmethod
     def of(cls, request: Request, output_ids: tuple[int, ...] = (), number: int = 0) -> "Sequence":
         """A waiting sequence; output_ids are tokens that were emitted before (a restart, a lost group)."""
-        return cls(request, [*request.prompt_ids, *output_ids], len(request.prompt_ids), number)
+        tokens = [*request.prompt_ids, *output_ids]
+        # The prompt's scores left with the first output.
+        scores_prompt = request.params.prompt_logprobs is not None and not output_ids
+        return cls(request, tokens, len(request.prompt_ids), number, scores_prompt=scores_prompt)
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -61,6 +66,18 @@ class Sequence:
     def num_missing(self) -> int:
         """Known tokens whose KV is not computed; 1 while decoding."""
         return len(self.tokens) - self.num_computed
+
+    def num_scored(self, chain: int) -> int:
+        """How many of the next `chain` rows are followed by a prompt token whose score is asked for."""
+        return max(0, min(chain, self.num_prompt - 1 - self.num_computed)) if self.scores_prompt else 0
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
+        """The prompt's scores, once: None for its first token, which nothing precedes. () if not asked for."""
+        if not self.scores_prompt:
+            return ()
+        assert len(self.prompt_logprobs) == self.num_prompt - 1
+        scores, self.prompt_logprobs, self.scores_prompt = self.prompt_logprobs, [], False
+        return None, *scores
 
     def slot_of(self, column: int) -> int:
         """Physical KV slot of a column."""
@@ -83,7 +100,7 @@ class Sequence:
         """Give up slot, blocks and drafts, keep the tokens; returns the blocks. Preemption: it recomputes later."""
         blocks, self.blocks = self.blocks, []
         self.slot, self.num_computed, self.num_sent_blocks, self.num_named_blocks = NO_SLOT, 0, 0, 0
-        self.candidates, self.tree, self.pending_copies = None, EMPTY, []
+        self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = None, EMPTY, [], []
         return blocks
 
     def check_integrity(self) -> None:

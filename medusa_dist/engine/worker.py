@@ -5,7 +5,7 @@ rank 0 does with the scores (choose.py).
 Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, H hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.prepare import prepare
+from medusa_dist.engine.prompt_scores import PromptScores, score_prompts
 from medusa_dist.model.attention import attention_context
 from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring
@@ -33,6 +34,7 @@ class Scores:
     choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
     whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
     hidden: Tensor  # [W, H] input of the lm_head: what the Medusa heads read
+    prompt: PromptScores | None = None  # of the plan's scored rows; None: there are none
 
 
 class Worker:
@@ -65,21 +67,28 @@ class Worker:
         logits, hidden = self._forward(batch)
         clock.lap("forward")
         slots = np.repeat(plan.slots, np.where(plan.wanted == 1, plan.nodes + 1, 0))
-        scores = self._choose(logits, hidden, slots, batch.positions[batch.wanted])
+        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.wanted])
+        if plan.targets.size:
+            model, num_top = self.model, int(plan.tops.max())
+            found = score_prompts(logits[slots.size :], plan.targets, num_top, model.vocab_size, model.parallel)
+            scores = scores and replace(scores, prompt=found)
         clock.lap("sample")
         return scores
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """logits [W + R, Vs] and hidden [W + R, H] of the wanted rows and, behind them, the scored ones."""
         paged = PagedAttention(self.pool, batch, self._backend)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
             return paged(layer, q, k, v, Scoring(*scoring))
 
         # A product with one row may take another kernel and round differently: score a lone row twice.
-        wanted = batch.wanted.repeat(2) if batch.wanted.numel() == 1 else batch.wanted
+        rows = torch.cat([batch.wanted, batch.scored])
         with attention_context.using(attend):
-            logits, hidden = self.model.forward(batch.input_ids, batch.positions, wanted)
-        return logits[: batch.wanted.numel()], hidden[: batch.wanted.numel()]
+            logits, hidden = self.model.forward(
+                batch.input_ids, batch.positions, rows.repeat(2) if rows.numel() == 1 else rows
+            )
+        return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:
         for slot, seed, temperature, whole in zip(

@@ -50,4 +50,6 @@ class ForwardBatch:
     copy_sources: Tensor  # [C] int64 KV slots moved before anything is written
     copy_targets: Tensor  # [C] int64
     wanted: Tensor  # [W] int64 rows whose scores are wanted
+    scored: Tensor  # [R] int64 rows that say how likely the prompt's next token is
     groups: tuple[AttentionGroup, ...]
+    in_order: bool = False  # the pass is one group, whose queries are the rows 0, 1, ... T - 1

@@ -106,3 +106,19 @@ def token_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs
         top_ids=tuple(int(i) for i in ids[:num_top]),
         top_logprobs=tuple(float(v) for v in values[:num_top]),
     )
+
+
+def top_tokens(log_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest values of each row [R, V] and their columns, falling; ties go to the lower column. [R, K].
+
+    A plain topk for all rows, and a stable sort for the rare ones in which a tie decides something.
+    """
+    count = min(count, log_p.shape[-1])
+    values, ids = log_p.topk(count, dim=-1)
+    if count:
+        tied = (log_p >= values[:, -1:]).sum(-1) > count
+        tied |= (values[:, 1:] == values[:, :-1]).any(-1)
+        for row in tied.nonzero().flatten().tolist():
+            ordered, columns = torch.sort(log_p[row], descending=True, stable=True)
+            values[row], ids[row] = ordered[:count], columns[:count]
+    return values, ids

@@ -48,7 +48,7 @@ def test_a_plan_that_is_not_due(generation: int, step: int) -> None:
 def test_a_message_that_is_no_plan(word: int) -> None:
     words = random_plan(7).pack()
     words[word] += 1
-    with pytest.raises(GroupError, match="no plan of version 1"):
+    with pytest.raises(GroupError, match="no plan of version 2"):
         Plan.unpack(words, 5, 7)
 
 

@@ -164,7 +164,7 @@ def test_lower_priorities_go_first_and_are_preempted_last() -> None:
     while made.scheduler.has_work:
         made.step()
         gone += [s.request.request_id for s in made.scheduler.waiting if s.request.request_id not in gone]
-    assert gone == ["a", "c"] and list(made.outputs)[0] == "b"
+    assert gone == ["a", "c"] and next(iter(made.outputs)) == "b"
     check(made, requests)
 
 

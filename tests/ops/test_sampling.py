@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medusa_dist.ops.noise import NoiseColumns, gumbel
-from medusa_dist.ops.sampling import NEVER, History, adjust, lowest_argmax, perturb, token_logprobs
+from medusa_dist.ops.sampling import NEVER, History, adjust, lowest_argmax, perturb, token_logprobs, top_tokens
 from medusa_dist.request import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -239,3 +239,15 @@ def test_perturb_is_temperature_then_noise() -> None:
     for row in range(3):
         whole = adjust(logits[row], SamplingParams(temperature=float(temperatures[row])), history([], []), ())
         assert torch.equal(got[row], whole + noise[row])  # both ways to a choice, bit for bit
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7, 9])
+def test_top_tokens_are_a_stable_sort_with_ties_and_without(count: int) -> None:
+    rows = torch.randn(5, 7)
+    rows[1] = 0.5  # all equal
+    rows[2, [1, 4, 6]] = 9.0  # equal at the top
+    rows[3] = torch.tensor([3.0, 1.0, 2.0, 2.0, 2.0, 0.0, -1.0])  # a tie across the boundary
+    rows[4, 2:] = float("-inf")
+    ordered, columns = torch.sort(rows, descending=True, stable=True)
+    values, ids = top_tokens(rows, count)
+    assert torch.equal(values, ordered[:, :count]) and torch.equal(ids, columns[:, :count])
