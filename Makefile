@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs test test-slow lint format clean
+.PHONY: help serve docs test test-slow test-matrix lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -26,6 +26,9 @@ test: $(VENV)/installed-dev ## the default suite
 
 test-slow: $(VENV)/installed-dev ## long matrices, chaos and soak runs
 	$(VENV)/bin/pytest -m slow
+
+test-matrix: $(VENV)/installed-dev ## exactness in full: all of on = off, rows, distribution, lives (some 20 minutes)
+	$(VENV)/bin/pytest -m slow tests/test_matrix.py tests/test_rows.py tests/test_distribution.py tests/test_life.py
 
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -14,11 +14,9 @@ import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
 from medusa_dist.engine import ranks
-from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.start import EngineRank, join_store, open_store
-from medusa_dist.model.attention import attention_context
 from medusa_dist.request import FinishReason, Request
-from tests.model.tiny_models import dense_attend
+from tests.fresh_pass import check_sequences
 from tests.tiny_engine import EOS, VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,35 +174,12 @@ def test_across_a_chunk_of_keys(models: dict[str, Model], name: str) -> None:
     assert all(torch.equal(row, reference.logits[where]) for where, row in run.logits.items())
 
 
-def check_kv(engine: Engine) -> None:
-    """KV of every running sequence, accepted moves taken into account, against a fresh pass over its tokens."""
-    worker = engine.ranks.worker
-    for sequence in engine.scheduler.running:
-        count = sequence.num_computed
-        if not count:
-            continue
-        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *scoring: object, into=seen):
-            into.append((k, v))
-            return dense_attend(layer, q, k, v, *scoring)
-
-        with torch.inference_mode(), attention_context.using(attend):
-            worker.model.forward(torch.tensor(sequence.tokens[:count]), torch.arange(count), torch.tensor([0]))
-        moved = {target: source for source, target in sequence.pending_copies}
-        slots = [sequence.slot_of(moved.get(column, column)) for column in range(count)]
-        for layer, (k, v) in enumerate(seen):
-            for part, expected in enumerate((k, v)):
-                got = worker.pool.rows[layer, part][:, slots].transpose(0, 1)
-                assert torch.allclose(got, expected, atol=1e-5), sequence.request.request_id
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_kv_is_that_of_the_tokens(models: dict[str, Model], name: str) -> None:
     model = models[name]
     setting = Setting(nodes=15, skill=0.7, num_blocks=7)
     each = requests("sampled")[:5]
-    run = decode(engine_over(model.rank, setting, model.truth("sampled")), each, after_step=check_kv)
+    run = decode(engine_over(model.rank, setting, model.truth("sampled")), each, after_step=check_sequences)
     speculated(run)
     assert run.num_preemptions > 0
 

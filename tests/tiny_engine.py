@@ -37,7 +37,7 @@ def save_model(name: str, folder: Path) -> PreTrainedModel:
     config.max_position_embeddings = POSITIONS
     # Torch's vectorised functions treat what is left of two registers (32 numbers) with scalar code, which rounds
     # differently; with whole registers per row, a row's place in the batch does not matter.
-    config.intermediate_size = 64
+    config.intermediate_size = config.ffn_dim = 64
     config._attn_implementation = config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -82,7 +82,8 @@ def tiny_config(folder: Path, **keys: object) -> Config:
 class Setting:
     """How an engine decodes; nothing here may change a token."""
 
-    nodes: int | None = 0  # dynamic trees of at most so many; None = the static tree; 0 = off
+    nodes: int | None = 0  # dynamic trees of at most so many; None = the static tree of `paths`; 0 = off
+    paths: tuple[tuple[int, ...], ...] = STATIC
     skill: float | None = None  # None: the real heads; else an oracle that is right with this chance at each depth
     num_blocks: int = 128
     max_batched_tokens: int = 64
@@ -110,10 +111,10 @@ class Run:
 class Oracle:
     """Stands in for the heads: knows the outputs, and tells the truth at a random rank with chance `skill`."""
 
-    num_heads, num_ranks = 4, 3
+    num_heads = 4
 
-    def __init__(self, truth: dict[str, tuple[int, ...]], skill: float) -> None:
-        self.truth, self.skill = truth, skill
+    def __init__(self, truth: dict[str, tuple[int, ...]], skill: float, num_ranks: int = 3) -> None:
+        self.truth, self.skill, self.num_ranks = truth, skill, num_ranks
         self.rng = random.Random(5)
 
     def draft(self, verdicts: list[Verdict], _scores: Scores) -> None:
@@ -123,7 +124,7 @@ class Oracle:
             tokens = [[self.rng.randrange(VOCAB) for _ in range(self.num_ranks)] for _ in range(self.num_heads)]
             for guesses, token in zip(tokens, coming, strict=False):
                 if self.rng.random() < self.skill:
-                    guesses[self.rng.randrange(self.num_ranks)] = token
+                    guesses[self.rng.randrange(3)] = token
             chances = [sorted((self.rng.random() for _ in guesses), reverse=True) for guesses in tokens]
             sequence.candidates = Candidates(np.array(tokens), np.array(chances, dtype=np.float32))
 
@@ -133,7 +134,7 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
     old = rank.engine
     assert old is not None
     if setting.nodes is None:
-        config = SpeculationConfig(mode="static", tree=STATIC)
+        config = SpeculationConfig(mode="static", tree=setting.paths)
     else:
         config = SpeculationConfig(mode="auto", max_nodes=setting.nodes)
     # No cost curve: trees do not depend on what the clock says.
@@ -150,7 +151,8 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
     drafter = old.drafter if setting.nodes != 0 else None
     if setting.skill is not None:
         assert truth is not None
-        drafter = Oracle(truth, setting.skill)
+        widest = max(max(path) for path in setting.paths) if setting.nodes is None else 2
+        drafter = Oracle(truth, setting.skill, max(3, widest + 1))
     return Engine(scheduler, old.ranks, old.chooser, drafter, speculation)
 
 
