@@ -33,7 +33,8 @@ Speculation = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
 class RequestOutput:
     """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself.
 
-    num_cached_tokens: of the prompt, that the prefix cache had.
+    num_cached_tokens: of the prompt, that the prefix cache had. prompt_logprobs: if asked for, one entry per prompt
+    token, None for the first.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -45,6 +46,7 @@ class RequestOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 class Backend(Protocol):
@@ -264,6 +266,7 @@ def _result(request: Request, stream: TextStream) -> RequestOutput:
         logprobs=tuple(stream.logprobs),
         stats=stream.stats,
         num_cached_tokens=stream.num_cached_tokens,
+        prompt_logprobs=stream.prompt_logprobs,
     )
 
 

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from medusa_dist.engine.text import UNFINISHED, TextDelta, TextStream, token_text
+from medusa_dist.api.prompt_words import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
+from medusa_dist.api.translate import Prompt
+from medusa_dist.engine.text import TextDelta, TextStream, token_text
 from medusa_dist.request import SpeculationStats, TokenLogprobs
-
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What all chunks of an answer share. num_prompt_tokens: each prompt once, however many choices it has."""
+    """What all chunks of an answer share. num_prompt_tokens: each prompt once, however many choices it has.
+
+    num_logprobs, num_prompt_logprobs: likeliest tokens to name at each output and prompt token; None: no scores.
+    """
 
     call_id: str
     model: str
@@ -27,7 +30,8 @@ class Facts:
     seed: int
     num_prompt_tokens: int
     choices_per_prompt: int
-    has_logprobs: bool
+    num_logprobs: int | None
+    num_prompt_logprobs: int | None
     include_usage: bool
 
 
@@ -60,7 +64,7 @@ class Answer(ABC):
             for choice in self._opening(index):
                 yield self._chunk([choice])
             self._opened.add(index)
-        if delta.text or delta.finish_reason or (self._facts.has_logprobs and delta.token_ids):
+        if delta.text or delta.finish_reason or (self._facts.num_logprobs is not None and delta.token_ids):
             yield self._chunk([self._part(index, delta)])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
@@ -112,6 +116,13 @@ class Answer(ABC):
         alone = self._streams[0].stats if len(self._streams) == 1 else None
         return {"speculative_decoding": alone and speculation_metrics(alone)}
 
+    def _prompt_logprobs(self, index: int) -> dict[str, Any]:
+        """The field prompt_logprobs of choice i's prompt, if it was asked for."""
+        num_top = self._facts.num_prompt_logprobs
+        if num_top is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._streams[index].prompt_logprobs, num_top)}
+
     def _token(self, token_id: int) -> tuple[str, bytes]:
         return token_text(self._tokenizer, token_id)
 
@@ -121,6 +132,10 @@ class ChatAnswer(Answer):
 
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def whole(self) -> dict[str, Any]:
+        """With scores of the prompt, if asked for, beside the choices: they have one prompt."""
+        return {**super().whole(), **self._prompt_logprobs(0)}
 
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -135,7 +150,7 @@ class ChatAnswer(Answer):
 
     def _end(self, delta: TextDelta) -> dict[str, Any]:
         logprobs = None
-        if self._facts.has_logprobs:
+        if self._facts.num_logprobs is not None:
             logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
         return {"logprobs": logprobs, "finish_reason": delta.finish_reason}
 
@@ -149,46 +164,57 @@ class ChatAnswer(Answer):
 
 
 class CompletionAnswer(Answer):
-    """/v1/completions. echoes[i]: text that choice i repeats before its own ("" without echo)."""
+    """/v1/completions. echoes[i]: the prompt that choice i repeats before its own text, None without echo."""
 
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[str]) -> None:
+    def __init__(
+        self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[Prompt | None]
+    ) -> None:
         super().__init__(facts, streams, tokenizer)
         self._echoes = echoes
 
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
-        return self._piece(index, self._echoes[index] + text, delta)
+        choice = self._piece(index, text, delta)
+        echo = self._echoes[index]
+        if echo is not None:
+            before = self._echo(index, echo)
+            choice["text"] = before["text"] + text
+            if before["logprobs"] is not None:
+                choice["logprobs"] = {
+                    key: values + choice["logprobs"][key] for key, values in before["logprobs"].items()
+                }
+        return {**choice, **self._prompt_logprobs(index)}
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
-        if self._echoes[index]:
-            yield self._piece(index, self._echoes[index], TextDelta())
+        echo = self._echoes[index]
+        if echo is not None:
+            yield self._echo(index, echo)
 
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
         return self._piece(index, delta.text, delta)
 
+    def _echo(self, index: int, echo: Prompt) -> dict[str, Any]:
+        """The prompt as a piece of its own."""
+        logprobs, num_top = None, self._facts.num_logprobs
+        if num_top is not None:
+            logprobs = echoed(self._tokenizer, echo.text, echo.ids, self._streams[index].prompt_logprobs, num_top)
+        return {"index": index, "text": echo.text, "logprobs": logprobs, "finish_reason": None}
+
     def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
-        logprobs = self._logprobs(index, delta) if self._facts.has_logprobs else None
+        logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
     def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        shift = len(self._echoes[index])
+        echo = self._echoes[index]
+        shift = 0 if echo is None else len(echo.text)
         return {
-            "tokens": [self._name(token_id) for token_id in delta.token_ids],
+            "tokens": [token_key(self._tokenizer, token_id) for token_id in delta.token_ids],
             "token_logprobs": [max(entry.logprob, LOWEST_LOGPROB) for entry in delta.logprobs],
-            "top_logprobs": [self._top(entry) for entry in delta.logprobs],
+            "top_logprobs": [top_table(self._tokenizer, entry) for entry in delta.logprobs],
             "text_offset": [shift + offset for offset in delta.text_offsets],
         }
-
-    def _top(self, entry: TokenLogprobs) -> dict[str, float]:
-        pairs = [*zip(entry.top_ids, entry.top_logprobs, strict=True), (entry.token_id, entry.logprob)]
-        return {self._name(i): max(p, LOWEST_LOGPROB) for i, p in pairs}
-
-    def _name(self, token_id: int) -> str:
-        """A token as a dictionary key: parts of characters by their bytes, as OpenAI writes them, to stay distinct."""
-        text, raw = self._token(token_id)
-        return "bytes:" + "".join(f"\\x{b:02x}" for b in raw) if UNFINISHED in text else text
 
 
 def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:

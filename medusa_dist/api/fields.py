@@ -43,6 +43,7 @@ _SHARED: Mapping[str, Rule] = {
     "user": _LABEL,
     # Not OpenAI's; named as in vLLM.
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens"), _YES),
+    "prompt_logprobs": Rule(Use.HONOURED, "in vLLM's form; not with stream"),
     "priority": Rule(Use.HONOURED, "lower is served first and preempted last; equal ones first come, first served"),
     "cache_salt": Rule(Use.HONOURED, "the prefix cache is shared with requests of the same salt only"),
     "speculation": Rule(Use.HONOURED, '"off" decodes this request without drafts; the output is the same'),
@@ -78,7 +79,7 @@ CHAT_FIELDS: Mapping[str, Rule] = {
 COMPLETION_FIELDS: Mapping[str, Rule] = {
     **_SHARED,
     "prompt": Rule(Use.HONOURED, "a text, token ids, or a list of either"),
-    "echo": Rule(Use.HONOURED, "not together with logprobs"),
+    "echo": Rule(Use.HONOURED, "with logprobs the prompt is scored, too; with max_tokens 0 it is all there is"),
     "best_of": Rule(Use.REFUSED, "ask for n and choose", (1,)),
     "suffix": Rule(Use.REFUSED, "there is no filling-in between two texts", ("",)),
 }

@@ -3,7 +3,7 @@
 Owns no behaviour: answers.py builds plain dicts, since a stream makes one per decode step.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -102,6 +102,20 @@ class ChatChoice(Reply):
     finish_reason: FinishReason
 
 
+class PromptLogprob(Reply):
+    """A token at a place of the prompt."""
+
+    logprob: float
+    rank: int | None = Field(description="1 is the likeliest; null below the ones asked for")
+    decoded_token: str
+
+
+PromptLogprobs = Annotated[
+    list[dict[str, PromptLogprob] | None],
+    Field(description="if asked for: per prompt token a table by token id; null for the first"),
+]
+
+
 class Head(Reply):
     """What all generating routes answer."""
 
@@ -119,14 +133,15 @@ class ChatReply(Head):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionLogprobs(Reply):
-    """Parallel lists, one entry per output token."""
+    """Parallel lists, one entry per token: with echo the prompt's, then the output's. null at the first of a prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -137,6 +152,7 @@ class CompletionChoice(Reply):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionReply(Head):

@@ -107,14 +107,15 @@ async def _generate(
         seed=seed,
         num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         choices_per_prompt=body.n or 1,
-        has_logprobs=requests[0].params.logprobs is not None,
+        num_logprobs=requests[0].params.logprobs,
+        num_prompt_logprobs=body.prompt_logprobs,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     answer: Answer
     if isinstance(body, ChatRequest):
         answer = ChatAnswer(facts, streams, tokenizer)
     else:
-        echoes = [prompt.text if body.echo else "" for prompt in prompts for _ in range(body.n or 1)]
+        echoes = [prompt if body.echo else None for prompt in prompts for _ in range(body.n or 1)]
         answer = CompletionAnswer(facts, streams, tokenizer, echoes)
     call = Call(service, requests, streams)
     call.start(request.receive)

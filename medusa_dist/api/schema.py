@@ -158,6 +158,7 @@ class Sampled(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     speculation: Literal["auto", "off"] | None = None
@@ -168,6 +169,8 @@ class Sampled(Body):
         refuse(self.rules, self.__dict__)
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream: true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs come with whole answers only; leave stream out", "prompt_logprobs")
         return self
 
 
@@ -220,15 +223,16 @@ class CompletionRequest(Sampled):
     model_config = ConfigDict(json_schema_extra=_document(COMPLETION_FIELDS))
     rules = COMPLETION_FIELDS
     prompt: Text | list[Text] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: Any = None
     suffix: Any = None
 
     @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise RequestError("echo together with logprobs is not supported: prompts are not scored", "echo")
+    def _something_is_asked(self) -> Self:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise RequestError("max_tokens: 0 asks for nothing; it needs echo or prompt_logprobs", "max_tokens")
         return self
 
 

@@ -105,6 +105,8 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
         given["logprobs"] = (body.top_logprobs or 0) if body.logprobs else None
     else:
         given["logprobs"] = body.logprobs
+        if body.echo and body.logprobs is not None:
+            given["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if given.get("top_k") == -1:
         given["top_k"] = 0
     stop = body.stop or ()
@@ -119,7 +121,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
 
 _PLAIN = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty"),
-    *("presence_penalty", "repetition_penalty", "seed", "ignore_eos"),
+    *("presence_penalty", "repetition_penalty", "seed", "ignore_eos", "prompt_logprobs"),
 )
 
 

@@ -119,8 +119,8 @@ class TextStream:
     shown. A stop string is not shown either; the text before it is. Of several stop strings the one that is complete
     first counts, of two complete at once the longer. A stop string completed within the first min_tokens tokens is
     ordinary text.
-    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens: of the
-    prompt, as the engine said.
+    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens,
+    prompt_logprobs: of the prompt, as the engine said.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
@@ -136,6 +136,7 @@ class TextStream:
         self.text_offsets: list[int] = []
         self.stats = SpeculationStats()
         self.num_cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self.finish_reason: FinishReason | None = None
         self.stopped = False
 
@@ -145,6 +146,7 @@ class TextStream:
             return TextDelta()
         before, num_chars = len(self.token_ids), len(self.text)
         self.num_cached_tokens = output.num_cached_tokens
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         last_is_silent = output.finish_reason is FinishReason.STOP
         for i, token_id in enumerate(output.token_ids):
             self.token_ids.append(token_id)

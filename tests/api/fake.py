@@ -53,12 +53,12 @@ class FakeService:
         if self.before is not None:
             raise self.before
         ids = self.tokens(request)
-        limit = request.params.max_tokens or 10**9
+        limit = 10**9 if request.params.max_tokens is None else request.params.max_tokens
         reason = FinishReason.STOP if len(ids) <= limit else FinishReason.LENGTH
         ids = ids[:limit]
         done = False
         try:
-            for k, start in enumerate(range(0, len(ids), self.portion)):
+            for k, start in enumerate(range(0, max(1, len(ids)), self.portion)):
                 if k == 1 and self.between is not None:
                     raise self.between
                 if self.hang_after is not None and k >= self.hang_after:
@@ -67,19 +67,28 @@ class FakeService:
                 part = ids[start : start + self.portion]
                 last = start + self.portion >= len(ids)
                 done = last
-                yield output(request, part, reason if last else None)
+                yield output(request, part, reason if last else None, is_first=k == 0)
             self.finished.append(request.request_id)
         finally:
             if not done:
                 self.aborted.append(request.request_id)
 
 
-def output(request, part, reason):
+def scored(ids, num_top):
+    """Each token is as likely as its id says, and beaten by `num_top` others."""
+    top = ids_of("ABCDEFGHIJKLMNOPQRST")[:num_top]
+    return tuple(TokenLogprobs(t, -t / 100, top, (-0.01,) * num_top) for t in ids)
+
+
+def output(request, part, reason, is_first=True):
     num_top = request.params.logprobs
     logprobs = ()
     if num_top is not None:
         top = tuple(range(65, 65 + num_top))
         logprobs = tuple(TokenLogprobs(t, -0.5, top, (-float("inf"),) * num_top) for t in part)
+    prompt_logprobs = ()
+    if request.params.prompt_logprobs is not None and is_first:
+        prompt_logprobs = (None, *scored(request.prompt_ids[1:], request.params.prompt_logprobs))
     heads = (*range(1, len(part)), 0)
     stats = SpeculationStats(1, 5, tuple(1 for h in heads if h))
     return Output(
@@ -89,6 +98,7 @@ def output(request, part, reason):
         logprobs=logprobs,
         finish_reason=reason,
         stats=stats,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

@@ -28,6 +28,7 @@ SHOWS_IN_PARAMS = {
     "ignore_eos": (True, {"ignore_eos": True}),
     "min_tokens": (2, {"min_tokens": 2}),
     "speculation": ("off", {"speculation": False}),
+    "prompt_logprobs": (4, {"prompt_logprobs": 4}),
 }
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "max_completion_tokens": (7, {"max_tokens": 7}),

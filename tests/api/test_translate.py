@@ -87,7 +87,12 @@ BAD_COMPLETIONS = {
     "too long": (completion(prompt="x" * 500), "prompt", "context is 200 tokens"),
     "too much wanted": (completion(max_tokens=199), "max_tokens", "context is 200 tokens"),
     "logprobs": (completion(logprobs=21), "logprobs", "less than or equal to 20"),
-    "echo with logprobs": (completion(logprobs=1, echo=True), "echo", "prompts are not scored"),
+    "nothing": (
+        completion(max_tokens=0, logprobs=1),
+        "max_tokens",
+        "asks for nothing; it needs echo or prompt_logprobs",
+    ),
+    "prompt scores in a stream": (completion(prompt_logprobs=1, stream=True), "prompt_logprobs", "whole answers only"),
     "too many": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
 }
 
