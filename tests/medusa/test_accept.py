@@ -1,10 +1,11 @@
-"""Acceptance against a naive recursion, on random trees with equal siblings."""
+"""Acceptance against a naive recursion, on random trees with equal siblings; typical acceptance against all paths."""
 
+import math
 import random
 
 import pytest
 
-from medusa_dist.medusa.accept import Accepted, Stand, accept
+from medusa_dist.medusa.accept import Accepted, Stand, Weights, accept, accept_typical
 from medusa_dist.medusa.tree import EMPTY, ROOT, Tree
 
 
@@ -70,3 +71,78 @@ def test_a_branch_that_is_not_the_first() -> None:
 
 def test_no_trees() -> None:
     assert accept([], lambda stands: []) == []
+
+
+# --- the typical rule ---
+
+
+def distribution(seed: int, path: tuple[int, ...]) -> list[float]:
+    """p over three tokens; now and then flat, or with a token that is impossible."""
+    rng = random.Random(hash((seed, *path, "p")))
+    raw = rng.choice([[1.0, 1.0, 1.0], [rng.random() ** 4 for _ in range(3)], [rng.random(), 0.0, rng.random()]])
+    return [x / sum(raw) for x in raw]
+
+
+def log(x: float) -> float:
+    return math.log(x) if x else -math.inf
+
+
+def entropy(p: list[float]) -> float:
+    return -sum(x * math.log(x) for x in p if x)
+
+
+def brute_force(tree: Tree, seed: int, epsilon: float, delta: float) -> Accepted:
+    """Every path from the root, judged on its own by the rule as it is written."""
+    paths: list[tuple[int, ...]] = [()]
+    for node, parent in enumerate(tree.parents):
+        first_of_equals = tree.children[parent][tree.tokens[node]] == node
+        above = next((path for path in paths if (path[-1] if path else ROOT) == parent), None)
+        if above is not None and first_of_equals:
+            paths.append((*above, node))
+    good = []
+    for path in paths:
+        tokens = tuple(tree.tokens[node] for node in path)
+        spots = [distribution(seed, tokens[:i]) for i in range(len(path))]
+        if all(p[t] > min(epsilon, delta * math.exp(-entropy(p))) for p, t in zip(spots, tokens, strict=True)):
+            good.append((len(path), sum(log(p[t]) for p, t in zip(spots, tokens, strict=True)), path, tokens))
+    longest = [each for each in good if each[0] == max(g[0] for g in good)]
+    likeliest = [each for each in longest if each[1] == max(g[1] for g in longest)]
+    *_, nodes, tokens = min(likeliest, key=lambda each: each[2][-1:] or (ROOT,))
+    return Accepted(nodes, (*tokens, model(seed, tokens)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_typical_equals_all_paths(seed: int) -> None:
+    rng = random.Random(seed)
+    trees = [random_tree(rng, rng.choice([0, 1, 4, 12, 30])) for _ in range(7)]
+    bounds = [(rng.choice([0.09, 0.5, 0.9]), rng.choice([0.3, 1.0, 2.0])) for _ in trees]
+    num_questions = 0
+
+    def weigh(stands: list[Stand]) -> list[Weights]:
+        nonlocal num_questions
+        num_questions += 1
+        assert len({len(path) for *_, path in stands}) == 1
+        made = []
+        for index, node, path in stands:
+            p = distribution(index, path)
+            made.append(Weights({t: log(p[t]) for t in trees[index].children[node]}, entropy(p)))
+        return made
+
+    got = accept_typical(trees, bounds, weigh, lambda stands: [model(index, path) for index, _, path in stands])
+    assert got == [brute_force(tree, i, *bound) for i, (tree, bound) in enumerate(zip(trees, bounds, strict=True))]
+    assert num_questions <= max(max(tree.depths, default=0) for tree in trees)
+    assert sum(len(one.nodes) for one in got) > 0
+
+
+def test_a_sure_model_is_followed_and_an_unsure_one_gives_way() -> None:
+    sure, unsure = [0.95, 0.05], [0.25, 0.25, 0.25, 0.25]
+    assert Weights({1: log(0.05)}, entropy(sure)).passes(1, 0.09, 0.3) is False
+    assert Weights({0: log(0.95)}, entropy(sure)).passes(0, 0.09, 0.3)
+    # Four equal tokens: exp(-H) is a quarter, the bound 0.075.
+    assert Weights({3: log(0.25), 4: log(0.07)}, entropy(unsure)).passes(3, 0.09, 0.3)
+    assert not Weights({4: log(0.07)}, entropy(unsure)).passes(4, 0.09, 0.3)
+
+
+def test_typical_without_trees() -> None:
+    assert accept_typical([], [], lambda stands: [], lambda stands: []) == []
+    assert accept_typical([EMPTY], [(0.09, 0.3)], lambda stands: [], lambda stands: [4]) == [Accepted((), (4,))]
