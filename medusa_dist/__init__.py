@@ -8,13 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medusa_dist.grammar import Grammar
     from medusa_dist.llm import LLM, RequestOutput
     from medusa_dist.request import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "RequestOutput", "SamplingParams", "__version__"]
 
-_HOME = {"LLM": "medusa_dist.llm", "RequestOutput": "medusa_dist.llm", "SamplingParams": "medusa_dist.request"}
+_HOME = {
+    "LLM": "medusa_dist.llm",
+    "Grammar": "medusa_dist.grammar",
+    "RequestOutput": "medusa_dist.llm",
+    "SamplingParams": "medusa_dist.request",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -225,6 +225,8 @@ class LLM:
                         continue  # aborted before
                     if isinstance(message, Refusal):
                         raise message.error
+                    if message.error is not None:
+                        raise message.error
                     delta = streams[message.request_id].push(message)
                     if delta.stopped:
                         self._backend.send([Abort(message.request_id)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from medusa_dist.errors import RequestError
+from medusa_dist.grammar import Grammar
 
 MAX_LOGPROBS = 20
 MAX_PRIORITY = 2**31
@@ -18,9 +19,9 @@ MAX_PRIORITY = 2**31
 class FinishReason(StrEnum):
     """Why a request ended."""
 
-    STOP = "stop"  # end-of-sequence token, stop token, or stop string
+    STOP = "stop"  # end-of-sequence token, stop token, stop string, or the grammar is complete
     LENGTH = "length"  # max_tokens or the model's context is used up
-    ABORT = "abort"  # the client went away, or the request was cancelled
+    ABORT = "abort"  # the client went away, the request was cancelled, or the engine cannot go on with it (see error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class SamplingParams:
     base model's own distribution before temperature, penalties and filters.
     prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
     speculation: False decodes this request without drafted tokens; the output is the same by construction.
+    grammar: what the whole output must look like; it ends where the grammar leaves nothing to add, whatever min_tokens
+    and ignore_eos say. stop, stop_token_ids and max_tokens may end it before.
     """
 
     max_tokens: int | None = 16
@@ -54,6 +57,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     speculation: bool = True
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -85,6 +89,7 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
             or self.repetition_penalty != 1.0
+            or self.grammar is not None
         )
 
 
@@ -190,6 +195,8 @@ class Output:
     num_cached_tokens: prompt tokens that the prefix cache had.
     prompt_logprobs: in the first output of a request that asked for it, an entry per prompt token; None for the first
     token, which nothing precedes.
+    is_complete: the grammar left nothing to add, so that a last token of finish_reason STOP is text; otherwise it is an
+    end or stop token. error: why the engine could not go on with this one request, after finish_reason ABORT.
     """
 
     request_id: str
@@ -200,6 +207,8 @@ class Output:
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    is_complete: bool = False
+    error: RequestError | None = None
 
     def merged(self, later: "Output") -> "Output":
         """This output followed by a later one of the same request."""
@@ -213,6 +222,8 @@ class Output:
             stats=self.stats + later.stats,
             num_cached_tokens=self.num_cached_tokens,
             prompt_logprobs=self.prompt_logprobs or later.prompt_logprobs,
+            is_complete=later.is_complete,
+            error=later.error,
         )
 
 

@@ -95,7 +95,7 @@ class Chooser:
             torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
             torch.tensor(output, dtype=torch.int64, device=logits.device),
         )
-        return adjust(logits, params, history, self._eos_ids)
+        return adjust(logits, params, history, self._eos_ids, _allowed(place, logits.device))
 
     def _logprobs(self, scores: Scores, first: int, sequence: Sequence, walk: Accepted) -> tuple[TokenLogprobs, ...]:
         num_top = sequence.request.params.logprobs
@@ -112,3 +112,12 @@ def _first_rows(plan: Plan) -> Ints:
     counts = (plan.nodes + 1)[plan.wanted == 1]
     firsts: Ints = np.cumsum(counts) - counts
     return firsts
+
+
+def _allowed(place: Place, device: torch.device) -> torch.Tensor | None:
+    """What the grammar lets follow [V]; None without one, and where the text is over: the rest is cut off then."""
+    sequence, path = place
+    state = None if sequence.matcher is None else sequence.matcher.state(path)
+    if state is None or state.is_over:
+        return None
+    return torch.from_numpy(state.allowed).to(device)

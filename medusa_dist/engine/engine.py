@@ -8,6 +8,7 @@ import time
 from medusa_dist.engine.choose import Chooser, Verdict
 from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.drafter import Drafter
+from medusa_dist.engine.grammar import Grammars, Matcher
 from medusa_dist.engine.plan import Op, Plan
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Scheduler
@@ -18,16 +19,23 @@ from medusa_dist.request import Output, Request, SpeculationStats
 
 
 class Engine:
-    """Rank 0's engine. drafter: None serves without speculation."""
+    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests that have one."""
 
     def __init__(
-        self, scheduler: Scheduler, ranks: Ranks, chooser: Chooser, drafter: Drafter | None, speculation: Speculation
+        self,
+        scheduler: Scheduler,
+        ranks: Ranks,
+        chooser: Chooser,
+        drafter: Drafter | None,
+        speculation: Speculation,
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
         self.chooser = chooser
         self.drafter = drafter
         self.speculation = speculation
+        self.grammars = grammars
         self.clock = PhaseClock()
         self._num_steps = 0
         self._totals = SpeculationStats()
@@ -48,10 +56,23 @@ class Engine:
         """Whether a step would do anything."""
         return self.scheduler.has_work
 
+    def prepare(self, request: Request) -> None:
+        """Do what is slow about taking a request, from any thread; nothing is decided, and nothing is raised."""
+        if request.params.grammar is not None and self.grammars is not None:
+            self.grammars.prepare(request.params.grammar)
+
     def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
         """Queue a request; output_ids were emitted before a restart. Raises RequestError."""
-        self.scheduler.submit(request, output_ids)
+        self.scheduler.submit(request, output_ids, self._matcher(request, output_ids))
         self._num_prompt_tokens += len(request.prompt_ids)
+
+    def _matcher(self, request: Request, output_ids: tuple[int, ...]) -> Matcher | None:
+        grammar = request.params.grammar
+        if grammar is None:
+            return None
+        if self.grammars is None:
+            raise grammar.error("this engine has no tokenizer")
+        return self.grammars.start(grammar, output_ids, request.params.ignore_eos)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; idempotent, no further output."""

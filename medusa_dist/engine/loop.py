@@ -23,6 +23,9 @@ TURN_S = 1.0  # an idle engine comes around, and an idle stream says so, this of
 class SteppingEngine(Protocol):
     """What the loop needs of engine.Engine."""
 
+    def prepare(self, request: Request) -> None:
+        """Do what is slow about taking a request; called from any thread."""
+
     def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
         """Take a request; raises RequestError."""
 
@@ -108,8 +111,10 @@ class EngineLoop:
         self._turned_at = self._beat_at = clock()
 
     def post(self, commands: Iterable[Command]) -> None:
-        """Queue commands for the engine, in order. Never blocks."""
+        """Queue commands for the engine, in order. Never waits for it; a grammar is compiled here, while it decodes."""
         for command in commands:
+            if isinstance(command, Submit) and command.request.params.grammar is not None:
+                self._engine.prepare(command.request)
             self._inbox.put(command)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from medusa_dist.request import Output
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The engine does not take this request; nothing else comes for it."""
+    """The engine does not take this request, or cannot go on with it; nothing else comes for it."""
 
     request_id: str
     error: MedusaError
@@ -46,6 +46,8 @@ class Outbox:
             for new in messages:
                 waiting = self._waiting.get(new.request_id)
                 message = waiting.merged(new) if isinstance(waiting, Output) and isinstance(new, Output) else new
+                if isinstance(message, Output) and message.error is not None:
+                    message = Refusal(message.request_id, message.error)
                 self._waiting[message.request_id] = message
                 if isinstance(message, Output) and len(message.token_ids) > self._max_tokens:
                     self._over_since.setdefault(message.request_id, self._clock())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_dist.engine.choose import Verdict
+from medusa_dist.engine.grammar import Matcher
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.make_plan import make_plan
 from medusa_dist.engine.plan import Ints, Plan
@@ -60,8 +61,11 @@ class Scheduler:
         """Whether a step would do anything."""
         return bool(self.waiting or self.running)
 
-    def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
-        """Queue a request; output_ids were emitted before. Raises RequestError if it can never be served."""
+    def submit(self, request: Request, output_ids: tuple[int, ...] = (), matcher: Matcher | None = None) -> None:
+        """Queue a request; output_ids were emitted before, matcher stands after them.
+
+        Raises RequestError if it can never be served.
+        """
         params, limits = request.params, self.limits
         check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
         biased = [i for i, _ in params.logit_bias]
@@ -78,7 +82,9 @@ class Scheduler:
                 "lower max_tokens, or raise kv_cache_tokens of the service",
                 "max_tokens",
             )
-        self.waiting.add(Sequence.of(request, output_ids, self._num_submitted))
+        sequence = Sequence.of(request, output_ids, self._num_submitted)
+        sequence.matcher = matcher
+        self.waiting.add(sequence)
         self._num_submitted += 1
 
     def abort(self, request_id: str) -> None:
@@ -229,7 +235,7 @@ class Scheduler:
         for token in accepted.tokens:
             sequence.tokens.append(token)
             tokens.append(token)
-            sequence.finish_reason = self._finish_reason(sequence, token)
+            sequence.note_end(tuple(tokens), self.limits.eos_ids, self.limits.max_model_len)
             if sequence.finish_reason is not None:
                 break
         nodes = accepted.nodes[: len(tokens)]
@@ -244,6 +250,8 @@ class Scheduler:
             sequence.pending_copies = moves
             sequence.num_computed += len(nodes)
             sequence.candidates, sequence.tree = None, EMPTY
+            if sequence.matcher is not None:
+                sequence.matcher.keep(tuple(tokens))
         else:
             self._name_full_blocks(sequence)  # the drafts accepted just now are not in place, and are left out
             self._free(sequence)
@@ -256,15 +264,9 @@ class Scheduler:
             stats=stats,
             num_cached_tokens=sequence.num_cached,
             prompt_logprobs=prompt_logprobs,
+            is_complete=sequence.is_complete,
+            error=sequence.error,
         )
-
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        params = sequence.request.params
-        if token in params.stop_token_ids or (token in self.limits.eos_ids and not params.ignore_eos):
-            return FinishReason.STOP
-        if sequence.num_output == params.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
-            return FinishReason.LENGTH
-        return None
 
     def _free(self, sequence: Sequence) -> None:
         """Take slot and blocks back; the sequence is no longer running."""

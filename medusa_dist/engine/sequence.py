@@ -10,7 +10,9 @@ Invariant between steps: num_computed < n.
 
 from dataclasses import dataclass, field
 
+from medusa_dist.engine.grammar import Matcher
 from medusa_dist.engine.kv_cache import blocks_for, chain_hash, salt_name
+from medusa_dist.errors import RequestError
 from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Request, SpeculationStats, TokenLogprobs
@@ -43,6 +45,9 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_preemptions: int = 0
+    matcher: Matcher | None = None  # its place in its grammar, after the known tokens
+    is_complete: bool = False  # the grammar left nothing to add
+    error: RequestError | None = None  # why it could not go on
 
     @classmethod
     def of(cls, request: Request, output_ids: tuple[int, ...] = (), number: int = 0) -> "Sequence":
@@ -78,6 +83,20 @@ class Sequence:
         assert len(self.prompt_logprobs) == self.num_prompt - 1
         scores, self.prompt_logprobs, self.scores_prompt = self.prompt_logprobs, [], False
         return None, *scores
+
+    def note_end(self, new: tuple[int, ...], eos_ids: tuple[int, ...], max_model_len: int) -> None:
+        """Set finish_reason, and what explains it, if the last known token is the end; new: the tokens of this step."""
+        params = self.request.params
+        state = None if self.matcher is None else self.matcher.state(new)
+        if new[-1] in params.stop_token_ids or (new[-1] in eos_ids and not params.ignore_eos):
+            self.finish_reason = FinishReason.STOP
+        elif state is not None and state.is_complete:
+            self.finish_reason, self.is_complete = FinishReason.STOP, True
+        elif self.num_output == params.max_tokens or len(self.tokens) >= max_model_len:
+            self.finish_reason = FinishReason.LENGTH
+        elif self.matcher is not None and state is not None and state.error:
+            self.error = self.matcher.grammar.error(state.error)
+            self.finish_reason = FinishReason.ABORT
 
     def slot_of(self, column: int) -> int:
         """Physical KV slot of a column."""

@@ -4,6 +4,7 @@ Owns the policy that joins trees (medusa/tree.py) and budget (medusa/budget.py) 
 heads run at all. Not here: blocks and rows (scheduler.py), running the heads (drafter.py).
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.config import SpeculationConfig
@@ -11,7 +12,7 @@ from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import GREEDY, SAMPLED, Calibration, labels_of
-from medusa_dist.medusa.tree import Candidates, Tree, best_tree, static_tree
+from medusa_dist.medusa.tree import Candidates, Tree, any_path, best_tree, static_tree
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
@@ -60,7 +61,8 @@ class Speculation:
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         for sequence, accepted in ((v.sequence, v.accepted) for v in verdicts):
-            if sequence.candidates is not None and len(sequence.tree):
+            # A grammar's trees hold tokens that no head guessed, and miss some that heads did.
+            if sequence.candidates is not None and len(sequence.tree) and sequence.matcher is None:
                 labels = labels_of(sequence.tree, accepted.nodes, sequence.candidates)
                 self.calibration.learn(labels, _band(sequence))
 
@@ -93,11 +95,18 @@ class Speculation:
         assert sequence.candidates is not None
         chances = self.calibration.apply(sequence.candidates.confidences, _band(sequence))
         believed = Candidates(sequence.candidates.tokens, chances)
-        return best_tree(believed, min(max_nodes, self.config.max_nodes), max_depth)
+        if sequence.matcher is not None:
+            believed = believed.led_by(sequence.matcher.forced()[:max_depth])
+        return best_tree(believed, min(max_nodes, self.config.max_nodes), max_depth, may_follow=_fits(sequence))
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> Tree:
         assert sequence.candidates is not None and self.config.tree is not None
-        return static_tree(sequence.candidates, self.config.tree, max_nodes, max_depth)
+        return static_tree(sequence.candidates, self.config.tree, max_nodes, max_depth, _fits(sequence))
+
+
+def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:
+    """Which drafted paths are worth a row: the model's choice obeys the grammar, so no others can be accepted."""
+    return any_path if sequence.matcher is None else sequence.matcher.fits
 
 
 def _band(sequence: Sequence) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
 from medusa_dist.engine.choose import Chooser
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.engine import Engine
+from medusa_dist.engine.grammar import Grammars
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.measure import measure_step_cost
 from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, kv_blocks
@@ -132,7 +135,7 @@ class EngineRank:
             self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
             if rank == 0:
                 self._heads_check = self._check_heads(drafter, folder)
-                self._build_engine(model, drafter, eos_token_ids(folder))
+                self._build_engine(model, drafter, folder)
             else:
                 self._ranks.follow(until=Op.READY)
         self.facts = self._facts(model, drafter, folder)
@@ -224,8 +227,8 @@ class EngineRank:
         found.refuse_chance()
         return str(found)
 
-    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, eos_ids: tuple[int, ...]) -> None:
-        config = self.config
+    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
+        config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
         speculation = Speculation(config.speculation, cost)
         limits = Limits(
@@ -238,7 +241,11 @@ class EngineRank:
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
         scheduler = Scheduler(limits, pool, speculation, self._ranks.generation)
         chooser = Chooser(model.vocab_size, eos_ids, self._device)
-        self.engine = Engine(scheduler, self._ranks, chooser, drafter, speculation)
+        read = partial(
+            AutoTokenizer.from_pretrained, folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+        grammars = Grammars(read, model.vocab_size, eos_ids)
+        self.engine = Engine(scheduler, self._ranks, chooser, drafter, speculation, grammars)
 
     def _describe(self, drafter: Drafter | None) -> str:
         if drafter is not None:

@@ -116,9 +116,9 @@ class TextStream:
     How tokens are grouped into Outputs changes nothing but the grouping of the deltas.
 
     An end-of-sequence or stop token is the last id of an Output whose finish_reason is STOP; it is counted, and not
-    shown. A stop string is not shown either; the text before it is. Of several stop strings the one that is complete
-    first counts, of two complete at once the longer. A stop string completed within the first min_tokens tokens is
-    ordinary text.
+    shown; but if the grammar is complete, that id is text. A stop string is not shown either; the text before it is.
+    Of several stop strings the one that is complete first counts, of two complete at once the longer. A stop string
+    completed within the first min_tokens tokens is ordinary text.
     text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens,
     prompt_logprobs: of the prompt, as the engine said.
     """
@@ -147,7 +147,7 @@ class TextStream:
         before, num_chars = len(self.token_ids), len(self.text)
         self.num_cached_tokens = output.num_cached_tokens
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
-        last_is_silent = output.finish_reason is FinishReason.STOP
+        last_is_silent = output.finish_reason is FinishReason.STOP and not output.is_complete
         for i, token_id in enumerate(output.token_ids):
             self.token_ids.append(token_id)
             self.text_offsets.append(self._decoded)

@@ -7,7 +7,7 @@ their rows are laid out behind the root: parents before children, most promising
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,19 +70,42 @@ class Candidates:
     tokens: Ints
     confidences: Floats
 
+    def led_by(self, tokens: Sequence[int]) -> "Candidates":
+        """These guesses, but `tokens` for certain at the first depths, and deeper than the heads if they are more."""
+        num_heads, num_ranks = self.tokens.shape
+        shape = (max(num_heads, len(tokens)), num_ranks)
+        led = Candidates(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32))
+        led.tokens[:num_heads], led.confidences[:num_heads] = self.tokens, self.confidences
+        led.tokens[: len(tokens), 0] = tokens
+        led.confidences[: len(tokens)] = np.eye(1, num_ranks, dtype=np.float32)
+        return led
 
-def best_tree(candidates: Candidates, max_nodes: int, max_depth: int, floor: float = 0.0) -> tuple[Tree, list[float]]:
+
+def any_path(_path: tuple[int, ...]) -> bool:
+    """Forbids nothing."""
+    return True
+
+
+def best_tree(
+    candidates: Candidates,
+    max_nodes: int,
+    max_depth: int,
+    floor: float = 0.0,
+    may_follow: Callable[[tuple[int, ...]], bool] = any_path,
+) -> tuple[Tree, list[float]]:
     """The max_nodes candidates of highest value, and their values in that order.
 
     A node's value is the product of the confidences on its path: the chance that it is accepted, so the sum of values
     is the expected number of accepted tokens. Values fall along a path, hence the N best nodes always form a tree and
     best-first search finds them (FasterDecoding/Medusa's sparse trees; here for each step anew). Ties: shallower first,
-    then the lower rank. Nodes whose value is not above `floor` are left out.
+    then the lower rank. Left out: nodes whose value is not above `floor`, and those whose path (the tokens below the
+    root) may not follow, with all that is below them.
     """
     num_heads, num_ranks = candidates.tokens.shape
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
     # A heap entry is a node not yet in the tree: (-value, depth, rank, parent node, value of the parent).
     heap: list[tuple[float, int, int, int, float]] = []
 
@@ -95,25 +118,40 @@ def best_tree(candidates: Candidates, max_nodes: int, max_depth: int, floor: flo
     offer(1, 0, ROOT, 1.0)
     while heap and len(tokens) < max_nodes:
         negative, depth, rank, parent, parent_value = heapq.heappop(heap)
+        offer(depth, rank + 1, parent, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[depth - 1, rank]))
+        if not may_follow(path):
+            continue
         node = len(tokens)
-        tokens.append(int(candidates.tokens[depth - 1, rank]))
+        paths[node] = path
+        tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth, rank + 1, parent, parent_value)  # the next sibling
         offer(depth + 1, 0, node, -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
-def static_tree(candidates: Candidates, paths: tuple[tuple[int, ...], ...], max_nodes: int, max_depth: int) -> Tree:
-    """The tree of the given paths of ranks (as Medusa publishes them), filled with this step's tokens."""
+def static_tree(
+    candidates: Candidates,
+    paths: tuple[tuple[int, ...], ...],
+    max_nodes: int,
+    max_depth: int,
+    may_follow: Callable[[tuple[int, ...]], bool] = any_path,
+) -> Tree:
+    """The tree of the given paths of ranks (as Medusa publishes them), filled with this step's tokens.
+
+    Left out: nodes whose path of tokens may not follow, with all that is below them.
+    """
     place: dict[tuple[int, ...], int] = {(): ROOT}
     tokens: list[int] = []
     parents: list[int] = []
     for path in order_paths(paths):
-        if len(path) <= max_depth and len(tokens) < max_nodes:
-            place[path] = len(tokens)
-            tokens.append(int(candidates.tokens[len(path) - 1, path[-1]]))
-            parents.append(place[path[:-1]])
+        if len(path) <= max_depth and len(tokens) < max_nodes and path[:-1] in place:
+            spelt = tuple(int(candidates.tokens[depth, rank]) for depth, rank in enumerate(path))
+            if may_follow(spelt):
+                place[path] = len(tokens)
+                tokens.append(spelt[-1])
+                parents.append(place[path[:-1]])
     return Tree(tuple(tokens), tuple(parents))
 
 

@@ -1,6 +1,6 @@
 """From logits to the scores a token is chosen by: penalties, bias, temperature, filters, and the argmax itself.
 
-Owns the order in which they apply (vLLM's): bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
+Owns the order in which they apply (vLLM's): grammar, bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
 Not here: the noise (ops/noise.py), whose row this is (engine/choose.py).
 Shapes: R rows, V vocabulary columns (or a rank's shard of them).
 """
@@ -44,23 +44,34 @@ class History:
     output_ids: Tensor  # [N] int64
 
 
-def adjust(logits: Tensor, params: SamplingParams, history: History, eos_ids: tuple[int, ...]) -> Tensor:
+def adjust(
+    logits: Tensor, params: SamplingParams, history: History, eos_ids: tuple[int, ...], allowed: Tensor | None = None
+) -> Tensor:
     """One row [V] of raw logits -> log-scores [V] after bias, bans, penalties, temperature and filters.
 
-    Filtered tokens are -inf. At temperature 0 filters keep the best token anyway and are skipped.
+    allowed: bool [V], where a grammar is obeyed; at least one token is. It has the last word: bias and bans that would
+    leave nothing of it do not apply. Filtered tokens are -inf. At temperature 0 filters keep the best token anyway and
+    are skipped.
     """
     row = logits.float().clone()
+    if allowed is not None:
+        row.masked_fill_(~allowed, NEVER)
+    row = _penalise(_biased(row, params, history, eos_ids), params, history)
+    if params.temperature == 0.0:
+        return row
+    row /= params.temperature
+    return _filter(row, params)
+
+
+def _biased(masked: Tensor, params: SamplingParams, history: History, eos_ids: tuple[int, ...]) -> Tensor:
+    row = masked.clone()
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         row[list(ids)] += torch.tensor(values, device=row.device)
     if history.output_ids.numel() < params.min_tokens:
         banned = list(params.stop_token_ids) + ([] if params.ignore_eos else list(eos_ids))
         row[banned] = NEVER
-    row = _penalise(row, params, history)
-    if params.temperature == 0.0:
-        return row
-    row /= params.temperature
-    return _filter(row, params)
+    return masked if params.grammar is not None and row.amax() == NEVER else row
 
 
 def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:

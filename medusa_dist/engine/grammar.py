@@ -1,0 +1,239 @@
+"""Grammars at work: which tokens may come next, for each sequence that has a grammar.
+
+Owns the tie to llguidance: its view of the tokenizer, compiling, and one Matcher per sequence. Not here: what a grammar
+is (medusa_dist/grammar.py), where masks enter a choice (ops/sampling.adjust), which drafts are kept (speculation.py).
+
+What follows a text is a function of the text alone, whatever was asked about drafts in between; so a grammar keeps the
+promise that speculation never changes a token. A sequence ends as soon as nothing but its end can follow.
+Shapes: V vocabulary of the model.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from medusa_dist.errors import RequestError
+from medusa_dist.grammar import Grammar, GrammarKind
+
+Bools = npt.NDArray[np.bool_]
+
+# Of one grammar: half a second of compiling, some 50 ms for one mask, and 40 MB. Texts are not shown in errors.
+_LIMITS = LLParserLimits(
+    step_lexer_fuel=50_000,
+    step_max_items=10_000,
+    max_lexer_states=20_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+_MAX_REASON = 300  # characters of an error
+_MAX_COMPILED = 32  # grammars kept for the next request that asks for the same
+# Between the tokens of JSON: nothing, a blank, or a new line with its indentation. Small models, given the choice, fill
+# the rest of their context with blanks.
+_JSON_BLANKS = r" |\n[ \t]{0,20}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What may come after a text. allowed: [V]; end tokens are in it where the text may end.
+
+    is_complete: the text may end, and cannot go on. error: why nothing can follow, not even the end; else empty.
+    """
+
+    allowed: Bools
+    is_complete: bool
+    error: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can follow."""
+        return self.is_complete or bool(self.error)
+
+
+class Matcher:
+    """One sequence's place in its grammar. Paths are tokens after those kept so far."""
+
+    def __init__(
+        self, grammar: Grammar, machine: LLMatcher, vocabulary: "Vocabulary", end_ids: tuple[int, ...]
+    ) -> None:
+        self.grammar = grammar
+        self._machine = machine
+        self._vocabulary = vocabulary
+        self._end_ids = list(end_ids)
+        self._ahead: tuple[int, ...] = ()  # tokens the machine has read beyond those kept
+        self._states: dict[tuple[int, ...], State] = {}
+
+    def state(self, path: tuple[int, ...] = ()) -> State:
+        """What may come after a path of allowed tokens, none of them an end."""
+        if path not in self._states:
+            self._read(path)
+            self._states[path] = self._state()
+        return self._states[path]
+
+    def fits(self, path: tuple[int, ...]) -> bool:
+        """Whether a drafted path can be part of the text. Ends are no part of it: after one nothing is to be won."""
+        self._read(())
+        return bool(self._machine.validate_tokens(list(path)) == len(path))
+
+    def forced(self) -> list[int]:
+        """The tokens that spell what must come next, as the tokenizer would write it; often none."""
+        self._read(())
+        allowed = self.state().allowed
+        tokens = [] if self.state().is_over else self._machine.compute_ff_tokens()
+        return list(takewhile(lambda token: token < len(allowed), tokens))  # as far as the model knows them
+
+    def keep(self, tokens: tuple[int, ...]) -> None:
+        """Tokens that became output; paths begin after them from now on."""
+        state = self.state(tokens)
+        self._read(tokens)
+        self._ahead = ()
+        self._states = {(): state}
+
+    def _read(self, path: tuple[int, ...]) -> None:
+        """Bring the machine to a path: back to where it forked, and onward. A machine in error stays where it is."""
+        shared = 0
+        while shared < min(len(path), len(self._ahead)) and path[shared] == self._ahead[shared]:
+            shared += 1
+        if len(self._ahead) > shared:
+            self._machine.rollback(len(self._ahead) - shared)
+        if len(path) > shared:
+            self._machine.consume_tokens(list(path[shared:]))
+        self._ahead = path
+
+    def _state(self) -> State:
+        allowed = self._vocabulary.allowed(self._machine)
+        if self._machine.is_error():
+            reason = _first_line(self._machine.get_error())
+            return State(np.zeros_like(allowed), False, f"it cannot be followed any further: {reason}")
+        may_end = self._machine.is_accepting()
+        if not allowed.any():
+            return State(allowed, may_end, "" if may_end else "the model's vocabulary cannot spell what must come next")
+        allowed[self._end_ids] = may_end
+        return State(allowed, False)
+
+
+class Vocabulary:
+    """The model's tokens as llguidance sees them. Raises RequestError for a tokenizer that it cannot read."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
+        known = len(tokenizer)
+        ends = [i for i in eos_ids if i < known]
+        self.tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(tokenizer, eos_token=ends or None)
+        self._vocab_size = vocab_size
+
+    def allowed(self, machine: LLMatcher) -> Bools:
+        """Tokens of the text that may come next [V], without ends. Ids that the tokenizer does not know never may."""
+        known = self.tokenizer.vocab_size
+        words = np.zeros((1, (known + 31) // 32), dtype=np.int32)
+        llguidance.numpy.fill_next_token_bitmask(machine, words)
+        bits = np.unpackbits(words.view(np.uint8)[0], count=known, bitorder="little").view(np.bool_)
+        bits[self.tokenizer.eos_tokens] = False
+        if known < self._vocab_size:
+            return np.concatenate([bits, np.zeros(self._vocab_size - known, dtype=np.bool_)])
+        return bits[: self._vocab_size]
+
+
+@dataclass
+class Grammars:
+    """One engine's grammars. load_tokenizer: reads the model's tokenizer, which happens when a grammar first comes.
+
+    `prepare` may be called from any thread, `start` from the engine's.
+    """
+
+    load_tokenizer: Callable[[], Any]
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    _vocabulary: Vocabulary | RequestError | None = None
+    _compiled: OrderedDict[Grammar, LLMatcher | RequestError] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Do the slow part of `start` now; whatever is wrong is for `start` to say."""
+        self._compile(grammar)
+
+    def start(self, grammar: Grammar, output_ids: tuple[int, ...] = (), ignore_eos: bool = False) -> Matcher:
+        """A matcher after the tokens of output_ids. ignore_eos: the text goes on for as long as it can.
+
+        Raises RequestError for a grammar that is wrong, too costly, or has no text.
+        """
+        found = self._compile(grammar)
+        if isinstance(found, RequestError):
+            raise grammar.error(" ".join(found.message.split())[:_MAX_REASON])
+        assert isinstance(self._vocabulary, Vocabulary)
+        ends = () if ignore_eos else tuple(i for i in self.eos_ids if i < self.vocab_size)
+        matcher = Matcher(grammar, found.deep_copy(), self._vocabulary, ends)
+        if output_ids:
+            matcher.keep(output_ids)
+        state = matcher.state()
+        if state.is_over:
+            raise grammar.error(state.error or "it allows the empty text only")
+        return matcher
+
+    def _compile(self, grammar: Grammar) -> LLMatcher | RequestError:
+        with self._lock:
+            if grammar in self._compiled:
+                self._compiled.move_to_end(grammar)
+                return self._compiled[grammar]
+            if self._vocabulary is None:
+                self._vocabulary = self._read_tokenizer()
+            vocabulary = self._vocabulary
+        found = vocabulary if isinstance(vocabulary, RequestError) else _compile(grammar, vocabulary.tokenizer)
+        with self._lock:
+            self._compiled[grammar] = found
+            while len(self._compiled) > _MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _read_tokenizer(self) -> Vocabulary | RequestError:
+        try:
+            return Vocabulary(self.load_tokenizer(), self.vocab_size, self.eos_ids)
+        except (OSError, ValueError) as error:
+            return RequestError(f"the model's tokenizer is not there or cannot be read: {_first_line(str(error))}")
+
+
+def _compile(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher | RequestError:
+    try:
+        machine = LLMatcher(tokenizer, _to_llguidance(grammar), log_level=0, limits=_LIMITS)
+    except ValueError as error:  # what llguidance's readers of JSON and GBNF raise, and Python for lone surrogates
+        return RequestError(str(error))
+    return RequestError(machine.get_error()) if machine.is_error() else machine
+
+
+def _to_llguidance(grammar: Grammar) -> str:
+    """The grammar as llguidance takes it."""
+    if grammar.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT):
+        schema = grammar.text or '{"type": "object"}'
+        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_BLANKS})
+    if grammar.kind is GrammarKind.REGEX:
+        # Digits are 0 to 9, as JSON Schema has it: models do find the other 700 of Unicode.
+        pattern = llguidance.regex_to_lark(_without_anchors(grammar.text), use_ascii="d")
+        return LLMatcher.grammar_from_lark(f"start: /{pattern}/")
+    if grammar.kind is GrammarKind.CHOICE:
+        # One terminal, not one rule per text: the lexer takes thousands of texts, the parser does not.
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
+    return llguidance.grammar_from("ebnf", grammar.text)
+
+
+def _without_anchors(pattern: str) -> str:
+    """The whole output has to match anyway, and llguidance knows no anchors."""
+    pattern = pattern.removeprefix("^")
+    before = pattern.removesuffix("$")
+    is_escaped = (len(before) - len(before.rstrip("\\"))) % 2 == 1
+    if is_escaped and before == pattern:
+        raise ValueError("it ends with a lone backslash")
+    return pattern if is_escaped else before
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "unknown")

@@ -1,0 +1,90 @@
+"""Grammar: what a request's output must look like.
+
+Owns the noun, its kinds, and the checks that need no tokenizer. Not here: matching tokens against it
+(engine/grammar.py), the HTTP fields it comes from (api/form.py). Imports nothing of ours but errors.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from medusa_dist.errors import RequestError
+
+MAX_CHARS = 65_536  # of a grammar's text: compiling takes about 1.5 us a character
+MAX_CHOICES = 2_000
+
+
+class GrammarKind(StrEnum):
+    """What a grammar's text is."""
+
+    JSON_SCHEMA = "json_schema"  # a JSON schema, as JSON
+    JSON_OBJECT = "json_object"  # empty: any JSON object
+    REGEX = "regex"  # a regular expression in the syntax of Rust's regex, matched against the whole output
+    CHOICE = "choice"  # a JSON list of texts, one of which is the output
+    EBNF = "ebnf"  # a context-free grammar: Lark as llguidance reads it, or llama.cpp's GBNF
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """All that a request's output may be. Made by the functions below, each of which raises RequestError.
+
+    param: the field the client gave it in; errors name it, and two grammars that differ only there are equal.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+    param: str = field(default="grammar", compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_CHARS:
+            raise self.error(f"its text has {len(self.text)} characters; at most {MAX_CHARS} are compiled")
+        if not self.text and self.kind is not GrammarKind.JSON_OBJECT:
+            raise self.error("it is empty")
+
+    def error(self, reason: str) -> RequestError:
+        """The error for a request whose grammar cannot be served."""
+        return RequestError(f"{self.param}: this {self.kind} cannot be used: {reason}", self.param)
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool | str, param: str = "grammar") -> "Grammar":
+        """Output is JSON that fits a JSON schema, given as it is or as JSON."""
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except (ValueError, RecursionError) as error:
+                raise RequestError(f"{param}: the schema is not JSON: {error}", param) from None
+        schema = {} if schema is True else schema  # both let every value through
+        if not isinstance(schema, Mapping):
+            raise RequestError(f"{param}: a JSON schema is an object (or true)", param)
+        try:
+            text = json.dumps(schema, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RequestError(f"{param}: the schema cannot be written as JSON: {error}", param) from None
+        return cls(GrammarKind.JSON_SCHEMA, text, param)
+
+    @classmethod
+    def json_object(cls, param: str = "grammar") -> "Grammar":
+        """Output is a JSON object."""
+        return cls(GrammarKind.JSON_OBJECT, "", param)
+
+    @classmethod
+    def regex(cls, pattern: str, param: str = "grammar") -> "Grammar":
+        """Output as a whole matches a regular expression."""
+        return cls(GrammarKind.REGEX, pattern, param)
+
+    @classmethod
+    def choice(cls, texts: Iterable[str], param: str = "grammar") -> "Grammar":
+        """Output is one of the texts."""
+        listed = list(texts)
+        if isinstance(texts, str) or not listed or not all(isinstance(text, str) and text for text in listed):
+            raise RequestError(f"{param}: choices are a list of texts, none of them empty", param)
+        if len(listed) > MAX_CHOICES:
+            raise RequestError(f"{param}: {len(listed)} choices; at most {MAX_CHOICES} are compiled", param)
+        return cls(GrammarKind.CHOICE, json.dumps(listed), param)
+
+    @classmethod
+    def ebnf(cls, text: str, param: str = "grammar") -> "Grammar":
+        """Output is a sentence of a context-free grammar, in llguidance's Lark or in GBNF."""
+        return cls(GrammarKind.EBNF, text, param)
