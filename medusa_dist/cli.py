@@ -23,6 +23,7 @@ from medusa_dist.cli_parts import (
     note,
     parse_sizes,
     parse_speculation,
+    parse_temperatures,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exact speculative decoding with Medusa heads.")
@@ -129,28 +130,45 @@ def bench(
     heads: HeadsOption = None,
     dtype: DtypeOption = "float32",
     speculation: SpeculationOption = "auto",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4,16",
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per batch size.")] = 10,
+    batches: Annotated[str, typer.Option("--batches", "--batch", help="Sizes, separated by commas.")] = "1,4,16",
+    temperatures: Annotated[str, typer.Option(help="Separated by commas; 0 is greedy.")] = "0",
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per size.")] = 10,
+    waves: Annotated[int, typer.Option(min=1, help="How often a run fills a batch larger than 1.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, each prompt has its own fixed seed.")] = 0.0,
     prompts: Annotated[Path | None, typer.Option(help="One prompt a line; default: what ships.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="transformers or vllm: compare with it, too.")] = None,
+    peer_python: Annotated[str | None, typer.Option(help="The Python that vLLM is installed in.")] = None,
+    peer_batches: Annotated[str, typer.Option(help="Sizes at which vLLM is compared.")] = "8,32",
+    exact_phases: Annotated[bool, typer.Option(help="GPU: wait for each phase of a step. Slower.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
 ) -> None:
     """Measure what speculation is worth here: the same prompts with and without drafts, alternating in one run."""
     with clear_errors():
-        from medusa_dist.jobs.bench import PROMPTS, as_json, as_table
+        from medusa_dist.jobs.bench import PROMPTS, Setting
         from medusa_dist.jobs.bench import bench as run
+        from medusa_dist.jobs.bench_peers import PeerOptions, open_peers
+        from medusa_dist.jobs.bench_report import as_json, as_tables
         from medusa_dist.llm import LLM
-        from medusa_dist.request import SamplingParams
 
-        sizes = parse_sizes(batch)
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=True)
-        with console.status("loading") as status:
-            options = {"max_running": max(sizes), "max_model_len": 1024}
-            llm = LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **options)
-            with llm:
-                report = run(llm, sizes, pairs, params, prompts or PROMPTS, status.update)
-        Console().print(as_table(report))
+        options = PeerOptions(tuple(peer or ()), peer_python, tuple(parse_sizes(peer_batches, "--peer-batches")))
+        setting = Setting(
+            batches=parse_sizes(batches, "--batches"),
+            temperatures=parse_temperatures(temperatures),
+            pairs=pairs,
+            waves=waves,
+            max_tokens=max_tokens,
+            prompts=prompts or PROMPTS,
+            exact_phases=exact_phases,
+        )
+        sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": 1024}
+        with (
+            console.status("loading") as status,
+            LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **sizes) as llm,
+            open_peers(options, llm, status.update) as peers,
+        ):
+            report = run(llm, setting, peers, status.update)
+        for table in as_tables(report):
+            Console().print(table)
         if output is not None:
             output.write_text(as_json(report) + "\n")
 

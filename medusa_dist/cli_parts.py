@@ -68,10 +68,20 @@ def parse_speculation(text: str) -> Any:
     raise ConfigError(f"--speculation takes auto, off, a number of drafted tokens, or a tree ({known}), not {text!r}")
 
 
-def parse_sizes(text: str) -> list[int]:
+def parse_sizes(text: str, option: str) -> list[int]:
     """Batch sizes, as they are typed."""
     from medusa_dist.errors import ConfigError
 
     if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
-        raise ConfigError(f"--batch takes positive numbers separated by commas, not {text!r}")
+        raise ConfigError(f"{option} takes positive numbers separated by commas, not {text!r}")
     return [int(part) for part in text.split(",")]
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """Temperatures, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--temperatures takes numbers separated by commas, not {text!r}") from None

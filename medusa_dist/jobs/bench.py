@@ -1,210 +1,189 @@
 """`medusa-dist bench`: what speculation is worth on this machine, measured side by side.
 
-Owns the measurement and its report. Not here: decoding (llm.py).
+Owns the comparison. Not here: one run (bench_run.py), other engines (bench_peers.py), the report (bench_report.py).
 One engine, one process: the same prompts are decoded with and without drafts, alternating, so that load on the machine
 hits both alike; a pair whose tokens differ is an error, since exactness is the promise. The baseline is our own engine
 with its lone rows padded like the others. Ratios are per pair; the interval is a bootstrap over pairs.
 """
 
 import hashlib
-import json
-import platform
 import random
 import statistics
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.table import Table
 
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.llm import LLM, LocalBackend
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.jobs.bench_machine import machine, read_bandwidth
+from medusa_dist.jobs.bench_peers import Answers, Peer
+from medusa_dist.jobs.bench_report import PEER_TIMED, TIMED, PeerRow, Report, Row, Side
+from medusa_dist.jobs.bench_run import Run, run_prompts
+from medusa_dist.llm import LLM
+from medusa_dist.request import SamplingParams
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
 _BOOTSTRAP_ROUNDS = 2000
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of the comparison at one batch size; totals over all pairs."""
+class Setting:
+    """What to measure. pairs: per batch size and temperature. waves: how often a run fills a batch larger than 1.
 
-    tokens_per_s: float
-    tokens_per_step: float  # per sequence: 1 without drafts
-    ms_per_step: float
-    phase_shares: dict[str, float]  # of the step's time: schedule, verify, accept, emit, draft
+    prompts: one a line. Where a run needs more, they come again with a number before them, so that no two prompts of a
+    run begin alike (beyond the chat template).
+    """
 
-
-@dataclass(frozen=True)
-class Row:
-    """One batch size: both sides, and the speed-up with its 95 % interval."""
-
-    batch: int
+    batches: Sequence[int]
+    temperatures: Sequence[float]
     pairs: int
-    on: Side
-    off: Side
-    speedup: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that is needed to quote the numbers."""
-
-    machine: dict[str, Any]
-    model: str
-    dtype: str
-    temperature: float
+    waves: int
     max_tokens: int
-    prompts: str
-    prompts_sha256: str
-    rows: list[Row]
-    step_cost_ms: dict[int, float]
-    roof_share: float | None  # of a one-sequence step: weight bytes / measured read bandwidth / step time
+    prompts: Path
+    exact_phases: bool = False  # on a GPU: wait for each phase (engine/clock.py)
+
+    def params(self, temperature: float) -> SamplingParams:
+        """Answers all have max_tokens tokens, so that both sides do the same work."""
+        return SamplingParams(max_tokens=self.max_tokens, temperature=temperature, ignore_eos=True)
 
 
-def bench(
-    llm: LLM, batches: Sequence[int], pairs: int, params: SamplingParams, prompts: Path, report: Callable[[str], None]
-) -> Report:
-    """Measure all batch sizes. Raises EngineError if any pair's tokens differ, ConfigError for an unfit prompt file."""
-    texts = [line for line in prompts.read_text().splitlines() if line.strip()]
-    if len(texts) < max(batches):
-        raise ConfigError(f"{prompts} has {len(texts)} prompts, a batch of {max(batches)} needs as many")
-    has_template = bool(getattr(llm.tokenizer, "chat_template", None))
-    ids = [
-        llm.chat_ids([{"role": "user", "content": t}]) if has_template else llm.tokenizer(t)["input_ids"] for t in texts
-    ]
-    meter = _Meter(llm, params)
+class PromptSource:
+    """Prompts of a file in the model's tokens, without end."""
+
+    def __init__(self, llm: LLM, path: Path) -> None:
+        self._llm = llm
+        self._texts = [line for line in path.read_text().splitlines() if line.strip()]
+        if not self._texts:
+            raise ConfigError(f"{path} has no prompts")
+
+    def take(self, start: int, count: int) -> list[list[int]]:
+        """Prompts start, start + 1, ... of the file; those that come again within these are numbered."""
+        return [self._ids(start + i, i // len(self._texts)) for i in range(count)]
+
+    def _ids(self, index: int, repeat: int) -> list[int]:
+        text = self._texts[index % len(self._texts)]
+        text = f"{repeat + 1}. {text}" if repeat else text
+        if getattr(self._llm.tokenizer, "chat_template", None):
+            return self._llm.chat_ids([{"role": "user", "content": text}])
+        return list(self._llm.tokenizer(text)["input_ids"])
+
+
+def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> Report:
+    """Measure all batch sizes and temperatures, then against the peers. report: told what is being measured.
+
+    Raises EngineError if any pair's tokens differ, ConfigError for an unfit prompt file.
+    """
+    source = PromptSource(llm, setting.prompts)
+    device = torch.device(llm.facts["device"])
+    if setting.exact_phases:
+        llm.engine.clock.wait_for(device)
+    bandwidth = read_bandwidth(device)
+    roof_ms = 1e3 * llm.facts["weight_bytes"] / bandwidth
     rows = []
-    for batch in batches:
-        report(f"batch {batch}: {pairs} pairs")
-        rows.append(_row(meter, ids, batch, pairs))
-    cost = meter.engine.speculation.cost
-    lone = next((row.off.ms_per_step for row in rows if row.batch == 1), None)
-    roof_s = llm.facts["weight_bytes"] / read_bandwidth() if torch.device(llm.facts["device"]).type == "cpu" else None
+    for temperature in setting.temperatures:
+        for batch in setting.batches:
+            report(f"batch {batch}, temperature {temperature:g}: {setting.pairs} pairs")
+            rows.append(_row(llm, source, setting, (batch, temperature), roof_ms))
+    peer_rows: list[PeerRow] = []
+    for peer in peers:
+        for batch in peer.batches:
+            report(f"{peer.name}, batch {batch}: {setting.pairs} rounds")
+            peer_rows += _against(llm, source, setting, peer, batch)
+    cost = llm.engine.speculation.cost
+    points = () if cost is None else zip(cost.rows, cost.seconds, strict=True)
     return Report(
-        machine={
-            "cpu": _cpu_name(),
-            "threads": torch.get_num_threads(),
-            "device": llm.facts["device"],
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        machine=machine(device),
         model=llm.config.model,
         dtype=llm.config.dtype,
-        temperature=params.temperature,
-        max_tokens=params.max_tokens or 0,
-        prompts=prompts.name,
-        prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
+        max_tokens=setting.max_tokens,
+        waves=setting.waves,
+        timed=TIMED,
+        peer_timed=PEER_TIMED,
+        prompts=setting.prompts.name,
+        prompts_sha256=hashlib.sha256(setting.prompts.read_bytes()).hexdigest(),
         rows=rows,
-        step_cost_ms={}
-        if cost is None
-        else {n: round(1e3 * s, 2) for n, s in zip(cost.rows, cost.seconds, strict=True)},
-        roof_share=None if lone is None or roof_s is None else round(1e3 * roof_s / lone, 3),
+        peers=peer_rows,
+        step_cost_ms={n: round(1e3 * seconds, 2) for n, seconds in points},
+        weight_bytes=llm.facts["weight_bytes"],
+        bandwidth_bytes_per_s=round(bandwidth),
     )
 
 
-@dataclass
-class _Run:
-    """One side of one pair: tokens of every request, and counts of the time in which the batch was full."""
-
-    tokens: list[tuple[int, ...]]
-    seconds: float
-    num_tokens: int
-    num_choices: int  # steps of single sequences, so num_tokens / num_choices is tokens per step
-    num_steps: int
-    phases: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second while the batch was full."""
-        return self.num_tokens / self.seconds
-
-
-class _Meter:
-    """Runs one side and reads the engine's own clock."""
-
-    def __init__(self, llm: LLM, params: SamplingParams) -> None:
-        backend = llm._backend
-        if not isinstance(backend, LocalBackend):
-            raise ConfigError("bench measures one process; use tensor_parallel_size 1")
-        self.engine = backend.engine
-        self._params = params
-
-    def run(self, ids: list[list[int]], batch: int, speculation: bool) -> _Run:
-        """Decode all prompts, `batch` at a time: when one ends the next begins. Prefill is in the time of both sides.
-
-        The clock stops when the last prompt has begun and one ends: a draining batch would measure its slowest member.
-        """
-        engine = self.engine
-        engine.scheduler.pool.forget_idle()  # else the second of a pair would find the first one's prompts
-        # Each prompt its own seed, the same on both sides.
-        queue = deque(
-            Request(
-                request_id=str(i),
-                prompt_ids=tuple(prompt),
-                params=replace(self._params, speculation=speculation),
-                seed=i,
-            )
-            for i, prompt in enumerate(ids)
-        )
-        run = _Run([()] * len(ids), 0.0, 0, 0, 0, {})
-        num_running, full = 0, True
-        before, begin = dict(engine.phase_seconds), time.perf_counter()
-        while queue or num_running:
-            while queue and num_running < batch:
-                engine.submit(queue.popleft())
-                num_running += 1
-            outputs = engine.step()
-            for output in outputs:
-                run.tokens[int(output.request_id)] += output.token_ids
-                num_running -= output.finish_reason is not None
-            if full:
-                run.num_steps += 1
-                run.num_choices += sum(output.stats.num_steps for output in outputs)
-                run.num_tokens += sum(len(output.token_ids) for output in outputs)
-                if not queue and num_running < batch:
-                    full = False
-                    run.seconds = time.perf_counter() - begin
-                    run.phases = {k: v - before.get(k, 0.0) for k, v in engine.phase_seconds.items()}
-        return run
-
-
-def _row(meter: _Meter, ids: list[list[int]], batch: int, pairs: int) -> Row:
-    sides: dict[bool, list[_Run]] = {True: [], False: []}
-    count = 1 if batch == 1 else 3 * batch
-    meter.run(ids[:batch], batch, True)  # kernels and the policy's averages warm up
-    for pair in range(pairs):
-        chosen = [ids[(pair * count + i) % len(ids)] for i in range(count)]
-        for speculation in (True, False) if pair % 2 == 0 else (False, True):
-            sides[speculation].append(meter.run(chosen, batch, speculation))
+def _row(llm: LLM, source: PromptSource, setting: Setting, what: tuple[int, float], roof_ms: float) -> Row:
+    """what: (batch, temperature)."""
+    batch, temperature = what
+    params = setting.params(temperature)
+    sides: dict[bool, list[Run]] = {True: [], False: []}
+    count = 1 if batch == 1 else setting.waves * batch
+    run_prompts(llm.engine, source.take(0, batch), batch, params, True)  # kernels and the policy's averages warm up
+    for pair in range(setting.pairs):
+        chosen = source.take(pair * count, count)
+        for drafts in (True, False) if pair % 2 == 0 else (False, True):
+            sides[drafts].append(run_prompts(llm.engine, chosen, batch, params, drafts))
         if sides[True][-1].tokens != sides[False][-1].tokens:
             raise EngineError(
-                f"batch {batch}, pair {pair}: speculation changed the tokens; this is a bug, please report it"
+                f"batch {batch}, temperature {temperature:g}, pair {pair}: speculation changed the tokens; this is a "
+                "bug, please report it"
             )
     ratios = [on.rate / off.rate for on, off in zip(sides[True], sides[False], strict=True)]
-    low, high = bootstrap_interval(ratios)
-    return Row(batch, pairs, _side(sides[True]), _side(sides[False]), statistics.geometric_mean(ratios), low, high)
+    on, off = _side(sides[True]), _side(sides[False])
+    mean = statistics.geometric_mean(ratios)
+    roof_share = round(roof_ms / off.ms_per_step, 3)
+    return Row(batch, temperature, setting.pairs, on, off, mean, *bootstrap_interval(ratios), roof_share)
 
 
-def _side(runs: list[_Run]) -> Side:
-    seconds = sum(run.seconds for run in runs)
-    phases: dict[str, float] = {}
-    for run in runs:
-        for name, value in run.phases.items():
-            phases[name] = phases.get(name, 0.0) + value
-    total = sum(phases.values())
+def _side(runs: list[Run]) -> Side:
+    seconds, num_steps = sum(run.seconds for run in runs), sum(run.num_steps for run in runs)
+    phases = {name: sum(run.phases.get(name, 0.0) for run in runs) for name in runs[0].phases}
     num_tokens = sum(run.num_tokens for run in runs)
     return Side(
         tokens_per_s=round(num_tokens / seconds, 2),
         tokens_per_step=round(num_tokens / sum(run.num_choices for run in runs), 3),
-        ms_per_step=round(1e3 * seconds / sum(run.num_steps for run in runs), 2),
-        phase_shares={name: round(value / total, 4) for name, value in phases.items()},
+        ms_per_step=round(1e3 * seconds / num_steps, 3),
+        phase_ms={name: round(1e3 * value / num_steps, 3) for name, value in phases.items()},
+        outside_forward=round(1.0 - phases["forward"] / sum(phases.values()), 4),
+    )
+
+
+def _against(llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int) -> list[PeerRow]:
+    """Rounds of three: the peer, ours with drafts, ours without, each time in another order."""
+    theirs: list[Answers] = []
+    ours: dict[bool, list[Run]] = {True: [], False: []}
+    params = setting.params(0.0)
+    for number in range(-1, setting.pairs):  # the first one warms up
+        chosen = source.take(max(0, number) * batch, batch)
+        for side in _rotated(["theirs", True, False], number):
+            if isinstance(side, str):
+                theirs.append(peer.decode(chosen, setting.max_tokens))
+            else:
+                ours[side].append(run_prompts(llm.engine, chosen, batch, params, side))
+    return [_peer_row(peer.name, batch, drafts, ours[drafts][1:], theirs[1:]) for drafts in (True, False)]
+
+
+def _rotated(sides: list[str | bool], by: int) -> list[str | bool]:
+    shift = by % len(sides)
+    return sides[shift:] + sides[:shift]
+
+
+def _peer_row(name: str, batch: int, drafts: bool, ours: list[Run], theirs: list[Answers]) -> PeerRow:
+    ratios = [run.total_rate / answers.rate for run, answers in zip(ours, theirs, strict=True)]
+    low, high = bootstrap_interval(ratios)
+    pairs = [
+        pair for run, answers in zip(ours, theirs, strict=True) for pair in zip(run.tokens, answers.tokens, strict=True)
+    ]
+    return PeerRow(
+        peer=name,
+        batch=batch,
+        rounds=len(ratios),
+        drafts=drafts,
+        tokens_per_s=round(statistics.geometric_mean([run.total_rate for run in ours]), 2),
+        peer_tokens_per_s=round(statistics.geometric_mean([answers.rate for answers in theirs]), 2),
+        ratio=statistics.geometric_mean(ratios),
+        low=low,
+        high=high,
+        same_answers=sum(mine == their for mine, their in pairs),
+        num_answers=len(pairs),
     )
 
 
@@ -213,61 +192,3 @@ def bootstrap_interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, f
     rng = random.Random(seed)
     means = sorted(statistics.geometric_mean(rng.choices(ratios, k=len(ratios))) for _ in range(_BOOTSTRAP_ROUNDS))
     return means[int(0.025 * _BOOTSTRAP_ROUNDS)], means[int(0.975 * _BOOTSTRAP_ROUNDS) - 1]
-
-
-def read_bandwidth(num_bytes: int = 1 << 29) -> float:
-    """Bytes per second that this process can read from memory: the best of a few sums over a large array."""
-    data = torch.ones(num_bytes // 4, dtype=torch.float32)
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        data.sum()
-        best = min(best, time.perf_counter() - begin)
-    return num_bytes / best
-
-
-def as_json(report: Report) -> str:
-    """The report for machines."""
-    return json.dumps(asdict(report), indent=2)
-
-
-def as_table(report: Report) -> Table:
-    """The report for people."""
-    what = f"{report.model}, {report.dtype}, temperature {report.temperature:g}, {report.max_tokens} tokens"
-    where = f"{report.machine['cpu']}, {report.machine['threads']} threads, {report.machine['device']}"
-    table = Table(title=f"{what}; {where}")
-    for name in (
-        "batch",
-        "tokens/step",
-        "ms/step on",
-        "off",
-        "tokens/s on",
-        "off",
-        "speed-up",
-        "95 %",
-        "outside forward",
-    ):
-        table.add_column(name, justify="right")
-    for row in report.rows:
-        outside = 1.0 - row.on.phase_shares.get("verify", 0.0)
-        table.add_row(
-            str(row.batch),
-            f"{row.on.tokens_per_step:.2f}",
-            f"{row.on.ms_per_step:.1f}",
-            f"{row.off.ms_per_step:.1f}",
-            f"{row.on.tokens_per_s:.1f}",
-            f"{row.off.tokens_per_s:.1f}",
-            f"{row.speedup:.2f}",
-            f"{row.low:.2f} to {row.high:.2f}",
-            f"{100 * outside:.1f} %",
-        )
-    return table
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

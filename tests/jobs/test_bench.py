@@ -1,5 +1,6 @@
-"""The bench: its arithmetic, and a whole run on a tiny model."""
+"""The bench: its arithmetic, whole runs on a tiny model, and a peer."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from medusa_dist import LLM, SamplingParams
+from medusa_dist import LLM
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.jobs.bench import PROMPTS, as_json, bench, bootstrap_interval
+from medusa_dist.jobs.bench import PROMPTS, PromptSource, Setting, bench, bootstrap_interval
+from medusa_dist.jobs.bench_peers import PeerOptions, open_peers
+from medusa_dist.jobs.bench_report import as_json
 from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
 from tests.model.tiny_models import configs
 from tests.tiny_tokenizers import byte_tokenizer
 
+PHASES = ["schedule", "broadcast", "prepare", "copy", "forward", "sample", "accept", "emit", "draft"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -34,26 +38,51 @@ def llm(tmp_path_factory: pytest.TempPathFactory):
         yield llm
 
 
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\nbc\n\ndef\n")
+    return path
+
+
+def setting(prompts: Path, **changed: object) -> Setting:
+    usual = {"batches": [1, 2], "temperatures": [0.0], "pairs": 2, "waves": 3, "max_tokens": 9}
+    return Setting(**(usual | changed), prompts=prompts)
+
+
 def test_interval_holds_the_mean_and_shrinks_with_agreement() -> None:
     assert bootstrap_interval([1.2] * 10) == (pytest.approx(1.2), pytest.approx(1.2))
     low, high = bootstrap_interval([1.0, 1.1, 1.2, 1.3, 1.4])
     assert 1.0 < low < 1.19 < high < 1.4
 
 
-def test_a_run_compares_both_sides_of_the_same_tokens(llm: LLM, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a\nbc\ndef\n")
-    params = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)
-    report = bench(llm, [1, 2], 2, params, prompts, lambda _: None)
-    assert [row.batch for row in report.rows] == [1, 2]
+def test_a_run_compares_both_sides_of_the_same_tokens(llm: LLM, prompts: Path) -> None:
+    report = bench(llm, setting(prompts, temperatures=[0.0, 1.0]), [], lambda _: None)
+    assert [(row.temperature, row.batch) for row in report.rows] == [(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)]
     for row in report.rows:
         assert row.off.tokens_per_step == 1.0 <= row.on.tokens_per_step and row.low <= row.speedup <= row.high
-        assert sum(row.on.phase_shares.values()) == pytest.approx(1.0, abs=1e-3)
-    assert json.loads(as_json(report))["prompts_sha256"] == report.prompts_sha256
+        assert 0.0 < row.roof_share < 1.0
+        for side in (row.on, row.off):
+            assert list(side.phase_ms) == PHASES
+            assert sum(side.phase_ms.values()) == pytest.approx(side.ms_per_step, rel=0.2)
+            expected = 1 - side.phase_ms["forward"] / sum(side.phase_ms.values())
+            assert side.outside_forward == pytest.approx(expected, abs=0.01)
+    assert json.loads(as_json(report))["prompts_sha256"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
+
+
+def test_a_batch_larger_than_the_file_gets_numbered_prompts(llm: LLM, prompts: Path, tmp_path: Path) -> None:
+    source = PromptSource(llm, prompts)
+    texts = [llm.tokenizer.decode(ids, skip_special_tokens=True) for ids in source.take(2, 7)]
+    assert texts == ["def", "a", "bc", "2. def", "2. a", "2. bc", "3. def"]
+    (report,) = bench(llm, setting(prompts, batches=[4], pairs=1), [], lambda _: None).rows
+    assert report.batch == 4
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ConfigError, match="no prompts"):
+        PromptSource(llm, tmp_path / "empty.txt")
 
 
 def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    chooser = llm._backend.engine.chooser
+    chooser = llm.engine.chooser
     honest = chooser._choose
 
     def dishonest(scores, rows, places):
@@ -62,15 +91,16 @@ def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch:
         return [(token + 1) % 50 for token in chosen] if drafted else chosen
 
     monkeypatch.setattr(chooser, "_choose", dishonest)
-    params = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
-    with pytest.raises(EngineError, match="changed the tokens"):
-        bench(llm, [1], 1, params, PROMPTS, lambda _: None)
-    for sequence in (*llm._backend.engine.scheduler.running, *llm._backend.engine.scheduler.waiting):
-        llm._backend.engine.abort(sequence.request.request_id)
+    with pytest.raises(EngineError, match="temperature 0, pair 0: speculation changed the tokens"):
+        bench(llm, setting(PROMPTS, batches=[1], pairs=1), [], lambda _: None)
+    assert not llm.engine.has_work
 
 
-def test_more_sequences_than_prompts(llm: LLM, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("one\n")
-    with pytest.raises(ConfigError, match="1 prompts"):
-        bench(llm, [2], 2, SamplingParams(), prompts, lambda _: None)
+def test_transformers_side_by_side(llm: LLM, prompts: Path) -> None:
+    with open_peers(PeerOptions(("transformers",)), llm, lambda _: None) as peers:
+        report = bench(llm, setting(prompts, batches=[1], pairs=3), peers, lambda _: None)
+    assert [(row.batch, row.drafts, row.rounds) for row in report.peers] == [(1, True, 3), (1, False, 3)]
+    for row in report.peers:
+        assert row.peer.startswith("transformers 5.") and row.low <= row.ratio <= row.high
+        assert row.same_answers == row.num_answers == 3
+        assert row.ratio == pytest.approx(row.tokens_per_s / row.peer_tokens_per_s, rel=0.01)
