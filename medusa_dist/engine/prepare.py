@@ -38,6 +38,11 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) ->
     def tensor(values: Ints, pad: int = 0) -> torch.Tensor:
         return torch.from_numpy(np.pad(values, (0, pad))).to(device)
 
+    groups = tuple(
+        _group(plan, tables, members, trees, min_queries, total + padding, device)
+        for members in _similar(rows, plan.starts + rows, min_queries)
+    )
+    in_order = len(groups) == 1 and groups[0].query_rows.numel() == total + padding and (not padding or rows.size == 1)
     return ForwardBatch(
         input_ids=tensor(plan.tokens, padding),
         positions=tensor(positions, padding),
@@ -46,8 +51,8 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) ->
         copy_targets=tensor(plan.copy_targets),
         wanted=tensor(wanted_rows(plan)),
         scored=tensor(scored_rows(plan)),
-        groups=tuple(AttentionGroup.of(*group, device) for group in groups),
-        in_order=len(groups) == 1 and np.array_equal(groups[0][0].ravel(), np.arange(total + padding)),
+        groups=groups,
+        in_order=in_order,
     )
 
 
@@ -85,9 +90,9 @@ class Ancestry:
                 self.matrix[node] |= self.matrix[parent]
 
 
-def _similar(rows: Ints, lengths: Ints) -> list[Ints]:
+def _similar(rows: Ints, lengths: Ints, min_queries: int) -> list[Ints]:
     """Sequences in groups that waste little padding: equal row counts and lengths up to a power of two."""
-    row_class = np.ceil(np.log2(np.maximum(rows, MIN_QUERIES))).astype(np.int64)
+    row_class = np.ceil(np.log2(np.maximum(rows, min_queries))).astype(np.int64)
     length_class = np.ceil(np.log2(np.maximum(lengths, KEY_CHUNK))).astype(np.int64)
     key = row_class * 64 + length_class
     return [np.flatnonzero(key == value) for value in np.unique(key)]
@@ -97,14 +102,16 @@ def _group(
     plan: Plan,
     tables: Ints,
     members: Ints,
-    offsets: Ints,
     trees: list[Ancestry],
-    padding_row: int,
+    min_queries: int,
+    num_rows: int,
     device: torch.device,
 ) -> AttentionGroup:
     starts, chains, nodes = plan.starts[members], plan.chains[members], plan.nodes[members]
     rows = chains + nodes
-    width = max(int(rows.max()), MIN_QUERIES)
+    offsets = np.cumsum(plan.chains + plan.nodes)[members] - rows
+    is_lone = plan.slots.size == 1  # its padding may be queries, too, so that the pass is in order
+    width = max(int(rows.max()), min_queries, num_rows if is_lone else 0)
     num_blocks = -(-int((starts + rows).max()) // BLOCK_TOKENS)
     query = np.arange(width)
     column = np.arange(num_blocks * BLOCK_TOKENS)
@@ -120,8 +127,9 @@ def _group(
         drafted = slice(known, known + int(nodes[b]))
         visible[b, own, drafted] = tree.matrix
         query_positions[b, own] = key_positions[b, drafted] = known - 1 + tree.depths
+    spare = np.minimum(query, num_rows) if is_lone else num_rows
     return AttentionGroup(
-        query_rows=torch.from_numpy(np.where(real, offsets[members][:, None] + query, padding_row)).to(device),
+        query_rows=torch.from_numpy(np.where(real, offsets[:, None] + query, spare)).to(device),
         blocks=torch.from_numpy(tables[plan.slots[members], :num_blocks].reshape(-1)).to(device),
         visible=torch.from_numpy(visible).to(device),
         query_positions=torch.from_numpy(query_positions).to(device),

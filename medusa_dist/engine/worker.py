@@ -18,7 +18,7 @@ from medusa_dist.engine.prepare import prepare
 from medusa_dist.engine.prompt_scores import PromptScores, score_prompts
 from medusa_dist.model.attention import attention_context
 from medusa_dist.model.load import ShardedModel
-from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring
+from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring, min_queries
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.kv_rows import KVPool
 from medusa_dist.ops.noise import NoiseColumns, gumbel
@@ -44,6 +44,7 @@ class Worker:
         self.model = model
         self.pool = pool
         self._backend = BACKENDS[backend]
+        self._min_queries = min_queries(model.head_dim, model.num_heads // model.num_kv_heads)
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
         self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
         self._temperatures = np.zeros(max_running, dtype=np.float64)
@@ -57,7 +58,7 @@ class Worker:
         """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
         clock = clock or PhaseClock()
         self._apply_deltas(plan)
-        batch = prepare(plan, self._tables, self.model.device) if plan.slots.size else None
+        batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.slots.size else None
         clock.lap("prepare")
         if plan.copy_sources.size:
             self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))

@@ -5,8 +5,8 @@ their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GP
 tests. Not here: the bridge to transformers (model/attention.py), masks (engine/prepare.py).
 
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
- - a batched product with at least 3 rows computes each output element as one chain of fused multiply-adds over the
-   keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
+ - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
+   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
  - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length;
    the scheduler keeps a tree's columns inside one chunk, so a drafted key is summed in the chunk of its position;
  - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
@@ -25,8 +25,17 @@ from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
 
 KEY_CHUNK = 256
-MIN_QUERIES = 4  # a product with fewer rows may take another kernel and round differently
 _ONES_COLUMNS = 8
+
+
+def min_queries(head_dim: int, per_head: int) -> int:
+    """Queries a sequence brings to a product at least, padding included; per_head query heads share a kv head.
+
+    A product with few rows takes another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
+    128 and 10 at 256 on, all row counts agree; this asks for a few more.
+    """
+    rows = max(4, -(-head_dim // 16))
+    return -(-rows // per_head)
 
 
 @dataclass(frozen=True)
@@ -55,25 +64,30 @@ class PagedAttention:
         self.pool.write(layer, self.batch.slots, keys, values)
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = keys.shape[1]
+
+        def attend(rows: Tensor, group: AttentionGroup) -> Tensor:
+            """[B * Q, Hq, D] -> the same. The query heads of one kv head are rows of one product: [Hk, B, Q, G, D]."""
+            size, width = group.query_rows.shape
+            q = rows.view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
+            k, v = self._gather(layer, group, size)
+            return self.backend(q, k, v, group, scoring).permute(1, 2, 0, 3, 4).reshape(rows.shape)
+
+        if self.batch.in_order:
+            return attend(queries, self.batch.groups[0])
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
         # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
         out = torch.zeros_like(padded)
         for group in self.batch.groups:
-            size, width = group.query_rows.shape
             rows = group.query_rows.flatten()
-            # [B * Q, Hq, D] -> [Hk, B, Q, G, D]: the query heads of one kv head are rows of one product.
-            q = padded.index_select(0, rows).view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
-            k, v = (self._gather(layer, part, group, size) for part in (0, 1))
-            result = self.backend(q, k, v, group, scoring)
-            out.index_copy_(0, rows, result.permute(1, 2, 0, 3, 4).reshape(-1, num_heads, head_dim))
+            out.index_copy_(0, rows, attend(padded.index_select(0, rows), group))
         return out[:num_rows]
 
-    def _gather(self, layer: int, part: int, group: AttentionGroup, size: int) -> Tensor:
-        """Keys (part 0) or values (part 1) of a group: [Hk, B, L, D]."""
-        rows = self.pool.rows[layer, part]
-        num_kv_heads, _, head_dim = rows.shape
-        blocks = rows.view(num_kv_heads, -1, BLOCK_TOKENS, head_dim)
-        return blocks.index_select(1, group.blocks).view(num_kv_heads, size, -1, head_dim)
+    def _gather(self, layer: int, group: AttentionGroup, size: int) -> Tensor:
+        """Keys and values of a group: [2, Hk, B, L, D]."""
+        rows = self.pool.rows[layer]
+        _, num_kv_heads, _, head_dim = rows.shape
+        blocks = rows.view(2, num_kv_heads, -1, BLOCK_TOKENS, head_dim).index_select(2, group.blocks)
+        return blocks.view(2, num_kv_heads, size, -1, head_dim)
 
 
 def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
@@ -81,8 +95,8 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring
     num_kv_heads, size, width, per_head, head_dim = q.shape
     length = k.shape[2]
     batch, rows = num_kv_heads * size, width * per_head
-    flat = (q * scoring.scale).reshape(batch, rows, head_dim)
-    scores = torch.bmm(flat, k.reshape(batch, length, head_dim).transpose(1, 2)).float()
+    flat, keys = q.reshape(batch, rows, head_dim), k.reshape(batch, length, head_dim).transpose(1, 2)
+    scores = torch.bmm(flat * scoring.scale, keys).float()
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     shaped = scores.view(num_kv_heads, size, width, per_head, length)

@@ -17,10 +17,11 @@ class AttentionGroup:
 
     visible[b, q, l]: query q of sequence b may read key column l. A column is a place in the sequence's block table:
     committed tokens stand at their position, drafted nodes behind them in tree order.
-    Padding queries read column 0 and write to row T of an output one row longer than the pass.
+    Padding queries read column 0. They write to row T of an output one row longer than the pass, or, for a sequence
+    that is alone in the pass, to its padding rows.
     """
 
-    query_rows: Tensor  # [B, Q] int64 in 0..T, T = padding
+    query_rows: Tensor  # [B, Q] int64 in 0..T, T = none of the pass's
     blocks: Tensor  # [B * L / block size] int64, the block tables one after another
     visible: Tensor  # [B, Q, L] bool
     query_positions: Tensor  # [B, Q] int64

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medusa_dist.engine.prepare import prepare
-from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend
+from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend, min_queries
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.kv_rows import KVPool
 from tests.engine.pieces import Piece, make_step, random_parents, rows_of
@@ -56,7 +56,7 @@ class Contents:
 def attend(pieces: list[Piece], contents: Contents, scoring: Scoring, backend: str, seed: int = 0) -> Tensor:
     """[T, Hq, D] through plan, tables, pool and backend."""
     plan, tables, num_blocks = make_step(pieces, seed)
-    batch = prepare(plan, tables, CPU)
+    batch = prepare(plan, tables, CPU, min_queries(contents.heads.dim, contents.heads.query // contents.heads.kv))
     heads = contents.heads
     pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, torch.float32, CPU)
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
@@ -222,7 +222,19 @@ def test_rows_with_several_threads() -> None:
     assert torch.equal(attend(pieces, contents, Scoring(0.125), "exact"), two)
 
 
-@pytest.mark.parametrize("heads", [Heads(1, 1, 64), Heads(4, 4, 32), Heads(8, 1, 16), Heads(9, 3, 64)], ids=str)
+@pytest.mark.parametrize(
+    "heads",
+    [
+        Heads(1, 1, 64),
+        Heads(4, 4, 32),
+        Heads(8, 1, 16),
+        Heads(9, 3, 64),
+        Heads(2, 2, 128),
+        Heads(2, 2, 256),
+        Heads(12, 4, 80),
+    ],
+    ids=str,
+)
 def test_rows_of_any_head_shape(heads: Heads) -> None:
     pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
     check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1)
