@@ -222,19 +222,10 @@ def test_rows_with_several_threads() -> None:
     assert torch.equal(attend(pieces, contents, Scoring(0.125), "exact"), two)
 
 
-@pytest.mark.parametrize(
-    "heads",
-    [
-        Heads(1, 1, 64),
-        Heads(4, 4, 32),
-        Heads(8, 1, 16),
-        Heads(9, 3, 64),
-        Heads(2, 2, 128),
-        Heads(2, 2, 256),
-        Heads(12, 4, 80),
-    ],
-    ids=str,
-)
+SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 256), (12, 4, 80)]
+
+
+@pytest.mark.parametrize("heads", [Heads(*shape) for shape in SHAPES], ids=str)
 def test_rows_of_any_head_shape(heads: Heads) -> None:
     pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
     check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1)
@@ -275,6 +266,7 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
         copy_sources=torch.zeros(0, dtype=torch.int64),
         copy_targets=torch.zeros(0, dtype=torch.int64),
         wanted=torch.zeros(0, dtype=torch.int64),
+        scored=torch.zeros(0, dtype=torch.int64),
         groups=(),
     )
     rows = torch.ones(4, 1, 8)
