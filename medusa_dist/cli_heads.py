@@ -4,6 +4,81 @@ Owns their words and what they print; cli.py hangs them beside its own. Not here
 inside the commands, so that `medusa-dist --help` answers at once.
 """
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+from rich.console import Console
+
+from medusa_dist.cli_parts import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note
 
 app = typer.Typer()
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="A Serve config; its keys instead of --model, --heads and --dtype.")
+]
+AppOption = Annotated[str | None, typer.Option("--app", help="Which application, where the config has several.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+]
+
+
+def _config(config: Path | None, app_name: str | None, model: str, heads: str | None, dtype: str) -> Any:
+    """The tools' config: from a file, or from options."""
+    from medusa_dist.app import DEPLOYMENT
+    from medusa_dist.jobs.open_llm import options_config, read_config
+
+    return options_config(model, heads, dtype) if config is None else read_config(config, app_name, DEPLOYMENT)
+
+
+@app.command("eval-heads")
+def eval_heads(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompts: PromptsOption = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
+    timed: Annotated[int, typer.Option(min=0, help="Prompts of each category that are also timed.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it here: .png, .svg or .pdf. Needs matplotlib.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the accuracies into the heads' heads.json.")] = False,
+) -> None:
+    """Judge heads on the model's own answers: accuracy, calibration, tokens per step by tree size, measured speed."""
+    with clear_errors():
+        from medusa_dist.engine.start import find_heads
+        from medusa_dist.jobs import eval_heads as job
+        from medusa_dist.jobs.eval_report import show
+        from medusa_dist.jobs.open_llm import open_llm
+        from medusa_dist.jobs.prompts import SHIPPED
+        from medusa_dist.request import SamplingParams
+
+        draw = None if plot is None else _draw()
+        checked = _config(config, app_name, model, heads, dtype)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        with console.status("loading") as status, open_llm(checked) as llm:
+            folder = find_heads(checked)
+            name = "no heads" if folder is None else folder.name
+            report = job.eval_heads(llm, name, job.Asked(prompts or SHIPPED, params, timed), status.update)
+        show(report, Console())
+        if output is not None:
+            output.write_text(job.as_json(report) + "\n")
+        if draw is not None:
+            draw(report, plot)
+            note(f"drawn: {plot}")
+        if write and folder is not None:
+            job.write_accuracies(folder, report)
+            note(f"written: top_accuracies in {folder / 'heads.json'}")
+
+
+def _draw() -> Any:
+    """The drawing function, or a ConfigError before anything is measured."""
+    from medusa_dist.errors import ConfigError
+
+    try:
+        from medusa_dist.jobs.plots import draw
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'medusa-dist[plots]'") from None
+    return draw

@@ -1,0 +1,62 @@
+"""Prompt files of the tools: what to ask, and of which kind each question is.
+
+Owns the two forms: .jsonl with {"prompt": ..., "category": ...} a line (category may be left out), any other file has
+one prompt a line. Not here: answers (record.py).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from medusa_dist.config import Strict, explain_validation
+from medusa_dist.errors import ConfigError
+from medusa_dist.llm import LLM
+
+SHIPPED = Path(__file__).parents[1] / "data" / "eval_prompts.jsonl"
+
+
+class _Line(Strict):
+    prompt: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question; category "" where the file names none."""
+
+    text: str
+    category: str = ""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """All prompts of a file. Raises ConfigError naming the line that cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    numbered = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ConfigError(f"{path} has no prompts")
+    if path.suffix != ".jsonl":
+        return [Prompt(line.strip()) for _, line in numbered]
+    return [_parse(path, number, line) for number, line in numbered]
+
+
+def _parse(path: Path, number: int, line: str) -> Prompt:
+    try:
+        parsed = _Line.model_validate(json.loads(line))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {number} is not JSON: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}, line {number}: {explain_validation(error)}") from None
+    return Prompt(parsed.prompt, parsed.category)
+
+
+def prompt_ids(llm: LLM, text: str) -> list[int]:
+    """A question in the model's tokens: through its chat template if it has one, else as it is."""
+    if getattr(llm.tokenizer, "chat_template", None):
+        return llm.chat_ids([{"role": "user", "content": text}])
+    ids: list[int] = llm.tokenizer(text)["input_ids"]
+    return ids
