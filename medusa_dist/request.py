@@ -1,14 +1,16 @@
 """What is asked and what leaves: Request, SamplingParams, Output.
 
 Owns the nouns at both ends of the engine. Not here: text (engine/text.py), the life of a request in the engine
-(engine/sequence.py). Imports neither torch nor anything of ours but errors.
+(engine/sequence.py), which fields go with a beam search (beam_fields.py). No torch.
 """
 
 import hashlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
+from medusa_dist.beam_fields import check_beam_fields
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
 
@@ -36,6 +38,8 @@ class SamplingParams:
     base model's own distribution before temperature, penalties and filters.
     prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
     speculation: False decodes this request without drafted tokens; the output is the same by construction.
+    beam_width: None = no beam search; W = the W best hypotheses, as transformers finds them with num_beams W, and with
+    its length_penalty and early_stopping (docs/beam_search.md).
     grammar: what the whole output must look like; it ends where the grammar leaves nothing to add, whatever min_tokens
     and ignore_eos say. stop, stop_token_ids and max_tokens may end it before.
     """
@@ -57,6 +61,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     speculation: bool = True
+    beam_width: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
@@ -75,12 +82,16 @@ class SamplingParams:
             raise RequestError("stop must not contain an empty string", "stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
+        check_beam_fields(self)
+        if self.beam_width is not None:  # it may have been left out, and means nothing here
+            object.__setattr__(self, "temperature", 0.0)
 
     @property
     def needs_whole_row(self) -> bool:
         """True if the choice needs more than each vocabulary shard's own argmax of logits / T + noise."""
         return (
             self.logprobs is not None
+            or self.beam_width is not None
             or self.top_p < 1.0
             or self.top_k > 0
             or self.min_p > 0.0
@@ -156,6 +167,15 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One finished beam. score: sum of its tokens' log-probabilities / length ** length_penalty."""
+
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationStats:
     """Counts of a request, or of a step: verified drafts and where they were accepted.
 
@@ -192,6 +212,7 @@ class Output:
 
     heads[i] says who guessed token_ids[i]: 0 = the base model itself, k = drafted by head k and verified.
     logprobs has one entry per token if the request asked for it, else is empty. finish_reason is None until the end.
+    hypotheses: of a beam search, best first, with its only output; token_ids are those of the best.
     num_cached_tokens: prompt tokens that the prefix cache had.
     prompt_logprobs: in the first output of a request that asked for it, an entry per prompt token; None for the first
     token, which nothing precedes.
@@ -207,6 +228,7 @@ class Output:
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
     is_complete: bool = False
     error: RequestError | None = None
 
@@ -222,6 +244,7 @@ class Output:
             stats=self.stats + later.stats,
             num_cached_tokens=self.num_cached_tokens,
             prompt_logprobs=self.prompt_logprobs or later.prompt_logprobs,
+            hypotheses=later.hypotheses,
             is_complete=later.is_complete,
             error=later.error,
         )

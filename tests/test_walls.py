@@ -25,7 +25,7 @@ LAYERS = [
     {"medusa", "model"},
     {"ops"},
 ]
-FREE = {"config", "errors", "grammar", "request", ""}  # importable by all; "" is the package's own lazy __init__
+FREE = {"beam_fields", "config", "errors", "grammar", "request", ""}  # importable by all; "": the package's lazy __init__
 DATA = "medusa_dist.medusa.named_trees."  # imports nothing; config.py looks names up in it
 
 

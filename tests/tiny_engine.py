@@ -10,13 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_dist.config import Config, SpeculationConfig, parse_config
-from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.kv_cache import BlockPool
+from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.plan import Plan
-from medusa_dist.engine.scheduler import Limits, Scheduler
+from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.start import EngineRank
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
 from medusa_dist.medusa.tree import Candidates

@@ -6,13 +6,14 @@ are judged level by level, each node with its own path. Not here: the walk (medu
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from medusa_dist.engine.judge_beams import judge_beams
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.accept import Accepted, Stand, accept
@@ -21,16 +22,6 @@ from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logpr
 from medusa_dist.request import TokenLogprobs
 
 Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a step decided for one sequence: the accepted path, and one logprob entry per token if asked for."""
-
-    sequence: Sequence
-    accepted: Accepted
-    logprobs: tuple[TokenLogprobs, ...]
-    last_row: int  # wanted row of the deepest accepted node (or the root): what the heads read next
 
 
 class Chooser:
@@ -42,22 +33,27 @@ class Chooser:
         self._columns = NoiseColumns.of_range(0, vocab_size, device)
 
     def judge(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[Verdict]:
-        """sequences: those of the plan with wanted scores, in the plan's order."""
-        first_rows = _first_rows(plan)
+        """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
+        firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
+        beams = judge_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
+        return self._judge_alone(scores, [pair for pair in firsts if pair[0].group is None]) + beams
+
+    def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[Verdict]:
+        """firsts: (sequence, wanted row of its root)."""
 
         def choose(stands: list[Stand]) -> list[int]:
-            rows = [int(first_rows[tree]) + 1 + node for tree, node, _ in stands]
-            return self._choose(scores, rows, [(sequences[tree], path) for tree, _, path in stands])
+            rows = [firsts[tree][1] + 1 + node for tree, node, _ in stands]
+            return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in stands])
 
-        walks = accept([sequence.tree for sequence in sequences], choose)
+        walks = accept([sequence.tree for sequence, _ in firsts], choose)
         return [
             Verdict(
                 sequence,
                 walk,
                 self._logprobs(scores, first, sequence, walk),
-                int(first) + 1 + walk.last_node,
+                first + 1 + walk.last_node,
             )
-            for sequence, walk, first in zip(sequences, walks, first_rows, strict=True)
+            for (sequence, first), walk in zip(firsts, walks, strict=True)
         ]
 
     def _choose(self, scores: Scores, rows: list[int], places: list[Place]) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from medusa_dist.engine.choose import Verdict
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.medusa.draft import NUM_RANKS, guess
 from medusa_dist.medusa.heads import MedusaHeads

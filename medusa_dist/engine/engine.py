@@ -5,7 +5,7 @@ Owns the order of a step. Not here: each of its five parts. All methods are call
 
 import time
 
-from medusa_dist.engine.choose import Chooser, Verdict
+from medusa_dist.engine.choose import Chooser
 from medusa_dist.engine.clock import PhaseClock
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.grammar import Grammars, Matcher
@@ -14,6 +14,7 @@ from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.request import Output, Request, SpeculationStats
 

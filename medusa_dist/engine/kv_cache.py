@@ -116,12 +116,14 @@ class BlockPool:
         del self._known[self._name.pop(block)]
         return block
 
-    def check_integrity(self, owned: list[list[int]]) -> None:
-        """Every block is free, idle or owned, and by as many as say so; only blocks with a name have several owners."""
+    def check_integrity(self, owned: list[list[int]], shared: frozenset[int] = frozenset()) -> None:
+        """Every block is free, idle or owned, and by as many as say so; only blocks with a name, and those that beams
+        share, have several owners."""
         counts = [0] * self.num_blocks
         for block in (block for blocks in owned for block in blocks):
             counts[block] += 1
-        assert all(count < 2 or block in self._name for block, count in enumerate(counts)), "a block has two owners"
+        several = {block for block, count in enumerate(counts) if count > 1}
+        assert several <= self._name.keys() | shared, "a block has two owners"
         assert not any(counts[block] for block in (*self._free, *self._idle)), "an owned block is free"
         assert counts == self._owners, "blocks are lost"
         held = sum(count > 0 for count in counts)

@@ -10,35 +10,24 @@ youngest of these, is preempted and recomputes. Nobody is preempted for one who 
 
 import heapq
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
 
-from medusa_dist.engine.choose import Verdict
+from medusa_dist.engine.beam import Moves, beam_group, settle_beams, shared_blocks, with_forks
 from medusa_dist.engine.grammar import Matcher
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
+from medusa_dist.engine.limits import Limits, check_request
 from medusa_dist.engine.make_plan import make_plan
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.prompt_scores import PromptScores
 from medusa_dist.engine.queue import WaitingQueue
 from medusa_dist.engine.sequence import NO_SLOT, Sequence
 from medusa_dist.engine.speculation import Speculation
-from medusa_dist.errors import RequestError
+from medusa_dist.engine.verdict import BeamVerdict, Verdict
 from medusa_dist.medusa.accept import Accepted
 from medusa_dist.medusa.tree import EMPTY
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
-from medusa_dist.request import FinishReason, Output, Request, SpeculationStats, check_prompt
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the scheduler must stay within. Tokens and rows; eos_ids end a sequence unless it ignores them."""
-
-    max_running: int
-    max_batched_tokens: int
-    max_model_len: int
-    vocab_size: int
-    eos_ids: tuple[int, ...]
+from medusa_dist.request import FinishReason, Output, Request, SpeculationStats
 
 
 class Scheduler:
@@ -66,30 +55,18 @@ class Scheduler:
 
         Raises RequestError if it can never be served.
         """
-        params, limits = request.params, self.limits
-        check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
-        biased = [i for i, _ in params.logit_bias]
-        for name, ids in (("logit_bias", biased), ("stop_token_ids", params.stop_token_ids)):
-            bad = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
-            if bad is not None:
-                raise RequestError(f"{name} names token {bad}, the vocabulary has {limits.vocab_size}", name)
-        longest = limits.max_model_len
-        if params.max_tokens is not None:
-            longest = min(longest, len(request.prompt_ids) + params.max_tokens)
-        if blocks_for(longest) > self.pool.num_usable:
-            raise RequestError(
-                f"prompt and max_tokens need {blocks_for(longest)} KV blocks, the cache has {self.pool.num_usable}; "
-                "lower max_tokens, or raise kv_cache_tokens of the service",
-                "max_tokens",
-            )
+        check_request(request, self.limits, self.pool.num_usable)
         sequence = Sequence.of(request, output_ids, self._num_submitted)
         sequence.matcher = matcher
+        if request.params.beam_width is not None:
+            sequence.group = beam_group(sequence, self.limits, self.pool.num_usable)
         self.waiting.add(sequence)
         self._num_submitted += 1
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing happens if it is not here (idempotent)."""
-        for sequence in [s for s in (*self.waiting, *self.running) if s.request.request_id == request_id]:
+        leaders = (s for s in (*self.waiting, *self.running) if s is s.leader)
+        for sequence in [s for s in leaders if s.request.request_id == request_id]:
             sequence.finish_reason = FinishReason.ABORT
             if sequence.slot == NO_SLOT:
                 self.waiting.remove(sequence)
@@ -98,7 +75,7 @@ class Scheduler:
 
     def schedule(self, step: int) -> Plan:
         """Decide the next step. Call only if has_work."""
-        sources, targets = self._flush_copies()
+        moves = self._flush_copies()
         admitted: list[Sequence] = []
         chosen = self._choose_running()
         budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
@@ -107,10 +84,11 @@ class Scheduler:
                 chain = min(sequence.num_missing, budget)
                 sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
                 budget -= chain
-                admitted.append(sequence)
+                admitted += sequence.family
                 chosen.append((sequence, chain))
         self._plant_trees(chosen, budget)
-        return make_plan((self._generation, step), chosen, admitted, (sources, targets))
+        copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
+        return make_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
 
     def emit(self, plan: Plan, verdicts: Seq[Verdict], prompt_scores: PromptScores | None = None) -> list[Output]:
         """Apply a step's result: tokens, KV to keep, scores of prompts, finished sequences."""
@@ -122,7 +100,12 @@ class Scheduler:
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
         for slot, chain in zip(plan.slots, plan.chains, strict=True):
             self._by_slot[int(slot)].num_computed += int(chain)
-        return [self._apply(verdict) for verdict in verdicts]
+        outputs = [self._apply(verdict) for verdict in verdicts if not isinstance(verdict, BeamVerdict)]
+        self.running += [v.sequence for v in verdicts if not v.sequence.tokens]  # beams after their first fork
+        for sequence, output in settle_beams(verdicts, self.pool):
+            self._free(sequence)
+            outputs.append(output)
+        return outputs
 
     def wanted_sequences(self, plan: Plan) -> list[Sequence]:
         """The plan's sequences whose scores are wanted, in its order."""
@@ -130,12 +113,12 @@ class Scheduler:
 
     # --- schedule, part by part ---
 
-    def _flush_copies(self) -> tuple[Ints, Ints]:
+    def _flush_copies(self) -> Moves:
         """KV slots to move for the paths accepted last step; then tree columns behind the known tokens are free.
 
         Ranks move rows before they write any, so a block freed here can be someone else's in the same plan.
         """
-        moves: list[tuple[int, int]] = []
+        moves: Moves = []
         for sequence in self.running:
             moves += [(sequence.slot_of(a), sequence.slot_of(b)) for a, b in sequence.pending_copies]
             sequence.pending_copies = []
@@ -145,15 +128,14 @@ class Scheduler:
                 self.pool.give_back(sequence.blocks[keep:])
                 del sequence.blocks[keep:]
                 sequence.num_sent_blocks = min(sequence.num_sent_blocks, keep)
-        array: Ints = np.array(moves, dtype=np.int64).reshape(-1, 2)
-        return array[:, 0].copy(), array[:, 1].copy()
+        return moves
 
     def _name_full_blocks(self, sequence: Sequence) -> None:
         """Tell the prefix cache of blocks that are full of verified tokens, now that their rows are where they belong.
 
         Rows that move do so at the beginning of this plan, before anybody reads.
         """
-        full = sequence.num_computed // BLOCK_TOKENS
+        full = min(sequence.num_computed // BLOCK_TOKENS, len(sequence.blocks))
         for index in range(sequence.num_named_blocks, full):
             self.pool.remember(sequence.blocks[index], sequence.names(full)[index])
         sequence.num_named_blocks = max(sequence.num_named_blocks, full)
@@ -173,12 +155,12 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
         """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
         while sequence.missing_blocks(num_columns) > self.pool.num_free:
-            last = max(self.running, key=lambda s: s.turn)
+            last = max(self.running, key=lambda s: s.turn).leader
             self._free(last)
             last.num_preemptions += 1
             self.num_preemptions += 1
             self.waiting.add(last)
-            if last is sequence:
+            if last is sequence.leader:
                 return False
         return True
 
@@ -193,7 +175,9 @@ class Scheduler:
             num_known = 0 if sequence.scores_prompt else (len(sequence.tokens) - 1) // BLOCK_TOKENS
             prefix = self.pool.find(sequence.names(num_known))
             new = blocks_for(min(len(sequence.tokens) + 1, self.limits.max_model_len)) - len(prefix)
-            if new + promised + self.pool.num_idle_of(prefix) > self.pool.num_free:
+            num_seats = sequence.request.params.beam_width or 1
+            new += num_seats - 1  # each fork copies a block
+            if num_seats > len(self._free_slots) or new + promised + self.pool.num_idle_of(prefix) > self.pool.num_free:
                 break
             self.pool.share(prefix)
             promised += new
@@ -204,8 +188,9 @@ class Scheduler:
                 sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
             budget -= sequence.num_missing
             self.waiting.remove(sequence)
-            sequence.slot = heapq.heappop(self._free_slots)
-            self._by_slot[sequence.slot] = sequence
+            for seat in [sequence] if sequence.group is None else sequence.group.sit_down():
+                seat.slot = heapq.heappop(self._free_slots)
+                self._by_slot[seat.slot] = seat
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
@@ -269,18 +254,23 @@ class Scheduler:
         )
 
     def _free(self, sequence: Sequence) -> None:
-        """Take slot and blocks back; the sequence is no longer running."""
-        self.running.remove(sequence)
-        del self._by_slot[sequence.slot]
-        heapq.heappush(self._free_slots, sequence.slot)
-        self.pool.give_back(sequence.forget_kv())
+        """Take slot and blocks back, of all its family; it is no longer running."""
+        for one in sequence.family:
+            del self._by_slot[one.slot]
+            heapq.heappush(self._free_slots, one.slot)
+            self.pool.give_back(one.forget_kv())
+        self.running = [s for s in self.running if s.slot != NO_SLOT]
+        if sequence.group is not None:
+            sequence.group.begin()
 
     def check_integrity(self) -> None:
         """Blocks, slots and sequences agree; nothing is pending for nobody."""
-        self.pool.check_integrity([s.blocks for s in self.running])
-        slots = [s.slot for s in self.running]
+        self.pool.check_integrity([s.blocks for s in self.running], shared_blocks(self.running))
+        seated = [one for s in self.running if s is s.leader for one in s.family]
+        slots = [s.slot for s in seated]
+        assert {s.slot for s in self.running} <= set(slots)
         assert sorted([*slots, *self._free_slots]) == list(range(self.limits.max_running)), "slots are lost or doubled"
-        assert {s.slot: s for s in self.running} == self._by_slot
+        assert {s.slot: s for s in seated} == self._by_slot
         self.waiting.check_integrity()
         for sequence in (*self.waiting, *self.running):
             sequence.check_integrity()

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.measure import rows_plan
 from medusa_dist.engine.plan import Ints
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.accept import Accepted

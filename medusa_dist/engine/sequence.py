@@ -9,6 +9,7 @@ Invariant between steps: num_computed < n.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from medusa_dist.engine.grammar import Matcher
 from medusa_dist.engine.kv_cache import blocks_for, chain_hash, salt_name
@@ -16,6 +17,9 @@ from medusa_dist.errors import RequestError
 from medusa_dist.medusa.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 from medusa_dist.request import FinishReason, Request, SpeculationStats, TokenLogprobs
+
+if TYPE_CHECKING:
+    from medusa_dist.engine.beam import BeamGroup
 
 NO_SLOT = -1
 
@@ -42,6 +46,8 @@ class Sequence:
     pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) columns, not moved yet
     scores_prompt: bool = False  # log-probabilities of its prompt are asked for, and not delivered yet
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
+    group: "BeamGroup | None" = field(default=None, repr=False, compare=False)  # of a beam; None: no beam search
+    fork_rows: list[int] = field(default_factory=list)  # KV slots of its last computed rows, which stand elsewhere
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_preemptions: int = 0
@@ -61,6 +67,16 @@ class Sequence:
     def turn(self) -> tuple[int, int]:
         """Its place among all sequences: the least is served first, the greatest preempted first."""
         return self.request.priority, self.number
+
+    @property
+    def family(self) -> "list[Sequence]":
+        """The sequences that come and go with it, itself among them: all beams of its request, or it alone."""
+        return [self] if self.group is None else self.group.seats
+
+    @property
+    def leader(self) -> "Sequence":
+        """The one of its family that waits in the queue."""
+        return self if self.group is None else self.group.root
 
     @property
     def num_output(self) -> int:
@@ -120,6 +136,7 @@ class Sequence:
         blocks, self.blocks = self.blocks, []
         self.slot, self.num_computed, self.num_sent_blocks, self.num_named_blocks = NO_SLOT, 0, 0, 0
         self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = None, EMPTY, [], []
+        self.fork_rows = []
         return blocks
 
     def check_integrity(self) -> None:
@@ -128,4 +145,4 @@ class Sequence:
         if self.slot == NO_SLOT:
             assert not self.blocks and self.num_computed == 0 and not self.pending_copies
         else:
-            assert blocks_for(self.num_computed) <= len(self.blocks)
+            assert blocks_for(self.num_computed - len(self.fork_rows)) <= len(self.blocks)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.config import SpeculationConfig
-from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
-from medusa_dist.medusa.calibrate import GREEDY, SAMPLED, Calibration, labels_of
+from medusa_dist.medusa.calibrate import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
 from medusa_dist.medusa.tree import Candidates, Tree, any_path, best_tree, static_tree
 from medusa_dist.ops.attention import KEY_CHUNK
 
@@ -60,10 +60,10 @@ class Speculation:
 
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
-        for sequence, accepted in ((v.sequence, v.accepted) for v in verdicts):
+        for sequence, hits in ((v.sequence, v.hits) for v in verdicts):
             # A grammar's trees hold tokens that no head guessed, and miss some that heads did.
             if sequence.candidates is not None and len(sequence.tree) and sequence.matcher is None:
-                labels = labels_of(sequence.tree, accepted.nodes, sequence.candidates)
+                labels = labels_of(sequence.tree, hits, sequence.candidates)
                 self.calibration.learn(labels, _band(sequence))
 
     def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
@@ -110,6 +110,8 @@ def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:
 
 
 def _band(sequence: Sequence) -> int:
+    if sequence.group is not None:
+        return BEAMS
     return SAMPLED if sequence.request.params.temperature > 0.0 else GREEDY
 
 

@@ -25,11 +25,12 @@ from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.grammar import Grammars
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
+from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.measure import measure_step_cost
 from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.plan import Op
 from medusa_dist.engine.ranks import Ranks
-from medusa_dist.engine.scheduler import Limits, Scheduler
+from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.self_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.worker import Worker

@@ -2,7 +2,7 @@
 
 Owns the estimator. Not here: raw confidences (draft.py), what is done with calibrated ones (tree.py, budget.py).
 P(a node is accepted | its parent is) = sigmoid(w * logit(q) + b), with q the raw confidence, one slope w per
-temperature band and one intercept b per head and band. Labels: children of the root and of accepted nodes; below the
+band and one intercept b per head and band. Labels: children of the root and of accepted nodes; below the
 first rejection nothing is known, and nothing is learned. (The form is that of vLLM's acceptance estimator; here it is
 fitted by averaged gradient steps, since a label costs a microsecond that way.)
 Calibration changes which drafts are verified and so the speed, never the output.
@@ -18,7 +18,7 @@ from medusa_dist.medusa.tree import ROOT, Candidates, Floats, Tree
 _EDGE = 1e-4  # confidences are kept this far from 0 and 1
 _FIRST_RATE, _LAST_RATE, _RATE_HALVES_AFTER = 0.2, 0.005, 50
 _MAX_HEADS = 16  # of a head file
-GREEDY, SAMPLED = 0, 1  # temperature bands
+GREEDY, SAMPLED, BEAMS = 0, 1, 2  # bands: temperature 0, above 0, and beams, where several guesses are right
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Calibration:
     """Starts near where the demo's heads settle: heads are surer of themselves than they should be."""
 
     def __init__(self, num_heads: int = _MAX_HEADS) -> None:
-        self.slopes = [0.8, 0.5]
-        self.intercepts = [[-1.0] * num_heads for _ in (GREEDY, SAMPLED)]
-        self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED)]
+        self.slopes = [0.8, 0.5, 0.8]
+        self.intercepts = [[-1.0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
+        self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
 
     def apply(self, confidences: Floats, band: int) -> Floats:
         """Raw confidences [K, R] -> chances of acceptance [K, R]."""

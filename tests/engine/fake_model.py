@@ -7,12 +7,13 @@ import random
 
 import numpy as np
 
-from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.kv_cache import BlockPool
+from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.plan import Plan
-from medusa_dist.engine.scheduler import Limits, Scheduler
+from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.accept import Stand, accept
 from medusa_dist.medusa.tree import Candidates
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, SCRATCH_BLOCK

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.plan import Op
-from medusa_dist.engine.scheduler import Limits
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.tree import Tree

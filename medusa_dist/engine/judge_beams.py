@@ -1,0 +1,86 @@
+"""How the scores of a step become the next beams.
+
+Owns log-probabilities for beams: which row is asked, with which processors, in transformers' order. Not here: the
+search (medusa/beam.py), what a fork does to KV blocks (beam.py).
+"""
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from medusa_dist.engine.beam import BeamGroup
+from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.verdict import BeamVerdict
+from medusa_dist.engine.worker import Scores
+from medusa_dist.errors import EngineError
+from medusa_dist.medusa.accept import Accepted
+from medusa_dist.medusa.beam import BeamWalk, Group, Ranked, Stand, walk_beams
+from medusa_dist.ops.sampling import History, adjust, top_tokens
+
+
+def judge_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamVerdict]:
+    """beams: (sequence, wanted row of its root), all beams of each request among them. One verdict per beam after."""
+    first_rows = {id(sequence): first for sequence, first in beams}
+    groups = list({id(group): group for sequence, _ in beams if (group := sequence.group) is not None}.values())
+
+    def rank(stands: list[Stand]) -> list[Ranked]:
+        """One topk for all beams that stand at this level."""
+        sources = [groups[stand.group].beams[stand.source] for stand in stands]
+        rows = [first_rows[id(s)] + 1 + stand.node for s, stand in zip(sources, stands, strict=True)]
+        log_p = _log_probabilities(torch.stack([scores.whole[row].float() for row in rows]))
+        for i, stand in enumerate(stands):
+            log_p[i] = _processed(log_p[i], groups[stand.group], stand.output, eos_ids)
+        values, ids = top_tokens(log_p, max(groups[stand.group].rules.num_candidates for stand in stands))
+        if bool(values.isnan().any()):
+            name = groups[stands[int(values.isnan().any(1).nonzero()[0])].group].request.request_id
+            raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
+        pairs = zip(ids.tolist(), values.tolist(), stands, strict=True)
+        return [
+            list(zip(tokens, row, strict=True))[: groups[stand.group].rules.num_candidates]
+            for tokens, row, stand in pairs
+        ]
+
+    states = [Group(group.search, group.rules, tuple(beam.tree for beam in group.beams)) for group in groups]
+    walks = walk_beams(states, rank)
+    return [verdict for pair in zip(groups, walks, strict=True) for verdict in _verdicts(*pair, first_rows)]
+
+
+def _log_probabilities(rows: torch.Tensor) -> torch.Tensor:
+    """log softmax of each row [R, V] float32. The normaliser is summed in float64, so that it does not depend on how
+    many rows there are: fused float32 kernels may differ in the last bit."""
+    return rows - torch.logsumexp(rows.double(), dim=-1, keepdim=True).float()
+
+
+def _processed(
+    log_p: torch.Tensor, group: BeamGroup, output: tuple[int, ...], eos_ids: tuple[int, ...]
+) -> torch.Tensor:
+    """transformers applies its processors to log-probabilities [V], and does not normalise them again."""
+    params = group.request.params
+    if not (params.logit_bias or params.min_tokens > len(output) or params.repetition_penalty != 1.0):
+        return log_p
+    prompt, known = (
+        torch.tensor(ids, dtype=torch.int64, device=log_p.device) for ids in (group.request.prompt_ids, output)
+    )
+    return adjust(log_p, params, History(prompt, known), eos_ids)
+
+
+def _verdicts(group: BeamGroup, walk: BeamWalk, first_rows: dict[int, int]) -> list[BeamVerdict]:
+    """Who goes on as what. A beam's first continuation takes its place, so it need not move; others take free ones."""
+    places, used = group.seats, [*walk.used, *((),) * len(group.idle)]
+    of_place = {id(place): nodes for place, nodes in zip(places, used, strict=True)}
+
+    def verdict(place: Sequence, source: Sequence, accepted: Accepted) -> BeamVerdict:
+        row = first_rows[id(source)] + 1 + accepted.last_node
+        return BeamVerdict(place, accepted, (), row, source, walk, of_place[id(place)])
+
+    if walk.search.is_over:
+        return [verdict(beam, beam, Accepted((), ())) for beam in group.beams]
+    parents = {fork.source for fork in walk.forks}
+    free = [place for i, place in enumerate(places) if i not in parents]
+    made = []
+    for fork, output in zip(walk.forks, walk.search.outputs, strict=True):
+        source = group.beams[fork.source]
+        place = free.pop(0) if fork.source not in parents else source
+        parents.discard(fork.source)
+        made.append(verdict(place, source, Accepted(fork.nodes, output[len(output) - walk.num_levels :])))
+    return made
