@@ -46,6 +46,7 @@ _SHARED: Mapping[str, Rule] = {
     "prompt_logprobs": Rule(Use.HONOURED, "in vLLM's form; not with stream"),
     "priority": Rule(Use.HONOURED, "lower is served first and preempted last; equal ones first come, first served"),
     "cache_salt": Rule(Use.HONOURED, "the prefix cache is shared with requests of the same salt only"),
+    "structured_outputs": Rule(Use.HONOURED, "one of json, regex, choice, grammar, json_object"),
     "speculation": Rule(Use.HONOURED, '"off" decodes this request without drafts; the output is the same'),
 }
 
@@ -66,7 +67,7 @@ CHAT_FIELDS: Mapping[str, Rule] = {
     "tool_choice": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
     "functions": Rule(Use.REFUSED, _TOOLS, ([],)),
     "function_call": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
-    "response_format": Rule(Use.REFUSED, "the output's form is not enforced here", ({"type": "text"},)),
+    "response_format": Rule(Use.HONOURED, "text, json_object or json_schema; obeyed token by token, strict or not"),
     "modalities": Rule(Use.REFUSED, "text only", (["text"], [])),
     "audio": Rule(Use.REFUSED, "text only"),
     "prediction": Rule(Use.REFUSED, "drafts come from the Medusa heads"),

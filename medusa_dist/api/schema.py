@@ -1,28 +1,20 @@
 """Bodies of the POST routes, as pydantic models.
 
 Owns types and ranges of what a client may send. Not here: which fields are honoured (fields.py), their meaning
-(translate.py), bodies of answers (replies.py). Values are taken strictly: "5" is no number, 1 is no boolean.
+(translate.py), bodies of answers (replies.py).
 """
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse, refuse_unknown
+from medusa_dist.api.body import Body, Text
+from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse
+from medusa_dist.api.form import ResponseFormat, StructuredOutputs
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_LOGPROBS, MAX_PRIORITY
 
-
-def _is_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair, which JSON lets through as \\ud800; no tokenizer takes it
-        raise ValueError("the text holds a lone surrogate, which is no character") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_is_unicode)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[Text, Field(min_length=1)]
@@ -37,20 +29,6 @@ def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
             value["description"] = f"{rule.use}: {rule.note}" if rule.note else str(rule.use)
 
     return fill
-
-
-class Body(BaseModel):
-    """Base of all request models: strict, and an unknown field is answered by name."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
-    place: ClassVar[str] = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_field(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            refuse_unknown(cls.model_fields, data, cls.place)
-        return data
 
 
 class TextPart(Body):
@@ -162,6 +140,7 @@ class Sampled(Body):
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     speculation: Literal["auto", "off"] | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: Any = None
 
     @model_validator(mode="after")
@@ -196,7 +175,7 @@ class ChatRequest(Sampled):
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None

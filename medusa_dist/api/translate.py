@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
+from medusa_dist.api.form import asked_grammar
 from medusa_dist.api.schema import ChatRequest, CompletionRequest, Message, Sampled
 from medusa_dist.api.service import Service
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
@@ -115,6 +116,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
         logit_bias=_logit_bias(body, vocab_size),
         speculation=body.speculation != "off",
+        grammar=asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs),
         **given,
     )
 

@@ -6,6 +6,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Use
 from medusa_dist.api.schema import ChatRequest, CompletionRequest
+from medusa_dist.grammar import Grammar
 from medusa_dist.request import SamplingParams
 from tests.api.fake import FakeService, chat, client_of, completion
 
@@ -29,10 +30,12 @@ SHOWS_IN_PARAMS = {
     "min_tokens": (2, {"min_tokens": 2}),
     "speculation": ("off", {"speculation": False}),
     "prompt_logprobs": (4, {"prompt_logprobs": 4}),
+    "structured_outputs": ({"regex": "[ab]+"}, {"grammar": Grammar.regex("[ab]+")}),
 }
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "max_completion_tokens": (7, {"max_tokens": 7}),
     "logprobs": (True, {"logprobs": 0}),
+    "response_format": ({"type": "json_object"}, {"grammar": Grammar.json_object()}),
 }
 # Honoured fields that show in the Request itself.
 SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}
@@ -46,7 +49,6 @@ ASKS = {  # a value that asks for something, per refused field
     "tool_choice": "required",
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
-    "response_format": {"type": "json_object"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy", "format": "wav"},
     "prediction": {"type": "content", "content": "x"},
@@ -88,7 +90,7 @@ def test_the_table_covers_openais_client_and_the_schema(params, rules, model):
 
 
 def test_every_sampling_parameter_can_be_reached():
-    fields = set(SamplingParams.__dataclass_fields__)
+    fields = set(SamplingParams.__dataclass_fields__) - {"grammar"} | {"structured_outputs"}
     assert fields <= set(CHAT_FIELDS) and fields <= set(COMPLETION_FIELDS)
 
 

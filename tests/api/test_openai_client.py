@@ -1,10 +1,12 @@
 """The real `openai` client against a real HTTP server: what users have in their hands."""
 
+import json
 import socket
 import threading
 import time
 
 import openai
+import pydantic
 import pytest
 import uvicorn
 
@@ -85,10 +87,22 @@ def test_vllm_fields_go_through_extra_body(client, service):
     assert (params.top_k, params.min_p, params.speculation) == (3, 0.1, False)
 
 
+def test_a_pydantic_model_as_response_format(client, service):
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int
+
+    service.text = '{"name": "Ada", "age": 36}'
+    reply = client.chat.completions.parse(model="org/tiny", messages=SAY, response_format=Person)
+    assert reply.choices[0].message.parsed == Person(name="Ada", age=36)
+    schema = json.loads(service.requests[0].params.grammar.text)
+    assert set(schema["properties"]) == {"name", "age"} and schema["additionalProperties"] is False
+
+
 def test_errors_become_the_clients_classes(client, service, url):
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="org/tiny", messages=SAY, response_format={"type": "json_object"})
-    assert caught.value.param == "response_format" and caught.value.code == "unsupported_parameter"
+        client.chat.completions.create(model="org/tiny", messages=SAY, reasoning_effort="low")
+    assert caught.value.param == "reasoning_effort" and caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.NotFoundError, match="org/tiny"):
         client.chat.completions.create(model="other", messages=SAY)
     with pytest.raises(openai.AuthenticationError):
