@@ -1,0 +1,47 @@
+"""An LLM for the tools around heads: from a Serve config, or from options.
+
+Owns which keys of a config the tools keep. Not here: the tools.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from medusa_dist.config import Config, parse_config
+from medusa_dist.errors import ConfigError
+from medusa_dist.llm import LLM, Speculation
+from medusa_dist.serve.config_file import read_serve_file
+
+_OF_A_SERVICE = {"speculation", "autoscaling"}
+
+
+def read_config(path: Path, app: str | None, deployment: str) -> Config:
+    """The args of one application of a Serve config. app: its name, needed where there are several.
+
+    Raises ConfigError.
+    """
+    configs = read_serve_file(path, deployment).configs
+    if app is None and len(configs) > 1:
+        raise ConfigError(f"{path} has several applications ({', '.join(configs)}); say which with --app")
+    name = app or next(iter(configs))
+    if name not in configs:
+        raise ConfigError(f"--app: {path} has no application {name!r}, but {', '.join(configs)}")
+    return configs[name]
+
+
+def options_config(model: str, heads: str | None, dtype: str) -> Config:
+    """A config from the options of a command."""
+    return parse_config({"model": model, "dtype": dtype, "heads": {"source": heads}, "max_model_len": 1024})
+
+
+def open_llm(config: Config, speculation: Speculation | None = None, **keys: Any) -> LLM:
+    """The model in this process. speculation: None takes the config's own; keys override the config's.
+
+    Raises ConfigError for a config that needs several ranks: the tools look into the engine of one process.
+    """
+    if config.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"tensor_parallel_size: the tools around heads run in one process, and the config asks for "
+            f"{config.tensor_parallel_size} ranks; give them a copy of it with 1"
+        )
+    options = config.model_dump(exclude=_OF_A_SERVICE) | keys
+    return LLM(**options, speculation=config.speculation.model_dump() if speculation is None else speculation)
