@@ -65,8 +65,8 @@ class Grammar:
         return cls(GrammarKind.JSON_SCHEMA, text, param)
 
     @classmethod
-    def json_object(cls, param: str = "grammar") -> "Grammar":
-        """Output is a JSON object."""
+    def json(cls, param: str = "grammar") -> "Grammar":
+        """Output is any JSON object."""
         return cls(GrammarKind.JSON_OBJECT, "", param)
 
     @classmethod

@@ -44,7 +44,7 @@ class ResponseFormat(Body):
         """What it asks for; None: any text."""
         if self.json_schema is not None:
             return Grammar.json_schema(self.json_schema.content, _FORMAT)
-        return Grammar.json_object(_FORMAT) if self.type == "json_object" else None
+        return Grammar.json(_FORMAT) if self.type == "json_object" else None
 
 
 class StructuredOutputs(Body):
@@ -74,7 +74,7 @@ class StructuredOutputs(Body):
             return Grammar.choice(self.choice, _OUTPUTS)
         if self.grammar_text is not None:
             return Grammar.ebnf(self.grammar_text, _OUTPUTS)
-        return Grammar.json_object(_OUTPUTS)
+        return Grammar.json(_OUTPUTS)
 
 
 def asked_grammar(response_format: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:

@@ -35,7 +35,7 @@ SHOWS_IN_PARAMS = {
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "max_completion_tokens": (7, {"max_tokens": 7}),
     "logprobs": (True, {"logprobs": 0}),
-    "response_format": ({"type": "json_object"}, {"grammar": Grammar.json_object()}),
+    "response_format": ({"type": "json_object"}, {"grammar": Grammar.json()}),
 }
 # Honoured fields that show in the Request itself.
 SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}

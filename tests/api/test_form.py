@@ -22,7 +22,7 @@ async def ask(route, body, service=None):
 
 FORMATS = {
     "text": ({"type": "text"}, None),
-    "object": ({"type": "json_object"}, Grammar.json_object()),
+    "object": ({"type": "json_object"}, Grammar.json()),
     "schema": (
         {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
         Grammar.json_schema(SCHEMA),
@@ -49,7 +49,7 @@ KINDS = {
     "regex": ("[ab]+", Grammar.regex("[ab]+")),
     "choice": (["é", "b"], Grammar.choice(["é", "b"])),
     "grammar": ('root ::= "a"', Grammar.ebnf('root ::= "a"')),
-    "json_object": (True, Grammar.json_object()),
+    "json_object": (True, Grammar.json()),
 }
 
 
@@ -122,5 +122,5 @@ async def test_what_the_engine_finds_wrong_is_a_400_of_the_same_field(stream):
 
 
 def test_the_error_is_the_requests_fault():
-    assert isinstance(Grammar.json_object().error("x"), RequestError)
-    assert not isinstance(Grammar.json_object().error("x"), EngineError)
+    assert isinstance(Grammar.json().error("x"), RequestError)
+    assert not isinstance(Grammar.json().error("x"), EngineError)
