@@ -31,6 +31,26 @@ def _config(config: Path | None, app_name: str | None, model: str, heads: str | 
     return options_config(model, heads, dtype) if config is None else read_config(config, app_name, DEPLOYMENT)
 
 
+@app.command("convert-heads")
+def convert_heads(
+    source: Annotated[str, typer.Argument(help="Published heads: a file, a folder or a hub id.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for heads.safetensors and heads.json.")],
+    base: Annotated[str, typer.Option(help="The model they are for: hub id, folder, GGUF file, or a demo model.")],
+    trust_tensors: Annotated[
+        bool, typer.Option("--trust-tensors", help="Go by the tensors where config.json counts other heads.")
+    ] = False,
+) -> None:
+    """Turn published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) into a head file of ours."""
+    with clear_errors():
+        from medusa_dist.jobs.convert_heads import convert_heads as run
+
+        with console.status("converting"):
+            file, found = run(source, target, base, trust_tensors)
+        about = file.description
+        blocks = f"{about.num_heads} heads of {about.num_blocks} block{'s' if about.num_blocks > 1 else ''}"
+        note(f"{blocks}, {about.lm_head} output rows, {about.dtype}, from the layout {found.layout}; in {target}")
+
+
 @app.command("eval-heads")
 def eval_heads(
     config: ConfigArgument = None,

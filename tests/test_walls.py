@@ -25,7 +25,15 @@ LAYERS = [
     {"medusa", "model"},
     {"ops"},
 ]
-FREE = {"beam_fields", "config", "errors", "grammar", "request", ""}  # importable by all; "": the package's lazy __init__
+READS_PT = "jobs/convert_heads.py"
+FREE = {
+    "beam_fields",
+    "config",
+    "errors",
+    "grammar",
+    "request",
+    "",
+}  # importable by all; "": the package's lazy __init__
 DATA = "medusa_dist.medusa.named_trees."  # imports nothing; config.py looks names up in it
 
 
@@ -80,7 +88,8 @@ def test_outside_libraries_stay_where_they_belong() -> None:
     torch_users = {name.split("/")[0] for name in users_of("torch")}
     assert torch_users <= {"ops", "model", "medusa", "engine", "jobs"}
     assert {name.split("/")[0] for name in users_of("transformers")} <= {"model", "engine", "llm.py", "serve", "jobs"}
-    assert not users_of("pickle") | users_of("cloudpickle") | users_of("dill")
+    assert users_of("pickle") | users_of("cloudpickle") | users_of("dill") == {READS_PT}
+    assert "pickle.UnpicklingError" in imports(TREES[PACKAGE / READS_PT]), "the error's name and nothing else of it"
 
 
 def test_imports_inside_functions() -> None:
@@ -98,13 +107,17 @@ def test_imports_inside_functions() -> None:
 
 
 def test_nothing_unpickles_what_came_over_a_wire() -> None:
-    """torch.distributed's object collectives and torch.load pickle; plans are integers, weights are safetensors."""
-    forbidden = ("recv_pyobj", "send_pyobj", "_object_list", "_object", "torch.load")
+    """torch.distributed's object collectives and torch.load pickle; plans are integers, weights are safetensors.
+
+    Published heads come as .pt files, too: one file reads those, and lets torch make tensors only.
+    """
+    forbidden = ("recv_pyobj", "send_pyobj", "_object_list", "gather_object", "torch.load")
     for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                assert not name.endswith(forbidden), f"{path}: {name}"
+                reads_pt = path == PACKAGE / READS_PT and "weights_only=True" in ast.unparse(node)
+                assert not name.endswith(forbidden) or reads_pt, f"{path}: {name}"
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -7,11 +7,11 @@ Owns the recording, through the engine's own step. Not here: what is made of it 
 from collections.abc import Callable, Sequence
 
 from medusa_dist.config import SpeculationConfig
-from medusa_dist.engine.choose import Verdict
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.sequence import Sequence as Running
 from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.verdict import Verdict
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.calibrate import GREEDY, SAMPLED
