@@ -1,7 +1,7 @@
 """How a rank's memory is shared out: weights and heads first, a reserve for workspace, the rest is KV cache.
 
 Owns the arithmetic. Pure: the start of a rank (engine/start.py) calls it with measured memory, `medusa-dist check`
-with stated memory, so that both say the same. Not here: the pool's layout (ops/kv_rows.py).
+with stated memory and an estimate of the workspace. Not here: the pool's layout (ops/kv_rows.py).
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,25 @@ from medusa_dist.config import Config
 from medusa_dist.engine.kv_cache import blocks_for
 
 CPU_POOL_BYTES = 1 << 30  # default size of the KV pool on a CPU, at most
-GPU_WORKSPACE = 0.05  # share of a GPU's memory kept free for activations, beside memory_fraction
+GPU_WORKSPACE = 0.05  # share of a GPU's memory for activations, where nothing was measured, beside memory_fraction
 MIN_BLOCKS = 2  # fewer cannot hold a sequence that grows
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """A GPU's memory in bytes. free: what is left beside weights, heads and the CUDA context."""
+    """A GPU's memory in bytes. free: what is left beside weights, heads and the CUDA context.
+
+    workspace: what a step needs besides, measured (profile_memory.py); None: not measured, an estimate is kept free.
+    """
 
     free: int
     total: int
+    workspace: int | None = None
 
     def spare(self, memory_fraction: float) -> int:
         """Bytes for the KV cache and attention's copy of a layer of it; negative if the weights alone take more."""
-        return self.free - int(self.total * (1 - memory_fraction + GPU_WORKSPACE))
+        workspace = int(self.total * GPU_WORKSPACE) if self.workspace is None else self.workspace
+        return self.free - int(self.total * (1 - memory_fraction)) - workspace
 
 
 def kv_blocks(

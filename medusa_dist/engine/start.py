@@ -29,6 +29,7 @@ from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.measure import measure_step_cost
 from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.plan import Op
+from medusa_dist.engine.profile_memory import PeakMeter, profile_blocks, workspace_bytes
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.engine.scheduler import Scheduler
 from medusa_dist.engine.self_check import MAX_TOKENS, check_heads, text_ids
@@ -130,7 +131,8 @@ class EngineRank:
             drafter = None if heads is None else make_drafter(heads, model)
         with self._phase("warm up", progress):
             self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
-            num_blocks = self._num_blocks(model)
+            memory = self._memory(model, drafter, control, generation)
+            num_blocks = self._num_blocks(model, memory)
             # A context that the cache cannot hold cannot be served; what can is what /v1/models says.
             self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
@@ -199,11 +201,24 @@ class EngineRank:
             check_paths(self.config.speculation.tree, file.description.num_heads, min(NUM_RANKS, known))
         return file
 
-    def _num_blocks(self, model: ShardedModel) -> int:
+    def _memory(
+        self, model: ShardedModel, drafter: Drafter | None, control: dist.ProcessGroup | None, generation: int
+    ) -> DeviceMemory | None:
+        """What this rank's GPU has left for a KV cache; None on a CPU, or where the config says how large it is."""
+        if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
+            return None
+        bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.minimum(free)))
+        ranks = Ranks(self._make_worker(model, small + 1), control, generation)
+        workspace = workspace_bytes(ranks, self.config, drafter, PeakMeter(self._device))
+        del ranks
+        torch.cuda.empty_cache()
+        return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
+
+    def _num_blocks(self, model: ShardedModel, memory: DeviceMemory | None) -> int:
         """KV blocks of the pool, the scratch block included; the same on all ranks: the least that any can hold."""
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
-        on_cpu = self._device.type == "cpu"
-        memory = None if on_cpu else DeviceMemory(*torch.cuda.mem_get_info(self._device))
         count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
         count = int(model.parallel.minimum(count))
         if count < MIN_BLOCKS:

@@ -17,6 +17,7 @@ def test_a_gpu_gives_what_is_left() -> None:
     assert kv_blocks(config(), 10_000, 4, 100, memory) == 3500 // 150
     assert kv_blocks(config(), 32, 4, 100, memory) == 4 * 2  # no more than all that may run can use
     assert kv_blocks(config(), 10_000, 4, 100, DeviceMemory(2000, 10_000)) < 2
+    assert abs(DeviceMemory(6000, 10_000, workspace=700).spare(0.8) - (6000 - 2000 - 700)) <= 1  # measured
     assert kv_blocks(config(kv_cache_tokens=33), 10_000, 4, 100, memory) == 3
 
 
