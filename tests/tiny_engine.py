@@ -154,7 +154,7 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
         assert truth is not None
         widest = max(max(path) for path in setting.paths) if setting.nodes is None else 2
         drafter = Oracle(truth, setting.skill, max(3, widest + 1))
-    return Engine(scheduler, old.ranks, old.chooser, drafter, speculation)
+    return Engine(scheduler, old.ranks, old.chooser, drafter, speculation, old.grammars)
 
 
 def request(name: str, prompt: Iterable[int], seed: int = 0, **params: object) -> Request:

@@ -41,3 +41,14 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+
+
+def json_tokenizer() -> PreTrainedTokenizerFast:
+    """29 pieces, byte-level: <pad>, <s>, <eos> = 2, what small JSON needs, and four merges. Most bytes are missing."""
+    special = ["<pad>", "<s>", "<eos>"]
+    pairs = [('"', ":"), ("a", "b"), ('"', ","), ("t", "r")]
+    pieces = [*special, *'{}[]":,0123abtruenl-.', "Ġ", *("".join(pair) for pair in pairs)]
+    core = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=pairs))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", bos_token="<s>", pad_token="<pad>")

@@ -83,10 +83,11 @@ class Matcher:
     def fits(self, path: tuple[int, ...]) -> bool:
         """Whether a drafted path can be part of the text. Ends are no part of it: after one nothing is to be won."""
         self._read(())
-        return bool(self._machine.validate_tokens(list(path)) == len(path))
+        length: int = self._machine.validate_tokens(list(path))
+        return length == len(path) and self._vocabulary.ends.isdisjoint(path)
 
     def forced(self) -> list[int]:
-        """The tokens that spell what must come next, as the tokenizer would write it; often none."""
+        """The tokens that must come next: what the grammar forces, as the tokenizer writes it; often none."""
         self._read(())
         allowed = self.state().allowed
         tokens = [] if self.state().is_over else self._machine.compute_ff_tokens()
@@ -129,6 +130,7 @@ class Vocabulary:
         known = len(tokenizer)
         ends = [i for i in eos_ids if i < known]
         self.tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(tokenizer, eos_token=ends or None)
+        self.ends = frozenset(self.tokenizer.eos_tokens)
         self._vocab_size = vocab_size
 
     def allowed(self, machine: LLMatcher) -> Bools:
@@ -137,7 +139,7 @@ class Vocabulary:
         words = np.zeros((1, (known + 31) // 32), dtype=np.int32)
         llguidance.numpy.fill_next_token_bitmask(machine, words)
         bits = np.unpackbits(words.view(np.uint8)[0], count=known, bitorder="little").view(np.bool_)
-        bits[self.tokenizer.eos_tokens] = False
+        bits[list(self.ends)] = False
         if known < self._vocab_size:
             return np.concatenate([bits, np.zeros(self._vocab_size - known, dtype=np.bool_)])
         return bits[: self._vocab_size]
