@@ -24,6 +24,7 @@ _NEUTRAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("stop", ((),), _TOKENS_ONLY),
     ("grammar", (None,), "grammars are kept for sequences that do not fork"),
     ("acceptance", ("exact",), "the result would depend on what was drafted"),
+    ("acceptance", ("exact",), "beams are ranked by the model's own scores"),
     ("logprobs", (None,), "hypotheses carry one score each"),
     ("prompt_logprobs", (None,), "hypotheses carry one score each"),
     ("grammar", (None,), "its hypotheses are not matched against grammars"),

@@ -38,6 +38,8 @@ class SamplingParams:
     base model's own distribution before temperature, penalties and filters.
     prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
     speculation: False decodes this request without drafted tokens; the output is the same by construction.
+    acceptance: "exact", or "typical": lossy, drafted tokens survive that are likely enough by typical_epsilon and
+    typical_delta (medusa/accept.py); the output then depends on what was drafted.
     beam_width: None = no beam search; W = the W best hypotheses, as transformers finds them with num_beams W, and with
     its length_penalty and early_stopping (docs/beam_search.md).
     grammar: what the whole output must look like; it ends where the grammar leaves nothing to add, whatever min_tokens
@@ -61,6 +63,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     speculation: bool = True
+    acceptance: Literal["exact", "typical"] = "exact"
+    typical_epsilon: float = 0.09
+    typical_delta: float = 0.3
     beam_width: int | None = None
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -82,15 +87,29 @@ class SamplingParams:
             raise RequestError("stop must not contain an empty string", "stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
+        self._check_acceptance()
         check_beam_fields(self)
         if self.beam_width is not None:  # it may have been left out, and means nothing here
             object.__setattr__(self, "temperature", 0.0)
+
+    def _check_acceptance(self) -> None:
+        if self.acceptance not in ("exact", "typical"):
+            raise RequestError(f'acceptance must be "exact" or "typical", got {self.acceptance!r}', "acceptance")
+        if self.acceptance == "exact":
+            for name, default in (("typical_epsilon", 0.09), ("typical_delta", 0.3)):
+                if getattr(self, name) != default:
+                    raise RequestError(f'{name} is a bound of acceptance "typical"; ask for that, too', name)
+        elif self.temperature == 0.0:
+            raise RequestError("at temperature 0 typical acceptance is the exact one; leave it out", "acceptance")
+        elif not self.speculation:
+            raise RequestError("without speculation nothing is drafted that could be accepted", "acceptance")
 
     @property
     def needs_whole_row(self) -> bool:
         """True if the choice needs more than each vocabulary shard's own argmax of logits / T + noise."""
         return (
             self.logprobs is not None
+            or self.acceptance == "typical"
             or self.beam_width is not None
             or self.top_p < 1.0
             or self.top_k > 0
@@ -117,6 +136,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", -(2**63), 2**63 - 1),
     ("logprobs", 0, MAX_LOGPROBS),
     ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("typical_epsilon", 1e-9, 1.0),
+    ("typical_delta", 1e-9, 10.0),
 )
 
 

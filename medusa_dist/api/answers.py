@@ -28,6 +28,7 @@ class Facts:
     model: str
     system_fingerprint: str
     seed: int
+    acceptance: str
     num_prompt_tokens: int
     choices_per_prompt: int
     num_logprobs: int | None
@@ -47,6 +48,7 @@ class Answer(ABC):
         self._tokenizer = tokenizer
         self._created = int(time.time())
         self._opened: set[int] = set()
+        self._has_begun = False
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed; all streams have ended."""
@@ -55,6 +57,7 @@ class Answer(ABC):
             "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
             "usage": self._usage(),
             "seed": self._facts.seed,
+            "acceptance": self._facts.acceptance,
             "metrics": self._metrics(),
         }
 
@@ -97,8 +100,10 @@ class Answer(ABC):
         chunk = {**self._head(self.chunk_object), "choices": choices}
         if self._facts.include_usage:
             chunk["usage"] = None
-        if not self._opened:
-            chunk["seed"] = self._facts.seed  # in the first chunk, so that it is known even if the stream breaks
+        if not self._has_begun:
+            # In the first chunk, so that they are known even if the stream breaks.
+            chunk |= {"seed": self._facts.seed, "acceptance": self._facts.acceptance}
+            self._has_begun = True
         return chunk
 
     def _usage(self) -> dict[str, Any]:

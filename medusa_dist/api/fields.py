@@ -44,6 +44,8 @@ _SHARED: Mapping[str, Rule] = {
     # Not OpenAI's; named as in vLLM.
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens"), _YES),
     "prompt_logprobs": Rule(Use.HONOURED, "in vLLM's form; not with stream"),
+    "acceptance": Rule(Use.HONOURED, '"typical" is lossy (docs/exactness.md); the answer names it'),
+    **dict.fromkeys(("typical_epsilon", "typical_delta"), Rule(Use.HONOURED, "bounds of acceptance typical")),
     "priority": Rule(Use.HONOURED, "lower is served first and preempted last; equal ones first come, first served"),
     "cache_salt": Rule(Use.HONOURED, "the prefix cache is shared with requests of the same salt only"),
     "structured_outputs": Rule(Use.HONOURED, "one of json, regex, choice, grammar, json_object"),

@@ -36,15 +36,15 @@ def echoed(tokenizer: Any, text: str, prompt_ids: Sequence[int], entries: Entrie
         done += len(detokenizer.push(token_id))
     return {
         "tokens": [token_key(tokenizer, token_id) for token_id in prompt_ids],
-        "token_logprobs": [entry and max(entry.logprob, LOWEST_LOGPROB) for entry in entries],
-        "top_logprobs": [entry and top_table(tokenizer, entry, num_top) for entry in entries],
+        "token_logprobs": [None if entry is None else max(entry.logprob, LOWEST_LOGPROB) for entry in entries],
+        "top_logprobs": [None if entry is None else top_table(tokenizer, entry, num_top) for entry in entries],
         "text_offset": offsets,
     }
 
 
 def prompt_logprobs(tokenizer: Any, entries: Entries, num_top: int) -> list[dict[str, Any] | None]:
     """vLLM's form: per prompt token a table by token id. rank: 1 is the likeliest; null below those asked for."""
-    return [entry and _by_id(tokenizer, entry, num_top) for entry in entries]
+    return [None if entry is None else _by_id(tokenizer, entry, num_top) for entry in entries]
 
 
 def _by_id(tokenizer: Any, entry: TokenLogprobs, num_top: int) -> dict[str, Any]:

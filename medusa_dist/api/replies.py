@@ -124,6 +124,7 @@ class Head(Reply):
     model: str
     system_fingerprint: str
     seed: int = Field(description="repeat the request with it to get the same answer")
+    acceptance: Literal["exact", "typical"] = Field(description="how drafts were accepted; typical is lossy")
     usage: Usage
     metrics: Metrics
 

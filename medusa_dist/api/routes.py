@@ -105,6 +105,7 @@ async def _generate(
         model=service.name,
         system_fingerprint=service.system_fingerprint,
         seed=seed,
+        acceptance=requests[0].params.acceptance,
         num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         choices_per_prompt=body.n or 1,
         num_logprobs=requests[0].params.logprobs,

@@ -140,6 +140,9 @@ class Sampled(Body):
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     speculation: Literal["auto", "off"] | None = None
+    acceptance: Literal["exact", "typical"] | None = None
+    typical_epsilon: Annotated[float, Field(ge=1e-9, le=1)] | None = None
+    typical_delta: Annotated[float, Field(ge=1e-9, le=10)] | None = None
     structured_outputs: StructuredOutputs | None = None
     user: Any = None
 

@@ -124,6 +124,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
 _PLAIN = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "seed", "ignore_eos", "prompt_logprobs"),
+    *("acceptance", "typical_epsilon", "typical_delta"),
 )
 
 

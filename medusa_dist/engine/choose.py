@@ -1,10 +1,11 @@
 """How the scores of a step become choices, and choices become accepted paths.
 
 Owns the model's own choice for rows that need more than each shard's argmax (filters, penalties, bias, logprobs): they
-are judged level by level, each node with its own path. Not here: the walk (medusa/accept.py), the order of the filters
-(ops/sampling.py).
+are judged level by level, each node with its own path. Not here: the walks (medusa/accept.py), what the typical one
+asks (typical.py), the order of the filters (ops/sampling.py).
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -13,15 +14,18 @@ import torch
 from medusa_dist.engine.judge_beams import judge_beams
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.engine.sequence import Sequence
+from medusa_dist.engine.typical import typical_bounds, weights_of
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.errors import EngineError
-from medusa_dist.medusa.accept import Accepted, Stand, accept
+from medusa_dist.medusa.accept import Accepted, Stand, Weights, accept, accept_typical
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logprobs
 from medusa_dist.request import TokenLogprobs
 
 Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
+
+Choose = Callable[[list[Stand]], list[int]]
 
 
 class Chooser:
@@ -45,7 +49,7 @@ class Chooser:
             rows = [firsts[tree][1] + 1 + node for tree, node, _ in stands]
             return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in stands])
 
-        walks = accept([sequence.tree for sequence, _ in firsts], choose)
+        walks = self._walk(scores, firsts, choose)
         return [
             Verdict(
                 sequence,
@@ -55,6 +59,30 @@ class Chooser:
             )
             for (sequence, first), walk in zip(firsts, walks, strict=True)
         ]
+
+    def _walk(self, scores: Scores, firsts: list[tuple[Sequence, int]], choose: Choose) -> list[Accepted]:
+        """Accepted paths, by each request's own rule."""
+        trees = [sequence.tree for sequence, _ in firsts]
+        bounds = [typical_bounds(sequence.request.params) for sequence, _ in firsts]
+        lossy = [i for i, pair in enumerate(bounds) if pair is not None]
+        if not lossy:
+            return accept(trees, choose)
+
+        def weigh(stands: list[Stand]) -> list[Weights]:
+            drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in stands]
+            places = [(firsts[lossy[tree]], node, path) for tree, node, path in stands]
+            rows = [
+                self._adjusted(scores.whole[first + 1 + node], (sequence, path))
+                for (sequence, first), node, path in places
+            ]
+            return weights_of(rows, drafted)
+
+        exact = [i for i, pair in enumerate(bounds) if pair is None]
+        walks = dict(zip(exact, accept([trees[i] for i in exact], _of(exact, choose)), strict=True))
+        pairs = [pair for pair in bounds if pair is not None]
+        typical = accept_typical([trees[i] for i in lossy], pairs, weigh, _of(lossy, choose))
+        walks |= zip(lossy, typical, strict=True)
+        return [walks[i] for i in range(len(firsts))]
 
     def _choose(self, scores: Scores, rows: list[int], places: list[Place]) -> list[int]:
         """The model's choice after each row, all at one level of their trees."""
@@ -101,6 +129,11 @@ class Chooser:
         return tuple(
             token_logprobs(scores.whole[int(row)], token, num_top) for row, token in zip(rows, walk.tokens, strict=True)
         )
+
+
+def _of(indices: list[int], choose: Choose) -> Choose:
+    """choose, asked about some of the trees: tree i of these is tree indices[i] of all."""
+    return lambda stands: choose([(indices[tree], node, path) for tree, node, path in stands])
 
 
 def _first_rows(plan: Plan) -> Ints:

@@ -61,8 +61,10 @@ class Speculation:
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         for sequence, hits in ((v.sequence, v.hits) for v in verdicts):
-            # A grammar's trees hold tokens that no head guessed, and miss some that heads did.
-            if sequence.candidates is not None and len(sequence.tree) and sequence.matcher is None:
+            # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
+            # chances of its own.
+            is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
+            if sequence.candidates is not None and len(sequence.tree) and is_usual:
                 labels = labels_of(sequence.tree, hits, sequence.candidates)
                 self.calibration.learn(labels, _band(sequence))
 

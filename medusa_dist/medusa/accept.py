@@ -5,8 +5,8 @@ noise makes it a sample), KV rows (engine/kv_cache.py).
 root = last emitted token, its KV not computed yet; accepted = the path below the root that the model itself chooses;
 bonus = the model's own token after that path. A step emits accepted + bonus: never zero tokens.
 
-The exact rule: at a node, take the model's choice; if a child holds that token go there, else emit it and stop. Only the
-model's choices are ever emitted, each made from the logits of a verified prefix with noise that depends on position
+The exact rule: at a node, take the model's choice; if a child holds that token go there, else emit it and stop. Only
+the model's choices are ever emitted, each made from the logits of a verified prefix with noise that depends on position
 and seed alone. So the output is the non-speculative output, whatever the tree ("target-only" verification; with shared
 noise it accepts as often as rejection sampling does).
 

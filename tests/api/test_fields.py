@@ -30,6 +30,9 @@ SHOWS_IN_PARAMS = {
     "min_tokens": (2, {"min_tokens": 2}),
     "speculation": ("off", {"speculation": False}),
     "prompt_logprobs": (4, {"prompt_logprobs": 4}),
+    "acceptance": ("typical", {"acceptance": "typical"}),
+    "typical_epsilon": (0.5, {"typical_epsilon": 0.5}),
+    "typical_delta": (0.6, {"typical_delta": 0.6}),
     "structured_outputs": ({"regex": "[ab]+"}, {"grammar": Grammar.regex("[ab]+")}),
 }
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
@@ -125,7 +128,8 @@ async def test_an_honoured_sampling_field_reaches_the_engine(route, make, name, 
         assert reply.status_code == 200 and getattr(service.requests[0], name) == wanted
         return
     value, expected = shows[name]
-    reply, service = await send(route, make(**{name: value}))
+    company = {"acceptance": "typical"} if name.startswith("typical") else {}
+    reply, service = await send(route, make(**{name: value}, **company))
     assert reply.status_code == 200, reply.text
     params = service.requests[0].params
     default = SamplingParams()

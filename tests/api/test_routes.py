@@ -167,6 +167,15 @@ async def test_prompts_of_all_forms(prompt, texts):
     assert [text.rstrip(".") for text in got] == expected
 
 
+@pytest.mark.parametrize("acceptance", ["exact", "typical"])
+async def test_an_answer_names_how_drafts_were_accepted(acceptance):
+    for route, make in ((CHAT, chat), (COMPLETIONS, completion)):
+        whole, _ = await post(route, make(acceptance=acceptance))
+        assert whole.json()["acceptance"] == acceptance
+        chunks = events((await post(route, make(acceptance=acceptance, stream=True)))[0].text)
+        assert chunks[0]["acceptance"] == acceptance and not any("acceptance" in chunk for chunk in chunks[1:])
+
+
 async def test_messages_reach_the_template_as_text():
     messages = [
         {"role": "developer", "content": "Be brief"},
