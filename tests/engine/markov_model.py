@@ -36,6 +36,7 @@ class MarkovModel:
     """What a worker needs of a ShardedModel. logits: [V, V], row a is what follows token a."""
 
     hidden_size, vocab_start, device, dtype = 1, 0, CPU, torch.float32
+    head_dim = num_heads = num_kv_heads = 1
 
     def __init__(self, logits: Tensor, parallel: Parallel) -> None:
         self.logits, self.parallel = logits, parallel
