@@ -36,6 +36,7 @@ _LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
+_DEAD_END = "no token of the model can come next"
 _MAX_REASON = 300  # characters of an error
 _MAX_COMPILED = 32  # grammars kept for the next request that asks for the same
 # Between the tokens of JSON: nothing, a blank, or a new line with its indentation. Small models, given the choice, fill
@@ -82,9 +83,10 @@ class Matcher:
 
     def fits(self, path: tuple[int, ...]) -> bool:
         """Whether a drafted path can be part of the text. Ends are no part of it: after one nothing is to be won."""
+        if not all(map(self._vocabulary.is_text, path)):
+            return False
         self._read(())
-        length: int = self._machine.validate_tokens(list(path))
-        return length == len(path) and self._vocabulary.ends.isdisjoint(path)
+        return bool(self._machine.validate_tokens(list(path)) == len(path))
 
     def forced(self) -> list[int]:
         """The tokens that must come next: what the grammar forces, as the tokenizer writes it; often none."""
@@ -115,10 +117,11 @@ class Matcher:
         allowed = self._vocabulary.allowed(self._machine)
         if self._machine.is_error():
             reason = _first_line(self._machine.get_error())
-            return State(np.zeros_like(allowed), False, f"it cannot be followed any further: {reason}")
+            error = _DEAD_END if "NoExtension" in reason else f"it cannot be followed any further: {reason}"
+            return State(np.zeros_like(allowed), False, error)
         may_end = self._machine.is_accepting()
         if not allowed.any():
-            return State(allowed, may_end, "" if may_end else "the model's vocabulary cannot spell what must come next")
+            return State(allowed, may_end, "" if may_end else _DEAD_END)
         allowed[self._end_ids] = may_end
         return State(allowed, False)
 
@@ -130,8 +133,12 @@ class Vocabulary:
         known = len(tokenizer)
         ends = [i for i in eos_ids if i < known]
         self.tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(tokenizer, eos_token=ends or None)
-        self.ends = frozenset(self.tokenizer.eos_tokens)
+        self._ends = frozenset(self.tokenizer.eos_tokens)
         self._vocab_size = vocab_size
+
+    def is_text(self, token_id: int) -> bool:
+        """Whether llguidance can be asked about a token: it knows it, and not as an end."""
+        return token_id < self.tokenizer.vocab_size and token_id not in self._ends
 
     def allowed(self, machine: LLMatcher) -> Bools:
         """Tokens of the text that may come next [V], without ends. Ids that the tokenizer does not know never may."""
@@ -139,7 +146,7 @@ class Vocabulary:
         words = np.zeros((1, (known + 31) // 32), dtype=np.int32)
         llguidance.numpy.fill_next_token_bitmask(machine, words)
         bits = np.unpackbits(words.view(np.uint8)[0], count=known, bitorder="little").view(np.bool_)
-        bits[list(self.ends)] = False
+        bits[list(self._ends)] = False
         if known < self._vocab_size:
             return np.concatenate([bits, np.zeros(self._vocab_size - known, dtype=np.bool_)])
         return bits[: self._vocab_size]

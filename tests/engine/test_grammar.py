@@ -142,6 +142,8 @@ def test_ids_beyond_the_tokenizer_never_come_and_those_beyond_the_model_neither(
         assert not matcher.state().allowed[len(load()) :].any()
         special = load().all_special_ids
         assert not matcher.state().allowed[[i for i in special if i < vocab_size]].any()
+        assert not matcher.fits((vocab_size - 1,)) or vocab_size == len(load())
+        assert not matcher.state((text_id(name, "a"),)).error  # having been asked changes nothing
 
 
 def test_a_text_that_ignores_its_end_goes_on_for_as_long_as_it_can() -> None:
@@ -183,9 +185,11 @@ def test_what_the_model_cannot_spell_is_an_error_of_the_text_not_of_the_engine()
     matcher = grammars.start(Grammar.choice(["1e", "2"]))
     assert allowed(matcher) == [one, text_id("bytes", "2")]
     state = matcher.state((one,))
-    assert "cannot spell" in state.error and state.is_over and not state.is_complete and not state.allowed.any()
+    assert (
+        "no token of the model" in state.error and state.is_over and not state.is_complete and not state.allowed.any()
+    )
     assert allowed(matcher) == [one, text_id("bytes", "2")]
-    with pytest.raises(RequestError, match="cannot spell"):
+    with pytest.raises(RequestError, match="no token of the model"):
         grammars.start(Grammar.choice(["e"]))
 
 
@@ -208,7 +212,7 @@ WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
     "empty text only": (lambda: Grammar.regex("$"), "empty text only"),
     "no rule": (lambda: Grammar.ebnf("start: x"), "unknown name"),
     "broken gbnf": (lambda: Grammar.ebnf("root ::= ("), "GBNF"),
-    "endless rule": (lambda: Grammar.ebnf("start: start"), "cannot be followed"),
+    "endless rule": (lambda: Grammar.ebnf("start: start"), "no token of the model"),
     "half a character in a choice": (lambda: Grammar.choice(["\ud800"]), "surrogates"),
     "a choice of letters": (lambda: Grammar.choice("ab"), "list of texts"),
 }
