@@ -68,6 +68,13 @@ class SpeculationConfig(Strict):
         f"{', '.join(NAMED_TREES)}. Those of 63 nodes were published with Medusa's heads for these models.",
     )
 
+    min_accepted: Annotated[float, Field(ge=0, le=16)] = Field(
+        default=0.05,
+        description="Accepted drafts per verified tree, moving mean of a sequence's last 32 or so, below which the "
+        "sequence is no longer drafted for, but for a try every 64 steps. 0: never. One hit in 20 trees cannot pay for "
+        "the heads and the rows. Judged after 16 trees.",
+    )
+
     @model_validator(mode="after")
     def _tree_belongs_to_static(self) -> "SpeculationConfig":
         if (self.mode == "static") != (self.tree is not None):

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Literal
 
 from medusa_dist.beam_fields import check_beam_fields
@@ -201,11 +202,13 @@ class SpeculationStats:
     """Counts of a request, or of a step: verified drafts and where they were accepted.
 
     num_steps: steps that chose at least one token. accepted_per_head[k]: tokens that head k + 1 guessed right.
+    drafted_per_head[k]: its guesses among the num_drafted.
     """
 
     num_steps: int = 0
     num_drafted: int = 0
     accepted_per_head: tuple[int, ...] = ()
+    drafted_per_head: tuple[int, ...] = ()
 
     @property
     def num_accepted(self) -> int:
@@ -218,12 +221,14 @@ class SpeculationStats:
         return 1.0 + self.num_accepted / self.num_steps if self.num_steps else 0.0
 
     def __add__(self, other: "SpeculationStats") -> "SpeculationStats":
-        width = max(len(self.accepted_per_head), len(other.accepted_per_head))
-        mine, theirs = (s.accepted_per_head + (0,) * (width - len(s.accepted_per_head)) for s in (self, other))
+        def added(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(a + b for a, b in zip_longest(mine, theirs, fillvalue=0))
+
         return SpeculationStats(
             self.num_steps + other.num_steps,
             self.num_drafted + other.num_drafted,
-            tuple(a + b for a, b in zip(mine, theirs, strict=True)),
+            added(self.accepted_per_head, other.accepted_per_head),
+            added(self.drafted_per_head, other.drafted_per_head),
         )
 
 

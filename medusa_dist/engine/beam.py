@@ -13,6 +13,7 @@ moved at the beginning of that plan, from wherever they stand now.
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from itertools import zip_longest
 
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.limits import Limits
@@ -71,7 +72,8 @@ class BeamGroup:
         depth = max((d for verdict in verdicts for d in verdict.sequence.tree.depths), default=0)
         hits = [width] * (walk.num_levels - 1) + [0] * (depth + 1 - walk.num_levels)
         drafted = sum(len(verdict.sequence.tree) for verdict in verdicts)
-        self.stats += SpeculationStats(width, drafted, tuple(hits))
+        per_head = map(sum, zip_longest(*(v.sequence.tree.num_per_depth for v in verdicts), fillvalue=0))
+        self.stats += SpeculationStats(width, drafted, tuple(hits), tuple(per_head))
         self.heads += [*range(1, walk.num_levels), 0]
         self.search = walk.search
         if walk.search.is_over:

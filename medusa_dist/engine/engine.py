@@ -105,6 +105,10 @@ class Engine:
             num_drafted=self._totals.num_drafted,
             num_expected=self.speculation.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
+            num_sequence_steps=self._totals.num_steps,
+            num_steps_off=self.speculation.num_steps_off,
+            num_rested=self.speculation.num_rested,
+            num_resting=sum(s.record.rests(self.speculation.config.min_accepted) for s in self.scheduler.running),
             num_preemptions=self.scheduler.num_preemptions,
             phase_seconds=dict(self.clock.seconds),
         )
@@ -138,6 +142,6 @@ class Engine:
         return outputs
 
     def _draft(self, verdicts: list[Verdict], scores: Scores) -> None:
-        if self.drafter is not None and self.speculation.should_draft(len(verdicts)):
-            self.drafter.draft(verdicts, scores)
+        if self.drafter is not None and (worth := self.speculation.worth_drafting(verdicts)):
+            self.drafter.draft(worth, scores)
         self.clock.lap("draft")

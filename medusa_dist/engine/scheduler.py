@@ -227,7 +227,7 @@ class Scheduler:
         heads = tuple(range(1, len(nodes) + 1)) + (0,) * (len(tokens) - len(nodes))
         hits = [0] * max(sequence.tree.depths, default=0)
         hits[: len(nodes)] = [1] * len(nodes)
-        stats = SpeculationStats(int(bool(tokens)), len(sequence.tree), tuple(hits))
+        stats = SpeculationStats(int(bool(tokens)), len(sequence.tree), tuple(hits), sequence.tree.num_per_depth)
         sequence.stats += stats
         if sequence.finish_reason is None:
             # Accepted node i stands at column known + nodes[i] and belongs at known + i.

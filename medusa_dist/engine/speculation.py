@@ -1,7 +1,8 @@
 """Which trees a step verifies: the sequences' candidates, ranked over the whole batch, cut by the budget.
 
 Owns the policy that joins trees (medusa/tree.py) and budget (medusa/budget.py) to a batch, and the decision whether
-heads run at all. Not here: blocks and rows (scheduler.py), running the heads (drafter.py).
+heads run at all. Not here: blocks and rows (scheduler.py), running the heads (drafter.py), the record of a single
+sequence (floor.py).
 """
 
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class Speculation:
         self.cost = cost
         self.calibration = Calibration()
         self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
+        self.num_steps_off = 0  # steps after which the heads did not run: they would not have paid
+        self.num_rested = 0  # times a sequence was left out of drafting, for its own record
         self._gain: dict[int, float] = {}
         self._tries: dict[int, int] = {}
         self._steps_off: dict[int, int] = {}
@@ -61,6 +64,8 @@ class Speculation:
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         for sequence, hits in ((v.sequence, v.hits) for v in verdicts):
+            if len(sequence.tree):
+                sequence.record.learn(len(hits), self.config.min_accepted)
             # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
             # chances of its own.
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
@@ -75,6 +80,17 @@ class Speculation:
             beyond = max(0.0, seconds - self.cost(num_rows))
             before = self._beyond.get(num_sequences, beyond)
             self._beyond[num_sequences] = before + _SMOOTHING * (beyond - before)
+
+    def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Those whose sequences are drafted for now: none if the batch is not worth it, else all but hopeless ones."""
+        if not verdicts:
+            return []
+        if not self.should_draft(len(verdicts)):
+            self.num_steps_off += 1
+            return []
+        worth = [v for v in verdicts if v.sequence.record.may_draft(self.config.min_accepted)]
+        self.num_rested += len(verdicts) - len(worth)
+        return worth
 
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size; rare probes keep the answer fresh."""

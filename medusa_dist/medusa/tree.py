@@ -43,6 +43,11 @@ class Tree:
             depths.append(1 if parent == ROOT else depths[parent] + 1)
         return tuple(depths)
 
+    @property
+    def num_per_depth(self) -> tuple[int, ...]:
+        """How many nodes there are at depth 1, 2, ..."""
+        return tuple(self.depths.count(depth) for depth in range(1, max(self.depths, default=0) + 1))
+
     @cached_property
     def children(self) -> dict[int, dict[int, int]]:
         """parent -> {token: node}. Among equal siblings the first, most promising one counts."""

@@ -33,6 +33,7 @@ class ServiceMetrics:
         self._generation = -1
         self._before = EngineStats()
         self._recent_tokens = self._recent_steps = 0.0
+        self._recent_expected = self._recent_verified = 0.0
 
     def on_output(self, pending: Pending, output: Output, now: float) -> None:
         """An output reached the front; pending is as it was before it."""
@@ -42,7 +43,8 @@ class ServiceMetrics:
         elif count and pending.last_token_at is not None:
             self._token.observe((now - pending.last_token_at) / count)
         self._count("tokens", "Output tokens.", count)
-        self._count("drafted_tokens", "Drafted tokens that were verified.", output.stats.num_drafted)
+        for head, drafted in enumerate(output.stats.drafted_per_head, start=1):
+            self._count("drafted_tokens", "Drafted tokens that were verified, by head.", drafted, head=str(head))
         self._count("sequence_steps", "Steps that chose at least one token, per sequence.", output.stats.num_steps)
         for head, accepted in enumerate(output.stats.accepted_per_head, start=1):
             self._count("accepted_tokens", "Drafted tokens that became output, by head.", accepted, head=str(head))
@@ -63,9 +65,23 @@ class ServiceMetrics:
         self._count("steps", "Steps of the engine.", stats.num_steps - before.num_steps)
         self._count("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens - before.num_prompt_tokens)
         self._count("preemptions", "Sequences that lost their KV.", stats.num_preemptions - before.num_preemptions)
+        self._count("steps_off", "Steps without drafts: no gain foreseen.", stats.num_steps_off - before.num_steps_off)
+        self._count("rested", "Steps of a sequence without drafts: its own fail.", stats.num_rested - before.num_rested)
+        self._gauge("resting_sequences", "Running sequences without drafts: their own fail.", stats.num_resting)
+        self._predict(stats, before)
         for phase, seconds in stats.phase_seconds.items():
             spent = seconds - before.phase_seconds.get(phase, 0.0)
             self._count("phase_seconds", "Wall time of steps, by phase.", spent, phase=phase)
+
+    def _predict(self, stats: EngineStats, before: EngineStats) -> None:
+        """Tokens per step as calibrated confidences foretold them, beside the measured. Static trees foretell none."""
+        expected = stats.num_expected - before.num_expected
+        self._count("expected_tokens", "Drafted tokens expected to become output.", expected)
+        self._recent_expected = self._recent_expected * MEMORY + expected
+        self._recent_verified = self._recent_verified * MEMORY + stats.num_sequence_steps - before.num_sequence_steps
+        if self._recent_expected > 0.0 and self._recent_verified >= 1.0:
+            predicted = 1.0 + self._recent_expected / self._recent_verified
+            self._gauge("predicted_tokens_per_step", "Recent mean, per sequence, as predicted.", predicted)
 
     def on_end(self, pending: Pending) -> None:
         """A request left the front."""

@@ -6,6 +6,8 @@ import pytest
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.verdict import Verdict
+from medusa_dist.medusa.accept import Accepted
 from medusa_dist.medusa.budget import StepCost
 from medusa_dist.medusa.tree import Candidates, Tree
 from medusa_dist.ops.attention import KEY_CHUNK
@@ -121,3 +123,29 @@ def test_drafting_for_many_costs_more() -> None:
     cost = StepCost((4, 64), (1.0, 1.0), 0.1, 0.05)
     assert cost.drafting(1) == pytest.approx(0.15) and cost.drafting(20) == pytest.approx(1.1)
     assert cost.raised(0.5)(4) == 1.5 and cost.raised(0.5).drafting(20) == pytest.approx(1.1)
+
+
+def verdict(one: Sequence) -> Verdict:
+    return Verdict(one, Accepted((), (5,)), (), 0)
+
+
+def test_who_is_drafted_for() -> None:
+    made = policy(7, FLAT)
+    good, bad = verdict(sequence()), verdict(sequence())
+    bad.sequence.tree = Tree((10,), (-1,))
+    for _ in range(20):
+        made.learn([bad])
+    assert made.worth_drafting([good, bad]) == [good] and (made.num_rested, made.num_steps_off) == (1, 0)
+    assert made.worth_drafting([]) == [] and made.num_steps_off == 0
+    never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
+    assert never.worth_drafting([good, bad]) == [good, bad]
+
+
+def test_steps_without_drafts_are_counted() -> None:
+    made = policy(7, STEEP)
+    ran = 0
+    for _ in range(300):
+        if made.worth_drafting([verdict(sequence())]):
+            ran += 1
+            made.trees([sequence()], 0, MAX_LEN)
+    assert made.num_steps_off == 300 - ran > 250

@@ -137,3 +137,8 @@ def test_static_trees_that_cannot_be(paths: tuple[Path, ...], message: str) -> N
 def test_static_trees_that_can() -> None:
     check_paths(((0, 0), (0,), (4,)), num_heads=2, num_ranks=5)
     check_paths((), num_heads=2, num_ranks=5)
+
+
+def test_nodes_per_depth() -> None:
+    assert Tree((1, 2, 3, 4, 5), (ROOT, ROOT, 0, 1, 3)).num_per_depth == (2, 2, 1)
+    assert Tree().num_per_depth == ()
