@@ -13,7 +13,7 @@ from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
-from medusa_dist.medusa.tree import Candidates, Tree, any_path, best_tree, static_tree
+from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
@@ -111,8 +111,7 @@ class Speculation:
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> tuple[Tree, Seq[float]]:
         assert sequence.candidates is not None
-        chances = self.calibration.apply(sequence.candidates.confidences, _band(sequence))
-        believed = Candidates(sequence.candidates.tokens, chances)
+        believed = self.calibration.believe(sequence.candidates, _band(sequence))
         if sequence.matcher is not None:
             believed = believed.led_by(sequence.matcher.forced()[:max_depth])
         return best_tree(believed, min(max_nodes, self.config.max_nodes), max_depth, may_follow=_fits(sequence))

@@ -9,11 +9,11 @@ Calibration changes which drafts are verified and so the speed, never the output
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medusa_dist.medusa.tree import ROOT, Candidates, Floats, Tree
+from medusa_dist.medusa.tree import ROOT, Candidates, Floats, Ints, Tree
 
 _EDGE = 1e-4  # confidences are kept this far from 0 and 1
 _FIRST_RATE, _LAST_RATE, _RATE_HALVES_AFTER = 0.2, 0.005, 50
@@ -38,10 +38,15 @@ class Calibration:
         self.intercepts = [[-1.0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
         self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
 
-    def apply(self, confidences: Floats, band: int) -> Floats:
-        """Raw confidences [K, R] -> chances of acceptance [K, R]."""
+    def believe(self, candidates: Candidates, band: int) -> Candidates:
+        """The same guesses with chances of acceptance for confidences."""
+        return replace(candidates, confidences=self.apply(candidates.confidences, band, candidates.depths))
+
+    def apply(self, confidences: Floats, band: int, depths: Ints | None = None) -> Floats:
+        """Raw confidences [lists, R] -> chances of acceptance [lists, R]. depths: of the lists; None: 1, 2, 3, ..."""
         clipped = np.clip(confidences, _EDGE, 1.0 - _EDGE)
-        intercepts = np.array(self.intercepts[band], dtype=np.float32)[: len(clipped), None]
+        heads = np.arange(len(clipped)) if depths is None else depths - 1
+        intercepts = np.array(self.intercepts[band], dtype=np.float32)[heads, None]
         logits = self.slopes[band] * np.log(clipped / (1.0 - clipped)) + intercepts
         chances: Floats = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
         return chances
@@ -67,11 +72,13 @@ def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> 
     candidates: those the tree was made of, with the heads' raw confidences.
     """
     hits = set(accepted)
-    known = {ROOT, *accepted}
+    behind = {ROOT: 0}  # the root and the accepted nodes: the list that was drafted behind each
     labels = []
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
-        if parent in known:
-            depth = tree.depths[node]
-            rank = int(np.flatnonzero(candidates.tokens[depth - 1] == token)[0])
-            labels.append(Label(depth, float(candidates.confidences[depth - 1, rank]), node in hits))
+        if parent in behind:
+            place = behind[parent]
+            rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
+            labels.append(Label(tree.depths[node], float(candidates.confidences[place, rank]), node in hits))
+            if node in hits:
+                behind[node] = candidates.after(place, rank)
     return labels

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_dist.medusa.calibrate import Calibration, Label, labels_of
-from medusa_dist.medusa.tree import Candidates, Floats, Tree, best_tree, order_paths
+from medusa_dist.medusa.tree import NOWHERE, Candidates, Floats, Tree, best_tree, order_paths
 
 Path = tuple[int, ...]
 _LEARNING_NODES = 15  # of the trees whose verdicts fit a calibration
@@ -43,13 +43,7 @@ class Answer:
 
 def truth_ranks(guesses: Candidates, truth: Sequence[int]) -> Path:
     """At which ranks the truth stands, head by head, up to the first head that does not have it."""
-    ranks: list[int] = []
-    for known, token in zip(guesses.tokens, truth, strict=False):
-        found = np.flatnonzero(known == token)
-        if not found.size:
-            break
-        ranks.append(int(found[0]))
-    return tuple(ranks)
+    return guesses.ranks(truth)
 
 
 def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
@@ -83,17 +77,22 @@ def tokens_per_step(answers: Sequence[Answer], accepted: Sequence[Sequence[int]]
 
 def accuracies(answers: Iterable[Answer]) -> list[list[float]]:
     """[head][r]: share of places where one of the head's r + 1 best guesses was right. Places near the end of an answer
-    that a head guesses beyond are left out."""
+    that a head guesses beyond are left out; of heads that see the guesses before theirs, places where those were wrong.
+    """
     hits: list[Floats] = []
     counts: list[int] = []
     for answer in answers:
         for place, guesses in enumerate(answer.guesses):
-            for head, (known, token) in enumerate(zip(guesses.tokens, answer.after(place), strict=False)):
+            at = 0
+            for head, token in enumerate(answer.after(place)):
+                if at == NOWHERE:
+                    break
                 if head == len(hits):
-                    hits.append(np.zeros(len(known), dtype=np.float32))
+                    hits.append(np.zeros(guesses.tokens.shape[1], dtype=np.float32))
                     counts.append(0)
-                hits[head] += known == token
+                hits[head] += guesses.tokens[at] == token
                 counts[head] += 1
+                at = guesses.behind(at, token)
     return [[float(x) for x in np.cumsum(hit) / count] for hit, count in zip(hits, counts, strict=True)]
 
 
@@ -110,7 +109,7 @@ def fit(answers: Iterable[Answer]) -> Calibration:
 
 def believed(guesses: Candidates, calibration: Calibration, band: int) -> Candidates:
     """The same guesses with calibrated chances."""
-    return Candidates(guesses.tokens, calibration.apply(guesses.confidences, band))
+    return calibration.believe(guesses, band)
 
 
 def dynamic_curve(answers: Sequence[Answer], max_nodes: int, calibration: Calibration) -> list[float]:

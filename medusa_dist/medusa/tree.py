@@ -64,26 +64,82 @@ class Tree:
 EMPTY = Tree()
 
 
+NOWHERE = -1  # in place of a list: nothing was drafted there
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """What the heads guess after one sequence's root: per head, tokens by falling score and how likely each is right.
+    """What the heads guess after one sequence's root: lists of guesses, and which list goes on behind which guess.
 
-    tokens, confidences: [heads, K]; confidences[k, r] stands for the chance that the r-th guess of head k + 1 is the
-    model's own choice, given that its parent is: the head's word, or what calibrate.py makes of it.
+    tokens, confidences: [lists, R], each list by falling score; list 0 follows the root. confidences[i, r] stands for
+    the chance that this guess is the model's own choice, given that its parent is: the head's word, or what
+    calibrate.py makes of it.
+    follows: [lists, R], the list behind each guess (NOWHERE: none), parents before children. None: Medusa's own heads,
+    which do not see each other's guesses; behind every guess of list i comes list i + 1.
     """
 
     tokens: Ints
     confidences: Floats
+    follows: Ints | None = None
+
+    def after(self, place: int, rank: int) -> int:
+        """The list behind guess `rank` of list `place`, or NOWHERE."""
+        if self.follows is not None:
+            return int(self.follows[place, rank])
+        return place + 1 if place + 1 < len(self.tokens) else NOWHERE
+
+    def behind(self, place: int, token: int) -> int:
+        """The list behind `token`, which stands in list `place`; heads that see no guesses go on behind any token."""
+        if place == NOWHERE or self.follows is None:
+            return place if place == NOWHERE else self.after(place, 0)
+        found = np.flatnonzero(self.tokens[place] == token)
+        return self.after(place, int(found[0])) if found.size else NOWHERE
+
+    @cached_property
+    def depths(self) -> Ints:
+        """[lists]: which head made each list; 1 is the first."""
+        if self.follows is None:
+            return np.arange(1, len(self.tokens) + 1)
+        depths = np.ones(len(self.tokens), dtype=np.int64)
+        for place, behind in enumerate(self.follows):
+            depths[behind[behind != NOWHERE]] = depths[place] + 1
+        return depths
+
+    def ranks(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """At which ranks a run of tokens behind the root stands, as far as it was drafted."""
+        ranks: list[int] = []
+        place = 0
+        for token in tokens:
+            found = np.flatnonzero(self.tokens[place] == token) if place != NOWHERE else np.zeros(0)
+            if not found.size:
+                break
+            ranks.append(int(found[0]))
+            place = self.after(place, ranks[-1])
+        return tuple(ranks)
 
     def led_by(self, tokens: Sequence[int]) -> "Candidates":
         """These guesses, but `tokens` for certain at the first depths, and deeper than the heads if they are more."""
-        num_heads, num_ranks = self.tokens.shape
-        shape = (max(num_heads, len(tokens)), num_ranks)
-        led = Candidates(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32))
-        led.tokens[:num_heads], led.confidences[:num_heads] = self.tokens, self.confidences
-        led.tokens[: len(tokens), 0] = tokens
-        led.confidences[: len(tokens)] = np.eye(1, num_ranks, dtype=np.float32)
-        return led
+        if not tokens:
+            return self
+        num_forced, num_ranks = len(tokens), self.tokens.shape[1]
+        sure: Ints = np.zeros((num_forced, num_ranks), dtype=np.int64)
+        sure[:, 0] = tokens
+        chances: Floats = np.zeros((num_forced, num_ranks), dtype=np.float32)
+        chances[:, 0] = 1.0
+        if self.follows is None:
+            tails = self.tokens[num_forced:], self.confidences[num_forced:]
+            return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
+        behind = 0
+        for token in tokens:
+            behind = self.behind(behind, token)
+        chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
+        chain[:, 0] = [*range(1, num_forced), NOWHERE if behind == NOWHERE else behind + num_forced]
+        moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
+        return Candidates(
+            np.concatenate([sure, self.tokens]),
+            np.concatenate([chances, self.confidences]),
+            np.concatenate([chain, moved]),
+        )
 
 
 def any_path(_path: tuple[int, ...]) -> bool:
@@ -106,25 +162,25 @@ def best_tree(
     then the lower rank. Left out: nodes whose value is not above `floor`, and those whose path (the tokens below the
     root) may not follow, with all that is below them.
     """
-    num_heads, num_ranks = candidates.tokens.shape
+    num_ranks = candidates.tokens.shape[1]
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
     paths: dict[int, tuple[int, ...]] = {ROOT: ()}
-    # A heap entry is a node not yet in the tree: (-value, depth, rank, parent node, value of the parent).
-    heap: list[tuple[float, int, int, int, float]] = []
+    # A heap entry is a node not yet in the tree: (-value, depth, rank, parent node, list, value of the parent).
+    heap: list[tuple[float, int, int, int, int, float]] = []
 
-    def offer(depth: int, rank: int, parent: int, parent_value: float) -> None:
-        if depth <= min(num_heads, max_depth) and rank < num_ranks:
-            value = parent_value * float(candidates.confidences[depth - 1, rank])
+    def offer(depth: int, rank: int, parent: int, place: int, parent_value: float) -> None:
+        if depth <= max_depth and rank < num_ranks and place != NOWHERE:
+            value = parent_value * float(candidates.confidences[place, rank])
             if value > floor:
-                heapq.heappush(heap, (-value, depth, rank, parent, parent_value))
+                heapq.heappush(heap, (-value, depth, rank, parent, place, parent_value))
 
-    offer(1, 0, ROOT, 1.0)
+    offer(1, 0, ROOT, 0, 1.0)
     while heap and len(tokens) < max_nodes:
-        negative, depth, rank, parent, parent_value = heapq.heappop(heap)
-        offer(depth, rank + 1, parent, parent_value)  # the next sibling
-        path = (*paths[parent], int(candidates.tokens[depth - 1, rank]))
+        negative, depth, rank, parent, place, parent_value = heapq.heappop(heap)
+        offer(depth, rank + 1, parent, place, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[place, rank]))
         if not may_follow(path):
             continue
         node = len(tokens)
@@ -132,7 +188,7 @@ def best_tree(
         tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth + 1, 0, node, -negative)  # the first child
+        offer(depth + 1, 0, node, candidates.after(place, rank), -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
@@ -145,18 +201,21 @@ def static_tree(
 ) -> Tree:
     """The tree of the given paths of ranks (as Medusa publishes them), filled with this step's tokens.
 
-    Left out: nodes whose path of tokens may not follow, with all that is below them.
+    Left out: nodes behind a guess that no list follows, and those whose path of tokens may not follow, with all that
+    is below them.
     """
-    place: dict[tuple[int, ...], int] = {(): ROOT}
+    # Path of ranks -> its tokens, its node, and the list behind it.
+    reached: dict[tuple[int, ...], tuple[tuple[int, ...], int, int]] = {(): ((), ROOT, 0)}
     tokens: list[int] = []
     parents: list[int] = []
     for path in order_paths(paths):
-        if len(path) <= max_depth and len(tokens) < max_nodes and path[:-1] in place:
-            spelt = tuple(int(candidates.tokens[depth, rank]) for depth, rank in enumerate(path))
+        before, parent, place = reached.get(path[:-1], ((), ROOT, NOWHERE))
+        if len(path) <= max_depth and len(tokens) < max_nodes and place != NOWHERE:
+            spelt = (*before, int(candidates.tokens[place, path[-1]]))
             if may_follow(spelt):
-                place[path] = len(tokens)
+                reached[path] = spelt, len(tokens), candidates.after(place, path[-1])
                 tokens.append(spelt[-1])
-                parents.append(place[path[:-1]])
+                parents.append(parent)
     return Tree(tuple(tokens), tuple(parents))
 
 

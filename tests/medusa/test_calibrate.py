@@ -55,3 +55,25 @@ def test_labels_stop_below_the_first_rejection() -> None:
         Label(1, pytest.approx(0.3), False),
         Label(2, pytest.approx(0.5), False),
     ]
+
+
+def test_labels_and_chances_follow_the_path() -> None:
+    """Lists 1 and 2 were both made by head 2, behind different guesses of head 1."""
+    candidates = Candidates(
+        np.array([[7, 8], [5, 6], [5, 4]]),
+        np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]], dtype=np.float32),
+        np.array([[1, 2], [-1, -1], [-1, -1]]),
+    )
+    tree = Tree((7, 8, 5, 5), (ROOT, ROOT, 0, 1))
+    assert labels_of(tree, (1, 3), candidates) == [
+        Label(1, pytest.approx(0.6), False),
+        Label(1, pytest.approx(0.3), True),
+        Label(2, pytest.approx(0.4), True),
+    ]
+    calibration = Calibration(2)
+    calibration.intercepts[GREEDY] = [0.0, -2.0]
+    believed = calibration.believe(candidates, GREEDY)
+    assert believed.follows is candidates.follows
+    expected = calibration.apply(candidates.confidences[[0, 1]], GREEDY)
+    assert believed.confidences[:2] == pytest.approx(expected)
+    assert believed.confidences[2] == pytest.approx(calibration.apply(candidates.confidences[[0, 2]], GREEDY)[1])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.tree import ROOT, Candidates, Tree, best_tree, check_paths, order_paths, static_tree
+from medusa_dist.medusa.tree import NOWHERE, ROOT, Candidates, Tree, best_tree, check_paths, order_paths, static_tree
 
 Path = tuple[int, ...]
 
@@ -142,3 +142,79 @@ def test_static_trees_that_can() -> None:
 def test_nodes_per_depth() -> None:
     assert Tree((1, 2, 3, 4, 5), (ROOT, ROOT, 0, 1, 3)).num_per_depth == (2, 2, 1)
     assert Tree().num_per_depth == ()
+
+
+def sequential(seed: int) -> Candidates:
+    """Lists of 3 guesses three heads deep; some guesses of the first two heads are followed, and what then."""
+    rng = np.random.default_rng(seed)
+    tokens, follows = [rng.permutation(9)[:3]], [[NOWHERE] * 3]
+    depths = [1]
+    for place in range(8):
+        for rank in range(3):
+            if place < len(tokens) and depths[place] < 3 and rng.random() < 0.6:
+                follows[place][rank] = len(tokens)
+                tokens.append(rng.permutation(9)[:3])
+                follows.append([NOWHERE] * 3)
+                depths.append(depths[place] + 1)
+    confidences = -np.sort(-rng.random((len(tokens), 3)), axis=1)
+    made = Candidates(np.array(tokens), confidences.astype(np.float32), np.array(follows))
+    assert made.depths.tolist() == depths
+    return made
+
+
+def nodes_of(made: Candidates) -> dict[Path, float]:
+    """Every path of tokens that was drafted, and its value."""
+    found: dict[Path, float] = {}
+    going = [((), 0, 1.0)]
+    while going:
+        path, place, value = going.pop()
+        for rank, token in enumerate(made.tokens[place]):
+            longer = (*path, int(token))
+            found[longer] = value * float(made.confidences[place, rank])
+            if made.follows is not None and made.follows[place, rank] != NOWHERE:
+                going.append((longer, int(made.follows[place, rank]), found[longer]))
+    return found
+
+
+def spelt(tree: Tree) -> list[Path]:
+    paths: list[Path] = []
+    for token, parent in zip(tree.tokens, tree.parents, strict=True):
+        paths.append((*(() if parent == ROOT else paths[parent]), token))
+    return paths
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_guesses_that_depend_on_the_path(seed: int) -> None:
+    """The best nodes of all that was drafted, each list below its own guess; static trees take what is there."""
+    made = sequential(seed)
+    values = nodes_of(made)
+    tree, found = best_tree(made, 12, 99)
+    assert found == pytest.approx(sorted(values.values(), reverse=True)[:12], rel=1e-5)
+    assert [values[path] for path in spelt(tree)] == pytest.approx(found, rel=1e-5)
+    for path in values:
+        assert len(made.ranks(path)) == len(path)
+        assert made.ranks((*path[:-1], 99)) == made.ranks(path[:-1])
+    shape = tuple((a, b, c)[:n] for n in (1, 2, 3) for a in range(3) for b in range(3) for c in range(3))
+    everything = static_tree(made, tuple(dict.fromkeys(shape)), 999, 99)
+    assert sorted(spelt(everything)) == sorted(values)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_certain_tokens_lead_to_what_was_drafted_behind_them(seed: int) -> None:
+    made = sequential(seed)
+    values = nodes_of(made)
+    for path in [*values, (99,), (99, 98, 97, 96)]:
+        led = made.led_by(path)
+        below = {longer[len(path) :]: v / values[path] for longer, v in values.items() if longer[: len(path)] == path}
+        tree, found = best_tree(led, 999, 99)
+        chain = [path[: n + 1] for n in range(len(path))]
+        assert spelt(tree)[: len(path)] == chain and found[: len(path)] == [1.0] * len(path)
+        beyond = {p[len(path) :]: v for p, v in zip(spelt(tree), found, strict=True) if len(p) > len(path)}
+        assert beyond == pytest.approx({p: v for p, v in below.items() if p}, rel=1e-5)
+
+
+def test_independent_heads_lead_on_whatever_was_certain() -> None:
+    led = candidates([[0.5, 0.25], [0.5, 0.25]]).led_by((77,))
+    tree, values = best_tree(led, 3, 99)
+    assert spelt(tree) == [(77,), (77, 20), (77, 21)] and values == [1.0, 0.5, 0.25]
+    assert best_tree(candidates([[0.5, 0.25]]).led_by((7, 8, 9)), 9, 9)[0] == Tree((7, 8, 9), (-1, 0, 1))
