@@ -11,6 +11,7 @@ from medusa_dist.errors import RequestError
 MAX_BEAM_WIDTH = 64
 MAX_LENGTH_PENALTY = 10.0
 
+GRAMMAR_REASON = "a grammar is followed along one sequence, which must not fork"
 _SAMPLES = "a beam search takes the likeliest, it does not sample"
 _TOKENS_ONLY = "a beam search ranks tokens and does not look at text; use stop_token_ids"
 # Field, the values that ask for nothing, and why no other goes with beams. A field that is not there asks for nothing.
@@ -22,7 +23,7 @@ _NEUTRAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("presence_penalty", (0.0,), "its beam search has no counterpart in transformers; use repetition_penalty"),
     ("frequency_penalty", (0.0,), "its beam search has no counterpart in transformers; use repetition_penalty"),
     ("stop", ((),), _TOKENS_ONLY),
-    ("grammar", (None,), "grammars are kept for sequences that do not fork"),
+    ("grammar", (None,), GRAMMAR_REASON),
     ("acceptance", ("exact",), "the result would depend on what was drafted"),
     ("acceptance", ("exact",), "beams are ranked by the model's own scores"),
     ("logprobs", (None,), "hypotheses carry one score each"),

@@ -22,7 +22,15 @@ from medusa_dist.engine.start import EngineRank, model_folder
 from medusa_dist.engine.text import TextDelta, TextStream
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.model.servable import check_servable
-from medusa_dist.request import FinishReason, Output, Request, SamplingParams, SpeculationStats, TokenLogprobs
+from medusa_dist.request import (
+    FinishReason,
+    Hypothesis,
+    Output,
+    Request,
+    SamplingParams,
+    SpeculationStats,
+    TokenLogprobs,
+)
 from medusa_dist.serve.driver import DriverGroup
 
 Prompt = str | Sequence[int]
@@ -34,7 +42,7 @@ class RequestOutput:
     """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself.
 
     num_cached_tokens: of the prompt, that the prefix cache had. prompt_logprobs: if asked for, one entry per prompt
-    token, None for the first.
+    token, None for the first. hypotheses: of a beam search, best first; token_ids and text are the best one's.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -47,6 +55,7 @@ class RequestOutput:
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 class Backend(Protocol):
@@ -269,6 +278,7 @@ def _result(request: Request, stream: TextStream) -> RequestOutput:
         stats=stream.stats,
         num_cached_tokens=stream.num_cached_tokens,
         prompt_logprobs=stream.prompt_logprobs,
+        hypotheses=stream.hypotheses,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from starlette.types import Receive
 
+from medusa_dist.api.beams import split_choices
 from medusa_dist.api.service import Service
 from medusa_dist.engine.text import TextDelta, TextStream
 from medusa_dist.errors import EngineError
@@ -23,8 +24,9 @@ class ClientGone(Exception):
 class Call:
     """All choices of one call, decoded side by side.
 
-    streams[i]: text of request i. `next` gives deltas as they come, of all choices interleaved. One delta is buffered:
-    a client that does not read stops the pull, and the service merges what piles up.
+    streams: text of each choice; the same number for each request, one unless it is a beam search. `next` gives deltas
+    as they come, of all choices interleaved. One delta is buffered: a client that does not read stops the pull, and the
+    service merges what piles up.
     Must be closed (or used in `async with`): that aborts what still runs.
     """
 
@@ -34,7 +36,7 @@ class Call:
         self._requests = tuple(requests)
         self._events: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue(maxsize=1)
         self._tasks: list[asyncio.Task[None]] = []
-        self._num_open = len(self._requests)
+        self._num_open = len(self.streams)
 
     def start(self, receive: Receive) -> None:
         """Send all requests, and watch `receive` (ASGI, after the body was read) for the client's going."""
@@ -76,14 +78,15 @@ class Call:
 
     async def _pump(self, index: int) -> None:
         """Carry one request's outputs, as text, to `next`. A stop string ends it here and aborts the rest."""
-        stream = self.streams[index]
+        num_each = len(self.streams) // len(self._requests)
         try:
             async with aclosing(self._service.generate(self._requests[index])) as outputs:
                 async for output in outputs:
                     if output.finish_reason is FinishReason.ABORT:
                         raise EngineError("the service gave this request up; send it again")
-                    delta = stream.push(output)
-                    await self._events.put((index, delta))
+                    for choice, part in enumerate(split_choices(output, num_each), index * num_each):
+                        delta = self.streams[choice].push(part)
+                        await self._events.put((choice, delta))
                     if delta.finish_reason is not None:
                         return
             raise EngineError("the service ended this request early; send it again")

@@ -99,7 +99,9 @@ async def _generate(
     call_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     seed, requests = make_requests(body, prompts, call_id, service)
     tokenizer = service.tokenizer
-    streams = [TextStream(tokenizer, r.params, () if is_chat else r.prompt_ids) for r in requests]
+    num_each = len(prompts) * (body.n or 1) // len(requests)  # choices of a request: n with beams, else 1
+    contexts = [(r.params, () if is_chat else r.prompt_ids) for r in requests for _ in range(num_each)]
+    streams = [TextStream(tokenizer, *context) for context in contexts]
     facts = Facts(
         call_id=call_id,
         model=service.name,

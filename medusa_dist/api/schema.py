@@ -9,9 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from medusa_dist.api.beams import asked_beams
 from medusa_dist.api.body import Body, Text
 from medusa_dist.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse
 from medusa_dist.api.form import ResponseFormat, StructuredOutputs
+from medusa_dist.beam_fields import MAX_BEAM_WIDTH, MAX_LENGTH_PENALTY
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_LOGPROBS, MAX_PRIORITY
 
@@ -143,6 +145,10 @@ class Sampled(Body):
     acceptance: Literal["exact", "typical"] | None = None
     typical_epsilon: Annotated[float, Field(ge=1e-9, le=1)] | None = None
     typical_delta: Annotated[float, Field(ge=1e-9, le=10)] | None = None
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
     structured_outputs: StructuredOutputs | None = None
     user: Any = None
 
@@ -153,6 +159,7 @@ class Sampled(Body):
             raise RequestError("stream_options needs stream: true", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs come with whole answers only; leave stream out", "prompt_logprobs")
+        asked_beams(self)
         return self
 
 

@@ -16,9 +16,11 @@ from fastapi.exceptions import RequestValidationError
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
+from medusa_dist.api.beams import asked_beams
 from medusa_dist.api.form import asked_grammar
 from medusa_dist.api.schema import ChatRequest, CompletionRequest, Message, Sampled
 from medusa_dist.api.service import Service
+from medusa_dist.beam_fields import GRAMMAR_REASON
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
 from medusa_dist.request import Request, SamplingParams, check_prompt, choice_seed
 
@@ -111,12 +113,18 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
     if given.get("top_k") == -1:
         given["top_k"] = 0
     stop = body.stop or ()
+    grammar = asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs)
+    beam_width = asked_beams(body)
+    if grammar is not None and beam_width is not None:
+        spelt = "response_format" if body.structured_outputs is None else "structured_outputs"
+        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_REASON}; leave one out", spelt)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
         logit_bias=_logit_bias(body, vocab_size),
         speculation=body.speculation != "off",
-        grammar=asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs),
+        beam_width=beam_width,
+        grammar=grammar,
         **given,
     )
 
@@ -124,7 +132,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
 _PLAIN = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "seed", "ignore_eos", "prompt_logprobs"),
-    *("acceptance", "typical_epsilon", "typical_delta"),
+    *("acceptance", "typical_epsilon", "typical_delta", "length_penalty", "early_stopping"),
 )
 
 
@@ -148,7 +156,7 @@ def _token_id(token_id: int, vocab_size: int, field: str) -> int:
 def make_requests(
     body: ChatRequest | CompletionRequest, prompts: Sequence[Prompt], call_id: str, service: Service
 ) -> tuple[int, list[Request]]:
-    """The seed that is reported, and one Request per choice: prompts outside, n inside.
+    """The seed that is reported, and one Request per choice: prompts outside, n inside. A beam search is one Request.
 
     Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list is answered as if sent alone.
     """
@@ -164,7 +172,7 @@ def make_requests(
             raise RequestError(error.message, _as_spelt(error.param, body), error.code) from None
     # 53 bits: the seed is reported as a JSON number, and JavaScript rounds larger ones.
     seed = secrets.randbits(53) if params.seed is None else params.seed
-    choices = [(prompt, i) for prompt in prompts for i in range(n)]
+    choices = [(prompt, i) for prompt in prompts for i in range(n if params.beam_width is None else 1)]
     return seed, [
         Request(
             request_id=f"{call_id}-{k}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from medusa_dist.request import FinishReason, Output, SamplingParams, SpeculationStats, TokenLogprobs
+from medusa_dist.request import FinishReason, Hypothesis, Output, SamplingParams, SpeculationStats, TokenLogprobs
 
 UNFINISHED = "\ufffd"  # decoders write U+FFFD for bytes that are not, or not yet, a character
 CONTEXT_TOKENS = 6  # enough prompt to know whether the first word starts with a space
@@ -120,7 +120,7 @@ class TextStream:
     Of several stop strings the one that is complete first counts, of two complete at once the longer. A stop string
     completed within the first min_tokens tokens is ordinary text.
     text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens,
-    prompt_logprobs: of the prompt, as the engine said.
+    prompt_logprobs: of the prompt, as the engine said; hypotheses: of a beam search.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
@@ -136,6 +136,7 @@ class TextStream:
         self.text_offsets: list[int] = []
         self.stats = SpeculationStats()
         self.num_cached_tokens = 0
+        self.hypotheses: tuple[Hypothesis, ...] = ()
         self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self.finish_reason: FinishReason | None = None
         self.stopped = False
@@ -146,6 +147,7 @@ class TextStream:
             return TextDelta()
         before, num_chars = len(self.token_ids), len(self.text)
         self.num_cached_tokens = output.num_cached_tokens
+        self.hypotheses = output.hypotheses
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         last_is_silent = output.finish_reason is FinishReason.STOP and not output.is_complete
         for i, token_id in enumerate(output.token_ids):

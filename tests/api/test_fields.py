@@ -33,6 +33,10 @@ SHOWS_IN_PARAMS = {
     "acceptance": ("typical", {"acceptance": "typical"}),
     "typical_epsilon": (0.5, {"typical_epsilon": 0.5}),
     "typical_delta": (0.6, {"typical_delta": 0.6}),
+    "beam_width": (3, {"beam_width": 3}),
+    "use_beam_search": (True, {"beam_width": 1}),
+    "length_penalty": (0.5, {"length_penalty": 0.5}),
+    "early_stopping": ("never", {"early_stopping": "never"}),
     "structured_outputs": ({"regex": "[ab]+"}, {"grammar": Grammar.regex("[ab]+")}),
 }
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
@@ -129,6 +133,7 @@ async def test_an_honoured_sampling_field_reaches_the_engine(route, make, name, 
         return
     value, expected = shows[name]
     company = {"acceptance": "typical"} if name.startswith("typical") else {}
+    company |= {"beam_width": 2} if name in ("length_penalty", "early_stopping") else {}
     reply, service = await send(route, make(**{name: value}, **company))
     assert reply.status_code == 200, reply.text
     params = service.requests[0].params
