@@ -9,6 +9,7 @@ from medusa_dist.engine.loop import Abort, EngineLoop, Submit
 from medusa_dist.engine.outbox import Refusal
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import RequestError
+from medusa_dist.grammar import Grammar
 from medusa_dist.request import FinishReason, Output, Request, SamplingParams
 
 
@@ -195,3 +196,18 @@ def test_a_reader_that_never_comes_costs_the_request_not_the_memory(monkeypatch)
     assert not engine.running
     assert message.finish_reason == FinishReason.ABORT
     assert message.token_ids == tuple(range(len(message.token_ids)))
+
+
+def test_grammars_are_compiled_by_the_thread_that_posts(monkeypatch):
+    """Before the engine sees the request, and never in the middle of its steps."""
+    engine = CountingEngine()
+    prepared = []
+    monkeypatch.setattr(engine, "prepare", lambda r: prepared.append(threading.current_thread().name), raising=False)
+    loop = EngineLoop(engine, heartbeat_s=60, stall_s=60)
+    params = SamplingParams(max_tokens=1, grammar=Grammar.json())
+    plain = Request(request_id="plain", prompt_ids=(1,), params=SamplingParams(max_tokens=1), seed=0)
+    loop.post([Submit(plain), Submit(Request(request_id="g", prompt_ids=(1,), params=params, seed=0))])
+    assert prepared == [threading.current_thread().name] and not engine.log
+    loop.close()
+    loop.run()
+    assert engine.log[:2] == ["submit plain", "submit g"]

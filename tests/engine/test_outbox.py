@@ -81,3 +81,11 @@ def test_a_finished_request_never_stalls():
     box.put([out("a", 1, 2, finish=FinishReason.LENGTH)])
     now = 99.0
     assert box.stalled() == []
+
+
+def test_an_error_in_the_middle_becomes_a_refusal_of_what_is_left():
+    box = Outbox(max_tokens=100, stall_s=1.0)
+    error = RequestError("cannot go on", "grammar")
+    box.put([out("a", 1)])
+    box.put([Output(request_id="a", finish_reason=FinishReason.ABORT, error=error), out("b", 7)])
+    assert box.take(0.0) == [Refusal("a", error), out("b", 7)]

@@ -206,3 +206,16 @@ def test_what_the_prefix_cache_had_is_passed_on() -> None:
     stream = TextStream(byte_tokenizer(), SamplingParams())
     stream.push(Output(request_id="r", token_ids=(65,), heads=(0,), num_cached_tokens=32))
     assert stream.num_cached_tokens == 32
+
+
+def test_the_last_token_of_a_complete_grammar_is_text() -> None:
+    for ends_with_text, text in ((False, "a"), (True, "ab")):
+        stream = TextStream(BYTES, SamplingParams())
+        output = Output(
+            request_id="x",
+            token_ids=ids_of("ab"),
+            heads=(0, 0),
+            finish_reason=FinishReason.STOP,
+            is_complete=ends_with_text,
+        )
+        assert stream.push(output).text == text == stream.text and stream.finish_reason is FinishReason.STOP

@@ -218,3 +218,22 @@ def test_independent_heads_lead_on_whatever_was_certain() -> None:
     tree, values = best_tree(led, 3, 99)
     assert spelt(tree) == [(77,), (77, 20), (77, 21)] and values == [1.0, 0.5, 0.25]
     assert best_tree(candidates([[0.5, 0.25]]).led_by((7, 8, 9)), 9, 9)[0] == Tree((7, 8, 9), (-1, 0, 1))
+
+
+def test_what_may_not_follow_is_left_out_with_all_below_and_costs_no_node() -> None:
+    made = candidates([[0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.5, 0.3, 0.2]])
+    free, _ = best_tree(made, 100, 3)
+    for forbidden in ((10,), (11, 20), (12, 21, 30), (10, 20)):
+
+        def may(path: Path, forbidden: Path = forbidden) -> bool:
+            return path != forbidden
+
+        kept, values = best_tree(made, 100, 3, may_follow=may)
+        bad = tuple(token % 10 for token in forbidden)
+        expected = [path for path in paths_of(free) if path[: len(bad)] != bad]
+        assert sorted(paths_of(kept)) == sorted(expected) and values == sorted(values, reverse=True)
+        small, _ = best_tree(made, 4, 3, may_follow=may)
+        assert len(small) == 4 and paths_of(small) == paths_of(kept)[:4]
+        paths = ((0,), (1,), (0, 0), (1, 0), (1, 0, 0))
+        static = static_tree(made, paths, 10, 3, may)
+        assert paths_of(static) == [path for path in order_paths(paths) if path[: len(bad)] != bad]

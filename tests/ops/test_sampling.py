@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from medusa_dist.grammar import Grammar
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import NEVER, History, adjust, lowest_argmax, perturb, token_logprobs, top_tokens
 from medusa_dist.request import SamplingParams
@@ -251,3 +252,27 @@ def test_top_tokens_are_a_stable_sort_with_ties_and_without(count: int) -> None:
     ordered, columns = torch.sort(rows, descending=True, stable=True)
     values, ids = top_tokens(rows, count)
     assert torch.equal(values, ordered[:, :count]) and torch.equal(ids, columns[:, :count])
+
+
+def test_a_grammar_comes_first_and_has_the_last_word() -> None:
+    """Filters look at what it lets through; bias and bans that would leave nothing of that do not apply."""
+    logits = torch.randn(V, generator=torch.Generator().manual_seed(5))
+    grammar = Grammar.regex("a")
+    mask = torch.zeros(V, dtype=torch.bool)
+    mask[[2, 7, 11]] = True
+    h = history(PROMPT, [])
+    for params in ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.999}, {"repetition_penalty": 1.4}):
+        row = adjust(logits, SamplingParams(grammar=grammar, **params), h, EOS, mask)
+        alone = adjust(logits[mask], SamplingParams(**(params | {"repetition_penalty": 1.0})), history([], []), ())
+        assert (row[~mask] == NEVER).all() and not row.isnan().any()
+        kept = torch.tensor([True, True, "repetition_penalty" not in params])  # 11 is in the prompt
+        torch.testing.assert_close(row[mask][kept], alone[kept])
+    row = adjust(logits, SamplingParams(grammar=grammar, top_k=2, min_p=0.01), h, EOS, mask)
+    assert set(torch.isfinite(row).nonzero().flatten().tolist()) <= {2, 7, 11}
+    end_only = torch.zeros(V, dtype=torch.bool)
+    end_only[2] = True
+    for fields in ({"min_tokens": 3}, {"logit_bias": ((2, NEVER),)}, {"stop_token_ids": (2,), "min_tokens": 9}):
+        row = adjust(logits, SamplingParams(grammar=grammar, temperature=0.5, **fields), h, EOS, end_only)
+        assert torch.isfinite(row).nonzero().flatten().tolist() == [2] and float(row[2]) == float(logits[2] / 0.5)
+    row = adjust(logits, SamplingParams(grammar=grammar, min_tokens=3), h, EOS, mask)
+    assert torch.isfinite(row).nonzero().flatten().tolist() == [7, 11]  # here the ban leaves something
