@@ -113,8 +113,11 @@ class Worker:
         whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)
         choices: Ints = np.full(slots.size, -1, dtype=np.int64)
         if plain_rows.size:
-            rows = self._tensor(plain_rows)
-            scores = self._plain_scores(logits.index_select(0, rows), slots[plain_rows], positions[rows] + 1)
+            plain, next_positions = logits, positions + 1
+            if whole_rows.size:  # else all rows are plain: no copy of so many logits
+                rows = self._tensor(plain_rows)
+                plain, next_positions = logits.index_select(0, rows), next_positions[rows]
+            scores = self._plain_scores(plain, slots[plain_rows], next_positions)
             values, ids = lowest_argmax(scores)
             pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
             gathered = parallel.gather_to_rank0(pairs)
