@@ -3,15 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
-from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
 from medusa_dist.request import FinishReason
-from tests.model.tiny_models import configs
-from tests.tiny_tokenizers import byte_tokenizer
+from tests.tiny_llm import TREE, save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["the cat", "é", "a longer text, to be continued"]
@@ -19,26 +15,13 @@ PROMPTS = ["the cat", "é", "a longer text, to be continued"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama over bytes, and heads over its own output rows."""
-    made = tmp_path_factory.mktemp("bytes")
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(made)
-    config = configs()["llama"]
-    config.vocab_size, config.max_position_embeddings, config.intermediate_size = len(tokenizer), 128, 64
-    config.eos_token_id, config.initializer_range = tokenizer.eos_token_id, 0.15
-    torch.manual_seed(2)
-    LlamaForCausalLM(config).save_pretrained(made)
-    base = BaseModelFacts(name="bytes", fingerprint=None, hidden_size=config.hidden_size, vocab_size=len(tokenizer))
-    about = HeadsDescription(form="hidden", num_heads=2, offsets=(1, 2), dtype="float32", base=base)
-    HeadsFile(about, {n: 0.1 * torch.randn(s) for n, s in expected_shapes(about).items()}).save(made / "heads")
-    return made
+    return save_llm(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture(scope="module")
 def llm(folder: Path):
     """Speculation over a static tree, so that the clock has no say in how much is drafted."""
-    tree = [[r] for r in range(8)] + [[0, r] for r in range(4)]
-    with LLM(str(folder), heads=str(folder / "heads"), speculation=tree, kv_cache_tokens=1024) as made:
+    with LLM(str(folder), heads=str(folder / "heads"), speculation=TREE, kv_cache_tokens=1024) as made:
         yield made
 
 
