@@ -5,6 +5,7 @@ suite; all of it is marked slow (`make test-matrix`). Not here: preemption, chun
 """
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,25 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from medusa_dist.engine.start import EngineRank, join_store, open_store
+from medusa_dist.grammar import Grammar
 from medusa_dist.medusa.named_trees import NAMED_TREES
 from medusa_dist.request import Request, choice_seed
 from tests.tiny_engine import EOS, VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
+from tests.tiny_tokenizers import json_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ["llama", "llama-tied", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-neox", "gpt2", "opt"]
 TWO_RANKS = ["llama", "gemma2", "gpt2", "qwen3"]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "ab": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 4},
+        "b": {"enum": [True, False, None]},
+    },
+    "required": ["ab", "b"],
+    "additionalProperties": False,
+}
 KINDS: dict[str, dict] = {
     "greedy": {"temperature": 0.0},
     "T=0.7": {"temperature": 0.7},
@@ -32,6 +44,7 @@ KINDS: dict[str, dict] = {
     "min_p": {"min_p": 0.05},
     "penalties": {"presence_penalty": 0.8, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
     "logit_bias": {"logit_bias": ((3, 2.0), (EOS, 1.5), (7, -100.0)), "ignore_eos": False, "min_tokens": 4},
+    "JSON": {"grammar": Grammar.json_schema(SCHEMA), "max_tokens": 60, "ignore_eos": False},
     "n=3": {"temperature": 1.0},
 }
 
@@ -127,6 +140,7 @@ class Models:
         folder = self._root / name
         if not folder.exists():
             save_model(name, folder)
+            json_tokenizer().save_pretrained(folder)
         return folder
 
     def __getitem__(self, name: str) -> Model:
@@ -140,6 +154,16 @@ def test_the_choices_of_n_differ(models: Models) -> None:
     truth = models["llama"].truth("n=3")
     for i in range(3):
         assert len({truth[f"r{i}.{choice}"] for choice in range(3)}) == 3
+
+
+def test_json_is_json(models: Models) -> None:
+    """The row has a meaning: most answers come to their end, and fit the schema."""
+    texts = [json_tokenizer().decode(tokens) for tokens in models["llama"].truth("JSON").values()]
+    answers = [text for text in texts if text.endswith("}")]
+    assert len(answers) >= 4
+    for answer in answers:
+        found = json.loads(answer)
+        assert 2 <= len(found["ab"]) <= 4 and found["b"] in (True, False, None)
 
 
 # Every way of sampling with a long and with a wide tree; every architecture in a batch that changes.
