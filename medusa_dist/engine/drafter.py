@@ -10,23 +10,35 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from medusa_dist.config import Paths
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.medusa.draft import NUM_RANKS, guess
 from medusa_dist.medusa.heads import MedusaHeads
+from medusa_dist.medusa.sequential import Growth, SequentialHeads, draft_paths
 from medusa_dist.medusa.tree import Candidates
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 
 
 class Drafter:
-    """Rank 0's heads. embedding: the base's full input embedding [V, H], for heads that read the emitted token."""
+    """Rank 0's heads. embedding: the base's full input embedding [V, H], for heads that read the emitted token.
 
-    def __init__(self, heads: MedusaHeads, embedding: Tensor | None, vocab_size: int) -> None:
+    static: the only tree that will be verified, if there is one: heads that draft path by path follow just its paths.
+    """
+
+    def __init__(
+        self,
+        heads: MedusaHeads | SequentialHeads,
+        embedding: Tensor | None,
+        vocab_size: int,
+        static: Paths | None = None,
+    ) -> None:
         self._heads = heads
         self._embedding = embedding
         ids = heads.token_ids
         self._token_ids = torch.arange(vocab_size, device=heads.device) if ids is None else ids
         self._columns = NoiseColumns.of_ids(self._token_ids)
+        self._growth = Growth(self.num_heads, self.num_ranks, static)
 
     @property
     def num_heads(self) -> int:
@@ -47,16 +59,33 @@ class Drafter:
         device = self._token_ids.device
         hidden = scores.hidden[torch.tensor([v.last_row for v in going], device=device)]
         roots = torch.tensor([v.sequence.tokens[-1] for v in going], device=device)
-        embedding = None if self._embedding is None else self._embedding[roots]
-        logits = self._heads(hidden, embedding)
         temperatures = torch.tensor(
             [v.sequence.request.params.temperature for v in going], dtype=torch.float32, device=device
         )
         noise = self._noise(going, temperatures) if bool((temperatures > 0).any()) else None
-        columns, confidences = guess(logits, temperatures, noise)
-        tokens = self._token_ids[columns].cpu().numpy()
-        for verdict, ids, chances in zip(going, tokens, confidences.cpu().numpy(), strict=True):
-            verdict.sequence.candidates = Candidates(ids, chances)
+        made = self._guess(hidden, roots, temperatures, noise)
+        for verdict, candidates in zip(going, made, strict=True):
+            verdict.sequence.candidates = candidates
+
+    def _guess(self, hidden: Tensor, roots: Tensor, temperatures: Tensor, noise: Tensor | None) -> list[Candidates]:
+        """hidden [B, H], roots [B], temperatures [B], noise [B, K, D] -> each sequence's candidates."""
+        embedding = None if self._embedding is None else self._embedding[roots]
+        if isinstance(self._heads, MedusaHeads):
+            columns, confidences = guess(self._heads(hidden, embedding), temperatures, noise)
+            tokens = self._token_ids[columns].cpu().numpy()
+            return [Candidates(ids, q) for ids, q in zip(tokens, confidences.cpu().numpy(), strict=True)]
+        assert embedding is not None
+        lists = draft_paths(self._heads, hidden, embedding, self._embed, (temperatures, noise), self._growth)
+        tokens, follows = (x.cpu().numpy() for x in (self._token_ids[lists.columns], lists.follows))
+        return [
+            Candidates(ids, q, then)
+            for ids, q, then in zip(tokens, lists.confidences.cpu().numpy(), follows, strict=True)
+        ]
+
+    def _embed(self, columns: Tensor) -> Tensor:
+        """Columns of the draft vocabulary [N] -> their embeddings [N, H]."""
+        assert self._embedding is not None
+        return self._embedding[self._token_ids[columns]]
 
     def _noise(self, going: list[Verdict], temperatures: Tensor) -> Tensor:
         """G at the positions the heads guess for: [B, K, D]; zero for greedy sequences."""
@@ -76,15 +105,13 @@ class Drafter:
 
     def measure(self, num_sequences: int, hidden_size: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
         """Seconds of greedy drafting for so many sequences, the median of a few rounds."""
-        hidden = torch.zeros(num_sequences, hidden_size, dtype=dtype, device=self._token_ids.device)
-        embedding = None if self._embedding is None else self._embedding[:1].expand_as(hidden)
+        device = self._token_ids.device
+        hidden = torch.zeros(num_sequences, hidden_size, dtype=dtype, device=device)
+        roots = torch.zeros(num_sequences, dtype=torch.int64, device=device)
         times = []
         with torch.inference_mode():
             for _ in range(num_rounds):
                 begin = time.perf_counter()
-                columns, _ = guess(
-                    self._heads(hidden, embedding), torch.zeros(num_sequences, device=hidden.device), None
-                )
-                columns.cpu()  # waits for the device
+                self._guess(hidden, roots, roots.float(), None)  # ends on the host, so it waits for the device
                 times.append(time.perf_counter() - begin)
         return sorted(times)[num_rounds // 2]

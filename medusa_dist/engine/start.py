@@ -19,7 +19,7 @@ import transformers
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from transformers import AutoTokenizer
 
-from medusa_dist.config import Config
+from medusa_dist.config import Config, Paths
 from medusa_dist.engine.choose import Chooser
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.engine import Engine
@@ -37,8 +37,8 @@ from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.worker import Worker
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.draft import NUM_RANKS
-from medusa_dist.medusa.heads import MedusaHeads
 from medusa_dist.medusa.heads_file import HeadsFile, read_heads
+from medusa_dist.medusa.sequential import build_heads, drafting_dtype
 from medusa_dist.medusa.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
@@ -128,7 +128,7 @@ class EngineRank:
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
             )
-            drafter = None if heads is None else make_drafter(heads, model)
+            drafter = None if heads is None else make_drafter(heads, model, config.speculation.tree)
         with self._phase("warm up", progress):
             self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
             memory = self._memory(model, drafter, control, generation)
@@ -271,10 +271,13 @@ class EngineRank:
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
 
 
-def make_drafter(file: HeadsFile, model: ShardedModel) -> Drafter:
-    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint."""
+def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> Drafter:
+    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
+
+    static: the only tree they will draft for, if there is one.
+    """
     shared = file.description.lm_head == "shared"
     rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
-    heads = MedusaHeads(file, rows, model.dtype, model.device)
+    heads = build_heads(file, rows, drafting_dtype(file, model.dtype, model.device), model.device)
     embedding = load_full_rows(model, "input") if heads.needs_embedding else None
-    return Drafter(heads, embedding, model.vocab_size)
+    return Drafter(heads, embedding, model.vocab_size, static)

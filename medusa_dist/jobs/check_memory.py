@@ -12,8 +12,8 @@ import torch
 from medusa_dist.config import Config
 from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, gathered_block_bytes, kv_blocks
 from medusa_dist.jobs.roof import GPU
-from medusa_dist.medusa.heads import MedusaHeads
 from medusa_dist.medusa.heads_file import HeadsFile
+from medusa_dist.medusa.sequential import build_heads
 from medusa_dist.model.sizing import RankSize
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, block_bytes
 
@@ -81,7 +81,7 @@ def draft_bytes(file: HeadsFile, output_rows: int, embedding_rows: int, dtype: t
     meta, hidden = torch.device("meta"), file.description.base.hidden_size
     known = file.description.draft_vocab_size or output_rows
     shared = file.description.lm_head == "shared"
-    heads = MedusaHeads(file, torch.empty(known, hidden, device=meta) if shared else None, dtype, meta)
+    heads = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, dtype, meta)
     everything = sum(t.numel() * t.element_size() for t in (*heads.parameters(), *heads.buffers()))
     rows = known * hidden * dtype.itemsize if shared else 0
     embedding = embedding_rows * hidden * dtype.itemsize if heads.needs_embedding else 0

@@ -24,7 +24,7 @@ class MedusaHeads(nn.Module):
         description = file.description
         self.num_heads = description.num_heads
         self.description = description
-        self.device = device
+        self.device, self.dtype = device, dtype
         draft_vocab = file.draft_vocab
         self.token_ids = draft_vocab.to(device) if draft_vocab is not None else None
 
@@ -62,10 +62,11 @@ class MedusaHeads(nn.Module):
 
     def forward(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
         """hidden, embedding: [B, H] -> logits [B, K, D] float32."""
+        hidden = hidden.to(self.dtype)
         x = hidden
         if self.needs_embedding:
             assert embedding is not None
-            x = torch.cat([hidden, embedding * self.description.embedding_scale], dim=-1)
+            x = torch.cat([hidden, embedding.to(self.dtype) * self.description.embedding_scale], dim=-1)
         first = F.silu(self.first(x)).view(hidden.shape[0], self.num_heads, -1)
         states = hidden[:, None] + first  # [B, K, H]
         if self.description.num_blocks > 1:

@@ -4,6 +4,8 @@ Owns the format: reading, checking against a base model, writing. Not here: the 
 other projects' formats (jobs/convert_heads.py).
 Tensors: `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or
 2 H for the first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
+the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight`
+[H, width];
 `draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,9 +39,13 @@ class HeadsDescription(Strict):
     """heads.json. Head k (1-based) guesses the token k places behind the one just emitted: offsets[k-1] = k."""
 
     format_version: Literal[1] = 1
-    form: Literal["hidden", "hidden+embedding"] = Field(
+    form: Literal["hidden", "hidden+embedding", "sequential"] = Field(
         description="hidden: Medusa's own form, x = last hidden state after the final norm. hidden+embedding: x = that "
-        "and the input embedding of the token just emitted, times embedding_scale."
+        "and the input embedding of the token just emitted, times embedding_scale. sequential: one cell, applied head "
+        "by head to its own last state and the embedding of the token guessed last (medusa/sequential.py)."
+    )
+    width: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Inner width of the cell; only for the form sequential, which needs it."
     )
     embedding_scale: float = 1.0
     tapped_layers: tuple[int, ...] = Field(
@@ -61,6 +67,14 @@ class HeadsDescription(Strict):
     top_accuracies: tuple[tuple[float, ...], ...] = Field(
         default=(), description="Measured: [head][rank] = share of positions where that guess was right."
     )
+
+    @model_validator(mode="after")
+    def _cell_belongs_to_sequential(self) -> "HeadsDescription":
+        if (self.form == "sequential") != (self.width is not None):
+            raise ValueError("width is needed by the form 'sequential' and belongs to no other form")
+        if self.form == "sequential" and (self.lm_head != "shared" or self.num_blocks != 1 or not self.bias):
+            raise ValueError("the form 'sequential' has lm_head 'shared', num_blocks 1 and bias")
+        return self
 
 
 class HeadsFile:
@@ -143,7 +157,11 @@ def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]
     hidden = description.base.hidden_size
     known = description.draft_vocab_size or description.base.vocab_size
     shapes: dict[str, tuple[int, ...]] = {}
-    for head in range(description.num_heads):
+    if description.width is not None:
+        shapes["cell.up.weight"] = (description.width, 2 * hidden)
+        shapes["cell.up.bias"] = (description.width,)
+        shapes["cell.down.weight"] = (hidden, description.width)
+    for head in range(description.num_heads if description.width is None else 0):
         for block in range(description.num_blocks):
             doubled = block == 0 and description.form == "hidden+embedding"
             shapes[f"heads.{head}.blocks.{block}.weight"] = (hidden, 2 * hidden if doubled else hidden)

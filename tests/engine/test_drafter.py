@@ -79,6 +79,47 @@ def run(folder: Path, count: int = 21, **params: object) -> Run:
 ALL_RIGHT = (0, *((1, 2, 3, 0) * 5))
 
 
+def save_sequential(folder: Path, by: int) -> None:
+    """A cell whose state says, wherever it starts, "`by` on from the token that I was just told"."""
+    about = HeadsDescription(
+        form="sequential",
+        width=2 * HIDDEN,
+        num_heads=HEADS,
+        offsets=(1, 2, 3),
+        dtype="float32",
+        base=BaseModelFacts(name="counting", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB),
+    )
+    # silu(20 x) is 20 x for x = 1 and nearly nothing for x = 0: the state forgets itself and takes the token's place.
+    up = torch.cat([20 * torch.eye(HIDDEN), torch.zeros(HIDDEN, HIDDEN)], 1)
+    told = torch.cat([torch.zeros(HIDDEN, HIDDEN), 20 * torch.eye(HIDDEN)], 1)
+    place = torch.zeros(HIDDEN, HIDDEN)
+    for v in range(VOCAB):
+        place[(v + by) % VOCAB, v] = 1.0
+    tensors = {
+        "cell.up.weight": torch.cat([up, told]),
+        "cell.up.bias": torch.zeros(2 * HIDDEN),
+        "cell.down.weight": torch.cat([-torch.eye(HIDDEN), place], 1) / 20,
+    }
+    HeadsFile(about, tensors).save(folder)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "cells"),
+    [(CHAIN, ((0, True), (1, False), (-1, False))), ({"mode": "auto", "max_nodes": 3}, ((0, True),))],
+)
+def test_sequential_heads_guess_on_from_their_own_guesses(speculation: dict, cells: tuple, tmp_path: Path) -> None:
+    """The model counts; output row v answers to state v - 1, so a cell that repeats what it was told is right."""
+    save_counting_model(tmp_path, 9 * shifted(1))
+    for by, right in cells:
+        save_sequential(tmp_path / "heads", by)
+        rank = EngineRank(tiny_config(tmp_path, speculation=speculation), tmp_path)
+        outputs = decode(rank.engine, [request("a", [9, 4], max_tokens=21, temperature=0.0, ignore_eos=True)]).outputs
+        assert outputs["a"].token_ids == tuple((5 + i) % VOCAB for i in range(21))
+        accepted = sum(head > 0 for head in outputs["a"].heads)
+        assert accepted >= 12 if right else accepted == 0
+        assert not right or max(outputs["a"].heads) == HEADS
+
+
 @pytest.mark.parametrize(("form", "distance"), [("hidden", 1), ("hidden+embedding", 0)])
 def test_a_head_guesses_its_distance_from_the_token_just_emitted(form: str, distance: int, tmp_path: Path) -> None:
     """The hidden state is of the token before the one just emitted, so head k answers to it by k + 1."""

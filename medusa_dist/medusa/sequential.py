@@ -1,0 +1,154 @@
+"""Heads that see what was drafted before them: one cell, applied again for each further token.
+
+Owns the forward pass of the form "sequential", how many guesses are followed up, and which module a file asks for. Not
+here: Medusa's own heads, which guess independently (heads.py), the file (heads_file.py), which guesses become a tree
+(draft.py, tree.py).
+The cell predicts the hidden state that the model will have after one more token, from the last one and that token's
+embedding: y <- y + W2 SiLU(W1 [y, s E(token)] + b), starting at the model's own last hidden state (with what else the
+file taps mixed in). The model's own output rows turn y into logits. Head k is the k-th application, on the path that
+the heads before it guessed: that is Hydra's idea (arXiv 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
+Shapes: B sequences, M paths of each, H hidden size, D tokens the heads know, R ranks, K heads, L lists of guesses.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medusa_dist.config import Paths
+from medusa_dist.medusa.draft import guess
+from medusa_dist.medusa.heads import MedusaHeads
+from medusa_dist.medusa.heads_file import HeadsFile
+from medusa_dist.medusa.tree import NOWHERE
+from medusa_dist.ops.parallel import Linear
+
+FOLLOWED = (3, 2, 1)  # guesses of a sequence that are followed up at depth 1, 2, ...; beyond: 1
+
+
+class SequentialHeads(nn.Module):
+    """The cell of one file. Drafts have no part in what is emitted, so it computes in whatever dtype is fast."""
+
+    def __init__(self, file: HeadsFile, output_rows: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        """output_rows: [D, H] lm_head rows of the tokens the heads know."""
+        super().__init__()
+        self.description = file.description
+        self.num_heads = self.description.num_heads
+        self.device, self.dtype = device, dtype
+        self.token_ids = file.draft_vocab.to(device) if file.draft_vocab is not None else None
+        tensors = {name: t.to(device=device, dtype=dtype) for name, t in file.tensors.items() if name != "draft_vocab"}
+        self._up = Linear(tensors["cell.up.weight"], tensors["cell.up.bias"], prepack=True)
+        self._down = Linear(tensors["cell.down.weight"], None, prepack=True)
+        self._output = Linear(output_rows.to(device=device, dtype=dtype), None, prepack=True)
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether input embeddings are part of the input: always."""
+        return True
+
+    def step(self, states: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """states, embeddings: [N, H] -> the states one token on [N, H], and the next token's logits [N, D] float32."""
+        scaled = embeddings.to(self.dtype) * self.description.embedding_scale
+        states = states.to(self.dtype)
+        states = states + self._down(F.silu(self._up(torch.cat([states, scaled], dim=-1))))
+        logits: Tensor = self._output(states).float() * self.description.logit_scale
+        cap = self.description.logit_softcap
+        return states, logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def build_heads(
+    file: HeadsFile, output_rows: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> MedusaHeads | SequentialHeads:
+    """The module for a file's form. output_rows: [D, H] lm_head rows of its tokens, for files that share them."""
+    if file.description.form != "sequential":
+        return MedusaHeads(file, output_rows, dtype, device)
+    assert output_rows is not None, "shared output rows must be given"
+    return SequentialHeads(file, output_rows, dtype, device)
+
+
+def drafting_dtype(file: HeadsFile, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What heads compute in beside a model of `dtype`: a CPU with bfloat16 products is 3 times faster in it, and what
+    is emitted does not depend on the drafts' digits."""
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and file.description.dtype == "bfloat16" else dtype
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Guesses of B sequences as L lists each, in the form of tree.Candidates: all [B, L, R].
+
+    columns: of the draft vocabulary.
+    """
+
+    columns: Tensor
+    confidences: Tensor
+    follows: Tensor
+
+
+class Growth:
+    """Which guesses are followed up. A static tree's inner paths, or at each depth the likeliest by their path."""
+
+    def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None) -> None:
+        """static: the tree's paths of ranks; None: FOLLOWED decides."""
+        self._fixed: list[list[int]] | None = None
+        self.counts: list[int] = []  # followed up at each depth
+        if static is None:
+            for depth in range(num_heads - 1):
+                count = FOLLOWED[depth] if depth < len(FOLLOWED) else 1
+                self.counts.append(min(count, (self.counts[-1] if self.counts else 1) * num_ranks))
+            return
+        inner = sorted({path[:-1] for path in static if len(path) > 1}, key=lambda path: (len(path), path))
+        layers: list[list[tuple[int, ...]]] = [[()]]
+        self._fixed = []
+        for depth in range(1, num_heads):
+            layer = [path for path in inner if len(path) == depth]
+            self._fixed.append([layers[-1].index(path[:-1]) * num_ranks + path[-1] for path in layer])
+            layers.append(layer)
+        self.counts = [len(places) for places in self._fixed]
+
+    def pick(self, depth: int, values: Tensor) -> Tensor:
+        """values: [B, M * R] of all guesses at this depth (0 is the first) -> [B, count] which to follow up."""
+        if self._fixed is None:
+            return values.topk(self.counts[depth], dim=-1).indices
+        places = torch.tensor(self._fixed[depth], dtype=torch.int64, device=values.device)
+        return places.expand(values.shape[0], -1)
+
+
+def draft_paths(
+    heads: SequentialHeads,
+    hidden: Tensor,
+    first: Tensor,
+    embed: Callable[[Tensor], Tensor],
+    chance: tuple[Tensor, Tensor | None],
+    growth: Growth,
+) -> Lists:
+    """Draft head by head.
+
+    hidden [B, H]. first: embedding of the token just emitted, [B, H]. embed: columns of the draft vocabulary [N] ->
+    their embeddings [N, H]. chance: temperatures [B], and noise [B, K, D] or None, as for guess().
+    """
+    temperatures, noise = chance
+    size = hidden.shape[0]
+    states, embeddings = hidden, first
+    values = hidden.new_ones(size, 1, 1, dtype=torch.float32)  # of the paths: [B, M, 1]
+    made: list[tuple[Tensor, Tensor, Tensor]] = []
+    num_lists = 1
+    for depth in range(heads.num_heads):
+        states, logits = heads.step(states, embeddings)
+        logits = logits.view(size, -1, logits.shape[-1])
+        columns, confidences = guess(logits, temperatures, None if noise is None else noise[:, depth, None])
+        follows = torch.full_like(columns, NOWHERE)
+        made.append((columns, confidences, follows))
+        if depth + 1 == heads.num_heads or not growth.counts[depth]:
+            break
+        values = values * confidences
+        picked = growth.pick(depth, values.flatten(1))  # [B, count]
+        new_lists = torch.arange(num_lists, num_lists + picked.shape[1], device=picked.device)
+        follows.view(size, -1).scatter_(1, picked, new_lists.expand_as(picked))
+        num_lists += picked.shape[1]
+        values = values.flatten(1).gather(1, picked)[:, :, None]
+        owners = picked // columns.shape[-1] + torch.arange(size, device=picked.device)[:, None] * columns.shape[1]
+        states = states[owners.flatten()]
+        embeddings = embed(columns.flatten(1).gather(1, picked).flatten())
+    return Lists(*(torch.cat(parts, dim=1) for parts in zip(*made, strict=True)))

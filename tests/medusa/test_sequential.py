@@ -1,0 +1,115 @@
+"""Heads that see what was drafted before them: against one path at a time, and which guesses are followed up."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medusa_dist.errors import HeadsError
+from medusa_dist.medusa.draft import guess
+from medusa_dist.medusa.heads_file import HeadsFile
+from medusa_dist.medusa.sequential import FOLLOWED, Growth, Lists, SequentialHeads, build_heads, draft_paths
+from medusa_dist.medusa.tree import NOWHERE
+from tests.medusa.tiny_heads import HIDDEN, VOCAB, describe, random_heads, tensors_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+FIELDS = {"form": "sequential", "width": 17, "embedding_scale": 0.7, "draft_vocab_size": 19}
+
+
+def made_heads(num_heads: int = 3, seed: int = 0) -> tuple[HeadsFile, SequentialHeads, torch.Tensor]:
+    """File, module, and input embeddings [V, H]."""
+    file = random_heads(seed, num_heads=num_heads, **FIELDS)
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows, embeddings = (torch.randn(n, HIDDEN, generator=generator) for n in (19, VOCAB))
+    heads = build_heads(file, rows, torch.float32, CPU)
+    assert isinstance(heads, SequentialHeads)
+    return file, heads, embeddings
+
+
+def naive(file: HeadsFile, heads: SequentialHeads, hidden: torch.Tensor, tokens: list[torch.Tensor]) -> torch.Tensor:
+    """Logits [D] of the last head, after these tokens' embeddings, by the formula."""
+    state = hidden
+    t = file.tensors
+    for embedding in tokens:
+        x = torch.cat([state, 0.7 * embedding])
+        state = state + t["cell.down.weight"] @ F.silu(t["cell.up.weight"] @ x + t["cell.up.bias"])
+    return heads._output(state[None])[0]
+
+
+def draft(
+    heads: SequentialHeads,
+    embeddings: torch.Tensor,
+    temperatures: torch.Tensor,
+    noise: torch.Tensor | None,
+    growth: Growth,
+) -> tuple[torch.Tensor, Lists]:
+    generator = torch.Generator().manual_seed(9)
+    hidden = torch.randn(2, HIDDEN, generator=generator)
+    ids = heads.token_ids
+    assert ids is not None
+    embed = lambda columns: embeddings[ids[columns]]  # noqa: E731
+    return hidden, draft_paths(heads, hidden, embeddings[[3, 4]], embed, (temperatures, noise), growth)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_every_list_is_what_its_own_path_leads_to(warm: bool) -> None:
+    file, heads, embeddings = made_heads(4)
+    noise = torch.randn(2, 4, 19, generator=torch.Generator().manual_seed(5)) if warm else None
+    temperatures = torch.tensor([0.0, 0.8 if warm else 0.0])
+    hidden, lists = draft(heads, embeddings, temperatures, noise, Growth(4, 10))
+    assert heads.token_ids is not None
+    for b in range(2):
+        going = [(0, 0, [embeddings[3 + b]])]
+        seen = 0
+        while going:
+            place, depth, path = going.pop()
+            seen += 1
+            logits = naive(file, heads, hidden[b], path)[None, None]
+            columns, confidences = guess(
+                logits, temperatures[b : b + 1], None if noise is None else noise[b, depth][None, None]
+            )
+            assert lists.columns[b, place].tolist() == columns[0, 0].tolist()
+            assert lists.confidences[b, place].tolist() == pytest.approx(confidences[0, 0].tolist(), abs=1e-4)
+            for rank, behind in enumerate(lists.follows[b, place].tolist()):
+                if behind != NOWHERE:
+                    token = heads.token_ids[lists.columns[b, place, rank]]
+                    going.append((behind, depth + 1, [*path, embeddings[token]]))
+        assert seen == lists.columns.shape[1] == 1 + sum(FOLLOWED)
+
+
+def test_the_likeliest_paths_are_followed() -> None:
+    _, heads, embeddings = made_heads(3)
+    _, lists = draft(heads, embeddings, torch.zeros(2), None, Growth(3, 10))
+    first = lists.follows[0, 0]
+    assert (first != NOWHERE).tolist() == [True] * 3 + [False] * 7
+    values = lists.confidences[0, 0, :3, None] * lists.confidences[0, 1:4]
+    followed = (lists.follows[0, 1:4] != NOWHERE).flatten()
+    assert followed.sum() == 2 and values.flatten()[followed].min() >= values.flatten()[~followed].max()
+
+
+def test_a_static_tree_is_drafted_where_it_has_children() -> None:
+    paths = ((0,), (1,), (5,), (1, 2), (5, 0), (1, 2, 3))
+    _, heads, embeddings = made_heads(4)
+    _, lists = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10, paths))
+    assert lists.columns.shape[1] == 4
+    for b in range(2):
+        follows = lists.follows[b]
+        assert {(place, rank) for place, rank in (follows != NOWHERE).nonzero().tolist()} == {(0, 1), (0, 5), (1, 2)}
+        assert follows[0, [1, 5]].tolist() == [1, 2] and follows[1, 2] == 3
+
+
+def test_few_tokens_bound_what_can_be_followed() -> None:
+    assert Growth(4, 2).counts == [2, 2, 1]
+    assert Growth(1, 2).counts == []
+    assert Growth(3, 10, ((0,), (1,))).counts == [0, 0]
+
+
+def test_descriptions_that_cannot_be() -> None:
+    for fields in ({"form": "sequential"}, {"width": 4}, {"form": "sequential", "width": 4, "lm_head": "own"}):
+        with pytest.raises(ValueError, match="sequential"):
+            describe(**fields)
+    about = describe(**FIELDS)
+    tensors = tensors_for(about)
+    del tensors["cell.down.weight"]
+    with pytest.raises(HeadsError, match=r"cell\.down\.weight is missing"):
+        HeadsFile(about, tensors)
