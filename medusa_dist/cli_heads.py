@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from medusa_dist.cli_parts import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note
+from medusa_dist.cli_parts import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note, parse_sizes
 
 app = typer.Typer()
 
@@ -91,6 +91,51 @@ def eval_heads(
         if write and folder is not None:
             job.write_accuracies(folder, report)
             note(f"written: top_accuracies in {folder / 'heads.json'}")
+
+
+@app.command("tune-tree")
+def tune_tree(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompts: PromptsOption = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 48,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
+    mode: Annotated[str, typer.Option(help="What to write: auto (dynamic), static, or best: the faster one.")] = "best",
+    output: Annotated[Path | None, typer.Option(help="Write YAML for `args:` of a Serve config here.")] = None,
+) -> None:
+    """Find the fastest trees for these heads on this machine: measured acceptance over measured step times."""
+    with clear_errors():
+        from medusa_dist.errors import ConfigError
+        from medusa_dist.jobs.open_llm import open_llm
+        from medusa_dist.jobs.prompts import SHIPPED, prompt_ids, read_prompts
+        from medusa_dist.jobs.tune_report import as_yaml, recommended, show
+        from medusa_dist.jobs.tune_tree import MAX_NODES
+        from medusa_dist.jobs.tune_tree import tune_tree as run
+        from medusa_dist.request import SamplingParams
+
+        if mode not in ("best", "auto", "static"):
+            raise ConfigError(f"--mode takes best, auto or static, not {mode!r}")
+        sizes = parse_sizes(batch, "--batch")
+        checked = _config(config, app_name, model, heads, dtype)
+        questions = read_prompts(prompts or SHIPPED)
+        widest = {"mode": "auto", "max_nodes": MAX_NODES}
+        rows = max(checked.max_batched_tokens, 512)
+        with console.status("loading") as status, open_llm(checked, widest, max_batched_tokens=rows) as llm:
+            asked = [(prompt_ids(llm, question.text), question.category) for question in questions]
+            params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+            tuning = run(llm, asked, sizes, params, status.update)
+        show(tuning, Console())
+        chosen = recommended(tuning) if mode == "best" else mode
+        text = as_yaml(tuning, "static" if chosen == "static" else "auto")
+        if output is None:
+            print(text, end="")
+        else:
+            output.write_text(text)
+            note(f"written: {output}")
 
 
 def _draw() -> Any:
