@@ -2,8 +2,9 @@
 
 Owns the worst step and the reading of its peak. Not here: what is made of the number (memory.py), step times
 (measure.py). Worst: as many rows as a step may have, behind as long a context as fits, scores wanted for all drafts of
-all sequences, every row gathered whole to rank 0, and the heads run for all of them. What attention gathers for other
-sequences grows with the cache and is counted with it (memory.gathered_block_bytes).
+all sequences, every row gathered whole to rank 0, the rest of the rows scored as a prompt's, and the heads run for all
+sequences. What attention gathers for other sequences grows with the cache and is counted with it
+(memory.gathered_block_bytes).
 """
 
 from dataclasses import replace
@@ -18,6 +19,7 @@ from medusa_dist.engine.measure import rows_plan
 from medusa_dist.engine.plan import Op, Plan
 from medusa_dist.engine.ranks import Ranks
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
+from medusa_dist.request import MAX_LOGPROBS
 
 _MARGIN = 1.1  # the allocator's fragments
 _CHOICE_COPIES = 4  # whole rows that choosing makes of each: adjusted scores, sorted ones, noise, their sum
@@ -62,6 +64,9 @@ def worst_plan(ranks: Ranks, config: Config) -> Plan:
         chains=np.array([size - num_wanted + 1], dtype=np.int64),
         nodes=np.array([num_wanted - 1], dtype=np.int64),
         parents=plan.parents[: num_wanted - 1],
+        scored=np.array([size - num_wanted], dtype=np.int64),
+        tops=np.array([MAX_LOGPROBS], dtype=np.int64),
+        targets=np.zeros(size - num_wanted, dtype=np.int64),
     )
 
 

@@ -65,6 +65,7 @@ def test_the_worst_step_runs(ranks: Ranks) -> None:
     assert int(plan.starts[0]) == 8 * 16 - 48  # behind all the context that the pool has room for
     assert int(plan.nodes[0]) + 1 == wanted
     assert sorted(worker.scores.whole) == list(range(wanted))
+    assert worker.scores.prompt is not None and worker.scores.prompt.logprobs.size == 48 - wanted  # all other rows
     assert got == 1100 + 4 * 4 * worker.model.vocab_size * 4
 
 
