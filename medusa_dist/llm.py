@@ -56,6 +56,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
+    acceptance: str = "exact"  # or "typical": lossy
 
 
 class Backend(Protocol):
@@ -279,6 +280,7 @@ def _result(request: Request, stream: TextStream) -> RequestOutput:
         num_cached_tokens=stream.num_cached_tokens,
         prompt_logprobs=stream.prompt_logprobs,
         hypotheses=stream.hypotheses,
+        acceptance=request.params.acceptance,
     )
 
 

@@ -104,7 +104,7 @@ ROWS: dict[str, Row] = {
         True,
     ),
     "speculation": Row(False, lambda a, b: b.stats.num_drafted == 0 and a.token_ids == b.token_ids, SAMPLED, True),
-    "acceptance": Row("typical", accepts_more, SAMPLED),
+    "acceptance": Row("typical", lambda a, b: accepts_more(a, b) and b.acceptance == "typical", SAMPLED),
     "typical_epsilon": Row(1e-6, accepts_more, TYPICAL),
     "typical_delta": Row(1e-6, accepts_more, TYPICAL),
     "beam_width": Row(3, lambda a, b: not a.hypotheses and len(b.hypotheses) == 3, GREEDY, True),
