@@ -2,10 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 from medusa_dist.engine.outbox import Outbox, Refusal
 from medusa_dist.errors import RequestError
-from medusa_dist.request import FinishReason, Output
+from medusa_dist.request import FinishReason, Output, TokenLogprobs
 
 
 def out(request_id: str, *ids: int, finish: FinishReason | None = None) -> Output:
@@ -20,6 +21,17 @@ def test_outputs_of_one_request_are_merged_in_order():
     assert [m.request_id for m in taken] == ["a", "b", "c"]
     assert taken[0] == out("a", 1, 2, 3, finish=FinishReason.STOP)
     assert box.take(0.0) == []
+
+
+def test_scores_of_a_prompt_survive_merging():
+    """They come with the first output alone."""
+    scores = (None, TokenLogprobs(5, -0.5, (), ()))
+    box = Outbox(max_tokens=100, stall_s=1.0)
+    box.put([replace(out("a", 1), prompt_logprobs=scores)])
+    box.put([out("a", 2)])
+    box.put([out("a", 3, finish=FinishReason.STOP)])
+    (taken,) = box.take(0.0)
+    assert taken.token_ids == (1, 2, 3) and taken.prompt_logprobs == scores
 
 
 def test_a_refusal_passes_unmerged():
