@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medusa_dist import LLM, SamplingParams
-from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
 from medusa_dist.model.fingerprint import fingerprint
+from tests.medusa.tiny_heads import save_heads
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -56,9 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     # Small blocks over the model's own output rows: each head repeats the model's last guess, right in its cycles.
-    base = BaseModelFacts(name="tiny", fingerprint=fingerprint(folder), hidden_size=HIDDEN, vocab_size=VOCAB)
-    about = HeadsDescription(form="hidden+embedding", num_heads=3, offsets=(1, 2, 3), dtype="float32", base=base)
-    HeadsFile(about, {n: 0.05 * torch.randn(s) for n, s in expected_shapes(about).items()}).save(folder / "heads")
+    save_heads(folder / "heads", HIDDEN, VOCAB, 0.05, fingerprint=fingerprint(folder))
     return folder
 
 

@@ -19,9 +19,9 @@ from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.start import EngineRank
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
-from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
 from medusa_dist.medusa.tree import Candidates
 from medusa_dist.request import Output, Request, SamplingParams
+from tests.medusa.tiny_heads import save_heads
 from tests.model.tiny_models import configs
 
 VOCAB = 31
@@ -45,23 +45,8 @@ def save_model(name: str, folder: Path) -> PreTrainedModel:
         if parameter.dim() == 1:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
-    save_heads(folder / "heads", config.hidden_size)
+    save_heads(folder / "heads", config.hidden_size, VOCAB)
     return model
-
-
-def save_heads(folder: Path, hidden_size: int, num_heads: int = 3) -> None:
-    """Small random blocks over the model's own output rows: each head guesses what the model said a place before."""
-    base = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=hidden_size, vocab_size=VOCAB)
-    about = HeadsDescription(
-        form="hidden+embedding",
-        num_heads=num_heads,
-        offsets=tuple(range(1, num_heads + 1)),
-        dtype="float32",
-        base=base,
-    )
-    generator = torch.Generator().manual_seed(3)
-    shapes = expected_shapes(about)
-    HeadsFile(about, {n: 0.3 * torch.randn(s, generator=generator) for n, s in shapes.items()}).save(folder)
 
 
 def tiny_config(folder: Path, **keys: object) -> Config:

@@ -7,7 +7,8 @@ import torch
 
 from medusa_dist.engine.start import EngineRank, choose_device, find_heads
 from medusa_dist.errors import ConfigError, HeadsError
-from tests.tiny_engine import EOS, VOCAB, decode, request, save_heads, save_model, tiny_config
+from tests.medusa.tiny_heads import save_heads
+from tests.tiny_engine import EOS, VOCAB, decode, request, save_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,8 +66,23 @@ def test_a_tree_deeper_than_the_heads(folder: Path) -> None:
         EngineRank(config, folder)
 
 
+def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder: Path, tmp_path: Path) -> None:
+    """Ranks are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
+    save_heads(tmp_path, 72, VOCAB, draft_vocab_size=5)
+    keys = {"heads": {"source": str(tmp_path)}}
+    with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has a rank outside 0\.\.4"):
+        EngineRank(tiny_config(folder, speculation={"mode": "static", "tree": [[0], [5]]}, **keys), folder)
+    outputs = []
+    for speculation in ({"mode": "static", "tree": [[0], [4], [4, 4]]}, {"mode": "off"}):
+        rank = EngineRank(tiny_config(folder, speculation=speculation, **keys), folder)
+        run = decode(rank.engine, [request("x", [5, 6], temperature=0.0, max_tokens=24, ignore_eos=True)])
+        outputs.append(run.outputs["x"].token_ids)
+        assert (run.drafted > 0) == (speculation["mode"] == "static")
+    assert outputs[0] == outputs[1]
+
+
 def test_heads_for_another_model(folder: Path, tmp_path: Path) -> None:
-    save_heads(tmp_path, hidden_size=71)
+    save_heads(tmp_path, 71, VOCAB)
     with pytest.raises(HeadsError, match="hidden size 71, but the model has 72"):
         EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
 

@@ -5,17 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.jobs.bench import PROMPTS, PromptSource, Setting, bench, bootstrap_interval
 from medusa_dist.jobs.bench_peers import PeerOptions, open_peers
 from medusa_dist.jobs.bench_report import as_json
-from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
-from tests.model.tiny_models import configs
-from tests.tiny_tokenizers import byte_tokenizer
+from tests.jobs.tiny_llm import save_llm
 
 PHASES = ["schedule", "broadcast", "prepare", "copy", "forward", "sample", "accept", "emit", "draft"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,16 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory):
     made = tmp_path_factory.mktemp("bench")
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(made)
-    config = configs()["llama"]
-    config.vocab_size, config.max_position_embeddings, config.intermediate_size = len(tokenizer), 256, 64
-    torch.manual_seed(2)
-    LlamaForCausalLM(config).save_pretrained(made)
-    base = BaseModelFacts(name="bytes", fingerprint=None, hidden_size=config.hidden_size, vocab_size=len(tokenizer))
-    about = HeadsDescription(form="hidden", num_heads=2, offsets=(1, 2), dtype="float32", base=base)
-    HeadsFile(about, {n: 0.1 * torch.randn(s) for n, s in expected_shapes(about).items()}).save(made / "heads")
+    save_llm(made)
     with LLM(str(made), heads=str(made / "heads"), speculation=[[0], [1]], kv_cache_tokens=2048) as llm:
         yield llm
 

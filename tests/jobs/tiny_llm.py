@@ -1,27 +1,13 @@
-"""A whole LLM for the tools: a tiny random model that speaks bytes, with heads."""
+"""A whole LLM for the tools: a tiny random model that speaks bytes, with heads, and how to serve it."""
 
 from pathlib import Path
 
-import torch
-from transformers import LlamaForCausalLM
-
-from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
-from tests.model.tiny_models import configs
-from tests.tiny_tokenizers import byte_tokenizer
+from tests import tiny_llm
 
 
 def save_llm(folder: Path) -> None:
     """Model and tokenizer in `folder`, two heads in folder/heads."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    config = configs()["llama"]
-    config.vocab_size, config.max_position_embeddings, config.intermediate_size = len(tokenizer), 256, 64
-    torch.manual_seed(2)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    base = BaseModelFacts(name="bytes", fingerprint=None, hidden_size=config.hidden_size, vocab_size=len(tokenizer))
-    about = HeadsDescription(form="hidden", num_heads=2, offsets=(1, 2), dtype="float32", base=base)
-    HeadsFile(about, {n: 0.1 * torch.randn(s) for n, s in expected_shapes(about).items()}).save(folder / "heads")
+    tiny_llm.save_llm(folder, max_model_len=256, chat=False)
 
 
 def service_config(folder: Path, **args: object) -> str:

@@ -11,7 +11,8 @@ from medusa_dist.llm import speculation_keys
 from medusa_dist.medusa.draft import NUM_RANKS
 from medusa_dist.medusa.named_trees import NAMED_TREES
 from medusa_dist.medusa.tree import check_paths, order_paths
-from tests.tiny_engine import Setting, decode, engine_over, request, save_heads, save_model, tiny_config
+from tests.medusa.tiny_heads import save_heads
+from tests.tiny_engine import VOCAB, Setting, decode, engine_over, request, save_model, tiny_config
 
 # As published, path by path; ranks as digits.
 MC_SIM = """0 00 1 01 2 000 10 02 3 03 4 04 20 05 001 5 06 6 07 010 11 7 08 002 30 09 8 9 100 020 12 003 40 21 004 005
@@ -51,7 +52,7 @@ def test_the_engine_serves_it_and_refuses_it_with_too_few_heads(tmp_path: Path) 
     named = tiny_config(tmp_path, speculation=speculation_keys("mc_sim_7b_63"))
     with pytest.raises(ConfigError, match=r"path \[0, 0, 0, 0\] is 4 deep, but the model has 3 heads"):
         EngineRank(named, tmp_path)
-    save_heads(tmp_path / "heads", hidden, num_heads=4)
+    save_heads(tmp_path / "heads", hidden, VOCAB, num_heads=4)
     rank = EngineRank(named, tmp_path)
     assert "at most 63 drafted" in rank.facts["speculation"]
     each = [request(f"r{i}", range(3, 12 + i), seed=i, max_tokens=20, ignore_eos=True) for i in range(2)]

@@ -1,5 +1,7 @@
 """Head files made on the fly."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,14 @@ def tensors_for(description: HeadsDescription, scale: float = 0.5, seed: int = 0
 def random_heads(seed: int = 0, scale: float = 0.5, **fields: object) -> HeadsFile:
     description = describe(**fields)
     return HeadsFile(description, tensors_for(description, scale, seed))
+
+
+def save_heads(
+    folder: Path, hidden_size: int, vocab_size: int, scale: float = 0.3, seed: int = 3, **fields: object
+) -> None:
+    """Three heads, unless `fields` say otherwise, over a model's own output rows: their blocks are small and random, so
+    each guesses what the model said a place before."""
+    name, fingerprint = fields.pop("name", "tiny"), fields.pop("fingerprint", None)
+    base = BaseModelFacts(name=name, fingerprint=fingerprint, hidden_size=hidden_size, vocab_size=vocab_size)
+    about = describe(**({"form": "hidden+embedding", "num_heads": 3, "base": base} | fields))
+    HeadsFile(about, tensors_for(about, scale, seed)).save(folder)
