@@ -167,8 +167,9 @@ def bench(
             open_peers(options, llm, status.update) as peers,
         ):
             report = run(llm, setting, peers, status.update)
+        screen = Console(width=None if sys.stdout.isatty() else 140)  # a file or a pipe has room
         for table in as_tables(report):
-            Console().print(table)
+            screen.print(table)
         if output is not None:
             output.write_text(as_json(report) + "\n")
 
