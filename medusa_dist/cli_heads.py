@@ -138,6 +138,44 @@ def tune_tree(
             note(f"written: {output}")
 
 
+@app.command()
+def explain(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompt: Annotated[str | None, typer.Option(help="Draw the real steps of an answer to this.")] = None,
+    tree: Annotated[str | None, typer.Option(help="A static tree: its name, or paths as [[0], [1], [0, 0]].")] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=255, help="Drafts per step, or nodes of the tree drawn.")] = 7,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the answer.")] = 24,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+) -> None:
+    """Draw candidate trees: a static one with what it should gain, or those of real steps and what became of them."""
+    with clear_errors():
+        from medusa_dist.jobs import explain as job
+        from medusa_dist.jobs.explain_config import accuracies_of, tree_of
+        from medusa_dist.jobs.open_llm import open_llm
+        from medusa_dist.jobs.prompts import prompt_ids
+        from medusa_dist.jobs.record import engine_with_heads
+        from medusa_dist.jobs.watch import watch
+        from medusa_dist.request import SamplingParams
+
+        checked = _config(config, app_name, model, heads, dtype)
+        name, speculation = tree_of(checked, tree, nodes)
+        if prompt is None:
+            accuracies = accuracies_of(checked)
+            paths = speculation.tree or job.likeliest(accuracies, nodes)
+            Console().print(job.draw_static(paths, accuracies, name))
+            return
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        with console.status("loading"), open_llm(checked, {"mode": "auto"}) as llm:
+            ids = prompt_ids(llm, prompt)
+            steps = list(watch(engine_with_heads(llm), ids, params, speculation))
+            job.show_steps(steps, llm.tokenizer, Console())
+
+
 def _draw() -> Any:
     """The drawing function, or a ConfigError before anything is measured."""
     from medusa_dist.errors import ConfigError

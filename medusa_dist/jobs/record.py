@@ -24,7 +24,7 @@ class _Recording(Speculation):
     """Verifies nothing and keeps what was guessed: (request id, tokens emitted before) -> candidates."""
 
     def __init__(self) -> None:
-        super().__init__(SpeculationConfig(mode="auto", max_nodes=0))
+        super().__init__(SpeculationConfig(mode="auto", max_nodes=0, min_accepted=0.0))
         self.guesses: dict[tuple[str, int], Candidates] = {}
 
     def trees(self, decoding: list[Running], num_other_rows: int, max_model_len: int) -> list[tuple[Running, Tree]]:

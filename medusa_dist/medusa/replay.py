@@ -57,6 +57,18 @@ def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
     return nodes
 
 
+def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
+    """The confidence behind each node, given that its parent is accepted; 0 for a token that no head guessed."""
+    paths: dict[int, Path] = {-1: ()}
+    chances: list[float] = []
+    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
+        paths[node] = (*paths[parent], token)
+        ranks = truth_ranks(guesses, paths[node])
+        known = len(ranks) == len(paths[node])
+        chances.append(float(guesses.confidences[len(ranks) - 1, ranks[-1]]) if known else 0.0)
+    return chances
+
+
 def num_steps(answer: Answer, accepted: Sequence[int]) -> int:
     """Steps that the answer takes. accepted[i]: drafts accepted by a step whose root is tokens[i].
 
