@@ -30,6 +30,7 @@ class Speculation:
         self.cost = cost
         self.calibration = Calibration()
         self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
+        self._promises: dict[int, Seq[float]] = {}  # of this step, by id of the sequence: its tree's values
         self.num_steps_off = 0  # steps after which the heads did not run: they would not have paid
         self.num_rested = 0  # times a sequence was left out of drafting, for its own record
         self._gain: dict[int, float] = {}
@@ -39,14 +40,15 @@ class Speculation:
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
         """A tree for each sequence that has candidates and use for them."""
+        self._promises.clear()
         drafted = [(s, limit) for s in decoding if s.candidates is not None and (limit := _limits(s, max_model_len))[1]]
         if not drafted:
             return []
         if self.config.mode == "static":
             return [(s, self._static(s, *limit)) for s, limit in drafted]
         ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted]
+        self._promises = {id(s): values for s, _, values in ranked}
         if self.cost is None:
-            self.num_expected += sum(sum(values) for _, _, values in ranked)
             return [(s, tree) for s, tree, _ in ranked]
         cost = self.cost.raised(self._beyond.get(len(decoding), 0.0))
         # Each sequence's values fall, so the best n of all are the first few of each.
@@ -56,15 +58,16 @@ class Speculation:
         count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, cost)
         self._learn(len(decoding), gain)
         sizes = [0] * len(ranked)
-        for negative, index in values[:count]:
+        for _, index in values[:count]:
             sizes[index] += 1
-            self.num_expected -= negative
         return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
 
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         for sequence, hits in ((v.sequence, v.hits) for v in verdicts):
             if len(sequence.tree):
+                # The scheduler may have cut the tree: the first nodes are what was verified.
+                self.num_expected += sum(self._promises.get(id(sequence), ())[: len(sequence.tree)])
                 sequence.record.learn(len(hits), self.config.min_accepted)
             # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
             # chances of its own.

@@ -9,6 +9,7 @@ from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.accept import Accepted
 from medusa_dist.medusa.budget import StepCost
+from medusa_dist.medusa.calibrate import SAMPLED
 from medusa_dist.medusa.tree import Candidates, Tree
 from medusa_dist.ops.attention import KEY_CHUNK
 from medusa_dist.request import Request, SamplingParams
@@ -149,3 +150,19 @@ def test_steps_without_drafts_are_counted() -> None:
             ran += 1
             made.trees([sequence()], 0, MAX_LEN)
     assert made.num_steps_off == 300 - ran > 250
+
+
+@pytest.mark.parametrize("cost", [None, FLAT])
+def test_what_is_expected_is_what_was_verified(cost: StepCost | None) -> None:
+    """The scheduler cuts trees where rows or blocks are short; a static tree foretells nothing."""
+    made, one = policy(7, cost), sequence(chance=0.8)
+    tree = only_tree(made, one)
+    chances = made.calibration.believe(one.candidates, SAMPLED).confidences
+    one.tree = tree.first(3)
+    assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
+    expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]
+    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    assert made.num_expected == pytest.approx(float(expected), rel=1e-5)
+    made.trees([], 0, MAX_LEN)
+    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    assert made.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
