@@ -13,7 +13,7 @@ from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
-from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree
+from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
@@ -45,7 +45,9 @@ class Speculation:
         if not drafted:
             return []
         if self.config.mode == "static":
-            return [(s, self._static(s, *limit)) for s, limit in drafted]
+            planted = [(s, self._static(s, *limit)) for s, limit in drafted]
+            self._promises = {id(s): self._foretold(s, tree) for s, tree in planted if s.matcher is None}
+            return planted
         ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted]
         self._promises = {id(s): values for s, _, values in ranked}
         if self.cost is None:
@@ -118,6 +120,10 @@ class Speculation:
         if sequence.matcher is not None:
             believed = believed.led_by(sequence.matcher.forced()[:max_depth])
         return best_tree(believed, min(max_nodes, self.config.max_nodes), max_depth, may_follow=_fits(sequence))
+
+    def _foretold(self, sequence: Sequence, tree: Tree) -> list[float]:
+        assert sequence.candidates is not None
+        return values_of(tree, self.calibration.believe(sequence.candidates, _band(sequence)))
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> Tree:
         assert sequence.candidates is not None and self.config.tree is not None

@@ -219,6 +219,18 @@ def static_tree(
     return Tree(tuple(tokens), tuple(parents))
 
 
+def values_of(tree: Tree, candidates: Candidates) -> list[float]:
+    """The values, as best_tree has them, of a tree made of these candidates in another way."""
+    values: list[float] = []
+    places = {ROOT: 0}
+    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
+        place = places[parent]
+        rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
+        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[place, rank]))
+        places[node] = candidates.after(place, rank)
+    return values
+
+
 def order_paths(paths: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Paths with parents before children: by depth, then by the sum of ranks (the likelier first), then as they are."""
     return sorted(paths, key=lambda path: (len(path), sum(path), path))

@@ -74,7 +74,7 @@ class ServiceMetrics:
             self._count("phase_seconds", "Wall time of steps, by phase.", spent, phase=phase)
 
     def _predict(self, stats: EngineStats, before: EngineStats) -> None:
-        """Tokens per step as calibrated confidences foretold them, beside the measured. Static trees foretell none."""
+        """Tokens per step as calibrated confidences foretold them, beside the measured."""
         expected = stats.num_expected - before.num_expected
         self._count("expected_tokens", "Drafted tokens expected to become output.", expected)
         self._recent_expected = self._recent_expected * MEMORY + expected

@@ -152,10 +152,13 @@ def test_steps_without_drafts_are_counted() -> None:
     assert made.num_steps_off == 300 - ran > 250
 
 
-@pytest.mark.parametrize("cost", [None, FLAT])
-def test_what_is_expected_is_what_was_verified(cost: StepCost | None) -> None:
-    """The scheduler cuts trees where rows or blocks are short; a static tree foretells nothing."""
-    made, one = policy(7, cost), sequence(chance=0.8)
+STATIC = Speculation(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (1, 0))))
+
+
+@pytest.mark.parametrize("made", [policy(7, None), policy(7, FLAT), STATIC], ids=["no curve", "curve", "static"])
+def test_what_is_expected_is_what_was_verified(made: Speculation) -> None:
+    """The scheduler cuts trees where rows or blocks are short."""
+    one = sequence(chance=0.8)
     tree = only_tree(made, one)
     chances = made.calibration.believe(one.candidates, SAMPLED).confidences
     one.tree = tree.first(3)

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.tree import NOWHERE, ROOT, Candidates, Tree, best_tree, check_paths, order_paths, static_tree
+from medusa_dist.medusa.tree import (
+    NOWHERE,
+    ROOT,
+    Candidates,
+    Tree,
+    best_tree,
+    check_paths,
+    order_paths,
+    static_tree,
+    values_of,
+)
 
 Path = tuple[int, ...]
 
@@ -237,3 +247,11 @@ def test_what_may_not_follow_is_left_out_with_all_below_and_costs_no_node() -> N
         paths = ((0,), (1,), (0, 0), (1, 0), (1, 0, 0))
         static = static_tree(made, paths, 10, 3, may)
         assert paths_of(static) == [path for path in order_paths(paths) if path[: len(bad)] != bad]
+
+
+@settings(max_examples=50, deadline=None)
+@given(confidences(), st.integers(0, 12))
+def test_values_of_a_tree_are_those_it_was_chosen_by(given_confidences: list[list[float]], size: int) -> None:
+    made = candidates(given_confidences)
+    tree, values = best_tree(made, size, 9)
+    assert values_of(tree, made) == values
