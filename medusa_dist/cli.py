@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from medusa_dist import cli_heads
+from medusa_dist import cli_heads, cli_train
 from medusa_dist.cli_parts import (
     DtypeOption,
     HeadsOption,
@@ -28,6 +28,7 @@ from medusa_dist.cli_parts import (
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exact speculative decoding with Medusa heads.")
 app.add_typer(cli_heads.app)
+app.add_typer(cli_train.app)
 
 
 @app.callback()

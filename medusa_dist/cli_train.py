@@ -1,0 +1,137 @@
+"""The commands that make heads: distill and train-heads.
+
+Owns their words and what they print; cli.py hangs them beside its own. Not here: what they do (jobs/). Imports are
+inside the commands, so that `medusa-dist --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medusa_dist.cli_parts import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note
+
+app = typer.Typer()
+
+PromptsOption = Annotated[
+    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+]
+TemperaturesOption = Annotated[str, typer.Option(help="Taken in turn, prompt by prompt; 0 is greedy.")]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
+MaxTokensOption = Annotated[int, typer.Option(min=2, help="Tokens per answer, at most.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.")]
+
+
+def _distill(model: str, heads: str | None, dtype: str, prompts: Path | None, target: Path, **asked: Any) -> None:
+    from medusa_dist.jobs.distill import PROMPTS, distill, origin_of
+    from medusa_dist.jobs.open_llm import open_llm, options_config
+
+    asked_for = prompts or PROMPTS
+    with (
+        console.status("loading"),
+        open_llm(options_config(model, heads, dtype), max_running=asked["batch"], max_batched_tokens=1024) as llm,
+    ):
+        origin = origin_of(llm, asked_for, asked["temperatures"], asked["samples"], asked["max_tokens"])
+        with_bar = distill(llm, asked_for, target, origin)
+    note(f"{len(with_bar.done)} answers, {with_bar.num_tokens:,} tokens; in {target}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    from medusa_dist.errors import ConfigError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--temperatures takes numbers separated by commas, not {text!r}") from None
+
+
+@app.command("distill")
+def distill_command(
+    target: Annotated[Path, typer.Argument(help="The answers, .jsonl; goes on with what is there.")],
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "bfloat16",
+    prompts: PromptsOption = None,
+    temperatures: TemperaturesOption = "0,0.7",
+    samples: SamplesOption = 1,
+    max_tokens: MaxTokensOption = 288,
+    batch: BatchOption = 48,
+) -> None:
+    """Let a model answer prompts: the data that its heads learn from. Run again after a kill, it goes on."""
+    with clear_errors():
+        asked = {"temperatures": _numbers(temperatures), "samples": samples, "max_tokens": max_tokens, "batch": batch}
+        _distill(model, heads, dtype, prompts, target, **asked)
+
+
+@app.command("train-heads")
+def train_heads_command(
+    target: Annotated[Path, typer.Argument(help="The folder for heads.safetensors and heads.json.")],
+    model: ModelOption = "demo:smollm2-135m",
+    data: Annotated[
+        Path | None, typer.Option(help="Answers, as distill writes them. None: they are made first.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="For answers, places and checkpoints; default: TARGET.work. May be deleted.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (Medusa's own).")] = "sequential",
+    num_heads: Annotated[int, typer.Option(min=1, max=16, help="How far ahead drafts reach.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not of the form sequential.")] = 1,
+    lm_head: Annotated[
+        str, typer.Option(help="Output rows: shared (the model's), or own; sequential shares.")
+    ] = "shared",
+    draft_vocab: Annotated[int, typer.Option(min=1, help="Tokens that heads can draft.")] = 8192,
+    loss: Annotated[str, typer.Option(help="kl, ce, or lk (see docs/heads.md).")] = "kl",
+    epochs: Annotated[float, typer.Option(min=0.01)] = 5.0,
+    batch_places: Annotated[int, typer.Option(min=1, help="Places of one step.")] = 1024,
+    learning_rate: Annotated[float, typer.Option(min=1e-7)] = 1.5e-3,
+    dtype: Annotated[str, typer.Option(help="Of the model while it reads the answers, and makes them.")] = "bfloat16",
+    prompts: PromptsOption = None,
+    temperatures: TemperaturesOption = "0,0.7",
+    samples: SamplesOption = 1,
+    max_tokens: MaxTokensOption = 288,
+    batch: BatchOption = 48,
+) -> None:
+    """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
+    with clear_errors():
+        import torch
+        from pydantic import ValidationError
+
+        from medusa_dist.config import explain_validation
+        from medusa_dist.errors import ConfigError
+        from medusa_dist.jobs.open_llm import options_config
+        from medusa_dist.jobs.train_heads import Job, Shape, train_heads
+        from medusa_dist.jobs.train_loop import Recipe
+
+        try:
+            shape = Shape.model_validate(
+                {
+                    "form": form,
+                    "num_heads": num_heads,
+                    "num_blocks": blocks,
+                    "width": width,
+                    "draft_vocab_size": draft_vocab,
+                    "lm_head": lm_head,
+                }
+            )
+            recipe = Recipe.model_validate(
+                {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
+            )
+        except ValidationError as error:
+            raise ConfigError(explain_validation(error)) from None
+        config = options_config(model, None, dtype)
+        folder = work or target.with_name(target.name + ".work")
+        folder.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            data = folder / "answers.jsonl"
+            asked = {
+                "temperatures": _numbers(temperatures),
+                "samples": samples,
+                "max_tokens": max_tokens,
+                "batch": batch,
+            }
+            _distill(model, None, dtype, prompts, data, **asked)
+        job = Job(config, data, target, folder, shape, recipe, getattr(torch, config.dtype))
+        with console.status("starting") as status:
+            file = train_heads(job, note, status.update)
+        note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")

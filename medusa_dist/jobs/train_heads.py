@@ -1,0 +1,229 @@
+"""`medusa-dist train-heads`: from a model without heads to a head file that serves.
+
+Owns the course: one pass of the model over its answers, training, packing. Not here: the answers (distill.py), the
+parts (train_data.py, train_loop.py).
+The base model stays as it is: only heads learn, so what the service answers does not change.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from rich.progress import Progress
+from torch import Tensor
+
+from medusa_dist.config import Config, Strict
+from medusa_dist.engine.start import model_folder
+from medusa_dist.errors import ConfigError
+from medusa_dist.jobs.answers_file import Answer, Origin, read_answers
+from medusa_dist.jobs.train_data import KEPT, Places, collect, data_key, load_places, save_places
+from medusa_dist.jobs.train_loop import Recipe, Score, Trainer, mixed_precision
+from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
+from medusa_dist.medusa.trainable import TrainableHeads
+from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
+from medusa_dist.ops.parallel import Parallel
+
+_FEWEST = 20  # answers below which there is nothing to hold out
+
+
+class Shape(Strict):
+    """The heads to train."""
+
+    form: Literal["hidden", "hidden+embedding", "sequential"] = "sequential"
+    num_heads: Annotated[int, Field(ge=1, le=16)] = 4
+    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not of the form sequential.")
+    width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only of the form sequential.")
+    draft_vocab_size: Annotated[int, Field(ge=1)] = Field(
+        default=8192, description="The tokens that the model emits most; the whole vocabulary if that is smaller."
+    )
+    lm_head: Literal["shared", "own"] = "shared"
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=0.05, description="Share of the prompts whose answers are kept for judging."
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Answers, and the file they came from."""
+
+    origin: Origin
+    answers: list[Answer]
+    path: Path
+
+    def held_out(self, share: float) -> Tensor:
+        """[number of answers]: whether an answer is held out. All answers of a prompt are, or none."""
+        marks = torch.tensor([_mark(answer.id.split(":")[0]) for answer in self.answers])
+        return marks <= max(share, float(marks.min()))
+
+
+def _mark(prompt: str) -> float:
+    """0 to 1, the same for the same prompt."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
+
+
+def read_data(path: Path, model: str, found: str) -> Data:
+    """The answers to learn from. found: fingerprint of the model to train for. Raises ConfigError."""
+    origin, answers = read_answers(path)
+    if origin.fingerprint is not None and origin.fingerprint != found:
+        raise ConfigError(f"{path} holds answers of another model ({origin.model}); heads for {model} need its own")
+    answers = [answer for answer in answers if len(answer.output_ids) > 1]
+    if len(answers) < _FEWEST:
+        raise ConfigError(f"{path} has {len(answers)} answers of 2 tokens and more; {_FEWEST} are the least")
+    return Data(origin, answers, path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, from what, and where to keep things. dtype: of the pass over the answers."""
+
+    config: Config
+    data: Path
+    target: Path
+    work: Path
+    shape: Shape
+    recipe: Recipe
+    dtype: torch.dtype
+
+
+def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], None]) -> HeadsFile:
+    """Train, pack into job.target, and return what was packed. Goes on after a kill.
+
+    note: told what is worth keeping on the screen; status: what is going on now. Raises ConfigError or EngineError.
+    """
+    folder = model_folder(job.config)
+    found = fingerprint(folder)
+    data = read_data(job.data, job.config.model, found)
+    job.work.mkdir(parents=True, exist_ok=True)
+    status("loading the model")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(
+        folder,
+        dtype=job.dtype,
+        device=device,
+        parallel=Parallel(),
+        trust_remote_code=job.config.trust_remote_code,
+    )
+    places, key = _places(job, model, data, found)
+    held = data.held_out(job.shape.held_out)
+    train, judge = places.of(~held), places.of(held)
+    vocab = draft_vocab(train, min(job.shape.draft_vocab_size, model.vocab_size), model.vocab_size)
+    covered = float(torch.isin(judge.tokens, vocab).float().mean())
+    note(
+        f"{len(data.answers)} answers, {len(train):,} places to learn from and {len(judge):,} held out; "
+        f"{len(vocab)} tokens to draft, {covered:.1%} of the held-out ones"
+    )
+    embedding = load_full_rows(model, "input").float().cpu()
+    about = describe(job, model, found, vocab, places, embedding)
+    rows = load_full_rows(model, "output", vocab).cpu()
+    heads = TrainableHeads(about, rows.bfloat16() if mixed_precision() == "bf16" else rows.float(), embedding)
+    note(f"memory: about {memory_estimate(heads, places, vocab, job.recipe) / 1e9:.1f} GB at the peak of training")
+    del model
+    trainer = Trainer(heads, (train, judge), vocab, job.recipe, job.work, key)
+    if trainer.progress.step:
+        note(f"going on after step {trainer.progress.step}")
+    best = trainer.run(status)
+    trainer.load(best)
+    score = trainer.score()
+    file = pack(about, best, vocab, score, data, job, trainer)
+    file.save(job.target)
+    note(summary(score, trainer))
+    return file
+
+
+def _places(job: Job, model: ShardedModel, data: Data, found: str) -> tuple[Places, str]:
+    """The pass over the answers, or what an earlier run kept of it."""
+    key = data_key(data.answers, found, job.dtype)
+    path = job.work / "places.safetensors"
+    places = load_places(path, key)
+    if places is None:
+        with Progress(transient=True) as bar:
+            task = bar.add_task("reading the answers", total=sum(len(answer.output_ids) for answer in data.answers))
+            places = collect(model, data.answers, lambda count: bar.advance(task, count))
+        save_places(places, path, key)
+    return places, key
+
+
+def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
+    """[size], sorted: the tokens that the base most expects in its answers; ties to the lower id."""
+    weights = torch.zeros(vocab_size, dtype=torch.float64)
+    weights.index_add_(0, places.base_ids.flatten().long(), places.base_chances.flatten().double())
+    weights -= 1e-9 * torch.arange(vocab_size)
+    return weights.topk(size).indices.sort().values
+
+
+def describe(
+    job: Job, model: ShardedModel, found: str, vocab: Tensor, places: Places, embedding: Tensor
+) -> HeadsDescription:
+    """heads.json before anything is learned."""
+    shape, sequential = job.shape, job.shape.form == "sequential"
+    sample = places.hidden[:: max(1, len(places) // 4096)].float()
+    used = embedding[places.tokens[:: max(1, len(places) // 4096)]]
+    scale = float(sample.pow(2).mean().sqrt() / used.pow(2).mean().sqrt().clamp_min(1e-6))
+    return HeadsDescription(
+        form=shape.form,
+        width=shape.width if sequential else None,
+        embedding_scale=1.0 if shape.form == "hidden" else round(scale, 3),
+        num_heads=shape.num_heads,
+        num_blocks=1 if sequential else shape.num_blocks,
+        lm_head="shared" if sequential else shape.lm_head,
+        draft_vocab_size=None if len(vocab) == model.vocab_size else len(vocab),
+        offsets=tuple(range(1, shape.num_heads + 1)),
+        dtype="bfloat16",
+        base=BaseModelFacts(
+            name=job.config.model, fingerprint=found, hidden_size=model.hidden_size, vocab_size=model.vocab_size
+        ),
+    )
+
+
+def memory_estimate(heads: TrainableHeads, places: Places, vocab: Tensor, recipe: Recipe) -> int:
+    """Bytes at the peak: places, parameters with gradients, Adam's moments and two copies, frozen rows, and one batch's
+    logits with what their gradients need."""
+    kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))
+    learned = sum(t.numel() for t in heads.parameters()) * 4 * 6
+    frozen = sum(t.numel() * t.element_size() for t in heads.buffers())
+    logits = recipe.batch_places * len(vocab) * heads.about.num_heads * 12
+    return 2 * kept + learned + frozen + logits
+
+
+def pack(
+    about: HeadsDescription,
+    state: dict[str, Tensor],
+    vocab: Tensor,
+    score: Score,
+    data: Data,
+    job: Job,
+    trainer: Trainer,
+) -> HeadsFile:
+    """The head file: tensors in bfloat16, and where they come from."""
+    tensors = {name: t.to(torch.bfloat16) for name, t in state.items()}
+    if about.draft_vocab_size is not None:
+        tensors["draft_vocab"] = vocab.int()
+    training = {
+        "answers": data.path.name,
+        "answers_sha256": hashlib.sha256(data.path.read_bytes()).hexdigest(),
+        "origin": data.origin.model_dump(),
+        "places": len(trainer.train),
+        "places_held_out": len(trainer.held),
+        "recipe": job.recipe.model_dump() | {"kept_of_each_distribution": KEPT, "held_out": job.shape.held_out},
+        "steps": trainer.progress.best_step,
+        "held_out_chain_tokens_per_step": round(score.chain, 3),
+    }
+    packed = about.model_copy(
+        update={"training": training, "top_accuracies": tuple(tuple(head) for head in score.accuracies)}
+    )
+    return HeadsFile(packed, tensors)
+
+
+def summary(score: Score, trainer: Trainer) -> str:
+    """One line per head."""
+    lines = [
+        f"head {k}: right {head[0]:.1%}, among its best {len(head)} {head[-1]:.1%}"
+        for k, head in enumerate(score.accuracies, start=1)
+    ]
+    lines.append(f"best after step {trainer.progress.best_step}: {score.chain:.3f} tokens per step, best guesses alone")
+    return "\n".join(lines)
