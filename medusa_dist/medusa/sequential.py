@@ -25,6 +25,7 @@ from medusa_dist.medusa.tree import NOWHERE
 from medusa_dist.ops.parallel import Linear
 
 FOLLOWED = (3, 2, 1)  # guesses of a sequence that are followed up at depth 1, 2, ...; beyond: 1
+LEAST = 0.08  # confidence along a path below which following it up costs more than it can gain
 
 
 class SequentialHeads(nn.Module):
@@ -107,6 +108,13 @@ class Growth:
             layers.append(layer)
         self.counts = [len(places) for places in self._fixed]
 
+    def goes_on(self, depth: int, values: Tensor) -> bool:
+        """Whether to draft behind guesses of these values at this depth; a static tree must be drafted whole."""
+        if not self.counts[depth]:
+            return False
+        # On a GPU a further round is cheaper than waiting for the answer.
+        return self._fixed is not None or values.device.type != "cpu" or float(values.max()) >= LEAST
+
     def pick(self, depth: int, values: Tensor) -> Tensor:
         """values: [B, M * R] of all guesses at this depth (0 is the first) -> [B, count] which to follow up."""
         if self._fixed is None:
@@ -140,9 +148,9 @@ def draft_paths(
         columns, confidences = guess(logits, temperatures, None if noise is None else noise[:, depth, None])
         follows = torch.full_like(columns, NOWHERE)
         made.append((columns, confidences, follows))
-        if depth + 1 == heads.num_heads or not growth.counts[depth]:
-            break
         values = values * confidences
+        if depth + 1 == heads.num_heads or not growth.goes_on(depth, values):
+            break
         picked = growth.pick(depth, values.flatten(1))  # [B, count]
         new_lists = torch.arange(num_lists, num_lists + picked.shape[1], device=picked.device)
         follows.view(size, -1).scatter_(1, picked, new_lists.expand_as(picked))

@@ -98,6 +98,16 @@ def test_a_static_tree_is_drafted_where_it_has_children() -> None:
         assert follows[0, [1, 5]].tolist() == [1, 2] and follows[1, 2] == 3
 
 
+def test_paths_that_are_hardly_believed_are_not_followed() -> None:
+    _, heads, embeddings = made_heads(4)
+    sure = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10))[1]
+    heads.description = heads.description.model_copy(update={"logit_scale": 1e-3})  # every token alike: 1 in 19
+    unsure = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10))[1]
+    assert sure.columns.shape[1] > 1 == unsure.columns.shape[1] and (unsure.follows == NOWHERE).all()
+    static = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10, ((0,), (0, 0), (0, 0, 0))))[1]
+    assert static.columns.shape[1] == 3
+
+
 def test_few_tokens_bound_what_can_be_followed() -> None:
     assert Growth(4, 2).counts == [2, 2, 1]
     assert Growth(1, 2).counts == []
