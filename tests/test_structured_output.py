@@ -258,3 +258,51 @@ def test_llm_takes_grammars(model: Model, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="unclosed group"):
             llm.generate([[5, 6]], SamplingParams(grammar=Grammar.regex("(a")))
         assert llm.generate([[5, 6]], SamplingParams(max_tokens=2))[0].finish_reason is FinishReason.LENGTH
+
+
+REAL: list[tuple[Grammar, Callable[[str], object], str]] = [
+    (Grammar.json_schema(s), lambda text, s=s: jsonschema.validate(json.loads(text), s) is None, "Make it up as JSON.")
+    for s in (
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 12},
+                "grid": {"type": "array", "items": {"type": "array", "items": {"type": "number"}, "maxItems": 2}},
+                "colour": {"enum": ["rouge", "jaune é", "日本"]},
+                "code": {"type": "string", "pattern": "^[A-Z]{2}-\\d{3}$"},
+                "n": {"type": "integer", "multipleOf": 5, "minimum": 10, "maximum": 95},
+            },
+            "required": ["name", "grid", "colour", "code", "n"],
+            "additionalProperties": False,
+        },
+        {"type": "array", "items": {"anyOf": [{"type": "boolean"}, {"const": "ünï😀"}]}, "minItems": 2, "maxItems": 4},
+    )
+]
+REAL += [
+    (Grammar.regex(r"\d{4}-\d\d-\d\d"), re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch, "When did it end?"),
+    (Grammar.choice(["positive", "日本語", "日本"]), ["positive", "日本語", "日本"].__contains__, "Pick one."),
+    (Grammar.ebnf('root ::= [a-z]{1,5} "=" [0-9]+ ("," root)?'), re.compile("[a-z0-9=,]+").fullmatch, "Assign."),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_demo_model_obeys_and_drafts_change_nothing() -> None:
+    with LLM("demo:smollm2-135m", max_model_len=512, max_running=8) as llm:
+        cases = [(case, i) for case in REAL for i in range(3)]
+        prompts = [llm.chat_ids([{"role": "user", "content": question}]) for (_, _, question), _ in cases]
+        outputs = {}
+        for speculation in (True, False):
+            params = [
+                SamplingParams(grammar=g, max_tokens=120, temperature=0.7 * (i > 0), seed=i, speculation=speculation)
+                for (g, _, _), i in cases
+            ]
+            outputs[speculation] = llm.generate(prompts, params)
+        finished = 0
+        for ((_, is_right, _), _), on, off in zip(cases, outputs[True], outputs[False], strict=True):
+            assert (on.token_ids, on.finish_reason, on.text) == (off.token_ids, off.finish_reason, off.text)
+            if on.finish_reason is FinishReason.STOP:
+                assert is_right(on.text), on.text
+                finished += 1
+        assert finished >= 10
+        assert sum(on.stats.num_accepted for on in outputs[True]) > 0
