@@ -93,45 +93,40 @@ def train_heads_command(
     batch: BatchOption = 48,
 ) -> None:
     """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
+    shape = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
+    shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
+    recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
+    folder = work or target.with_name(target.name + ".work")
     with clear_errors():
-        import torch
-        from pydantic import ValidationError
-
-        from medusa_dist.config import explain_validation
-        from medusa_dist.errors import ConfigError
-        from medusa_dist.jobs.open_llm import options_config
-        from medusa_dist.jobs.train_heads import Job, Shape, train_heads
-        from medusa_dist.jobs.train_loop import Recipe
-
-        try:
-            shape = Shape.model_validate(
-                {
-                    "form": form,
-                    "num_heads": num_heads,
-                    "num_blocks": blocks,
-                    "width": width,
-                    "draft_vocab_size": draft_vocab,
-                    "lm_head": lm_head,
-                }
-            )
-            recipe = Recipe.model_validate(
-                {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
-            )
-        except ValidationError as error:
-            raise ConfigError(explain_validation(error)) from None
-        config = options_config(model, None, dtype)
-        folder = work or target.with_name(target.name + ".work")
+        checked = _checked(shape, recipe)
         folder.mkdir(parents=True, exist_ok=True)
         if data is None:
             data = folder / "answers.jsonl"
-            asked = {
-                "temperatures": _numbers(temperatures),
-                "samples": samples,
-                "max_tokens": max_tokens,
-                "batch": batch,
-            }
-            _distill(model, None, dtype, prompts, data, **asked)
-        job = Job(config, data, target, folder, shape, recipe, getattr(torch, config.dtype))
-        with console.status("starting") as status:
-            file = train_heads(job, note, status.update)
-        note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")
+            asked = {"temperatures": _numbers(temperatures), "samples": samples}
+            _distill(model, None, dtype, prompts, data, **asked, max_tokens=max_tokens, batch=batch)
+        _train(model, dtype, data, target, folder, *checked)
+
+
+def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
+    """What is to be trained and how, before anything is loaded."""
+    from pydantic import ValidationError
+
+    from medusa_dist.config import explain_validation
+    from medusa_dist.errors import ConfigError
+    from medusa_dist.jobs.train_heads import Shape
+    from medusa_dist.jobs.train_loop import Recipe
+
+    try:
+        return Shape.model_validate(shape), Recipe.model_validate(recipe)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error)) from None
+
+
+def _train(model: str, dtype: str, data: Path, target: Path, work: Path, shape: Any, recipe: Any) -> None:
+    from medusa_dist.jobs.open_llm import options_config
+    from medusa_dist.jobs.train_heads import Job, train_heads
+
+    job = Job(options_config(model, None, dtype), data, target, work, shape, recipe)
+    with console.status("starting") as status:
+        file = train_heads(job, note, status.update)
+    note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")

@@ -79,7 +79,7 @@ def read_data(path: Path, model: str, found: str) -> Data:
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, from what, and where to keep things. dtype: of the pass over the answers."""
+    """What to train, from what, and where to keep things. The pass over the answers is in the config's dtype."""
 
     config: Config
     data: Path
@@ -87,7 +87,12 @@ class Job:
     work: Path
     shape: Shape
     recipe: Recipe
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model while it reads the answers."""
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
 
 
 def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], None]) -> HeadsFile:

@@ -53,7 +53,7 @@ def train(model: Path, data: Path, target: Path, **shape: object) -> list[str]:
     said: list[str] = []
     config = parse_config({"model": str(model), "dtype": "float32"})
     made = Shape.model_validate({"num_heads": 3, "width": 64, "held_out": 0.1, **shape})
-    job = Job(config, data, target, target.parent / "work", made, RECIPE, torch.float32)
+    job = Job(config, data, target, target.parent / "work", made, RECIPE)
     train_heads(job, said.append, said.append)
     return said
 
