@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_dist.medusa.calibrate import Calibration, Label, labels_of
-from medusa_dist.medusa.tree import NOWHERE, Candidates, Floats, Tree, best_tree, order_paths
+from medusa_dist.medusa.tree import NOWHERE, ROOT, Candidates, Floats, Tree, best_tree, order_paths, values_of
 
 Path = tuple[int, ...]
 _LEARNING_NODES = 15  # of the trees whose verdicts fit a calibration
@@ -50,7 +50,7 @@ def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
     """The nodes that verification would accept, from the root down."""
     nodes: list[int] = []
     for token in truth:
-        child = tree.children.get(nodes[-1] if nodes else -1, {}).get(token)
+        child = tree.children.get(nodes[-1] if nodes else ROOT, {}).get(token)
         if child is None:
             break
         nodes.append(child)
@@ -58,15 +58,10 @@ def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
 
 
 def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
-    """The confidence behind each node, given that its parent is accepted; 0 for a token that no head guessed."""
-    paths: dict[int, Path] = {-1: ()}
-    chances: list[float] = []
-    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
-        paths[node] = (*paths[parent], token)
-        ranks = truth_ranks(guesses, paths[node])
-        known = len(ranks) == len(paths[node])
-        chances.append(float(guesses.confidences[len(ranks) - 1, ranks[-1]]) if known else 0.0)
-    return chances
+    """The confidence behind each node, given that its parent is accepted."""
+    values = values_of(tree, guesses)
+    above = [1.0 if parent == ROOT else values[parent] for parent in tree.parents]
+    return [value / before if before else 0.0 for value, before in zip(values, above, strict=True)]
 
 
 def num_steps(answer: Answer, accepted: Sequence[int]) -> int:

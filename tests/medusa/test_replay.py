@@ -12,6 +12,7 @@ from medusa_dist.medusa.replay import (
     calibration_error,
     dynamic_curve,
     fit,
+    node_chances,
     num_steps,
     path_chances,
     reliability,
@@ -124,3 +125,24 @@ def test_honest_confidences_are_found_reliable_and_boasting_ones_are_not() -> No
 def test_calibration_error_weighs_by_count() -> None:
     assert calibration_error([Bin(3, 0.5, 0.4), Bin(1, 0.9, 0.5)]) == pytest.approx((3 * 0.1 + 0.4) / 4)
     assert calibration_error([]) == 0.0
+
+
+SEEN = Candidates(
+    tokens=np.array([[11, 7], [8, 12], [12, 9]]),
+    confidences=np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]], dtype=np.float32),
+    follows=np.array([[1, 2], [-1, -1], [-1, -1]]),
+)
+
+
+def test_heads_that_see_the_guesses_before_theirs() -> None:
+    """Behind 11 head 2 guesses 12 second, behind 7 first; behind those nobody guessed."""
+    assert truth_ranks(SEEN, (11, 12, 13)) == (0, 1) and truth_ranks(SEEN, (7, 12)) == (1, 0)
+    # After 10 comes 5, which head 1 does not have, so head 2 is not judged there; after 5 comes 12.
+    assert accuracies([Answer((10, 5, 12), (SEEN, SEEN), GREEDY)]) == [[0.0, 0.0]]
+    assert accuracies([Answer((10, 11, 12), (SEEN, SEEN), GREEDY)]) == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_chances_of_nodes() -> None:
+    assert node_chances(Tree((11, 8, 12), (-1, 0, 0)), ANSWER.guesses[0]) == pytest.approx([0.6, 0.5, 0.2])
+    tree = Tree(tokens=(11, 7, 12, 12), parents=(-1, -1, 1, 0))
+    assert node_chances(tree, SEEN) == pytest.approx([0.6, 0.3, 0.4, 0.2])
