@@ -119,9 +119,9 @@ def workspace_bytes(config: Config, size: RankSize, max_model_len: int) -> int:
     """An estimate of what the largest step holds for a moment: activations, scores, and attention's mask or scores."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     rows = config.max_batched_tokens
-    scored = min(rows, config.max_running * (1 + config.speculation.most_nodes))
+    wanted = min(rows, config.max_running * (1 + config.speculation.most_nodes))
     activations = rows * (6 * size.input_shape[1] + 3 * size.widest) * dtype.itemsize
-    logits = scored * size.vocab_shard * (dtype.itemsize + 8)
+    logits = (rows * dtype.itemsize + wanted * 8) * size.vocab_shard  # all rows: those of prompts may be scored
     if config.device == "cpu":  # scores and weights of all heads, in float32
         attention = rows * max_model_len * size.num_heads * 8
     else:  # a mask per query head of a group; rows padded to a power of two
