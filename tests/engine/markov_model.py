@@ -6,7 +6,7 @@ Everything but the network is real: scheduler, plans, worker, chooser, drafter w
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.choose import Chooser
@@ -18,6 +18,7 @@ from medusa_dist.engine.scheduler import Limits, Scheduler
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.worker import Worker
 from medusa_dist.medusa.budget import StepCost
+from medusa_dist.medusa.heads import MedusaHeads
 from medusa_dist.ops.kv_rows import KVPool
 from medusa_dist.ops.parallel import Parallel
 from medusa_dist.request import Output, Request
@@ -48,12 +49,13 @@ class MarkovModel:
         return self.logits[input_ids[rows]], torch.zeros(rows.numel(), 1)
 
 
-class MarkovHeads:
+class MarkovHeads(MedusaHeads):
     """Heads that know the table but for some error: head k guesses from the k-th power of it."""
 
     needs_embedding, token_ids, device = True, None, CPU
 
     def __init__(self, logits: Tensor, num_heads: int, error: float) -> None:
+        nn.Module.__init__(self)  # there is no file to read
         self.num_heads = num_heads
         generator = torch.Generator().manual_seed(8)
         chances = torch.softmax(logits.double(), dim=-1)
@@ -61,7 +63,8 @@ class MarkovHeads:
         self._tables = torch.stack([p + error * torch.randn(p.shape, generator=generator) for p in powers])
         self.num_calls = 0
 
-    def __call__(self, _hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, _hidden: Tensor, embedding: Tensor | None) -> Tensor:
+        assert embedding is not None
         self.num_calls += 1
         return self._tables[:, embedding.argmax(dim=1)].transpose(0, 1)
 
