@@ -43,6 +43,8 @@ def continuation(request: Request, max_model_len: int) -> tuple[tuple[int, ...],
 class FakeWorker:
     """Executes plans like engine/worker.py, on a dictionary: slot -> (position, token)."""
 
+    answer = staticmethod(truth)
+
     def __init__(self, max_running: int, max_blocks: int) -> None:
         self.memory: dict[int, tuple[int, int]] = {}
         self.tables = np.zeros((max_running, max_blocks), dtype=np.int64)
@@ -93,7 +95,7 @@ class FakeWorker:
         for view in views[chain - 1 :]:
             seen = [self.memory[place(column)] for column in view]
             assert [position for position, _ in seen] == list(range(len(view))), "a row stands where another belongs"
-            choices.append(truth(tuple(token for _, token in seen)))
+            choices.append(self.answer(tuple(token for _, token in seen)))
         return choices
 
 
