@@ -63,19 +63,21 @@ class Drafter:
             [v.sequence.request.params.temperature for v in going], dtype=torch.float32, device=device
         )
         noise = self._noise(going, temperatures) if bool((temperatures > 0).any()) else None
-        made = self._guess(hidden, roots, temperatures, noise)
+        made = self._guess(hidden, roots, (temperatures, noise), self._growth)
         for verdict, candidates in zip(going, made, strict=True):
             verdict.sequence.candidates = candidates
 
-    def _guess(self, hidden: Tensor, roots: Tensor, temperatures: Tensor, noise: Tensor | None) -> list[Candidates]:
-        """hidden [B, H], roots [B], temperatures [B], noise [B, K, D] -> each sequence's candidates."""
+    def _guess(
+        self, hidden: Tensor, roots: Tensor, chance: tuple[Tensor, Tensor | None], growth: Growth
+    ) -> list[Candidates]:
+        """hidden [B, H], roots [B], chance: temperatures [B] and noise [B, K, D] -> each sequence's candidates."""
         embedding = None if self._embedding is None else self._embedding[roots]
         if isinstance(self._heads, MedusaHeads):
-            columns, confidences = guess(self._heads(hidden, embedding), temperatures, noise)
+            columns, confidences = guess(self._heads(hidden, embedding), *chance)
             tokens = self._token_ids[columns].cpu().numpy()
             return [Candidates(ids, q) for ids, q in zip(tokens, confidences.cpu().numpy(), strict=True)]
         assert embedding is not None
-        lists = draft_paths(self._heads, hidden, embedding, self._embed, (temperatures, noise), self._growth)
+        lists = draft_paths(self._heads, hidden, embedding, self._embed, chance, growth)
         tokens, follows = (x.cpu().numpy() for x in (self._token_ids[lists.columns], lists.follows))
         return [
             Candidates(ids, q, then)
@@ -108,10 +110,11 @@ class Drafter:
         device = self._token_ids.device
         hidden = torch.zeros(num_sequences, hidden_size, dtype=dtype, device=device)
         roots = torch.zeros(num_sequences, dtype=torch.int64, device=device)
+        whole = Growth(self.num_heads, self.num_ranks, least=0.0)  # zeros are believed nowhere, real states are
         times = []
         with torch.inference_mode():
             for _ in range(num_rounds):
                 begin = time.perf_counter()
-                self._guess(hidden, roots, roots.float(), None)  # ends on the host, so it waits for the device
+                self._guess(hidden, roots, (roots.float(), None), whole)  # ends on the host, so it waits for the device
                 times.append(time.perf_counter() - begin)
         return sorted(times)[num_rounds // 2]

@@ -6,6 +6,7 @@ The base model stays as it is: only heads learn, so what the service answers doe
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from medusa_dist.config import Config, Strict
 from medusa_dist.engine.start import model_folder
 from medusa_dist.errors import ConfigError
 from medusa_dist.jobs.answers_file import Answer, Origin, read_answers
+from medusa_dist.jobs.distill import PROMPTS
 from medusa_dist.jobs.train_data import KEPT, Places, collect, data_key, load_places, save_places
 from medusa_dist.jobs.train_loop import Recipe, Score, Trainer, mixed_precision
 from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
@@ -212,6 +214,8 @@ def pack(
         "answers": data.path.name,
         "answers_sha256": hashlib.sha256(data.path.read_bytes()).hexdigest(),
         "origin": data.origin.model_dump(),
+        "categories": dict(sorted(Counter(answer.category for answer in data.answers).items())),
+        "sources_and_licences": "medusa_dist/data/train_prompts.md" if data.origin.prompts == PROMPTS.name else "",
         "places": len(trainer.train),
         "places_held_out": len(trainer.held),
         "recipe": job.recipe.model_dump() | {"kept_of_each_distribution": KEPT, "held_out": job.shape.held_out},

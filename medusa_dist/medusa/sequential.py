@@ -90,8 +90,9 @@ class Lists:
 class Growth:
     """Which guesses are followed up. A static tree's inner paths, or at each depth the likeliest by their path."""
 
-    def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None) -> None:
-        """static: the tree's paths of ranks; None: FOLLOWED decides."""
+    def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None, least: float = LEAST) -> None:
+        """static: the tree's paths of ranks; None: FOLLOWED decides. least: confidence that is worth following."""
+        self._least = least
         self._fixed: list[list[int]] | None = None
         self.counts: list[int] = []  # followed up at each depth
         if static is None:
@@ -113,7 +114,7 @@ class Growth:
         if not self.counts[depth]:
             return False
         # On a GPU a further round is cheaper than waiting for the answer.
-        return self._fixed is not None or values.device.type != "cpu" or float(values.max()) >= LEAST
+        return self._fixed is not None or values.device.type != "cpu" or float(values.max()) >= self._least
 
     def pick(self, depth: int, values: Tensor) -> Tensor:
         """values: [B, M * R] of all guesses at this depth (0 is the first) -> [B, count] which to follow up."""
