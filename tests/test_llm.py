@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
@@ -165,3 +167,30 @@ def test_the_configs_own_keys_for_heads_and_speculation(folder: Path) -> None:
         assert made.config.speculation.max_nodes == 2 and made.facts["heads_check"] is None
     with pytest.raises(ConfigError, match=r"heads\.placements: unknown key"):
         LLM(str(folder), heads={"placements": "rank0"})
+
+
+def test_beam_search(llm: LLM, plain: LLM, folder: Path) -> None:
+    """W hypotheses, best first; text and ids are the best one's; drafts change nothing; samples beside it neither."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    beams = SamplingParams(beam_width=3, max_tokens=12, length_penalty=0.0)
+    sampled = SamplingParams(max_tokens=10, seed=5)
+    on = llm.generate(PROMPTS[:2], [beams, sampled])
+    off = plain.generate(PROMPTS[:2], [beams, sampled])
+    assert [r.hypotheses for r in on] == [r.hypotheses for r in off] and on[1].token_ids == off[1].token_ids
+    found = on[0]
+    assert len(found.hypotheses) == 3 and not on[1].hypotheses
+    assert [h.score for h in found.hypotheses] == sorted((h.score for h in found.hypotheses), reverse=True)
+    assert (found.token_ids, found.finish_reason) == (found.hypotheses[0].token_ids, found.hypotheses[0].finish_reason)
+    prompt = torch.tensor([found.prompt_token_ids])
+    made = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.0,
+        max_new_tokens=12,
+        do_sample=False,
+        pad_token_id=-7,
+    )
+    theirs = [tuple(t for t in row if t != -7) for row in made[:, prompt.shape[1] :].tolist()]
+    assert [h.token_ids for h in found.hypotheses] == theirs
