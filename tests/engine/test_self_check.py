@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from medusa_dist.engine import start
 from medusa_dist.engine.self_check import MAX_TOKENS, MIN_PLACES, HeadsCheck, check_heads, text_ids
 from medusa_dist.engine.start import EngineRank
-from medusa_dist.errors import HeadsError
+from medusa_dist.errors import GroupError, HeadsError
 from tests.engine.test_drafter import VOCAB, save_counting_model, save_heads, shifted
 from tests.tiny_engine import tiny_config
 
@@ -88,3 +90,28 @@ def test_the_text_in_the_models_tokens(tmp_path: Path) -> None:
     words.save(str(tmp_path / "tokenizer.json"))
     ids = text_ids(tmp_path)
     assert len(ids) <= MAX_TOKENS and {3, 5} <= set(ids) and ids[15] == 3
+
+
+def _one_of_two(rank: int, folder: Path, port: int) -> None:
+    """Heads that count are let in, heads that do not are refused by rank 0, and rank 1 does not wait for ever."""
+    torch.set_num_threads(1)
+    start.text_ids = lambda _: COUNTED
+    store = start.join_store("127.0.0.1", port, 2, 60)
+    config = tiny_config(folder, tensor_parallel_size=2, heads={"source": str(folder / "right")})
+    made = EngineRank(config, folder, rank, store, 0)
+    if rank:
+        made.follow()
+    else:
+        assert made.facts["heads_check"].startswith("head 1 is right in 39 of 39 places")
+        made.engine.stop()
+    dist.destroy_process_group()
+    wrong = tiny_config(folder, tensor_parallel_size=2, heads={"source": str(folder / "wrong")})
+    with pytest.raises(GroupError if rank else HeadsError):
+        EngineRank(wrong, folder, rank, store, 1)
+
+
+def test_two_ranks(folder: Path) -> None:
+    for name, skill in (("right", 1), ("wrong", 2)):
+        save_heads(folder / name, [shifted(k + skill) for k in (1, 2, 3)])
+    store = start.open_store(2, "127.0.0.1", 60)
+    mp.spawn(_one_of_two, (folder, store.port), nprocs=2)
