@@ -30,8 +30,8 @@ KINDS: dict[str, list[dict]] = {
         {"min_p": 0.05},
         {"presence_penalty": 0.8, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
         {"logit_bias": ((3, 2.0), (EOS, 1.5), (7, -100.0)), "ignore_eos": False, "min_tokens": 4},
-        {"temperature": 0.0, "logprobs": 3, "repetition_penalty": 1.5},
-        {"logprobs": 2, "prompt_logprobs": 3},
+        {"temperature": 0.0, "logprobs": 3, "repetition_penalty": 1.5, "prompt_logprobs": 3},
+        {"logprobs": 2},
         {"temperature": 0.7},  # and one that needs no whole row, in the same batch
     ],
 }
@@ -292,7 +292,7 @@ def _rank(rank: int, folders: dict[str, Path], root: Path, port: int) -> None:
 
 
 def _decode(made: EngineRank, setting: Setting, truth: dict | None, kind: str) -> tuple[dict, int, int, int, list]:
-    run = decode(engine_over(made, setting, truth), requests(kind)[-6:], arrivals=[0, 0, 1, 2, 2, 5])
+    run = decode(engine_over(made, setting, truth), requests(kind)[:6], arrivals=[0, 0, 1, 2, 2, 5])
     return ids(run), run.accepted, run.drafted, run.num_preemptions, prompt_logprobs(run)
 
 
