@@ -5,7 +5,8 @@ Owns waiting and running sequences, slots and blocks. Rank 0 only; pure host wor
 One rule covers prefill, chunked prefill, decoding and trees: computed tokens catch up with known + drafted tokens.
 Order: decoding sequences, then prompts under way, then waiting ones, each by priority, then first come first served.
 When blocks run out, trees shrink first (they take only what is left over), then the sequence of least priority, the
-youngest of these, is preempted and recomputes. Nobody is preempted for one who still waits.
+youngest of these, is preempted and recomputes. Nobody is preempted for one who still waits. The beams of a request come
+and go together (beam.py).
 """
 
 import heapq
