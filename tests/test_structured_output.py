@@ -289,12 +289,12 @@ REAL += [
 @pytest.mark.real
 def test_the_demo_model_obeys_and_drafts_change_nothing() -> None:
     with LLM("demo:smollm2-135m", max_model_len=512, max_running=8) as llm:
-        cases = [(case, i) for case in REAL for i in range(3)]
+        cases = [(case, i) for case in REAL for i in range(2)]
         prompts = [llm.chat_ids([{"role": "user", "content": question}]) for (_, _, question), _ in cases]
         outputs = {}
         for speculation in (True, False):
             params = [
-                SamplingParams(grammar=g, max_tokens=120, temperature=0.7 * (i > 0), seed=i, speculation=speculation)
+                SamplingParams(grammar=g, max_tokens=90, temperature=0.7 * i, seed=i, speculation=speculation)
                 for (g, _, _), i in cases
             ]
             outputs[speculation] = llm.generate(prompts, params)
@@ -304,5 +304,5 @@ def test_the_demo_model_obeys_and_drafts_change_nothing() -> None:
             if on.finish_reason is FinishReason.STOP:
                 assert is_right(on.text), on.text
                 finished += 1
-        assert finished >= 10
+        assert finished >= 6
         assert sum(on.stats.num_accepted for on in outputs[True]) > 0
