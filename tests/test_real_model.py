@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_dist import LLM, SamplingParams
+from medusa_dist.grammar import Grammar
 from medusa_dist.jobs.bench import PROMPTS
 from medusa_dist.model.source import resolve_source
 
@@ -18,6 +19,17 @@ pytestmark = pytest.mark.real
 MODEL = "demo:smollm2-135m"
 OPTIONS = {"max_model_len": 1024, "max_running": 8}
 NEAR_TIE = 4.0  # a difference is excused if the margin is below this many times the measured logit error
+
+WAYS: list[dict] = [
+    {"temperature": 0.0},
+    {"temperature": 0.7},
+    {"top_p": 0.9},
+    {"top_k": 40},
+    {"min_p": 0.05},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.1, "temperature": 0.0},
+    {"logit_bias": ((260, 3.0), (28, -5.0))},
+    {"grammar": Grammar.json_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})},
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +131,22 @@ def test_drafts_change_nothing_in_a_mixed_batch_of_8(llm: LLM, temperature: floa
     results = both_ways(llm, prompts(llm, 16), 64, temperature)
     first = results["off, alone"]
     assert {name: result == first for name, result in results.items()} == dict.fromkeys(results, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tree", ["chain4", 3, 15, "mc_sim_7b_63"])
+def test_every_way_of_sampling_with_every_tree(tree: str | int) -> None:
+    """Ways of sampling side by side in a batch of 8, with drafts and without: not one token differs."""
+    params = [
+        SamplingParams(**({"max_tokens": 32, "seed": 7 + i, "speculation": speculation} | fields))
+        for speculation in (True, False)
+        for i, fields in enumerate(WAYS)
+    ]
+    with LLM(MODEL, speculation=tree, **OPTIONS) as made:
+        ids = prompts(made, len(WAYS))
+        on, off = (made.generate(ids, half) for half in (params[: len(WAYS)], params[len(WAYS) :]))
+    assert [output.token_ids for output in on] == [output.token_ids for output in off]
+    assert sum(output.stats.num_accepted for output in on) > 0 == sum(output.stats.num_drafted for output in off)
 
 
 @pytest.mark.slow
