@@ -14,7 +14,7 @@ from medusa_dist.jobs.eval_heads import Category, HeadsReport
 from medusa_dist.medusa.replay import Bin
 
 _SHOWN_NODES = (1, 2, 3, 5, 7, 10, 15, 23, 31, 47, 63)
-_BAR = 24
+_BAR = 22
 
 
 def show(report: HeadsReport, console: Console) -> None:
