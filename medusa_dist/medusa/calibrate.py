@@ -34,8 +34,8 @@ class Calibration:
     """Starts near where the demo's heads settle: heads are surer of themselves than they should be."""
 
     def __init__(self, num_heads: int = _MAX_HEADS) -> None:
-        self.slopes = [0.8, 0.5, 0.8]
-        self.intercepts = [[-1.0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
+        self.slopes = [0.8, 0.6, 0.8]
+        self.intercepts = [[start] * num_heads for start in (-0.6, -1.0, -0.6)]
         self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
 
     def believe(self, candidates: Candidates, band: int) -> Candidates:
