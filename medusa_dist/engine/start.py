@@ -42,7 +42,7 @@ from medusa_dist.medusa.sequential import build_heads, drafting_dtype
 from medusa_dist.medusa.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
-from medusa_dist.model.servable import read_config
+from medusa_dist.model.servable import output_width, read_config
 from medusa_dist.model.source import resolve_source
 from medusa_dist.model.tokens import eos_token_ids
 from medusa_dist.ops.attention import default_backend
@@ -195,7 +195,7 @@ class EngineRank:
         file = read_heads(where)
         base = read_config(folder, self.config.trust_remote_code)
         found = fingerprint(folder) if file.description.base.fingerprint else None
-        file.check_base(base.hidden_size, base.vocab_size, found, self.config.heads.allow_untrained)
+        file.check_base(output_width(base), base.vocab_size, found, self.config.heads.allow_untrained)
         if self.config.speculation.tree is not None:
             known = file.description.draft_vocab_size or file.description.base.vocab_size
             check_paths(self.config.speculation.tree, file.description.num_heads, min(NUM_RANKS, known))

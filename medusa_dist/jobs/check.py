@@ -23,7 +23,7 @@ from medusa_dist.medusa.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.headers import Headers, read_headers
 from medusa_dist.model.plans import HeadShape, check_tp_size, legal_tp_sizes
-from medusa_dist.model.servable import max_position, model_class, read_config
+from medusa_dist.model.servable import max_position, model_class, output_width, read_config
 from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, rank_size
 from medusa_dist.model.source import hub_folder, is_hub_id
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
@@ -170,7 +170,7 @@ def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
             return None
         made_for = file.description.base.fingerprint
         known = fingerprint(headers.folder) if made_for and headers.seen == "folder" else None
-        file.check_base(base.hidden_size, base.vocab_size, known, config.heads.allow_untrained)
+        file.check_base(output_width(base), base.vocab_size, known, config.heads.allow_untrained)
         if config.speculation.tree is not None:
             check_paths(config.speculation.tree, file.description.num_heads, NUM_RANKS)
     except ConfigError as error:

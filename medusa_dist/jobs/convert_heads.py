@@ -21,7 +21,7 @@ from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.heads_file import DESCRIPTION, BaseModelFacts, HeadsDescription, HeadsFile, dtype_name
 from medusa_dist.medusa.published_heads import Published, check_config, recognise
 from medusa_dist.model.fingerprint import fingerprint
-from medusa_dist.model.servable import read_config
+from medusa_dist.model.servable import output_width, read_config
 from medusa_dist.model.source import hub_folder, resolve_source
 
 _WANTED = ["*.safetensors", "*.pt", "*.bin", "config.json"]
@@ -43,7 +43,7 @@ def convert_heads(source: str, target: Path, base: str, trust_tensors: bool = Fa
     folder = resolve_source(base)
     facts = read_config(folder)
     about = BaseModelFacts(
-        name=base, fingerprint=fingerprint(folder), hidden_size=facts.hidden_size, vocab_size=facts.vocab_size
+        name=base, fingerprint=fingerprint(folder), hidden_size=output_width(facts), vocab_size=facts.vocab_size
     )
     origin = {"converted_from": source, "layout": found.layout}
     if "base_model_name_or_path" in config:

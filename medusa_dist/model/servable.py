@@ -102,6 +102,11 @@ def _with_attention_backend(found: Any) -> type[PreTrainedModel]:
     return result
 
 
+def output_width(config: Any) -> int:
+    """Width of the rows that reach the output matrix, which is what heads read: hidden_size but for OPT's projections."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
 def max_position(config: Any) -> int:
     """Longest context (tokens) the weights support, exactly as transformers computes each position.
 

@@ -12,13 +12,14 @@ from transformers import (
     FalconConfig,
     Gemma3Config,
     LlamaConfig,
+    OPTConfig,
     Phi3Config,
     Qwen3NextConfig,
     T5Config,
 )
 
 from medusa_dist.errors import ConfigError, ModelError
-from medusa_dist.model.servable import check_servable, layer_windows, max_position
+from medusa_dist.model.servable import check_servable, layer_windows, max_position, output_width
 from tests.model.tiny_models import configs, save_tiny
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 97}
@@ -116,3 +117,9 @@ def test_a_truncated_file_is_found(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="download the model again"):
         check_servable(tmp_path, 1)
+
+
+def test_heads_read_what_the_output_matrix_reads() -> None:
+    opt = OPTConfig(hidden_size=16, word_embed_proj_dim=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
+    assert output_width(opt) == 8
+    assert output_width(LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)) == 16
