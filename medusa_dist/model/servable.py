@@ -103,7 +103,7 @@ def _with_attention_backend(found: Any) -> type[PreTrainedModel]:
 
 
 def output_width(config: Any) -> int:
-    """Width of the rows that reach the output matrix, which is what heads read: hidden_size but for OPT's projections."""
+    """Width of what the output matrix, and so the heads, read: hidden_size but for OPT with projections."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
