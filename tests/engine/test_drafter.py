@@ -133,11 +133,15 @@ def test_a_head_guesses_its_distance_from_the_token_just_emitted(form: str, dist
 
 
 @pytest.mark.parametrize("params", [{"temperature": 1.0}, {"temperature": 0.3}, {"temperature": 1.0, "logprobs": 0}])
-def test_heads_draft_with_the_noise_of_the_place_they_guess_for(params: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sequential", [False, True])
+def test_heads_draft_with_the_noise_of_the_place_they_guess_for(params: dict, sequential: bool, tmp_path: Path) -> None:
     """Flat logits everywhere: the noise alone decides, for the model and for the heads."""
     flat = torch.zeros(VOCAB, HIDDEN)
     save_counting_model(tmp_path, flat)
-    save_heads(tmp_path / "heads", [flat.clone() for _ in range(HEADS)])
+    if sequential:
+        save_sequential(tmp_path / "heads", 0)
+    else:
+        save_heads(tmp_path / "heads", [flat.clone() for _ in range(HEADS)])
     outputs = run(tmp_path, **params).outputs
     assert [output.heads for output in outputs.values()] == [ALL_RIGHT] * 2
     assert len(set(outputs["a"].token_ids)) > 8 and outputs["a"].token_ids != outputs["b"].token_ids
