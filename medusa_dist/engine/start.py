@@ -46,6 +46,7 @@ from medusa_dist.model.servable import output_width, read_config
 from medusa_dist.model.source import resolve_source
 from medusa_dist.model.tokens import eos_token_ids
 from medusa_dist.ops.attention import default_backend
+from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool, block_bytes
 from medusa_dist.ops.noise import NOISE_VERSION
 from medusa_dist.ops.parallel import Parallel
@@ -136,6 +137,8 @@ class EngineRank:
             # A context that the cache cannot hold cannot be served; what can is what /v1/models says.
             self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
+            if self._device.type == "cpu":
+                use_huge_pages()
             if rank == 0:
                 self._heads_check = self._check_heads(drafter, folder)
                 self._build_engine(model, drafter, folder)

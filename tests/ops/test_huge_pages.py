@@ -1,0 +1,38 @@
+"""Huge pages: what is asked for, and that asking changes nothing but speed."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medusa_dist.ops.huge_pages import anonymous_ranges, use_huge_pages
+
+MAPS = """\
+00400000-00c00000 r-xp 00000000 08:01 123 /usr/bin/python3
+00c00000-01000000 rw-p 00800000 08:01 123 /usr/bin/python3
+01100000-02a00000 rw-p 00000000 00:00 0 [heap]
+7f0000000000-7f0000100000 rw-p 00000000 00:00 0
+7f0000200000-7f0000600000 rw-p 00000000 00:00 0
+7f0000700000-7f0000f00000 ---p 00000000 00:00 0
+7f0001000000-7f0001800000 rw-s 00000000 00:01 9 /dev/shm/x
+7ffc00000000-7ffc00800000 rw-p 00000000 00:00 0 [stack]
+"""
+
+
+def test_only_own_memory_in_whole_pages() -> None:
+    assert anonymous_ranges(MAPS) == [(0x1200000, 0x2A00000), (0x7F0000200000, 0x7F0000600000)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
+def test_memory_moves_and_keeps_what_is_in_it() -> None:
+    x = torch.arange(1 << 23, dtype=torch.float32)
+    before = x.clone()
+    moved = use_huge_pages()
+    assert torch.equal(x, before)
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if enabled.exists() and "[never]" not in enabled.read_text() and moved:
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        held = re.search(r"AnonHugePages:\s+(\d+) kB", rollup)
+        assert held is not None and int(held[1]) << 10 >= x.nbytes // 2
