@@ -38,6 +38,7 @@ class Engine:
         self.speculation = speculation
         self.grammars = grammars
         self.clock = PhaseClock()
+        self._begin = 0.0  # of this step
         self._num_steps = 0
         self._totals = SpeculationStats()
         self._num_tokens = 0
@@ -115,16 +116,13 @@ class Engine:
 
     def _schedule(self) -> Plan:
         self.clock.start()
+        self._begin = time.perf_counter()
         plan = self.scheduler.schedule(self.ranks.next_step())
         self.clock.lap("schedule")
         return plan
 
     def _verify(self, plan: Plan) -> Scores:
-        begin = time.perf_counter()
-        scores = self.ranks.verify(plan, self.clock)
-        if (plan.chains == 1).all():
-            self.speculation.observe(plan.slots.size, plan.tokens.size, time.perf_counter() - begin)
-        return scores
+        return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:
         verdicts = self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
@@ -139,9 +137,13 @@ class Engine:
             self._totals += output.stats
             self._num_tokens += len(output.token_ids)
         self.clock.lap("emit")
+        if (plan.chains == 1).all():
+            self.speculation.observe(plan.slots.size, int(plan.nodes.sum()), time.perf_counter() - self._begin)
         return outputs
 
     def _draft(self, verdicts: list[Verdict], scores: Scores) -> None:
         if self.drafter is not None and (worth := self.speculation.worth_drafting(verdicts)):
+            begin = time.perf_counter()
             self.drafter.draft(worth, scores)
+            self.speculation.observe_drafting(len(verdicts), time.perf_counter() - begin)
         self.clock.lap("draft")

@@ -13,12 +13,13 @@ from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
+from medusa_dist.medusa.excess import Excess
 from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
 _SMOOTHING = 0.05  # of the moving average of the gain, per batch size
-_PROBE_EVERY = 128  # steps without heads between two tries: 0.8 % of the steps
+_PROBE_EVERY = 128  # steps between two tries of what is not done now: 0.8 % of the steps
 _WARM_UP = 16  # tries at a batch size before its average is believed
 
 
@@ -35,8 +36,9 @@ class Speculation:
         self.num_rested = 0  # times a sequence was left out of drafting, for its own record
         self._gain: dict[int, float] = {}
         self._tries: dict[int, int] = {}
-        self._steps_off: dict[int, int] = {}
-        self._beyond: dict[int, float] = {}  # seconds that steps of a batch size take beyond the curve
+        self._steps: dict[int, int] = {}  # since the last probe
+        self._excess = Excess()
+        self._drafting: dict[int, float] = {}  # seconds, by the number of sequences
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
         """A tree for each sequence that has candidates and use for them."""
@@ -52,7 +54,7 @@ class Speculation:
         self._promises = {id(s): values for s, _, values in ranked}
         if self.cost is None:
             return [(s, tree) for s, tree, _ in ranked]
-        cost = self.cost.raised(self._beyond.get(len(decoding), 0.0))
+        cost = self._cost_of(self.cost, len(decoding))
         # Each sequence's values fall, so the best n of all are the first few of each.
         values = sorted(
             ((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values),
@@ -78,13 +80,21 @@ class Speculation:
                 labels = labels_of(sequence.tree, hits, sequence.candidates)
                 self.calibration.learn(labels, _band(sequence))
 
-    def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
-        """See what a step without prompt rows took. The curve was measured with one short sequence; attention over many
-        or long ones costs a step more, whether drafts are in it or not, and that makes drafts relatively cheaper."""
+    def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
+        """See what a step without prompt rows took, drafting aside."""
         if self.cost is not None:
-            beyond = max(0.0, seconds - self.cost(num_rows))
-            before = self._beyond.get(num_sequences, beyond)
-            self._beyond[num_sequences] = before + _SMOOTHING * (beyond - before)
+            self._excess.learn(num_sequences, num_nodes, seconds, self.cost(num_sequences + num_nodes))
+
+    def observe_drafting(self, num_sequences: int, seconds: float) -> None:
+        """See what making the candidates took in a step of so many sequences."""
+        before = self._drafting.get(num_sequences, seconds)
+        self._drafting[num_sequences] = before + _SMOOTHING * (seconds - before)
+
+    def _cost_of(self, cost: StepCost, num_sequences: int) -> StepCost:
+        """The measured curve, as steps of so many sequences have turned out to be."""
+        if num_sequences in self._drafting:
+            cost = cost.with_drafting(self._drafting[num_sequences])
+        return cost.raised(self._excess.offset(num_sequences), self._excess.slope)
 
     def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Those whose sequences are drafted for now: none if the batch is not worth it, else all but hopeless ones."""
@@ -98,14 +108,16 @@ class Speculation:
         return worth
 
     def should_draft(self, num_sequences: int) -> bool:
-        """Whether the heads are worth running for a batch of this size; rare probes keep the answer fresh."""
-        if self.cost is None or self.config.mode == "static":
+        """Whether the heads are worth running for a batch of this size.
+
+        Rare probes keep the answer fresh: steps with drafts where they do not pay, and without where they do, which
+        tell what drafts really cost.
+        """
+        if self.cost is None or self.config.mode == "static" or self._tries.get(num_sequences, 0) < _WARM_UP:
             return True
-        if self._tries.get(num_sequences, 0) < _WARM_UP or self._gain[num_sequences] >= _WORTH:
-            return True
-        off = self._steps_off.get(num_sequences, 0) + 1
-        self._steps_off[num_sequences] = off % _PROBE_EVERY
-        return off == _PROBE_EVERY
+        steps = self._steps.get(num_sequences, 0) + 1
+        self._steps[num_sequences] = steps % _PROBE_EVERY
+        return (self._gain[num_sequences] >= _WORTH) != (steps == _PROBE_EVERY)
 
     def _learn(self, num_sequences: int, gain: float) -> None:
         tries = self._tries.get(num_sequences, 0)

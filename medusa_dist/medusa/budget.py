@@ -3,9 +3,13 @@
 Owns the rule and the measured cost curve it needs. Pure. Not here: the values of drafts (tree.py), measuring
 (engine/start.py), who gets the nodes (engine/scheduler.py).
 With B sequences decoding, P rows of prompt, and all candidates of all sequences sorted by value s_1 >= s_2 >= ...
-(chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in t(B + P + n) + t_draft(B)
-seconds. Values fall along each path, so the best n of the batch are trees. All n are tried: t has steps and is not even
-monotone.
+(chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in
+
+    t(B) + t(B + P + n) - t(B + P) + n c + t_draft(B) seconds:
+
+a step of decoding, and what drafts add to this one. Prompt rows cost what they cost, now or later, so they must not
+make drafts beside them look cheap. Values fall along each path, so the best n of the batch are trees. All n are tried:
+t has steps and is not even monotone.
 Source: goodput scheduling (TurboSpec, arXiv 2406.14066), taken from chains to trees.
 """
 
@@ -19,13 +23,14 @@ class StepCost:
     """Measured seconds of a step by its rows, linear between the points and beyond the last two.
 
     draft_s, draft_s_each: what making the candidates costs a step, as it is and per sequence; spent whether few or many
-    are verified.
+    are verified. node_s: what a drafted node costs beyond its row.
     """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
     draft_s: float = 0.0
     draft_s_each: float = 0.0
+    node_s: float = 0.0
 
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.seconds) >= 2 and list(self.rows) == sorted(set(self.rows))
@@ -43,9 +48,13 @@ class StepCost:
         """Seconds that making candidates for so many sequences takes."""
         return self.draft_s + self.draft_s_each * num_sequences
 
-    def raised(self, seconds: float) -> "StepCost":
-        """The curve moved up: what steps of some kind take beyond the measured one, however many drafts they verify."""
-        return replace(self, seconds=tuple(s + seconds for s in self.seconds))
+    def with_drafting(self, seconds: float) -> "StepCost":
+        """The curve where making candidates takes so many seconds, whoever they are for."""
+        return replace(self, draft_s=seconds, draft_s_each=0.0)
+
+    def raised(self, seconds: float, node_s: float) -> "StepCost":
+        """The curve of steps that take more than the measured ones: so much each, and for each drafted node."""
+        return replace(self, seconds=tuple(s + seconds for s in self.seconds), node_s=node_s)
 
 
 def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int, cost: StepCost) -> tuple[int, float]:
@@ -54,13 +63,18 @@ def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int
     num_sequences: B >= 1, each contributes its root's row and one token. num_other_rows: P, rows of prompt.
     """
     base_rows = num_sequences + num_other_rows
-    plain_rate = num_sequences / cost(base_rows)
-    draft_s = cost.drafting(num_sequences)
-    best, best_rate = 0, num_sequences / (cost(base_rows) + draft_s)
+    plain_s, draft_s = cost(num_sequences), cost.drafting(num_sequences)
+
+    def rate(expected: float, n: int) -> float:
+        more_s = cost(base_rows + n) - cost(base_rows)
+        if num_other_rows:  # beside prompts no row is free, whatever a noisy curve says
+            more_s = max(0.0, more_s)
+        return expected / (plain_s + more_s + n * cost.node_s + draft_s)
+
     expected = float(num_sequences)
+    best, best_rate = 0, rate(expected, 0)
     for n, value in enumerate(values, start=1):
         expected += value
-        rate = expected / (cost(base_rows + n) + draft_s)
-        if rate > best_rate:
-            best, best_rate = n, rate
-    return best, best_rate / plain_rate
+        if rate(expected, n) > best_rate:
+            best, best_rate = n, rate(expected, n)
+    return best, best_rate * plain_s / num_sequences

@@ -34,11 +34,13 @@ def test_equals_trying_all(situation: tuple[list[float], int, int, StepCost]) ->
     values, num_sequences, num_other, cost = situation
 
     def rate(n: int) -> float:
-        return (num_sequences + sum(values[:n])) / (cost(num_sequences + num_other + n) + cost.draft_s)
+        added = cost(num_sequences + num_other + n) - cost(num_sequences + num_other)
+        added = max(added, 0.0) if num_other else added
+        return (num_sequences + sum(values[:n])) / (cost(num_sequences) + added + cost.draft_s)
 
     n, gain = best_budget(values, num_sequences, num_other, cost)
     assert rate(n) == pytest.approx(max(rate(m) for m in range(len(values) + 1)), rel=1e-9)
-    plain = num_sequences / cost(num_sequences + num_other)  # without heads, drafting costs nothing
+    plain = num_sequences / cost(num_sequences)  # without heads, drafting costs nothing
     assert gain == pytest.approx(rate(n) / plain, rel=1e-9)
 
 
@@ -52,3 +54,17 @@ def test_the_gain_says_whether_heads_pay() -> None:
     assert best_budget([1.0, 1.0, 1.0], 4, 0, stepped)[0] == 0
     # The search does not end at the first n that does not pay: 4 rows, 4 tokens a second; 10 rows, 5 a second.
     assert best_budget([1.0] * 9, 1, 0, StepCost((4, 5, 6), (1.0, 2.0, 2.0)))[0] == 9
+
+
+def test_a_node_may_cost_more_than_its_row() -> None:
+    """Four rows are free on the curve; at a tenth of a step each, only drafts likely enough are worth it."""
+    free = StepCost((2, 16), (1.0, 1.0))
+    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free)[0] == 4
+    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 0.1))[0] == 2
+    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 2.0))[0] == 0
+
+
+def test_prompts_beside_them_do_not_make_drafts_cheap() -> None:
+    """Each row costs a second; a draft saves half a sequence's step of one second. 60 rows of prompt change nothing."""
+    steep = StepCost((1, 100), (1.0, 100.0))
+    assert best_budget([0.5], 1, 0, steep) == best_budget([0.5], 1, 60, steep) == (0, 1.0)
