@@ -116,7 +116,8 @@ def _row(llm: LLM, source: PromptSource, setting: Setting, what: tuple[int, floa
     params = setting.params(temperature)
     sides: dict[bool, list[Run]] = {True: [], False: []}
     count = 1 if batch == 1 else setting.waves * batch
-    run_prompts(llm.engine, source.take(0, batch), batch, params, True)  # kernels and the policy's averages warm up
+    for drafts in (True, False):  # kernels and the policy's averages warm up; a service has them after a minute
+        run_prompts(llm.engine, source.take(0, count), batch, params, drafts)
     for pair in range(setting.pairs):
         chosen = source.take(pair * count, count)
         for drafts in (True, False) if pair % 2 == 0 else (False, True):
