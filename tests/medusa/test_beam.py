@@ -127,20 +127,18 @@ def any_trees(rng: random.Random, search: Search, coming: list[Search], skill: f
     """Per beam, some of what the search will ask for and some that it will not."""
     trees = []
     for output in search.outputs:
-        tokens: list[int] = []
-        parents: list[int] = []
+        nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node: siblings differ, as drafted ones do
         places = {output: ROOT}
         for state in coming[:4]:
             for later in state.outputs:
                 before = places.get(later[:-1])
                 if before is not None and rng.random() < skill:
-                    places[later] = len(tokens)
-                    tokens.append(later[-1])
-                    parents.append(before)
+                    places[later] = nodes.setdefault((before, later[-1]), len(nodes))
             if rng.random() < 0.5:
-                tokens.append(rng.randrange(V))
-                parents.append(rng.randrange(-1, len(tokens) - 1))
-        trees.append(Tree(tuple(tokens), tuple(parents)))
+                token, parent = rng.randrange(V), rng.randrange(-1, len(nodes))
+                nodes.setdefault((parent, token), len(nodes))
+        tokens, parents = tuple(token for _, token in nodes), tuple(parent for parent, _ in nodes)
+        trees.append(Tree(tokens, parents))
     return tuple(trees)
 
 
