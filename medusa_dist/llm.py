@@ -1,26 +1,27 @@
 """LLM: text in, text out, in this process. Words and meanings follow vLLM's class of the same name.
 
-Owns the offline interface. tensor_parallel_size 1 runs the engine right here; more start one rank per process on Ray.
-Not here: HTTP (api/, serve/), how decoding works (engine/).
+Owns the offline interface. tensor_parallel_size 1 runs the engine right here; more start one rank per process on Ray
+(llm_backend.py). Not here: HTTP (api/, serve/), how decoding works (engine/).
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer
 
-from medusa_dist.config import Config, parse_config
+from medusa_dist.config import parse_config
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.loop import Abort, Command, Submit
+from medusa_dist.engine.loop import Abort, Submit
 from medusa_dist.engine.outbox import Refusal
-from medusa_dist.engine.start import EngineRank, model_folder
+from medusa_dist.engine.start import model_folder
 from medusa_dist.engine.text import TextDelta, TextStream
 from medusa_dist.errors import ConfigError, RequestError
+from medusa_dist.llm_backend import LocalBackend, start_backend
 from medusa_dist.model.servable import check_servable
 from medusa_dist.request import (
     FinishReason,
@@ -31,7 +32,6 @@ from medusa_dist.request import (
     SpeculationStats,
     TokenLogprobs,
 )
-from medusa_dist.serve.driver import DriverGroup
 
 Prompt = str | Sequence[int]
 Speculation = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
@@ -57,46 +57,6 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
     acceptance: str = "exact"  # or "typical": lossy
-
-
-class Backend(Protocol):
-    """Whatever decodes: the engine of this process, or a group of ranks."""
-
-    facts: dict[str, Any]
-
-    def send(self, commands: Sequence[Command]) -> None:
-        """Hand over submits and aborts, in order."""
-
-    def receive(self) -> Iterable[Output | Refusal]:
-        """The outputs of the next step or steps; blocks."""
-
-    def close(self) -> None:
-        """End it and everything it started."""
-
-
-class LocalBackend:
-    """The engine in this process."""
-
-    def __init__(self, config: Config) -> None:
-        rank = EngineRank(config, model_folder(config))
-        assert rank.engine is not None
-        self.facts = rank.facts
-        self.engine = rank.engine
-
-    def send(self, commands: Sequence[Command]) -> None:
-        """Raises RequestError for a request that can never be served."""
-        for command in commands:
-            if isinstance(command, Submit):
-                self.engine.submit(command.request, command.output_ids)
-            else:
-                self.engine.abort(command.request_id)
-
-    def receive(self) -> list[Output]:
-        """One step's outputs."""
-        return self.engine.step() if self.engine.has_work else []
-
-    def close(self) -> None:
-        """Nothing runs beside this process."""
 
 
 class LLM:
@@ -126,8 +86,10 @@ class LLM:
         folder = model_folder(self.config)
         check_servable(folder, tensor_parallel_size, self.config.trust_remote_code)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.config.trust_remote_code)
-        self._backend: Backend = LocalBackend(self.config) if tensor_parallel_size == 1 else DriverGroup(self.config)
+        self._backend = start_backend(self.config)
         self._num_requests = 0
+        self._open_ids: set[str] = set()  # of all iterations under way
+        self._kept: list[Output | Refusal] = []
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -156,14 +118,7 @@ class LLM:
         share prefixes with prompts of the same salt only. progress: show a bar. Raises RequestError, naming the field,
         for a prompt or parameter that cannot be served; nothing is decoded then.
         """
-        many = _as_list(prompts)
-        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(many)
-        priorities = [priority] * len(many) if isinstance(priority, int) else list(priority)
-        for name, given in (("params", each), ("priority", priorities)):
-            if len(given) != len(many):
-                raise RequestError(f"{len(many)} prompts, but {len(given)} {name}", name)
-        triples = zip(many, each, priorities, strict=True)
-        requests = [self._request(prompt, p, number, cache_salt) for prompt, p, number in triples]
+        requests = self._requests(_as_list(prompts), params, priority, cache_salt)
         streams = {r.request_id: TextStream(self.tokenizer, r.params) for r in requests}
         with _bar(len(requests), progress) as advance:
             for request_id, delta in self._run(requests, streams):
@@ -172,19 +127,34 @@ class LLM:
         return [_result(request, streams[request.request_id]) for request in requests]
 
     def as_finished(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """Continue each prompt (token ids) by its params; (its place, result) as each ends. Leaving aborts the rest."""
-        requests = [self._request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        """As `generate`, for prompts that are token ids: (its place, result) as each ends. Leaving aborts the rest."""
+        requests = self._requests(list(prompts), params, priority, cache_salt)
         places = {request.request_id: place for place, request in enumerate(requests)}
         streams = {request.request_id: TextStream(self.tokenizer, request.params) for request in requests}
         for request_id, delta in self._run(requests, streams):
             if delta.finish_reason is not None:
                 yield places[request_id], _result(requests[places[request_id]], streams[request_id])
 
-    def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
-        """Answer a conversation: messages are {"role": ..., "content": ...}, put through the model's chat template."""
-        return self.generate([self.chat_ids(messages)], params)[0]
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> RequestOutput:
+        """Answer a conversation: messages are {"role": ..., "content": ...}, put through the model's chat template.
+
+        params, priority and cache_salt are those of `generate`.
+        """
+        return self.generate([self.chat_ids(messages)], params, priority=priority, cache_salt=cache_salt)[0]
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
@@ -193,9 +163,16 @@ class LLM:
         encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
-        """Continue one prompt, step by step; leaving the iteration aborts the request."""
-        request = self._request(prompt, params or SamplingParams())
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Iterator[TextDelta]:
+        """Continue one prompt, step by step, else as `generate` does; leaving the iteration aborts the request."""
+        request = self._request(prompt, params or SamplingParams(), priority, cache_salt)
         stream = TextStream(self.tokenizer, request.params)
         for _, delta in self._run([request], {request.request_id: stream}):
             yield delta
@@ -210,9 +187,23 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.shutdown()
 
-    def _request(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0, cache_salt: str | None = None
-    ) -> Request:
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int],
+        cache_salt: str | None,
+    ) -> list[Request]:
+        """One per prompt. params, priority: one for all, or one each."""
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        priorities = [priority] * len(prompts) if isinstance(priority, int) else list(priority)
+        for name, given in (("params", each), ("priority", priorities)):
+            if len(given) != len(prompts):
+                raise RequestError(f"{len(prompts)} prompts, but {len(given)} {name}", name)
+        triples = zip(prompts, each, priorities, strict=True)
+        return [self._request(prompt, p, number, cache_salt) for prompt, p, number in triples]
+
+    def _request(self, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str | None) -> Request:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         self._num_requests += 1
         return Request(
@@ -227,25 +218,36 @@ class LLM:
     def _run(self, requests: list[Request], streams: dict[str, TextStream]) -> Iterator[tuple[str, TextDelta]]:
         """Decode all requests; yields (request id, delta). Whatever ends it, no request stays behind."""
         open_ids = {request.request_id for request in requests}
+        self._open_ids |= open_ids
         try:
             self._backend.send([Submit(request) for request in requests])
             while open_ids:
-                for message in self._backend.receive():
+                for message in self._messages(open_ids):
                     if message.request_id not in open_ids:
                         continue  # aborted before
-                    if isinstance(message, Refusal):
-                        raise message.error
                     if message.error is not None:
                         raise message.error
+                    assert isinstance(message, Output)
                     delta = streams[message.request_id].push(message)
                     if delta.stopped:
                         self._backend.send([Abort(message.request_id)])
                     if delta.finish_reason is not None:
                         open_ids.discard(message.request_id)
+                        self._open_ids.discard(message.request_id)
                     yield message.request_id, delta
         finally:
             if open_ids:
+                self._open_ids -= open_ids
                 self._backend.send([Abort(request_id) for request_id in sorted(open_ids)])
+
+    def _messages(self, wanted: set[str]) -> list[Output | Refusal]:
+        """What came for these requests. What came for another stream that is under way is kept for it."""
+        if not any(message.request_id in wanted for message in self._kept):
+            self._kept += self._backend.receive()
+        mine = [message for message in self._kept if message.request_id in wanted]
+        others = self._open_ids - wanted
+        self._kept = [message for message in self._kept if message.request_id in others]
+        return mine
 
 
 def speculation_keys(speculation: Speculation) -> dict[str, Any]:

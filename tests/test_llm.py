@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
-from medusa_dist.request import FinishReason
+from medusa_dist.request import FinishReason, Request
 from tests.tiny_llm import TREE, save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,6 +91,72 @@ def test_a_salt_keeps_prompts_apart(plain: LLM) -> None:
     assert len({output.token_ids for output in outputs}) == 1
     with pytest.raises(RequestError, match="cache_salt must not be empty"):
         plain.generate(prompt, params, cache_salt="")
+
+
+LONG = "longer than one block of the prefix cache"
+WAYS = {
+    "generate": lambda llm, **fields: llm.generate(LONG, **fields),
+    "as_finished": lambda llm, **fields: list(llm.as_finished([[*range(7, 40)]], **fields)),
+    "chat": lambda llm, **fields: llm.chat([{"role": "user", "content": LONG}], **fields),
+    "stream": lambda llm, **fields: list(llm.stream(LONG, **fields)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_asking_has_a_priority(folder: Path, way: str) -> None:
+    """One seat, and a request of priority 3 that waits for it: who goes first?"""
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+        for priority, goes_first in ((2, True), (4, False)):
+            one.engine.submit(Request(request_id="other", prompt_ids=(5, 6), params=params, seed=0, priority=3))
+            WAYS[way](one, params=params, priority=priority)
+            assert one.engine.has_work is goes_first, "the other one has not begun"
+            while one.engine.has_work:
+                one.engine.step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_asking_has_a_salt(plain: LLM, way: str) -> None:
+    """A second one finds the prefix that the first one left, if their salts are the same."""
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    asked: list[Request] = []
+    submit, plain.engine.submit = plain.engine.submit, lambda one, *rest: (asked.append(one), submit(one, *rest))
+    try:
+        WAYS[way](plain, params=params, cache_salt=f"salt of {way}")
+    finally:
+        plain.engine.submit = submit
+    assert [one.cache_salt for one in asked] == [f"salt of {way}"]
+    more = [*asked[0].prompt_ids, *range(20)]
+    found = [
+        plain.generate([more], params, cache_salt=salt)[0].num_cached_tokens
+        for salt in (f"other of {way}", f"salt of {way}")
+    ]
+    assert found == [0, len(asked[0].prompt_ids) // 16 * 16] and found[1] > 0
+
+
+def test_as_many_of_each_as_prompts_and_one_for_all(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=3, seed=0)
+    both = dict(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 0]))
+    assert [both[0], both[1]] == plain.generate([[5, 6], [7, 8]], params)
+    with pytest.raises(RequestError, match="2 prompts, but 1 params"):
+        next(plain.as_finished([[5, 6], [7, 8]], [params]))
+    with pytest.raises(RequestError, match="2 prompts, but 3 priority"):
+        next(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 2, 3]))
+
+
+def test_streams_may_take_turns(llm: LLM) -> None:
+    """What a step brings for one stream, while another one is read, is kept for it."""
+    params = [SamplingParams(temperature=0.7, seed=i, max_tokens=25, ignore_eos=True) for i in range(3)]
+    whole = [llm.generate(prompt, each)[0] for prompt, each in zip(PROMPTS, params, strict=True)]
+    streams = [llm.stream(prompt, each) for prompt, each in zip(PROMPTS, params, strict=True)]
+    seen: list[list[int]] = [[], [], []]
+    for turn in (0, 1, 1, 1):
+        seen[turn] += next(streams[turn]).token_ids
+    between = llm.generate(PROMPTS[2], params[2])[0]
+    for stream, tokens in zip(streams, seen, strict=True):
+        tokens.extend(token for delta in stream for token in delta.token_ids)
+    assert [tuple(tokens) for tokens in seen] == [each.token_ids for each in whole]
+    assert between == whole[2] and not llm.engine.has_work and not llm._kept and not llm._open_ids
 
 
 def test_streaming_gives_the_same_text(llm: LLM) -> None:

@@ -20,6 +20,7 @@ LAYERS = [
     {"app"},
     {"jobs"},
     {"llm"},
+    {"llm_backend"},
     {"api", "serve"},
     {"engine"},
     {"medusa", "model"},

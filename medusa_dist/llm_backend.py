@@ -1,0 +1,59 @@
+"""What decodes for an `LLM`: the engine of this process, behind the three calls that a group of ranks has, too.
+
+Owns the choice between the two. Not here: text and tokens (llm.py), the group itself (serve/driver.py).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from medusa_dist.config import Config
+from medusa_dist.engine.loop import Command, Submit
+from medusa_dist.engine.outbox import Refusal
+from medusa_dist.engine.start import EngineRank, model_folder
+from medusa_dist.request import Output
+from medusa_dist.serve.driver import DriverGroup
+
+
+class Backend(Protocol):
+    """Whatever decodes: the engine of this process, or a group of ranks."""
+
+    facts: dict[str, Any]
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Hand over submits and aborts, in order."""
+
+    def receive(self) -> Iterable[Output | Refusal]:
+        """The outputs of the next step or steps; blocks."""
+
+    def close(self) -> None:
+        """End it and everything it started."""
+
+
+class LocalBackend:
+    """The engine in this process."""
+
+    def __init__(self, config: Config) -> None:
+        rank = EngineRank(config, model_folder(config))
+        assert rank.engine is not None
+        self.facts = rank.facts
+        self.engine = rank.engine
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Raises RequestError for a request that can never be served."""
+        for command in commands:
+            if isinstance(command, Submit):
+                self.engine.submit(command.request, command.output_ids)
+            else:
+                self.engine.abort(command.request_id)
+
+    def receive(self) -> list[Output]:
+        """One step's outputs."""
+        return self.engine.step() if self.engine.has_work else []
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
+
+def start_backend(config: Config) -> Backend:
+    """One rank runs in this process, more are started on Ray. Raises ConfigError, ModelError or GroupError."""
+    return LocalBackend(config) if config.tensor_parallel_size == 1 else DriverGroup(config)
