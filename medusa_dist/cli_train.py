@@ -45,6 +45,17 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise ConfigError(f"--temperatures takes numbers separated by commas, not {text!r}") from None
 
 
+def _layers(text: str) -> tuple[int, ...] | None:
+    from medusa_dist.errors import ConfigError
+
+    if text in ("auto", "none"):
+        return None if text == "auto" else ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--taps takes layer numbers separated by commas, none, or auto, not {text!r}") from None
+
+
 @app.command("distill")
 def distill_command(
     target: Annotated[Path, typer.Argument(help="The answers, .jsonl; goes on with what is there.")],
@@ -76,6 +87,9 @@ def train_heads_command(
     form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (Medusa's own).")] = "sequential",
     num_heads: Annotated[int, typer.Option(min=1, max=16, help="How far ahead drafts reach.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
+    taps: Annotated[
+        str, typer.Option(help="Inner layers that a sequential cell reads as well: 11,21 or none; auto takes two.")
+    ] = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not of the form sequential.")] = 1,
     lm_head: Annotated[
         str, typer.Option(help="Output rows: shared (the model's), or own; sequential shares.")
@@ -93,12 +107,12 @@ def train_heads_command(
     batch: BatchOption = 48,
 ) -> None:
     """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
-    shape = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
+    shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
     shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
     recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
     folder = work or target.with_name(target.name + ".work")
     with clear_errors():
-        checked = _checked(shape, recipe)
+        checked = _checked(shape | {"taps": _layers(taps)}, recipe)
         folder.mkdir(parents=True, exist_ok=True)
         if data is None:
             data = folder / "answers.jsonl"

@@ -70,7 +70,7 @@ class Drafter:
     def _guess(
         self, hidden: Tensor, roots: Tensor, chance: tuple[Tensor, Tensor | None], growth: Growth
     ) -> list[Candidates]:
-        """hidden [B, H], roots [B], chance: temperatures [B] and noise [B, K, D] -> each sequence's candidates."""
+        """hidden [B, I], as in Scores; roots [B]; chance: temperatures [B] and noise [B, K, D] -> their candidates."""
         embedding = None if self._embedding is None else self._embedding[roots]
         if isinstance(self._heads, MedusaHeads):
             columns, confidences = guess(self._heads(hidden, embedding), *chance)
@@ -105,10 +105,10 @@ class Drafter:
         noise[temperatures > 0] = made.view(-1, self.num_heads, self._token_ids.numel())
         return noise
 
-    def measure(self, num_sequences: int, hidden_size: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
+    def measure(self, num_sequences: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
         """Seconds of greedy drafting for so many sequences, the median of a few rounds."""
         device = self._token_ids.device
-        hidden = torch.zeros(num_sequences, hidden_size, dtype=dtype, device=device)
+        hidden = torch.zeros(num_sequences, self._heads.description.input_width, dtype=dtype, device=device)
         roots = torch.zeros(num_sequences, dtype=torch.int64, device=device)
         whole = Growth(self.num_heads, self.num_ranks, least=0.0)  # zeros are believed nowhere, real states are
         times = []

@@ -41,8 +41,7 @@ def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter:
     ranks.announce(Op.READY)
     if len(sizes) == 1:
         return None
-    shape = worker.model.hidden_size, worker.model.dtype
-    lone, many = (drafter.measure(count, *shape) for count in (1, _MANY))
+    lone, many = (drafter.measure(count, worker.model.dtype) for count in (1, _MANY))
     each = max(0.0, (many - lone) / (_MANY - 1))
     return StepCost(tuple(sizes), tuple(seconds), max(0.0, lone - each), each)
 

@@ -83,6 +83,6 @@ def workspace_bytes(ranks: Ranks, config: Config, drafter: Drafter | None, meter
     ranks.verify(worst_plan(ranks, config))
     ranks.announce(Op.READY)
     if drafter is not None:
-        drafter.measure(config.max_running, model.hidden_size, model.dtype, num_rounds=1)
+        drafter.measure(config.max_running, model.dtype, num_rounds=1)
     choice = _CHOICE_COPIES * config.max_running * model.vocab_size * torch.float32.itemsize
     return int(_MARGIN * meter.read()) + choice

@@ -128,6 +128,7 @@ class EngineRank:
                 device=self._device,
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
+                taps=() if heads is None else heads.description.taps,
             )
             drafter = None if heads is None else make_drafter(heads, model, config.speculation.tree)
         with self._phase("warm up", progress):
@@ -199,6 +200,7 @@ class EngineRank:
         base = read_config(folder, self.config.trust_remote_code)
         found = fingerprint(folder) if file.description.base.fingerprint else None
         file.check_base(output_width(base), base.vocab_size, found, self.config.heads.allow_untrained)
+        file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if self.config.speculation.tree is not None:
             known = file.description.draft_vocab_size or file.description.base.vocab_size
             check_paths(self.config.speculation.tree, file.description.num_heads, min(NUM_RANKS, known))

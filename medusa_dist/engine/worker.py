@@ -2,7 +2,7 @@
 
 Owns the rank's mirror of block tables and sampling parameters. Decides nothing. Not here: broadcasting (ranks.py), what
 rank 0 does with the scores (choose.py).
-Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, H hidden size.
+Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, I width of what heads read (model/load.py).
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Scores:
 
     choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
     whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
-    hidden: Tensor  # [W, H] input of the lm_head: what the Medusa heads read
+    hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, and tapped states behind it
     prompt: PromptScores | None = None  # of the plan's scored rows; None: there are none
 
 
@@ -77,7 +77,7 @@ class Worker:
         return scores
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """logits [W + R, Vs] and hidden [W + R, H] of the wanted rows and, behind them, the scored ones."""
+        """logits [W + R, Vs] and hidden [W + R, I] of the wanted rows and, behind them, the scored ones."""
         paged = PagedAttention(self.pool, batch, self._backend)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:

@@ -171,6 +171,7 @@ def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
         made_for = file.description.base.fingerprint
         known = fingerprint(headers.folder) if made_for and headers.seen == "folder" else None
         file.check_base(output_width(base), base.vocab_size, known, config.heads.allow_untrained)
+        file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if config.speculation.tree is not None:
             check_paths(config.speculation.tree, file.description.num_heads, NUM_RANKS)
     except ConfigError as error:

@@ -4,7 +4,8 @@ Owns the teacher-forced pass and the store of its results. Not here: answers (an
 (train_heads.py).
 A place is one emitted token ("the token just emitted" when heads draft): `hidden` is the state that chose it, and the
 next places of the same answer hold what the heads should have guessed after it.
-Shapes: N places of all answers, in order; H hidden size, M tokens kept of each distribution.
+Shapes: N places of all answers, in order; I width of what heads read (the hidden state, and tapped ones behind it), M
+tokens kept of each distribution.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ _ROWS = 2048  # tokens of one pass
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """hidden [N, H]; tokens [N]; base_ids, base_chances [N, M]: what the base would have emitted here; answers [N]."""
+    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: what the base would have emitted here; answers [N]."""
 
     hidden: Tensor
     tokens: Tensor
@@ -54,9 +55,9 @@ class Places:
 _FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
 
 
-def data_key(answers: Sequence[Answer], fingerprint: str | None, dtype: torch.dtype) -> str:
+def data_key(answers: Sequence[Answer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()) -> str:
     """Hash of all that decides the places."""
-    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT]).encode())
+    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *taps]).encode())
     for answer in answers:
         digest.update(json.dumps([answer.prompt_ids, answer.output_ids]).encode())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.progress import Progress
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, Head
 from medusa_dist.medusa.trainable import TrainableHeads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
+from medusa_dist.model.servable import read_config
 from medusa_dist.ops.parallel import Parallel
 
 _FEWEST = 20  # answers below which there is nothing to hold out
@@ -40,6 +41,11 @@ class Shape(Strict):
     num_heads: Annotated[int, Field(ge=1, le=16)] = 4
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not of the form sequential.")
     width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only of the form sequential.")
+    taps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        description="Inner layers that the heads read as well, the first being 0; only of the form sequential. None: "
+        "two, at 3/8 and 7/10 of the depth.",
+    )
     draft_vocab_size: Annotated[int, Field(ge=1)] = Field(
         default=8192, description="The tokens that the model emits most; the whole vocabulary if that is smaller."
     )
@@ -47,6 +53,23 @@ class Shape(Strict):
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         default=0.05, description="Share of the prompts whose answers are kept for judging."
     )
+
+    @model_validator(mode="after")
+    def _taps_belong_to_sequential(self) -> "Shape":
+        if self.taps and self.form != "sequential":
+            raise ValueError(f"taps belong to the form 'sequential', not to {self.form!r}")
+        return self
+
+    def tapped(self, num_layers: int) -> tuple[int, ...]:
+        """The layers to tap of a model that has so many, ascending. Raises ConfigError for one that it lacks."""
+        if self.form != "sequential":
+            return ()
+        if self.taps is None:  # the last layer says nothing new
+            return tuple(sorted({num_layers * 3 // 8, num_layers * 7 // 10} - {num_layers - 1}))
+        missing = [layer for layer in self.taps if layer >= num_layers]
+        if missing:
+            raise ConfigError(f"taps: there is no layer {missing[0]}; the model's are 0 to {num_layers - 1}")
+        return tuple(sorted(set(self.taps)))
 
 
 @dataclass(frozen=True)
@@ -108,12 +131,14 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     job.work.mkdir(parents=True, exist_ok=True)
     status("loading the model")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = read_config(folder, job.config.trust_remote_code)
     model = load_model(
         folder,
         dtype=job.dtype,
         device=device,
         parallel=Parallel(),
         trust_remote_code=job.config.trust_remote_code,
+        taps=job.shape.tapped(int(base.num_hidden_layers)),
     )
     places, key = _places(job, model, data, found)
     held = data.held_out(job.shape.held_out)
@@ -144,7 +169,7 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
 
 def _places(job: Job, model: ShardedModel, data: Data, found: str) -> tuple[Places, str]:
     """The pass over the answers, or what an earlier run kept of it."""
-    key = data_key(data.answers, found, job.dtype)
+    key = data_key(data.answers, found, job.dtype, job.shape.tapped(model.num_layers))
     path = job.work / "places.safetensors"
     places = load_places(path, key)
     if places is None:
@@ -168,13 +193,14 @@ def describe(
 ) -> HeadsDescription:
     """heads.json before anything is learned."""
     shape, sequential = job.shape, job.shape.form == "sequential"
-    sample = places.hidden[:: max(1, len(places) // 4096)].float()
+    sample = places.hidden[:: max(1, len(places) // 4096), : model.hidden_size].float()
     used = embedding[places.tokens[:: max(1, len(places) // 4096)]]
     scale = float(sample.pow(2).mean().sqrt() / used.pow(2).mean().sqrt().clamp_min(1e-6))
     return HeadsDescription(
         form=shape.form,
         width=shape.width if sequential else None,
         embedding_scale=1.0 if shape.form == "hidden" else round(scale, 3),
+        tapped_layers=(-1, *shape.tapped(model.num_layers)),
         num_heads=shape.num_heads,
         num_blocks=1 if sequential else shape.num_blocks,
         lm_head="shared" if sequential else shape.lm_head,
@@ -182,7 +208,11 @@ def describe(
         offsets=tuple(range(1, shape.num_heads + 1)),
         dtype="bfloat16",
         base=BaseModelFacts(
-            name=job.config.model, fingerprint=found, hidden_size=model.hidden_size, vocab_size=model.vocab_size
+            name=job.config.model,
+            fingerprint=found,
+            hidden_size=model.hidden_size,
+            vocab_size=model.vocab_size,
+            layer_width=None if model.layer_width == model.hidden_size else model.layer_width,
         ),
     )
 

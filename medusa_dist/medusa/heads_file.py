@@ -5,7 +5,7 @@ other projects' formats (jobs/convert_heads.py).
 Tensors: `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or
 2 H for the first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
 the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight`
-[H, width];
+[H, width], and where it taps T layers, whose states are W wide, `taps.weight` [H, T W];
 `draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
 """
 
@@ -33,6 +33,9 @@ class BaseModelFacts(Strict):
     fingerprint: str | None = Field(description="model/fingerprint.py of its folder; None: not recorded.")
     hidden_size: Annotated[int, Field(ge=1)]
     vocab_size: Annotated[int, Field(ge=1)]
+    layer_width: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Width of the states between layers, for heads that tap them; None: hidden_size."
+    )
 
 
 class HeadsDescription(Strict):
@@ -49,7 +52,9 @@ class HeadsDescription(Strict):
     )
     embedding_scale: float = 1.0
     tapped_layers: tuple[int, ...] = Field(
-        default=(-1,), description="Layers x is read from; -1: after the final norm."
+        default=(-1,),
+        description="Layers whose output the heads read. First -1: what the output matrix reads, after the final norm. "
+        "Then, for the form sequential alone, inner layers in ascending order, the first layer being 0.",
     )
     num_heads: Annotated[int, Field(ge=1, le=16)]
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
@@ -75,6 +80,29 @@ class HeadsDescription(Strict):
         if self.form == "sequential" and (self.lm_head != "shared" or self.num_blocks != 1 or not self.bias):
             raise ValueError("the form 'sequential' has lm_head 'shared', num_blocks 1 and bias")
         return self
+
+    @model_validator(mode="after")
+    def _taps_in_order(self) -> "HeadsDescription":
+        if self.tapped_layers[:1] != (-1,) or list(self.taps) != sorted({layer for layer in self.taps if layer >= 0}):
+            raise ValueError(f"tapped_layers {list(self.tapped_layers)} must be -1 and then ascending layers from 0 on")
+        if self.taps and self.form != "sequential":
+            raise ValueError(f"tapped_layers other than [-1] belong to the form 'sequential', not to {self.form!r}")
+        return self
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The inner layers whose states the heads read besides the last one."""
+        return self.tapped_layers[1:]
+
+    @property
+    def tap_width(self) -> int:
+        """Width of one tapped state."""
+        return self.base.layer_width or self.base.hidden_size
+
+    @property
+    def input_width(self) -> int:
+        """Width of the rows that the heads read: the last hidden state and, behind it, the tapped ones."""
+        return self.base.hidden_size + len(self.taps) * self.tap_width
 
 
 class HeadsFile:
@@ -103,6 +131,18 @@ class HeadsFile:
             raise HeadsError(
                 f"heads: made for another base model ({base.name!r}; fingerprints differ). Train heads for this model, "
                 "or set heads.allow_untrained: true to draft with them anyway (output stays exact, speed may suffer)"
+            )
+
+    def check_layers(self, num_layers: int, layer_width: int) -> None:
+        """Raise HeadsError if the model lacks a layer that these heads tap, or its layers are of another width."""
+        about = self.description
+        missing = [layer for layer in about.taps if layer >= num_layers]
+        if missing:
+            raise HeadsError(f"heads: tapped_layers has layer {missing[0]}, but the model's are 0 to {num_layers - 1}")
+        if about.taps and about.tap_width != layer_width:
+            raise HeadsError(
+                f"heads: base.layer_width says that states between layers are {about.tap_width} wide, but the model's "
+                f"are {layer_width}"
             )
 
     def save(self, folder: Path) -> None:
@@ -161,6 +201,8 @@ def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]
         shapes["cell.up.weight"] = (description.width, 2 * hidden)
         shapes["cell.up.bias"] = (description.width,)
         shapes["cell.down.weight"] = (hidden, description.width)
+    if description.taps:
+        shapes["taps.weight"] = (hidden, len(description.taps) * description.tap_width)
     for head in range(description.num_heads if description.width is None else 0):
         for block in range(description.num_blocks):
             doubled = block == 0 and description.form == "hidden+embedding"
@@ -186,8 +228,6 @@ def _check_shapes(description: HeadsDescription, tensors: dict[str, Tensor]) -> 
         raise HeadsError(f"heads: tensor {extra[0]} is not in the description; is num_heads or num_blocks wrong?")
     if description.offsets != tuple(range(1, description.num_heads + 1)):
         raise HeadsError(f"heads: offsets {list(description.offsets)} are not 1..{description.num_heads}")
-    if description.tapped_layers != (-1,):
-        raise HeadsError("heads: tapped_layers other than [-1] are not supported by this version")
     ids = tensors.get("draft_vocab")
     if ids is not None:
         ordered = bool((ids[1:] > ids[:-1]).all())

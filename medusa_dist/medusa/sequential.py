@@ -4,10 +4,12 @@ Owns the forward pass of the form "sequential", how many guesses are followed up
 here: Medusa's own heads, which guess independently (heads.py), the file (heads_file.py), which guesses become a tree
 (draft.py, tree.py).
 The cell predicts the hidden state that the model will have after one more token, from the last one and that token's
-embedding: y <- y + W2 SiLU(W1 [y, s E(token)] + b), starting at the model's own last hidden state (with what else the
-file taps mixed in). The model's own output rows turn y into logits. Head k is the k-th application, on the path that
-the heads before it guessed: that is Hydra's idea (arXiv 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
-Shapes: B sequences, M paths of each, H hidden size, D tokens the heads know, R ranks, K heads, L lists of guesses.
+embedding: y <- y + W2 SiLU(W1 [y, s E(token)] + b), starting at the model's own last hidden state h, or, for a file
+that taps the states t1, t2, ... behind inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]. The model's own
+output rows turn y into logits. Head k is the k-th application, on the path that the heads before it guessed: that is
+Hydra's idea (arXiv 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
+Shapes: B sequences, M paths of each, H hidden size, I width of what the heads read (H, and all tapped states behind
+it), D tokens the heads know, R ranks, K heads, L lists of guesses.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from medusa_dist.config import Paths
 from medusa_dist.medusa.draft import guess
 from medusa_dist.medusa.heads import MedusaHeads
-from medusa_dist.medusa.heads_file import HeadsFile
+from medusa_dist.medusa.heads_file import HeadsDescription, HeadsFile
 from medusa_dist.medusa.tree import NOWHERE
 from medusa_dist.ops.parallel import Linear
 
@@ -41,12 +43,21 @@ class SequentialHeads(nn.Module):
         tensors = {name: t.to(device=device, dtype=dtype) for name, t in file.tensors.items() if name != "draft_vocab"}
         self._up = Linear(tensors["cell.up.weight"], tensors["cell.up.bias"], prepack=True)
         self._down = Linear(tensors["cell.down.weight"], None, prepack=True)
+        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if self.description.taps else None
         self._output = Linear(output_rows.to(device=device, dtype=dtype), None, prepack=True)
 
     @property
     def needs_embedding(self) -> bool:
         """Whether input embeddings are part of the input: always."""
         return True
+
+    def start(self, read: Tensor) -> Tensor:
+        """What the model says of each row [N, I] -> the states that the cell starts from [N, H]."""
+        if self._taps is None:
+            return read
+        hidden, tapped = split_taps(self.description, read)
+        started: Tensor = hidden.to(self.dtype) + self._taps(tapped.to(self.dtype))
+        return started
 
     def step(self, states: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """states, embeddings: [N, H] -> the states one token on [N, H], and the next token's logits [N, D] float32."""
@@ -56,6 +67,14 @@ class SequentialHeads(nn.Module):
         logits: Tensor = self._output(states).float() * self.description.logit_scale
         cap = self.description.logit_softcap
         return states, logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def split_taps(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, I] -> the last hidden states [N, H] and the tapped ones side by side in float32, each of a root mean
+    square of 1: scales differ by orders between layers, and from token to token."""
+    hidden, tapped = read[:, : about.base.hidden_size], read[:, about.base.hidden_size :]
+    each = tapped.float().reshape(-1, len(about.taps), about.tap_width)
+    return hidden, F.rms_norm(each, (about.tap_width,), eps=1e-6).flatten(1)
 
 
 def build_heads(
@@ -126,7 +145,7 @@ class Growth:
 
 def draft_paths(
     heads: SequentialHeads,
-    hidden: Tensor,
+    read: Tensor,
     first: Tensor,
     embed: Callable[[Tensor], Tensor],
     chance: tuple[Tensor, Tensor | None],
@@ -134,13 +153,14 @@ def draft_paths(
 ) -> Lists:
     """Draft head by head.
 
-    hidden [B, H]. first: embedding of the token just emitted, [B, H]. embed: columns of the draft vocabulary [N] ->
-    their embeddings [N, H]. chance: temperatures [B], and noise [B, K, D] or None, as for guess().
+    read [B, I]: of the rows behind which they draft. first: embedding of the token just emitted, [B, H]. embed: columns
+    of the draft vocabulary [N] -> their embeddings [N, H]. chance: as for guess(), temperatures [B], and noise
+    [B, K, D] or None.
     """
     temperatures, noise = chance
-    size = hidden.shape[0]
-    states, embeddings = hidden, first
-    values = hidden.new_ones(size, 1, 1, dtype=torch.float32)  # of the paths: [B, M, 1]
+    size = read.shape[0]
+    states, embeddings = heads.start(read), first
+    values = read.new_ones(size, 1, 1, dtype=torch.float32)  # of the paths: [B, M, 1]
     made: list[tuple[Tensor, Tensor, Tensor]] = []
     num_lists = 1
     for depth in range(heads.num_heads):

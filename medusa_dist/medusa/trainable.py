@@ -2,7 +2,8 @@
 
 Owns their forward pass in training and their starting values. Its state_dict is a head file's tensors, name by name;
 the tests hold its logits against those of the modules that serve (heads.py, sequential.py). Not here: losses (loss.py).
-Shapes: N places, K heads, H hidden size, D tokens the heads know.
+Shapes: N places, K heads, H hidden size, I width of what the heads read (H, and all tapped states behind it), D tokens
+the heads know.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medusa_dist.medusa.heads_file import HeadsDescription
+from medusa_dist.medusa.sequential import split_taps
 
 
 class _Head(nn.Module):
@@ -57,6 +59,9 @@ class TrainableHeads(nn.Module):
         self.register_buffer("embedding", embedding, persistent=False)
         if about.width is not None:
             self.cell = _Cell(about.base.hidden_size, about.width)
+            if about.taps:
+                self.taps = nn.Linear(len(about.taps) * about.tap_width, about.base.hidden_size, bias=False)
+                nn.init.zeros_(self.taps.weight)  # it starts as if nothing were tapped
         else:
             self.heads = nn.ModuleList(_Head(about, len(output_rows)) for _ in range(about.num_heads))
             for head in self.heads:
@@ -66,7 +71,7 @@ class TrainableHeads(nn.Module):
                         head.lm_head.weight.copy_(output_rows)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
-        """hidden: [N, H]. tokens: [N, K], the token just emitted and those truly after it -> logits [N, D] per head."""
+        """hidden: [N, I]. tokens: [N, K], the token just emitted and those truly after it -> logits [N, D] per head."""
         if self.about.width is not None:
             yield from self._sequential(hidden, tokens)
             return
@@ -82,6 +87,9 @@ class TrainableHeads(nn.Module):
 
     def _sequential(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
         state = hidden
+        if self.about.taps:
+            last, tapped = split_taps(self.about, hidden)
+            state = last + self.taps(tapped).to(last.dtype)
         for k in range(self.about.num_heads):
             x = torch.cat([state, self._embed(tokens[:, k], hidden)], dim=-1)
             state = state + self.cell.down(F.silu(self.cell.up(x)))

@@ -5,6 +5,7 @@ Owns `ShardedModel`, the one forward pass the worker calls, and `load_model`. No
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.checkpoint import Checkpoint, StoredTensor
 from medusa_dist.model.plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.servable import check_servable, layer_windows, max_position, model_class, read_config
+from medusa_dist.model.taps import tapped_layers, tapping
 from medusa_dist.ops.parallel import Linear, Parallel
 
 __all__ = ["ShardedModel", "check_servable", "legal_tp_sizes", "load_full_rows", "load_model"]
@@ -33,7 +35,8 @@ class ShardedModel:
 
     num_heads, num_kv_heads: of this rank. vocab_shard: columns of this rank's logits, ceil(V / world) on every rank;
     column j is token vocab_start + j, and is padding unless that is < vocab_size. max_position: longest context in
-    tokens. hidden_size: width of the rows that reach the output matrix.
+    tokens. hidden_size: width of the rows that reach the output matrix. tapped: the layers, in order, whose output is
+    wanted as well.
     """
 
     config: Any
@@ -53,13 +56,15 @@ class ShardedModel:
     output_head: nn.Module
     checkpoint: Checkpoint
     vocab_rows: dict[str, StoredTensor]  # where the whole "input" and "output" vocabulary matrices are stored
+    tapped: tuple[nn.Module, ...] = ()
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """One pass over T tokens, all sequences flattened; attention goes to `attention_context`'s function.
 
         input_ids, positions: [T] int64. rows: [R] int64, the tokens whose scores are wanted.
-        -> logits [R, vocab_shard] as the model computes them (softcap and scale included), and hidden [R, H], what
-        the output matrix was multiplied with (after the final norm).
+        -> logits [R, vocab_shard] as the model computes them (softcap and scale included), and what heads read: hidden
+        [R, H], what the output matrix was multiplied with (after the final norm), and behind it the tapped layers'
+        outputs, [R, H + taps * layer width].
         """
         taken: list[Tensor] = []
 
@@ -71,11 +76,18 @@ class ShardedModel:
         # knows `logits_to_keep`, and the Medusa heads need the same rows.
         hook = self.output_head.register_forward_pre_hook(take_rows)
         try:
-            output = self.module(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+            with tapping(self.tapped, rows) as tapped:
+                output = self.module(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         finally:
             hook.remove()
         assert len(taken) == 1, "the output matrix was not used exactly once"
-        return output.logits[0], taken[0][0]
+        assert len(tapped) == len(self.tapped), "a tapped layer was not used exactly once"
+        return output.logits[0], torch.cat([taken[0][0], *tapped], dim=-1) if tapped else taken[0][0]
+
+    @property
+    def layer_width(self) -> int:
+        """Width of the states between layers, which is not hidden_size for every OPT."""
+        return int(self.config.hidden_size)
 
     def weight_bytes(self) -> int:
         """Bytes of this rank's parameters and buffers, packed ones included."""
@@ -94,10 +106,12 @@ def load_model(
     parallel: Parallel,
     prepack: bool = True,
     trust_remote_code: bool = False,
+    taps: Sequence[int] = (),
 ) -> ShardedModel:
     """Load this rank's part of the model in `folder`; all ranks call it together (a probe pass ends it).
 
-    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (the twin for tests).
+    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (the twin for tests). taps: layers,
+    ascending, whose outputs are wanted on this rank.
     Peak memory is the rank's part and one more tensor. Raises ModelError or ConfigError.
     """
     config = read_config(folder, trust_remote_code)
@@ -128,18 +142,14 @@ def load_model(
         output_head=builder.output_head,
         checkpoint=checkpoint,
         vocab_rows=builder.vocab_rows,
+        tapped=tapped_layers(module, int(config.num_hidden_layers), taps),
     )
     with torch.inference_mode():
         shape = (model.num_heads, model.num_kv_heads, model.head_dim)
         check_attention(model.forward, shape, layer_windows(config), device)
-    logger.info(
-        "loaded %s, rank %d of %d: %.0f MB, read %.0f MB",
-        config.model_type,
-        parallel.rank,
-        parallel.world,
-        model.weight_bytes() / 1e6,
-        checkpoint.bytes_read / 1e6,
-    )
+    where = config.model_type, parallel.rank, parallel.world
+    megabytes = model.weight_bytes() / 1e6, checkpoint.bytes_read / 1e6
+    logger.info("loaded %s, rank %d of %d: %.0f MB, read %.0f MB", *where, *megabytes)
     return model
 
 

@@ -25,15 +25,18 @@ def answers() -> list[Answer]:
     return made
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "mistral", "qwen3", "opt-projected"])
 def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
-    """Gemma 2 caps its scores and has windows, Mistral has windows shorter than the answers."""
+    """Gemma 2 caps its scores and has windows, Mistral has windows shorter than the answers.
+
+    Heads may read the first layer as well; OPT's is wider here than what its output matrix reads.
+    """
     torch.manual_seed(0)
     config = configs()[name]
     config._attn_implementation = "eager"
     theirs = AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel())
+    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel(), taps=(0,))
     told: list[int] = []
     places = collect(ours, answers(), told.append)
     assert sum(told) == len(places) == 25
@@ -41,7 +44,9 @@ def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
     for number, answer in enumerate(answers()):
         ids = torch.tensor([[*answer.prompt_ids, *answer.output_ids]])
         with torch.no_grad():
-            logits = theirs(ids).logits[0, len(answer.prompt_ids) - 1 : -1]
+            said = theirs(ids, output_hidden_states=True)
+        chose = slice(len(answer.prompt_ids) - 1, -1)  # the state before a token chose it
+        logits, first = said.logits[0, chose], said.hidden_states[1][0, chose]
         count = len(answer.output_ids)
         mine = slice(row, row + count)
         assert places.tokens[mine].tolist() == list(answer.output_ids)
@@ -50,7 +55,8 @@ def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
         best = chances.gather(1, places.base_ids[mine].long())
         torch.testing.assert_close(places.base_chances[mine].float(), best, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(best[:, 0], chances.amax(-1))
-        from_hidden = ours.output_head(places.hidden[mine])[:, :VOCAB]
+        torch.testing.assert_close(places.hidden[mine, ours.hidden_size :], first, atol=1e-4, rtol=1e-4)
+        from_hidden = ours.output_head(places.hidden[mine, : ours.hidden_size])[:, :VOCAB]
         torch.testing.assert_close(from_hidden.argmax(-1), logits.argmax(-1))
         row += count
 
@@ -78,5 +84,7 @@ def test_places_are_kept_for_the_data_they_were_made_of(tmp_path: Path) -> None:
         data_key(answers()[:3], "a", torch.bfloat16),
         data_key(answers(), "b", torch.bfloat16),
         data_key(answers(), "a", torch.float32),
+        data_key(answers(), "a", torch.bfloat16, (3,)),
+        data_key(answers(), "a", torch.bfloat16, (4,)),
     }
-    assert len(others | {key}) == 4 and all(load_places(path, other) is None for other in others)
+    assert len(others | {key}) == 6 and all(load_places(path, other) is None for other in others)

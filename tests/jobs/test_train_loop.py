@@ -1,5 +1,6 @@
 """Training on places made by hand: a text that counts must be learned to the last place, and a kill changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: 
     )
 
 
-def new_heads(form: str = "sequential") -> TrainableHeads:
+def new_heads(
+    form: str = "sequential", tapped_layers: tuple[int, ...] = (-1,), layer_width: int | None = None
+) -> TrainableHeads:
     torch.manual_seed(3)
     about = HeadsDescription(
         form=form,
@@ -48,7 +51,10 @@ def new_heads(form: str = "sequential") -> TrainableHeads:
         num_heads=HEADS,
         offsets=(1, 2, 3),
         dtype="bfloat16",
-        base=BaseModelFacts(name="counting", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB),
+        tapped_layers=tapped_layers,
+        base=BaseModelFacts(
+            name="counting", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB, layer_width=layer_width
+        ),
     )
     return TrainableHeads(about, torch.eye(VOCAB, HIDDEN), 3 * torch.eye(VOCAB, HIDDEN))
 
@@ -74,6 +80,24 @@ def test_what_can_be_foreseen_is_learned(form: str, strides: int, tmp_path: Path
     assert len(after) == HEADS and all(b < 0.5 * a for a, b in zip(before, after, strict=True))
     assert all(head[0] > 0.99 for head in score.accuracies) and score.chain > 3.7
     assert all(head == sorted(head) for head in score.accuracies)
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+def test_what_only_an_inner_layer_knows_is_learned_from_there(tapped: bool, tmp_path: Path) -> None:
+    """The stride is taken out of the last state. Told by another layer, it is learned; not told, it cannot be."""
+
+    def told(places: Places) -> Places:
+        strides = torch.nn.functional.one_hot(places.hidden[:, -1].long(), 5).float()
+        last = torch.cat([places.hidden[:, :-1], torch.zeros(len(places), 1)], 1)
+        return replace(places, hidden=torch.cat([last, 100 * strides], 1) if tapped else last)
+
+    heads = new_heads(tapped_layers=(-1, 4) if tapped else (-1,), layer_width=5)
+    both = told(counting_places(60)), told(counting_places(9, seed=5))
+    job = Trainer(heads, both, torch.arange(VOCAB), RECIPE, tmp_path, "key")
+    best = job.run(lambda _: None)
+    job.load(best)
+    assert ("taps.weight" in best) == tapped and (not tapped or float(best["taps.weight"].abs().max()) > 0.1)
+    assert (job.score().chain > 3.7) == tapped
 
 
 def test_a_kill_changes_nothing(tmp_path: Path) -> None:

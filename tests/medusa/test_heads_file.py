@@ -17,6 +17,7 @@ from tests.medusa.tiny_heads import HIDDEN, VOCAB, describe, random_heads, tenso
     [
         {},
         {"form": "hidden+embedding", "embedding_scale": 12.5, "num_blocks": 2, "bias": False},
+        {"form": "sequential", "width": 7, "tapped_layers": (-1, 0, 4)},
         {"lm_head": "own", "draft_vocab_size": 11, "logit_softcap": 30.0, "training": {"data": "none", "steps": 3}},
     ],
 )
@@ -37,6 +38,33 @@ def test_shapes() -> None:
     assert shapes["heads.1.blocks.1.weight"] == (HIDDEN, HIDDEN)
     assert shapes["heads.1.lm_head.weight"] == (5, HIDDEN) and shapes["draft_vocab"] == (5,)
     assert len(shapes) == 2 * (2 * 2 + 1) + 1
+
+
+def test_tapped_layers(tmp_path: Path) -> None:
+    fields = {"form": "sequential", "width": 7}
+    about = describe(**fields, tapped_layers=(-1, 0, 4))
+    assert (about.taps, about.tap_width, about.input_width) == ((0, 4), HIDDEN, 3 * HIDDEN)
+    assert expected_shapes(about)["taps.weight"] == (HIDDEN, 2 * HIDDEN)
+    wide = about.base.model_copy(update={"layer_width": 20})
+    projected = describe(**fields, tapped_layers=(-1, 2), base=wide)
+    assert expected_shapes(projected)["taps.weight"] == (HIDDEN, 20) and projected.input_width == HIDDEN + 20
+    plain = random_heads(**fields)
+    assert plain.description.input_width == HIDDEN and "taps.weight" not in plain.tensors
+    plain.save(tmp_path)  # as files were before layers could be tapped
+    keys = json.loads((tmp_path / "heads.json").read_text())
+    del keys["tapped_layers"], keys["base"]["layer_width"]
+    (tmp_path / "heads.json").write_text(json.dumps(keys))
+    assert read_heads(tmp_path).description == plain.description
+
+
+def test_layers_that_the_model_lacks() -> None:
+    file = random_heads(form="sequential", width=7, tapped_layers=(-1, 0, 4))
+    file.check_layers(5, HIDDEN)
+    with pytest.raises(HeadsError, match="tapped_layers has layer 4, but the model's are 0 to 3"):
+        file.check_layers(4, HIDDEN)
+    with pytest.raises(HeadsError, match=r"base\.layer_width says .* 13 wide, but the model's are 20"):
+        file.check_layers(5, 20)
+    random_heads().check_layers(1, 20)
 
 
 def test_a_folder_without_one_of_the_files(tmp_path: Path) -> None:
@@ -64,6 +92,15 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         ({"wings": 2}, r"wings: unknown key"),
         ({"draft_vocab_size": 0}, r"draft_vocab_size: "),
         ({"num_heads": 17}, r"num_heads: "),
+        (
+            {"tapped_layers": [-1, 3]},
+            r"tapped_layers other than \[-1\] belong to the form 'sequential', not to 'hidden'",
+        ),
+        ({"tapped_layers": []}, r"tapped_layers \[\] must be -1 and then ascending"),
+        ({"tapped_layers": [3]}, r"tapped_layers \[3\]"),
+        ({"tapped_layers": [-1, 3, 1]}, r"tapped_layers \[-1, 3, 1\]"),
+        ({"tapped_layers": [-1, 3, 3]}, r"tapped_layers \[-1, 3, 3\]"),
+        ({"tapped_layers": [-1, -1]}, r"tapped_layers \[-1, -1\]"),
         ({"base": {"name": "x"}}, r"base\.fingerprint: "),
     ],
 )
@@ -92,7 +129,6 @@ def test_tensors_that_do_not_fit_the_description() -> None:
     [
         ({"offsets": (1, 3, 2)}, r"offsets \[1, 3, 2\] are not 1\.\.3"),
         ({"offsets": (0, 1, 2)}, r"offsets \[0, 1, 2\]"),
-        ({"tapped_layers": (-1, 3)}, "tapped_layers other than"),
     ],
 )
 def test_what_this_version_does_not_serve(fields: dict, message: str) -> None:

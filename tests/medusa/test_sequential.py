@@ -13,6 +13,7 @@ from tests.medusa.tiny_heads import HIDDEN, VOCAB, describe, random_heads, tenso
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+BASE = {"name": "tiny", "fingerprint": None, "hidden_size": HIDDEN, "vocab_size": VOCAB}
 FIELDS = {"form": "sequential", "width": 17, "embedding_scale": 0.7, "draft_vocab_size": 19}
 
 
@@ -75,6 +76,37 @@ def test_every_list_is_what_its_own_path_leads_to(warm: bool) -> None:
                     token = heads.token_ids[lists.columns[b, place, rank]]
                     going.append((behind, depth + 1, [*path, embeddings[token]]))
         assert seen == lists.columns.shape[1] == 1 + sum(FOLLOWED)
+
+
+def test_the_cell_starts_from_what_is_tapped() -> None:
+    """By the formula; and neither the scale of a layer nor that of a token matters."""
+    about = describe(**FIELDS, tapped_layers=(-1, 1, 6), base={**BASE, "layer_width": 5})
+    file = HeadsFile(about, tensors_for(about))
+    heads = build_heads(file, torch.randn(19, HIDDEN), torch.float32, CPU)
+    assert isinstance(heads, SequentialHeads)
+    read = torch.randn(4, HIDDEN + 10)
+    first, second = (t / t.pow(2).mean(-1, keepdim=True).sqrt() for t in (read[:, HIDDEN:-5], read[:, -5:]))
+    expected = read[:, :HIDDEN] + torch.cat([first, second], 1) @ file.tensors["taps.weight"].T
+    torch.testing.assert_close(heads.start(read), expected, atol=1e-5, rtol=1e-5)
+    scaled = read.clone()
+    scaled[:, HIDDEN:-5] *= 1000.0
+    scaled[2, -5:] *= 0.1
+    torch.testing.assert_close(heads.start(scaled), expected, atol=1e-3, rtol=1e-3)
+    embeddings = torch.randn(19, HIDDEN)
+    with_taps, without = (
+        draft_paths(one, rows, torch.zeros(4, HIDDEN), embeddings.__getitem__, (torch.zeros(4), None), Growth(3, 10))
+        for one, rows in ((heads, read), (heads, torch.cat([expected, torch.zeros(4, 10)], 1)))
+    )
+    assert torch.equal(with_taps.columns[:, 0], without.columns[:, 0])  # taps of zeros add nothing
+    plain = draft_paths(
+        heads,
+        read * torch.cat([torch.ones(HIDDEN), torch.zeros(10)]),
+        torch.zeros(4, HIDDEN),
+        embeddings.__getitem__,
+        (torch.zeros(4), None),
+        Growth(3, 10),
+    )
+    assert not torch.equal(with_taps.columns[:, 0], plain.columns[:, 0])
 
 
 def test_the_likeliest_paths_are_followed() -> None:

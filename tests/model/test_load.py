@@ -65,12 +65,14 @@ def _rank(rank: int, root: Path, folders: dict[str, Path]) -> None:
     for name, world, group in tasks:
         if rank >= world:
             continue
-        model = load(folders[name], Parallel(rank, world, group), prepack=name != "qwen3")
-        logits, hidden = run(model)
+        taps = (0, 1) if rank == 0 else ()  # heads, and so taps, are rank 0's alone
+        model = load(folders[name], Parallel(rank, world, group), prepack=name != "qwen3", taps=taps)
+        logits, read = run(model)
         parts = model.parallel.gather_to_rank0(logits)
         results[f"{name}/{world}"] = {
             "logits": None if parts is None else torch.cat(parts, 1)[:, :VOCAB],
-            "hidden": hidden,
+            "hidden": read[:, : model.hidden_size],
+            "tapped": read[:, model.hidden_size :],
             "heads": (model.num_heads, model.num_kv_heads),
             "bytes": (model.checkpoint.bytes_read, model.weight_bytes()),
             "rows": load_full_rows(model, "output", torch.tensor([96, 3])),
@@ -94,6 +96,8 @@ def test_cut_over_ranks_equals_transformers(
     name, world = task.split("/")
     seen = cut[0][task]
     assert (seen["logits"] - zoo[name][1]).abs().max() < 1e-4
+    one = load(zoo[name][0], taps=(0, 1))
+    assert (seen["tapped"] - run(one)[1][:, one.hidden_size :]).abs().max() < 1e-4
     for other in range(1, int(world)):
         assert torch.equal(seen["hidden"], cut[other][task]["hidden"])  # every rank decides on the same bits
         assert torch.equal(seen["rows"], cut[other][task]["rows"])
