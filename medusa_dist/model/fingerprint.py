@@ -8,9 +8,11 @@ timestamps, metadata, generation defaults.
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from medusa_dist.model.checkpoint import Checkpoint
 from medusa_dist.model.servable import read_config
@@ -25,14 +27,26 @@ _ESSENTIAL = ("model_type", "num_attention_heads", "num_key_value_heads", "head_
 def fingerprint(folder: Path) -> str:
     """`sha256:...` of the model in `folder`; reads a few kilobytes per tensor. Raises ModelError."""
     digest = hashlib.sha256(b"medusa_dist base model 1\n")
-    config = read_config(folder)
-    digest.update(json.dumps([getattr(config, key, None) for key in _ESSENTIAL]).encode())
+    digest.update(json.dumps(_essential(folder)).encode())
     checkpoint = Checkpoint(folder)
     for name in sorted(checkpoint.file_of):
         digest.update(json.dumps([name, checkpoint.dtype(name), checkpoint.shape(name)]).encode())
         for sample in _samples(checkpoint, name):
             digest.update(sample)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _essential(folder: Path) -> list[Any]:
+    """The config's essential numbers. A config of a class that comes with the model is read as it is written: its code
+    is not ours to run here, and the hash must not depend on whether it may."""
+    try:
+        written = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        written = {}  # read_config says what is wrong
+    if "AutoConfig" in written.get("auto_map", {}) and written.get("model_type") not in CONFIG_MAPPING:
+        return [written.get(key) for key in _ESSENTIAL]
+    config = read_config(folder)
+    return [getattr(config, key, None) for key in _ESSENTIAL]
 
 
 def _samples(checkpoint: Checkpoint, name: str) -> list[bytes]:

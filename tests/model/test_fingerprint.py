@@ -53,6 +53,21 @@ def test_other_weights_names_types_and_heads(tmp_path: Path) -> None:
     assert len(seen) == 5
 
 
+def test_a_model_that_brings_its_code_is_hashed_without_running_it(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    (tmp_path / "mine.py").write_text("raise AssertionError('it ran')")
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = config | {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.M"}}
+    seen = {fingerprint(tmp_path)}
+    for changes in ({}, {"num_key_value_heads": 1}, {"model_type": "mine2"}):
+        (tmp_path / "config.json").write_text(json.dumps(own | changes))
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 4
+
+
 def test_nothing_to_hash(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json"):
         fingerprint(tmp_path)
