@@ -244,7 +244,8 @@ class EngineRank:
         """Refuse heads that guess no better than chance; what was found, None without heads or if that is allowed."""
         if drafter is None or self.config.heads.allow_untrained:
             return None
-        found = check_heads(self._ranks, drafter, text_ids(folder), min(MAX_TOKENS, self.config.max_batched_tokens))
+        ids = text_ids(folder)[: self._max_model_len]
+        found = check_heads(self._ranks, drafter, ids, min(MAX_TOKENS, self.config.max_batched_tokens))
         found.refuse_chance()
         return str(found)
 
