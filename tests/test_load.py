@@ -25,6 +25,7 @@ LOGITS = random_table(13, 2.0)
 # Up to 6 rows cost little more than 4; from 8 on, a row costs more than a sure draft brings.
 COST = StepCost((4, 6, 8, 12, 64), (1.0, 1.1, 1.4, 2.2, 14.0), draft_s=0.03, draft_s_each=0.002)
 MOST, MANY, EACH = 12, 9, 20  # sequences at the height of the load; where nothing pays; steps between joins or leaves
+FEW = 5  # sequences for which drafts clearly pay
 
 
 class Timer:
@@ -110,6 +111,11 @@ def rush_hour(town: Town, each: int = EACH) -> list[Step]:
     return seen
 
 
+def rate(steps: list[Step]) -> float:
+    """Tokens per second, against what the curve says of the same batches without heads."""
+    return sum(COST(step.batch) * step.num_tokens / step.batch for step in steps) / sum(step.seconds for step in steps)
+
+
 def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town(monkeypatch)
     seen = rush_hour(town)
@@ -120,6 +126,13 @@ def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.Mo
         assert sum(step.num_drafted for step in few) > 2 * len(few)
         assert sum(step.heads_ran for step in few) > 0.9 * len(few)
         assert sum(step.num_drafted for step in many) == 0
+    # What it costs to find that out: some tries at each number of sequences that is met for the first time, once.
+    up, down = seen[: MOST * EACH], seen[MOST * EACH :]
+    heavy = [[step for step in half if step.batch > FEW] for half in (up, down)]
+    assert rate(heavy[0] + heavy[1]) > 0.99 and rate(heavy[1]) > 0.999
+    for batch in range(FEW + 1, MOST + 1):
+        tries = [sum(step.heads_ran for step in half if step.batch == batch) for half in (up, down)]
+        assert tries[0] <= 17 and tries[1] <= 1
     # No step stands out among its neighbours.
     for at in range(5, len(seen) - 5):
         around = statistics.median(step.seconds for step in (*seen[at - 5 : at], *seen[at + 1 : at + 6]))
@@ -127,19 +140,20 @@ def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.Mo
 
 
 def test_under_load_nothing_is_lost_to_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens per second at each load, against the curve's own rate without heads."""
+    """At each load, once the heads were tried there: two rounds of probes are in what is counted."""
     town = Town(monkeypatch)
     rates = {}
-    for batch in (1, 2, 4, 6, MANY, MOST):
+    for batch in (1, 2, 4, FEW + 1, MANY, MOST):
         for i in range(len(town.tokens), batch):
             town.engine.submit(request(str(i)))
-        town.steps(20)  # a few tries at this size
-        steps = town.steps(40)
-        rate = sum(step.num_tokens for step in steps) / sum(step.seconds for step in steps)
-        rates[batch] = rate / (batch / COST(batch))
-    print({batch: round(rate, 3) for batch, rate in rates.items()})
-    assert min(rates.values()) > 0.98 and rates[1] > 1.3
-    assert all(0.99 < rates[batch] < 1.0 + 1e-9 for batch in (MANY, MOST))
+        town.steps(20)
+        steps = town.steps(256)
+        rates[batch] = rate(steps)
+        if batch >= MANY:
+            assert rate(steps[:40]) == pytest.approx(1.0, abs=1e-9)  # until the first probe
+        if batch > FEW:
+            assert 1 <= sum(step.heads_ran for step in steps) <= 0.01 * len(steps)
+    assert min(rates.values()) > 0.999 and rates[1] > 1.3
 
 
 def test_load_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
