@@ -18,18 +18,21 @@ PromptsOption = Annotated[
 ]
 TemperaturesOption = Annotated[str, typer.Option(help="Taken in turn, prompt by prompt; 0 is greedy.")]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
+RanksOption = Annotated[
+    int, typer.Option("--tensor-parallel-size", min=1, help="Ranks the model is cut over; more than 1 start on Ray.")
+]
 MaxTokensOption = Annotated[int, typer.Option(min=2, help="Tokens per answer, at most.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.")]
 
 
-def _distill(model: str, heads: str | None, dtype: str, prompts: Path | None, target: Path, **asked: Any) -> None:
+def _distill(config: Any, prompts: Path | None, target: Path, **asked: Any) -> None:
     from medusa_dist.jobs.distill import PROMPTS, distill, origin_of
-    from medusa_dist.jobs.open_llm import open_llm, options_config
+    from medusa_dist.jobs.open_llm import open_llm
 
     asked_for = prompts or PROMPTS
     with (
         console.status("loading"),
-        open_llm(options_config(model, heads, dtype), max_running=asked["batch"], max_batched_tokens=1024) as llm,
+        open_llm(config, looks_inside=False, max_running=asked["batch"], max_batched_tokens=1024) as llm,
     ):
         origin = origin_of(llm, asked_for, asked["temperatures"], asked["samples"], asked["max_tokens"])
         with_bar = distill(llm, asked_for, target, origin)
@@ -67,11 +70,12 @@ def distill_command(
     samples: SamplesOption = 1,
     max_tokens: MaxTokensOption = 288,
     batch: BatchOption = 48,
+    ranks: RanksOption = 1,
 ) -> None:
     """Let a model answer prompts: the data that its heads learn from. Run again after a kill, it goes on."""
     with clear_errors():
         asked = {"temperatures": _numbers(temperatures), "samples": samples, "max_tokens": max_tokens, "batch": batch}
-        _distill(model, heads, dtype, prompts, target, **asked)
+        _distill(_config(model, heads, dtype, ranks), prompts, target, **asked)
 
 
 @app.command("train-heads")
@@ -105,6 +109,7 @@ def train_heads_command(
     samples: SamplesOption = 1,
     max_tokens: MaxTokensOption = 288,
     batch: BatchOption = 48,
+    ranks: RanksOption = 1,
 ) -> None:
     """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
     shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
@@ -112,13 +117,19 @@ def train_heads_command(
     recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
     folder = work or target.with_name(target.name + ".work")
     with clear_errors():
-        checked = _checked(shape | {"taps": _layers(taps)}, recipe)
+        checked, config = _checked(shape | {"taps": _layers(taps)}, recipe), _config(model, None, dtype, ranks)
         folder.mkdir(parents=True, exist_ok=True)
         if data is None:
             data = folder / "answers.jsonl"
             asked = {"temperatures": _numbers(temperatures), "samples": samples}
-            _distill(model, None, dtype, prompts, data, **asked, max_tokens=max_tokens, batch=batch)
-        _train(model, dtype, data, target, folder, *checked)
+            _distill(config, prompts, data, **asked, max_tokens=max_tokens, batch=batch)
+        _train(config, data, target, folder, *checked)
+
+
+def _config(model: str, heads: str | None, dtype: str, ranks: int) -> Any:
+    from medusa_dist.jobs.open_llm import options_config
+
+    return options_config(model, heads, dtype, ranks)
 
 
 def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
@@ -136,11 +147,10 @@ def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
         raise ConfigError(explain_validation(error)) from None
 
 
-def _train(model: str, dtype: str, data: Path, target: Path, work: Path, shape: Any, recipe: Any) -> None:
-    from medusa_dist.jobs.open_llm import options_config
+def _train(config: Any, data: Path, target: Path, work: Path, shape: Any, recipe: Any) -> None:
     from medusa_dist.jobs.train_heads import Job, train_heads
 
-    job = Job(options_config(model, None, dtype), data, target, work, shape, recipe)
+    job = Job(config, data, target, work, shape, recipe)
     with console.status("starting") as status:
         file = train_heads(job, note, status.update)
     note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")

@@ -174,9 +174,7 @@ def groups_of(config: Config, patch: pytest.MonkeyPatch) -> list[timedelta]:
     patch.setattr(start.dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
     patch.setattr(start.dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
     patch.setattr(start, "PrefixStore", MagicMock())
-    rank = object.__new__(EngineRank)
-    rank.config, rank._device = config, torch.device("cpu")
-    rank._join(0, MagicMock(), 0)
+    start.join_group(config, torch.device("cpu"), 0, MagicMock(), 0)
     return asked
 
 

@@ -83,6 +83,26 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
     return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
+def join_group(
+    config: Config, device: torch.device, rank: int, store: Store | None, generation: int
+) -> tuple[Parallel, dist.ProcessGroup | None]:
+    """Data group (nccl on GPUs) and control group (always gloo: plans live on the host); none for a rank alone."""
+    world = config.tensor_parallel_size
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        return Parallel(), None
+    assert store is not None, "several ranks need a store to meet at"
+    timeout = timedelta(seconds=config.timeouts.load_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
+    )
+    # Loading may take minutes, a step may not: the control group has the step's deadline.
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
+    return Parallel(rank, world, dist.group.WORLD), control
+
+
 def model_folder(config: Config) -> Path:
     """The model's folder on this node, fetched or made if it is not there yet. Raises ModelError."""
     return resolve_source(config.model, config.revision)
@@ -119,7 +139,7 @@ class EngineRank:
         self._seconds: dict[str, float] = {}
         self._heads_check: str | None = None
         with self._phase("connect", progress):
-            parallel, control = self._join(rank, store, generation)
+            parallel, control = join_group(config, self._device, rank, store, generation)
         with self._phase("load", progress):
             heads = self._read_heads(folder) if rank == 0 else None
             model = load_model(
@@ -173,23 +193,6 @@ class EngineRank:
         begin = time.perf_counter()
         yield
         self._seconds[name] = round(time.perf_counter() - begin, 3)
-
-    def _join(self, rank: int, store: Store | None, generation: int) -> tuple[Parallel, dist.ProcessGroup | None]:
-        """Data group (nccl on GPUs) and control group (always gloo: plans live on the host)."""
-        world = self.config.tensor_parallel_size
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        if world == 1:
-            return Parallel(), None
-        assert store is not None, "several ranks need a store to meet at"
-        timeout = timedelta(seconds=self.config.timeouts.load_s)
-        backend = "nccl" if self._device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
-        )
-        # Loading may take minutes, a step may not: the control group has the step's deadline.
-        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeouts.step_s))
-        return Parallel(rank, world, dist.group.WORLD), control
 
     def _read_heads(self, folder: Path) -> HeadsFile | None:
         """Read and check the heads before the model is loaded: a misfit costs seconds, not minutes."""

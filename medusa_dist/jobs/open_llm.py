@@ -28,17 +28,19 @@ def read_config(path: Path, app: str | None, deployment: str) -> Config:
     return configs[name]
 
 
-def options_config(model: str, heads: str | None, dtype: str) -> Config:
+def options_config(model: str, heads: str | None, dtype: str, ranks: int = 1) -> Config:
     """A config from the options of a command."""
-    return parse_config({"model": model, "dtype": dtype, "heads": {"source": heads}, "max_model_len": 1024})
+    keys = {"model": model, "dtype": dtype, "heads": {"source": heads}, "tensor_parallel_size": ranks}
+    return parse_config(keys | {"max_model_len": 1024})
 
 
-def open_llm(config: Config, speculation: Speculation | None = None, **keys: Any) -> LLM:
-    """The model in this process. speculation: None takes the config's own; keys override the config's.
+def open_llm(config: Config, speculation: Speculation | None = None, looks_inside: bool = True, **keys: Any) -> LLM:
+    """The model. speculation: None takes the config's own; keys override the config's.
 
-    Raises ConfigError for a config that needs several ranks: the tools look into the engine of one process.
+    looks_inside: the caller needs the engine in this process, as most tools around heads do. Raises ConfigError if so
+    and the config has several ranks.
     """
-    if config.tensor_parallel_size != 1:
+    if looks_inside and config.tensor_parallel_size != 1:
         raise ConfigError(
             f"tensor_parallel_size: the tools around heads run in one process, and the config asks for "
             f"{config.tensor_parallel_size} ranks; give them a copy of it with 1"

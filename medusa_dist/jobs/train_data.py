@@ -20,12 +20,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from medusa_dist.jobs.answers_file import Answer
+from medusa_dist.errors import ConfigError
+from medusa_dist.jobs.answers_file import Answer, Origin, read_answers
 from medusa_dist.model.attention import Attend, attention_context
 from medusa_dist.model.load import ShardedModel
 
 KEPT = 12  # tokens of each distribution; the model is sure enough that these hold nearly all of it
-_ROWS = 2048  # tokens of one pass
+PASS_ROWS = 2048  # tokens of one pass
+_PIECE_ROWS = 256  # rows of float32 logits beside each other
+_FEWEST = 20  # answers below which there is nothing to hold out
+
+
+@dataclass(frozen=True)
+class Data:
+    """Answers, and the file they came from."""
+
+    origin: Origin
+    answers: list[Answer]
+    path: Path
+
+    def held_out(self, share: float) -> Tensor:
+        """[number of answers]: whether an answer is held out. All answers of a prompt are, or none."""
+        marks = torch.tensor([_mark(answer.id.split(":")[0]) for answer in self.answers])
+        return marks <= max(share, float(marks.min()))
+
+
+def _mark(prompt: str) -> float:
+    """0 to 1, the same for the same prompt."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
+
+
+def read_data(path: Path, model: str, found: str) -> Data:
+    """The answers to learn from. found: fingerprint of the model to train for. Raises ConfigError."""
+    origin, answers = read_answers(path)
+    if origin.fingerprint is not None and origin.fingerprint != found:
+        raise ConfigError(f"{path} holds answers of another model ({origin.model}); heads for {model} need its own")
+    answers = [answer for answer in answers if len(answer.output_ids) > 1]
+    if len(answers) < _FEWEST:
+        raise ConfigError(f"{path} has {len(answers)} answers of 2 tokens and more; {_FEWEST} are the least")
+    return Data(origin, answers, path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,27 +114,31 @@ def load_places(path: Path, key: str) -> Places | None:
 
 
 @torch.inference_mode()
-def collect(model: ShardedModel, answers: Sequence[Answer], advance: Callable[[int], None]) -> Places:
-    """One pass of the model over all answers, several at a time. advance: told how many tokens are done."""
+def collect(model: ShardedModel, answers: Sequence[Answer], advance: Callable[[int], None]) -> Places | None:
+    """One pass of the model over all answers, several at a time. advance: told how many tokens are done.
+
+    All ranks call it together; rank 0 gets the places, the others None.
+    """
     parts: list[tuple[Tensor, ...]] = []
     begin = 0
     while begin < len(answers):
         end, rows = begin + 1, _length(answers[begin])
-        while end < len(answers) and rows + _length(answers[end]) <= _ROWS:
+        while end < len(answers) and rows + _length(answers[end]) <= PASS_ROWS:
             rows += _length(answers[end])
             end += 1
-        parts.append(_pass(model, answers[begin:end], begin))
+        if (part := _pass(model, answers[begin:end], begin)) is not None:
+            parts.append(part)
         advance(sum(len(answer.output_ids) for answer in answers[begin:end]))
         begin = end
-    return Places(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    return Places(*(torch.cat(each) for each in zip(*parts, strict=True))) if parts else None
 
 
 def _length(answer: Answer) -> int:
     return len(answer.prompt_ids) + len(answer.output_ids)
 
 
-def _pass(model: ShardedModel, answers: Sequence[Answer], first: int) -> tuple[Tensor, ...]:
-    """Places of a few answers, flattened into one row of tokens."""
+def _pass(model: ShardedModel, answers: Sequence[Answer], first: int) -> tuple[Tensor, ...] | None:
+    """Places of a few answers, flattened into one row of tokens; None on ranks other than 0."""
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -121,15 +158,33 @@ def _pass(model: ShardedModel, answers: Sequence[Answer], first: int) -> tuple[T
     device = model.device
     with attention_context.using(packed_attention(lengths)):
         logits, hidden = model.forward(*(torch.tensor(x, device=device) for x in (ids, positions, rows)))
-    kept = min(KEPT, model.vocab_size)
-    best, best_ids = [], []
-    for part in torch.split(logits[:, : model.vocab_size], 256):  # a whole float32 copy would be large
-        log_p = torch.log_softmax(part.float(), dim=-1)
-        values, columns = log_p.topk(kept, dim=-1)
-        best.append(values.exp().half())
-        best_ids.append(columns.int())
-    made = (hidden, torch.tensor(tokens), torch.cat(best_ids), torch.cat(best), torch.tensor(owners))
+    likeliest = _likeliest(model, logits)
+    if likeliest is None:
+        return None
+    made = (hidden, torch.tensor(tokens), *likeliest, torch.tensor(owners))
     return tuple(x.cpu() for x in made)
+
+
+def _likeliest(model: ShardedModel, logits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """logits [R, Vs] of this rank -> the likeliest ids and their chances, [R, M] on rank 0; None on the others.
+
+    Each rank finds the best of its columns, so that a few numbers of each row travel and not the row.
+    """
+    parallel, kept = model.parallel, min(KEPT, model.vocab_size)
+    num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))  # padding is behind them
+    ids, chances = [], []
+    for part in torch.split(logits, _PIECE_ROWS):  # a whole float32 copy would be large
+        mine = part.float()
+        mine[:, num_valid:] = float("-inf")
+        values, columns = mine.topk(min(kept, model.vocab_shard), dim=-1)
+        sums = mine.logsumexp(dim=-1, keepdim=True)
+        told = [parallel.gather_to_rank0(x) for x in (values, columns + model.vocab_start, sums)]
+        every = [torch.cat(shards, dim=1) for shards in told if shards is not None]
+        if every:
+            best, places = every[0].topk(kept, dim=-1)
+            ids.append(every[1].gather(1, places).int())
+            chances.append((best - every[2].logsumexp(dim=-1, keepdim=True)).exp().half())
+    return (torch.cat(ids), torch.cat(chances)) if ids else None
 
 
 def packed_attention(lengths: Sequence[int]) -> Attend:

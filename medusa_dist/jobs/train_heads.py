@@ -14,24 +14,22 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
-from rich.progress import Progress
 from torch import Tensor
 
 from medusa_dist.config import Config, Strict
 from medusa_dist.engine.start import model_folder
 from medusa_dist.errors import ConfigError
-from medusa_dist.jobs.answers_file import Answer, Origin, read_answers
+from medusa_dist.jobs import places_rank
 from medusa_dist.jobs.distill import PROMPTS
-from medusa_dist.jobs.train_data import KEPT, Places, collect, data_key, load_places, save_places
+from medusa_dist.jobs.places_config import PlacesConfig
+from medusa_dist.jobs.train_data import KEPT, Data, Places, data_key, load_places, read_data
 from medusa_dist.jobs.train_loop import Recipe, Score, Trainer, mixed_precision
+from medusa_dist.jobs.train_memory import reading_bytes, training_bytes
 from medusa_dist.medusa.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
 from medusa_dist.medusa.trainable import TrainableHeads
 from medusa_dist.model.fingerprint import fingerprint
-from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
-from medusa_dist.model.servable import read_config
-from medusa_dist.ops.parallel import Parallel
-
-_FEWEST = 20  # answers below which there is nothing to hold out
+from medusa_dist.model.load import Outline, check_servable, load_full_rows, read_outline
+from medusa_dist.serve.driver import run_ranks
 
 
 class Shape(Strict):
@@ -73,36 +71,6 @@ class Shape(Strict):
 
 
 @dataclass(frozen=True)
-class Data:
-    """Answers, and the file they came from."""
-
-    origin: Origin
-    answers: list[Answer]
-    path: Path
-
-    def held_out(self, share: float) -> Tensor:
-        """[number of answers]: whether an answer is held out. All answers of a prompt are, or none."""
-        marks = torch.tensor([_mark(answer.id.split(":")[0]) for answer in self.answers])
-        return marks <= max(share, float(marks.min()))
-
-
-def _mark(prompt: str) -> float:
-    """0 to 1, the same for the same prompt."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
-
-
-def read_data(path: Path, model: str, found: str) -> Data:
-    """The answers to learn from. found: fingerprint of the model to train for. Raises ConfigError."""
-    origin, answers = read_answers(path)
-    if origin.fingerprint is not None and origin.fingerprint != found:
-        raise ConfigError(f"{path} holds answers of another model ({origin.model}); heads for {model} need its own")
-    answers = [answer for answer in answers if len(answer.output_ids) > 1]
-    if len(answers) < _FEWEST:
-        raise ConfigError(f"{path} has {len(answers)} answers of 2 tokens and more; {_FEWEST} are the least")
-    return Data(origin, answers, path)
-
-
-@dataclass(frozen=True)
 class Job:
     """What to train, from what, and where to keep things. The pass over the answers is in the config's dtype."""
 
@@ -129,32 +97,24 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     found = fingerprint(folder)
     data = read_data(job.data, job.config.model, found)
     job.work.mkdir(parents=True, exist_ok=True)
-    status("loading the model")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = read_config(folder, job.config.trust_remote_code)
-    model = load_model(
-        folder,
-        dtype=job.dtype,
-        device=device,
-        parallel=Parallel(),
-        trust_remote_code=job.config.trust_remote_code,
-        taps=job.shape.tapped(int(base.num_hidden_layers)),
+    check_servable(folder, job.config.tensor_parallel_size, job.config.trust_remote_code)
+    base = read_outline(
+        folder, dtype=job.dtype, device=torch.device("cpu"), trust_remote_code=job.config.trust_remote_code
     )
-    places, key = _places(job, model, data, found)
+    places, key = _places(job, base, data, found, note, status)
     held = data.held_out(job.shape.held_out)
     train, judge = places.of(~held), places.of(held)
-    vocab = draft_vocab(train, min(job.shape.draft_vocab_size, model.vocab_size), model.vocab_size)
+    vocab = draft_vocab(train, min(job.shape.draft_vocab_size, base.vocab_size), base.vocab_size)
     covered = float(torch.isin(judge.tokens, vocab).float().mean())
     note(
         f"{len(data.answers)} answers, {len(train):,} places to learn from and {len(judge):,} held out; "
         f"{len(vocab)} tokens to draft, {covered:.1%} of the held-out ones"
     )
-    embedding = load_full_rows(model, "input").float().cpu()
-    about = describe(job, model, found, vocab, places, embedding)
-    rows = load_full_rows(model, "output", vocab).cpu()
+    embedding = load_full_rows(base, "input").float()
+    about = describe(job, base, found, vocab, places, embedding)
+    rows = load_full_rows(base, "output", vocab)
     heads = TrainableHeads(about, rows.bfloat16() if mixed_precision() == "bf16" else rows.float(), embedding)
-    note(f"memory: about {memory_estimate(heads, places, vocab, job.recipe) / 1e9:.1f} GB at the peak of training")
-    del model
+    note(f"memory: about {training_bytes(heads, places, vocab, job.recipe) / 1e9:.1f} GB at the peak of training")
     trainer = Trainer(heads, (train, judge), vocab, job.recipe, job.work, key)
     if trainer.progress.step:
         note(f"going on after step {trainer.progress.step}")
@@ -167,16 +127,30 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     return file
 
 
-def _places(job: Job, model: ShardedModel, data: Data, found: str) -> tuple[Places, str]:
-    """The pass over the answers, or what an earlier run kept of it."""
-    key = data_key(data.answers, found, job.dtype, job.shape.tapped(model.num_layers))
-    path = job.work / "places.safetensors"
+def _places(
+    job: Job,
+    base: Outline,
+    data: Data,
+    found: str,
+    note: Callable[[str], None],
+    status: Callable[[str], None],
+) -> tuple[Places, str]:
+    """The pass over the answers, or what an earlier run kept of it, and its key."""
+    taps = job.shape.tapped(base.num_layers)
+    key, path = data_key(data.answers, found, job.dtype, taps), job.work.resolve() / "places.safetensors"
     places = load_places(path, key)
     if places is None:
-        with Progress(transient=True) as bar:
-            task = bar.add_task("reading the answers", total=sum(len(answer.output_ids) for answer in data.answers))
-            places = collect(model, data.answers, lambda count: bar.advance(task, count))
-        save_places(places, path, key)
+        told = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
+        config = PlacesConfig.model_validate(job.config.model_dump() | told)
+        peak = reading_bytes(config, base, sum(len(answer.output_ids) for answer in data.answers))
+        where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"
+        note(f"memory: about {peak / 1e9:.2g} GB{where} while the answers are read")
+        if config.tensor_parallel_size == 1:
+            places_rank.EngineRank(config, base.checkpoint.folder, progress=status).follow()
+        else:
+            run_ranks(config, places_rank.STACK, status)
+        places = load_places(path, key)
+        assert places is not None, "the pass left no places"
     return places, key
 
 
@@ -189,7 +163,7 @@ def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
 
 
 def describe(
-    job: Job, model: ShardedModel, found: str, vocab: Tensor, places: Places, embedding: Tensor
+    job: Job, model: Outline, found: str, vocab: Tensor, places: Places, embedding: Tensor
 ) -> HeadsDescription:
     """heads.json before anything is learned."""
     shape, sequential = job.shape, job.shape.form == "sequential"
@@ -215,16 +189,6 @@ def describe(
             layer_width=None if model.layer_width == model.hidden_size else model.layer_width,
         ),
     )
-
-
-def memory_estimate(heads: TrainableHeads, places: Places, vocab: Tensor, recipe: Recipe) -> int:
-    """Bytes at the peak: places, parameters with gradients, Adam's moments and two copies, frozen rows, and one batch's
-    logits with what their gradients need."""
-    kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))
-    learned = sum(t.numel() for t in heads.parameters()) * 4 * 6
-    frozen = sum(t.numel() * t.element_size() for t in heads.buffers())
-    logits = recipe.batch_places * len(vocab) * heads.about.num_heads * 12
-    return 2 * kept + learned + frozen + logits
 
 
 def pack(

@@ -1,7 +1,7 @@
 """A transformers model made ours: built without weights, cut, and filled by slices.
 
-Owns `ShardedModel`, the one forward pass the worker calls, and `load_model`. Not here: what may be served
-(model/servable.py), how it is cut (model/plans.py), the building of layers (model/build.py).
+Owns `ShardedModel`, the one forward pass the worker calls, `load_model`, and `Outline`, which needs no weights. Not
+here: what may be served (model/servable.py), how it is cut (model/plans.py), the building of layers (model/build.py).
 """
 
 import logging
@@ -23,39 +23,60 @@ from medusa_dist.model.servable import check_servable, layer_windows, max_positi
 from medusa_dist.model.taps import tapped_layers, tapping
 from medusa_dist.ops.parallel import Linear, Parallel
 
-__all__ = ["ShardedModel", "check_servable", "legal_tp_sizes", "load_full_rows", "load_model"]
+__all__ = [
+    "Outline",
+    "ShardedModel",
+    "check_servable",
+    "legal_tp_sizes",
+    "load_full_rows",
+    "load_model",
+    "read_outline",
+]
 
 logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 8192  # rows of a vocabulary matrix read at a time
 
 
 @dataclass(frozen=True, eq=False)
-class ShardedModel:
+class Outline:
+    """What is known of a model before its weights are read. dtype, device: what is read of it has and is on.
+
+    hidden_size: width of the rows that reach the output matrix.
+    """
+
+    config: Any
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    dtype: torch.dtype
+    device: torch.device
+    checkpoint: Checkpoint
+    vocab_rows: dict[str, StoredTensor]  # where the whole "input" and "output" vocabulary matrices are stored
+
+    @property
+    def layer_width(self) -> int:
+        """Width of the states between layers, which is not hidden_size for every OPT."""
+        return int(self.config.hidden_size)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedModel(Outline):
     """One rank's part of a model.
 
     num_heads, num_kv_heads: of this rank. vocab_shard: columns of this rank's logits, ceil(V / world) on every rank;
     column j is token vocab_start + j, and is padding unless that is < vocab_size. max_position: longest context in
-    tokens. hidden_size: width of the rows that reach the output matrix. tapped: the layers, in order, whose output is
-    wanted as well.
+    tokens. tapped: the layers, in order, whose output is wanted as well.
     """
 
-    config: Any
     parallel: Parallel
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    hidden_size: int
-    vocab_size: int
     vocab_start: int
     vocab_shard: int
     max_position: int
-    dtype: torch.dtype
-    device: torch.device
     module: PreTrainedModel
     output_head: nn.Module
-    checkpoint: Checkpoint
-    vocab_rows: dict[str, StoredTensor]  # where the whole "input" and "output" vocabulary matrices are stored
     tapped: tuple[nn.Module, ...] = ()
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,11 +104,6 @@ class ShardedModel:
         assert len(taken) == 1, "the output matrix was not used exactly once"
         assert len(tapped) == len(self.tapped), "a tapped layer was not used exactly once"
         return output.logits[0], torch.cat([taken[0][0], *tapped], dim=-1) if tapped else taken[0][0]
-
-    @property
-    def layer_width(self) -> int:
-        """Width of the states between layers, which is not hidden_size for every OPT."""
-        return int(self.config.hidden_size)
 
     def weight_bytes(self) -> int:
         """Bytes of this rank's parameters and buffers, packed ones included."""
@@ -153,7 +169,25 @@ def load_model(
     return model
 
 
-def load_full_rows(model: ShardedModel, which: Literal["input", "output"], ids: Tensor | None = None) -> Tensor:
+def read_outline(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Outline:
+    """The model in `folder` without its weights. Raises ModelError."""
+    config = read_config(folder, trust_remote_code)
+    checkpoint, meta = Checkpoint(folder), torch.device("meta")
+    module = empty_model(model_class(config, trust_remote_code), config, dtype, meta)
+    builder = Builder(module, checkpoint, Parallel(), dtype=dtype, device=meta, prepack=False)
+    return Outline(
+        config=config,
+        num_layers=int(config.num_hidden_layers),
+        hidden_size=builder.output_width,
+        vocab_size=builder.vocab_size,
+        dtype=dtype,
+        device=device,
+        checkpoint=checkpoint,
+        vocab_rows=builder.vocab_rows,
+    )
+
+
+def load_full_rows(model: Outline, which: Literal["input", "output"], ids: Tensor | None = None) -> Tensor:
     """Rows of the whole input embedding or output matrix, whatever part of it this rank holds.
 
     ids: [N] int64, None = all in order. -> [N, H] in the model's dtype on its device, read from the checkpoint in

@@ -1,4 +1,4 @@
-"""A rank group that a plain program owns: several ranks for `LLM`, without HTTP.
+"""A rank group that a plain program owns: several ranks for `LLM` or for a job, without HTTP.
 
 Owns Ray, where it is not running yet, and the placement group. Not here: the group itself (group.py). A group that
 falls is not restarted here: the program gets the error.
@@ -6,7 +6,8 @@ falls is not restarted here: the program gets the error.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -23,36 +24,47 @@ from medusa_dist.serve.placement import reserve, resolve_device
 from medusa_dist.serve.rank import STACK
 
 
-class DriverGroup:
-    """All ranks up and decoding. facts: of rank 0.
+def hold_group(config: Config, stack: str, holds: ExitStack) -> Group:
+    """All ranks up. `holds` gets what ends them, and whatever was started for them, also if the start fails.
 
-    Uses the Ray that the program has initialised, else starts one on this machine and ends it again. Raises GroupError,
-    ConfigError or ModelError with nothing left behind.
+    Uses the Ray that the program has initialised, else starts one on this machine. Raises GroupError, ConfigError or
+    ModelError.
     """
+    if not ray.is_initialized():
+        needed = config.resources.cpus_per_rank * config.tensor_parallel_size
+        start_local_ray(max(os.cpu_count() or 1, math.ceil(needed)))
+        holds.callback(ray.shutdown)
+    config = resolve_device(config)
+    placement = reserve(config)
+    holds.callback(remove_placement_group, placement)
+    group = Group(config, placement, 0, stack)
+    holds.callback(group.stop)
+    group.start()
+    return group
+
+
+def run_ranks(config: Config, stack: str, report: Callable[[str], None]) -> None:
+    """Ranks that do one job together and end. stack: a module whose ranks have no engine. report: told rank 0's phase.
+
+    Raises the error that a rank raised, or GroupError if one is lost; nothing is left behind.
+    """
+    with ExitStack() as holds:
+        hold_group(config, stack, holds).await_end(report)
+
+
+class DriverGroup:
+    """All ranks up and decoding. facts: of rank 0. Raises as hold_group does, with nothing left behind."""
 
     def __init__(self, config: Config, stack: str = STACK) -> None:
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            needed = config.resources.cpus_per_rank * config.tensor_parallel_size
-            cores = max(os.cpu_count() or 1, math.ceil(needed))
-            start_local_ray(cores)
-        self._group: Group | None = None
         self._error: GroupError | None = None  # why it fell
-        self._placement = None
-        try:
-            config = resolve_device(config)
-            self._placement = reserve(config)
-            self._group = Group(config, self._placement, 0, stack)
-            self._group.start()
-        except BaseException:
-            self.close()
-            raise
-        self.facts: dict[str, Any] = self._group.facts[0]
-        self._stream = self._group.batches()
+        with ExitStack() as holds:
+            self._group = hold_group(config, stack, holds)
+            self.facts: dict[str, Any] = self._group.facts[0]
+            self._stream = self._group.batches()
+            self._holds = holds.pop_all()
 
     def send(self, commands: Sequence[Command]) -> None:
         """Hand over submits and aborts, in order. Raises GroupError once the group fell."""
-        assert self._group is not None
         if self._error is not None:
             raise self._error
         try:
@@ -63,7 +75,6 @@ class DriverGroup:
 
     def receive(self) -> tuple[Message, ...]:
         """What the engine put out since the last call; empty about once a second when idle. Raises GroupError."""
-        assert self._group is not None
         if self._error is not None:
             raise self._error
         try:
@@ -75,11 +86,4 @@ class DriverGroup:
 
     def close(self) -> None:
         """End the ranks, and Ray if it was started here. Idempotent."""
-        if self._group is not None:
-            self._group.stop()
-            self._group = None
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
-        if self._owns_ray and ray.is_initialized():
-            ray.shutdown()
+        self._holds.close()

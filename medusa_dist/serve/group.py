@@ -10,7 +10,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -148,6 +148,26 @@ class Group:
         """The output stream: iterate (or async iterate) over refs of engine.loop.Batch. Call once."""
         method = self._ranks[0].batches
         return method.options(num_returns="streaming", _generator_backpressure_num_objects=STREAM_AHEAD).remote()
+
+    def await_end(self, report: Callable[[str], None]) -> None:
+        """Until all ranks have done their work and returned, as those without an engine do.
+
+        report: told rank 0's phase about once a second. Raises the error that a rank raised itself, or GroupError if
+        one died or failed.
+        """
+        waiting = list(self.lives)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+            for ref in done:
+                try:
+                    ray.get(ref)
+                except RayError as error:
+                    own = self._explain(self.lives.index(ref), "do its work", error)
+                    raise self.cause() if isinstance(own, GroupError) else own from None
+            try:
+                report(ray.get(self._ranks[0].phase.remote()))
+            except RayError:
+                continue  # it is gone, and its life says why
 
     def cause(self, settle_s: float = 1.0) -> GroupError:
         """Why the group fell. Waits settle_s for the other ranks' errors: the one that died knows best."""

@@ -30,11 +30,12 @@ PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy
 class EngineRank(Protocol):
     """What a stack builds for one rank."""
 
-    engine: SteppingEngine | None  # rank 0 alone has one
+    engine: SteppingEngine | None  # rank 0 alone has one, or none has
     facts: dict[str, Any]
 
     def follow(self) -> None:
-        """Ranks above 0: execute plans until rank 0 says stop; raises if rank 0 is lost."""
+        """Ranks without an engine: execute plans until rank 0 says stop, or do the group's one job; raises if another
+        rank is lost."""
 
 
 class Stack(Protocol):
@@ -150,9 +151,9 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def close(self) -> None:
-        """Rank 0: end `run` on all ranks."""
-        assert self._loop is not None
-        self._loop.close()
+        """Rank 0: end `run` on all ranks. Without an engine it ends by itself, when its work is done."""
+        if self._loop is not None:
+            self._loop.close()
 
     @ray.method(concurrency_group="stream")
     def batches(self) -> Iterator[Batch]:

@@ -47,6 +47,19 @@ def test_answers_are_the_models_own(llm: LLM, prompts: Path, tmp_path: Path) -> 
             assert answer.output_ids == llm.generate([list(answer.prompt_ids)], params)[0].token_ids
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_answers_of_two_ranks_are_those_of_one(llm: LLM, prompts: Path, tmp_path: Path) -> None:
+    keys = {"tensor_parallel_size": 2, "device": "cpu", "resources": {"cpus_per_rank": 0.5, "threads_per_rank": 1}}
+    with LLM(llm.config.model, kv_cache_tokens=1024, max_running=3, **keys) as two:
+        made = [
+            distill(it, prompts, tmp_path / f"{i}", origin_of(it, prompts, (0.0, 0.9), 1, 12), show=False)
+            for i, it in enumerate((llm, two))
+        ]
+    one, other = (sorted(it.path.read_text().splitlines()) for it in made)
+    assert one == other and len(one) == 5
+
+
 def test_a_kill_loses_nothing(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     origin = origin_of(llm, prompts, (0.0, 0.9), 2, 12)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"

@@ -6,6 +6,7 @@ import pytest
 
 from medusa_dist.app import DEPLOYMENT
 from medusa_dist.errors import ConfigError
+from medusa_dist.jobs import open_llm as open_llm_module
 from medusa_dist.jobs.open_llm import open_llm, options_config, read_config
 from tests.jobs.tiny_llm import save_llm, service_config
 
@@ -41,3 +42,10 @@ def test_more_ranks_than_one(tmp_path: Path) -> None:
     config = options_config("demo:smollm2-135m", None, "float32")
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: .* 2 ranks"):
         open_llm(config.model_copy(update={"tensor_parallel_size": 2}))
+
+
+def test_ranks_for_what_does_not_look_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr(open_llm_module, "LLM", lambda **keys: asked.append(keys))
+    open_llm(options_config("demo:smollm2-135m", None, "float32", ranks=2), looks_inside=False)
+    assert asked[0]["tensor_parallel_size"] == 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.attention import attention_context
-from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
+from medusa_dist.model.load import ShardedModel, load_full_rows, load_model, read_outline
 from medusa_dist.ops.parallel import Parallel
 from tests.model.tiny_models import VOCAB, configs, dense_attend, save_tiny, tokens
 
@@ -123,6 +123,16 @@ def test_full_rows_are_the_checkpoints(zoo: dict[str, tuple[Path, torch.Tensor]]
     assert torch.equal(load_full_rows(model, "output"), stored["lm_head.weight"])
     with pytest.raises(ModelError, match="outside"):
         load_full_rows(model, "output", torch.tensor([97]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_outline_is_what_loading_finds(zoo: dict[str, tuple[Path, torch.Tensor]], name: str) -> None:
+    folder = zoo[name][0]
+    model, outline = load(folder), read_outline(folder, dtype=torch.float32, device=CPU)
+    for key in ("num_layers", "hidden_size", "layer_width", "vocab_size"):
+        assert getattr(outline, key) == getattr(model, key), key
+    for which in ("input", "output"):
+        assert torch.equal(load_full_rows(outline, which), load_full_rows(model, which))
 
 
 def test_a_model_in_several_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from medusa_dist.engine.loop import Submit
 from medusa_dist.engine.outbox import Refusal
 from medusa_dist.errors import GroupError, ModelError
 from medusa_dist.request import Request, SamplingParams
-from medusa_dist.serve.driver import DriverGroup
+from medusa_dist.serve.driver import DriverGroup, run_ranks
 from tests.serve.fake_stack import expected
 
 STACK = "tests.serve.fake_stack"
@@ -83,4 +83,31 @@ def test_a_failed_start_gives_its_room_back(ray_cluster):
     free = ray.available_resources()["CPU"]
     with pytest.raises(ModelError):
         DriverGroup(config("fake:missing"), STACK)
+    await_room(free)
+
+
+JOB = "tests.serve.fake_job"
+
+
+def test_ranks_that_do_one_job_and_end(ray_cluster):
+    free = ray.available_resources()["CPU"]
+    said = []
+    run_ranks(config("job:works"), JOB, said.append)
+    assert "at work" in said
+    assert ray.is_initialized()
+    await_room(free)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("dies", GroupError, r"rank 1: process \d+ died"),
+        ("refuses", ModelError, "this model is no good"),
+        ("fails", GroupError, "rank 1 failed: ValueError: a bug"),
+    ],
+)
+def test_a_job_that_comes_to_nothing(ray_cluster, how: str, kind: type, words: str):
+    free = ray.available_resources()["CPU"]
+    with pytest.raises(kind, match=words):
+        run_ranks(config(f"job:{how}"), JOB, lambda _: None)
     await_room(free)
