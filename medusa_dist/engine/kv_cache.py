@@ -11,7 +11,7 @@ equal hashes mean equal prefixes (after vLLM's automatic prefix caching).
 """
 
 import hashlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,12 +37,17 @@ def chain_hash(before: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 
+_GOLDEN = 0.6180339887  # multiples of it, modulo 1, keep as far from each other as they can
+
+
 class BlockPool:
-    """Hands out blocks. Last freed, first handed out: the likeliest to be in a cache."""
+    """Hands out blocks, those of one owner side by side where it can: attention copies neighbours faster (a CPU by a
+    third). So a new run of blocks begins far from the other runs, where there is room to grow."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free: deque[int] = deque(b for b in range(num_blocks) if b != SCRATCH_BLOCK)
+        self._free = dict.fromkeys(b for b in range(num_blocks) if b != SCRATCH_BLOCK)  # last freed last
+        self._num_runs = 0
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._owners = [0] * num_blocks
         self._name: dict[int, bytes] = {}  # block -> hash of the prefix that ends with it
@@ -58,13 +63,26 @@ class BlockPool:
         """Blocks there are, the scratch block not counted."""
         return self.num_blocks - 1
 
-    def take(self, count: int) -> list[int]:
-        """Hand out `count` blocks to one owner; the caller has looked at num_free."""
+    def take(self, count: int, behind: Sequence[int] = ()) -> list[int]:
+        """Hand out `count` blocks to the owner of those in `behind`; the caller has looked at num_free."""
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
-        taken = [self._free.pop() if self._free else self._forget_oldest() for _ in range(count)]
-        for block in taken:
-            self._owners[block] = 1
+        taken: list[int] = []
+        last = behind[-1] if behind else None
+        for _ in range(count):
+            last = self._next(last)
+            self._owners[last] = 1
+            taken.append(last)
         return taken
+
+    def _next(self, last: int | None) -> int:
+        """The free block behind `last`, else one far from other runs, else the last freed, else an idle one."""
+        if last is None or last + 1 not in self._free:
+            self._num_runs += 1
+            last = int(self._num_runs * _GOLDEN % 1.0 * self.num_blocks) - 1
+        if last + 1 in self._free:
+            del self._free[last + 1]
+            return last + 1
+        return self._free.popitem()[0] if self._free else self._forget_oldest()
 
     def give_back(self, blocks: Sequence[int]) -> None:
         """One owner less for each. Blocks with a known prefix stay idle, the end of a chain to be reused first."""
@@ -75,7 +93,7 @@ class BlockPool:
                 if block in self._name:
                     self._idle[block] = None
                 else:
-                    self._free.append(block)
+                    self._free[block] = None
 
     def find(self, names: Sequence[bytes]) -> list[int]:
         """The blocks that hold the longest known beginning of a chain of prefixes."""
@@ -109,7 +127,7 @@ class BlockPool:
     def forget_idle(self) -> None:
         """Make all idle blocks free: for measurements that must not find what an earlier one left."""
         while self._idle:
-            self._free.append(self._forget_oldest())
+            self._free[self._forget_oldest()] = None
 
     def _forget_oldest(self) -> int:
         block, _ = self._idle.popitem(last=False)

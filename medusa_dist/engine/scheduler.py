@@ -83,7 +83,7 @@ class Scheduler:
         if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
             for sequence in self._admit(budget):
                 chain = min(sequence.num_missing, budget)
-                sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
+                self._extend(sequence, sequence.num_computed + chain)
                 budget -= chain
                 admitted += sequence.family
                 chosen.append((sequence, chain))
@@ -148,10 +148,14 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: (s.num_missing > 1, s.turn)):
             chain = min(sequence.num_missing, budget)
             if sequence.slot != NO_SLOT and chain > 0 and self._make_room(sequence, sequence.num_computed + chain):
-                sequence.blocks += self.pool.take(sequence.missing_blocks(sequence.num_computed + chain))
+                self._extend(sequence, sequence.num_computed + chain)
                 chosen.append((sequence, chain))
                 budget -= chain
         return [(sequence, chain) for sequence, chain in chosen if sequence.slot != NO_SLOT]
+
+    def _extend(self, sequence: Sequence, num_columns: int) -> None:
+        """Give it the blocks that num_columns tokens need and it lacks; there are enough."""
+        sequence.blocks += self.pool.take(sequence.missing_blocks(num_columns), behind=sequence.blocks)
 
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
         """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
@@ -207,7 +211,7 @@ class Scheduler:
             while sequence.missing_blocks(len(sequence.tokens) + size) > self.pool.num_free:
                 size -= 1
             sequence.tree = tree.first(size)
-            sequence.blocks += self.pool.take(sequence.missing_blocks(len(sequence.tokens) + size))
+            self._extend(sequence, len(sequence.tokens) + size)
             budget -= size
 
     # --- emit, part by part ---

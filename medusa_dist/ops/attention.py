@@ -7,8 +7,10 @@ tests. Not here: the bridge to transformers (model/attention.py), masks (engine/
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
  - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
    over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
- - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length;
-   the scheduler keeps a tree's columns inside one chunk, so a drafted key is summed in the chunk of its position;
+ - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length
+   (seen: beyond 256 keys on Intel's CPUs, beyond 192 on AMD's); the scheduler keeps a tree's columns inside one chunk,
+   so a drafted key is summed in the chunk of its position;
+ - there are at least two products, which threads share whole;
  - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
 tests/ops/test_attention.py checks this on the machine it runs on.
 Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L columns.
@@ -24,8 +26,9 @@ from torch.nn import functional as F
 from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
 
-KEY_CHUNK = 256
+KEY_CHUNK = 192
 _ONES_COLUMNS = 8
+_ones_of: dict[torch.device, Tensor] = {}  # the largest asked for so far
 
 
 def min_queries(head_dim: int, per_head: int) -> int:
@@ -86,7 +89,9 @@ class PagedAttention:
         """Keys and values of a group: [2, Hk, B, L, D]."""
         rows = self.pool.rows[layer]
         _, num_kv_heads, _, head_dim = rows.shape
-        blocks = rows.view(2, num_kv_heads, -1, BLOCK_TOKENS, head_dim).index_select(2, group.blocks)
+        # As rows of one matrix, a CPU copies whole blocks; along an inner dimension it took up to 3 times as long.
+        pieces = group.pieces(2 * num_kv_heads, self.pool.num_blocks)
+        blocks = rows.view(-1, BLOCK_TOKENS * head_dim).index_select(0, pieces)
         return blocks.view(2, num_kv_heads, size, -1, head_dim)
 
 
@@ -97,7 +102,7 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring
     batch, rows = num_kv_heads * size, width * per_head
     flat, keys = q.reshape(batch, rows, head_dim), k.reshape(batch, length, head_dim).transpose(1, 2)
     # In float32 whatever the model's dtype: a CPU's batched products of bfloat16 are several times slower.
-    scores = torch.bmm(flat.float() * scoring.scale, keys.float())
+    scores = _products(flat.float() * scoring.scale, keys.float())
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     shaped = scores.view(num_kv_heads, size, width, per_head, length)
@@ -108,13 +113,13 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring
         highest = torch.maximum(highest, sinks)
     weights = shaped.sub_(highest).exp_().view(batch, rows, length)
     values = v.reshape(batch, length, head_dim).float()
-    ones = values.new_ones(1, 1, 1).expand(batch, KEY_CHUNK, _ONES_COLUMNS)
+    ones = _ones(batch, values.device)
     total: Tensor | None = None
     norm: Tensor | None = None
     for start in range(0, length, KEY_CHUNK):
         part = weights[:, :, start : start + KEY_CHUNK]
-        part_total = torch.bmm(part, values[:, start : start + KEY_CHUNK])
-        part_norm = torch.bmm(part, ones[:, : part.shape[2]])[:, :, :1]
+        part_total = _products(part, values[:, start : start + KEY_CHUNK])
+        part_norm = _products(part, ones[:, : part.shape[2]])[:, :, :1]
         total = part_total if total is None else total + part_total
         norm = part_norm if norm is None else norm + part_norm
     assert total is not None and norm is not None
@@ -122,6 +127,19 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring
     if scoring.sinks is not None:
         norm = norm + (sinks - highest).exp()
     return (total.view(q.shape) / norm).to(q.dtype)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """torch.bmm, but never of one product alone: threads would share its rows, and few rows take another kernel."""
+    return torch.bmm(a, b) if a.shape[0] > 1 else torch.bmm(torch.cat([a, a]), torch.cat([b, b]))[:1]
+
+
+def _ones(batch: int, device: torch.device) -> Tensor:
+    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, laid out in memory: a product would copy expanded ones."""
+    known = _ones_of.get(device)
+    if known is None or known.shape[0] < batch:
+        known = _ones_of[device] = torch.ones(batch, KEY_CHUNK, _ONES_COLUMNS, device=device)
+    return known[:batch]
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:

@@ -27,6 +27,16 @@ class AttentionGroup:
     query_positions: Tensor  # [B, Q] int64
     key_positions: Tensor  # [B, L] int64: a drafted node's position is its depth's, not its column
     _bias: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def pieces(self, num_planes: int, num_blocks: int) -> Tensor:
+        """The blocks in each of num_planes planes (keys and values of every head) of num_blocks blocks, the planes one
+        after another: [num_planes * B * L / block size] int64. Cached, since every layer asks."""
+        key = (num_planes, num_blocks)
+        if key not in self._pieces:
+            planes = torch.arange(num_planes, device=self.blocks.device) * num_blocks
+            self._pieces[key] = (planes[:, None] + self.blocks).flatten()
+        return self._pieces[key]
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [B, Q, L]: 0 where visible (and nearer than `window` positions), else -inf. Cached."""

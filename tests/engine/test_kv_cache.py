@@ -21,7 +21,27 @@ def test_all_blocks_but_scratch_are_handed_out_once() -> None:
     with pytest.raises(AssertionError, match="1 blocks asked, 0 free"):
         pool.take(1)
     pool.give_back(second)
-    assert pool.num_free == 5 and pool.take(1) == second[:1]  # last freed, first handed out
+    assert pool.num_free == 5 and sorted(pool.take(5)) == sorted(second)
+
+
+def test_an_owners_blocks_are_neighbours_while_it_grows_beside_others() -> None:
+    pool = BlockPool(400)
+    owned: list[list[int]] = [[] for _ in range(20)]
+    for _ in range(9):
+        for blocks in owned:
+            blocks.extend(pool.take(1, behind=blocks))
+    assert all(blocks == list(range(blocks[0], blocks[0] + 9)) for blocks in owned)
+    pool.check_integrity(owned)
+
+
+def test_a_neighbour_that_is_taken_or_known_is_not_handed_out() -> None:
+    pool = BlockPool(12)
+    mine = pool.take(3)
+    named(pool, mine)
+    pool.give_back(mine[1:])  # idle: known prefixes are kept while there are others
+    more = pool.take(8, behind=mine[:1])
+    assert not set(more) & set(mine) and pool.num_free == 2
+    pool.check_integrity([mine[:1], more])
 
 
 def test_giving_back_what_one_does_not_have() -> None:
@@ -39,7 +59,7 @@ def test_breaches_are_found() -> None:
     pool.check_integrity([a, b, []])
     for owned, message in (
         ([a, [*b, a[0]]], "two owners"),
-        ([a, [*b, pool._free[0]]], "an owned block is free"),
+        ([a, [*b, next(iter(pool._free))]], "an owned block is free"),
         ([a], "blocks are lost"),
     ):
         with pytest.raises(AssertionError, match=message):

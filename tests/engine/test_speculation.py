@@ -54,7 +54,7 @@ def test_trees_are_as_large_as_allowed() -> None:
     assert len(policy(0).trees([sequence()], 0, MAX_LEN)[0][1]) == 0
 
 
-@pytest.mark.parametrize(("known", "most"), [(256, 100), (511, 1), (510, 2), (500, 12), (512, 100)])
+@pytest.mark.parametrize(("known", "most"), [(192, 100), (575, 1), (574, 2), (564, 12), (576, 100)])
 def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
     tree = only_tree(policy(100), sequence(known))
     assert len(tree) == most

@@ -203,7 +203,7 @@ def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str) -> None:
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed)
 
 
-@pytest.mark.parametrize("known", [17, 255, 256, 257, 300, 500, 511, 512, 513, 700])
+@pytest.mark.parametrize("known", [17, 191, 192, 193, 255, 256, 257, 300, 383, 384, 385, 500, 512, 577, 700])
 def test_rows_at_any_length(known: int) -> None:
     """Across the borders of key chunks and blocks; a tree stays inside one chunk, as the scheduler sees to."""
     rng = random.Random(known)
@@ -212,10 +212,11 @@ def test_rows_at_any_length(known: int) -> None:
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0)
 
 
-def test_rows_with_several_threads() -> None:
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64)], ids=str)
+def test_rows_with_several_threads(heads: Heads) -> None:
     torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
-    contents = Contents.random(pieces, Heads(9, 3, 64), 6)
+    contents = Contents.random(pieces, heads, 6)
     check_bitwise(pieces, contents, Scoring(0.125), 2)
     two = attend(pieces, contents, Scoring(0.125), "exact")
     torch.set_num_threads(1)
