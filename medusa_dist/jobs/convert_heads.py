@@ -48,13 +48,19 @@ def convert_heads(source: str, target: Path, base: str, trust_tensors: bool = Fa
     origin = {"converted_from": source, "layout": found.layout}
     if "base_model_name_or_path" in config:
         origin["made_for"] = str(config["base_model_name_or_path"])
-    file = as_heads_file(found, tensors, about, origin)
+    # vLLM's config is the heads' own; elsewhere the key is the base model's.
+    scale = float(config.get("logit_scale") or 1.0) if config.get("model_type") == "medusa" else 1.0
+    file = as_heads_file(found, tensors, about, origin, scale)
     file.save(target)
     return file, found
 
 
 def as_heads_file(
-    found: Published, tensors: Mapping[str, Tensor], base: BaseModelFacts, origin: dict[str, Any]
+    found: Published,
+    tensors: Mapping[str, Tensor],
+    base: BaseModelFacts,
+    origin: dict[str, Any],
+    logit_scale: float = 1.0,
 ) -> HeadsFile:
     """The same heads under our names. Raises HeadsError naming what does not fit the base."""
     ours = {name: tensors[theirs] for name, theirs in found.names.items()}
@@ -64,6 +70,10 @@ def as_heads_file(
         token_map, order = ids.sort()  # ours are ascending
         vocab_size = token_map.numel()
         for name in [name for name in ours if name.endswith("lm_head.weight")]:
+            if len(ours[name]) > vocab_size:  # rows of all tokens, of which the map's are used
+                _fit(name, ours[name], (base.vocab_size, base.hidden_size), base)
+                ours[name] = ours[name][token_map]
+                continue
             _fit(name, ours[name], (vocab_size, base.hidden_size), base)
             ours[name] = ours[name][order]
         ours["draft_vocab"] = token_map.int()
@@ -82,6 +92,7 @@ def as_heads_file(
             lm_head="own" if found.has_own_outputs else "shared",
             draft_vocab_size=None if token_map is None else vocab_size,
             offsets=tuple(range(1, found.num_heads + 1)),
+            logit_scale=logit_scale,
             dtype=dtype_name(first.dtype),
             base=base,
             training=origin,

@@ -5,12 +5,14 @@ Owns the names and the check that tensors and config agree. Pure: it looks at na
 Known layouts, h = head and l = residual block, counted from 0, n = number of blocks:
   Medusa v0.1, v1; TGI v1: {h}.{l}.linear.weight|bias, own output rows {h}.{n}.weight; or the same behind medusa_head.
   TGI v2, Medusa's legacy training: the same without output rows, which are the base's
-  TensorRT-LLM, ModelOpt:  medusa_heads.{h}.medusa_layers.{l}.linear.weight|bias, medusa_heads.{h}.lm_head.weight
-  vLLM:                    blocks.{h}.layers.{l}.weight|bias, lm_heads.{h}.weight; lm_head.weight for all if they share
-                           the base's; token_map: the token of each output row
+  ModelOpt:                as Medusa, behind medusa_heads.; blocks of a head are one layer, stored once as block 0
+  TensorRT-LLM:            medusa_heads.{h}.medusa_layers.{l}.linear.weight|bias, medusa_heads.{h}.lm_head.weight
+  vLLM:                    blocks.{h}.layers.{l}.weight|bias, lm_heads.{h}.weight; lm_heads.0.weight or lm_head.weight
+                           alone if all share the base's; token_map: the token of each output row, or which count
 Whole models with heads inside (Medusa-2) hold the same names among others.
 Sources: FasterDecoding/Medusa e2a5d20 (medusa_model.py), huggingface/text-generation-inference 91560ed
-(layers/medusa.py), vllm-project/vllm 01dbb08 (models/medusa.py), the names in NVIDIA/TensorRT-LLM's loader.
+(layers/medusa.py), vllm-project/vllm 01dbb08 (models/medusa.py), NVIDIA/TensorRT-Model-Optimizer 0547135
+(speculative/plugins/transformers.py), the names in NVIDIA/TensorRT-LLM's loader.
 """
 
 import re
@@ -85,13 +87,18 @@ def _read(layout: _Layout, blocks: Mapping[str, tuple[str | Any, ...]], theirs: 
     for name, (head, block, what) in blocks.items():
         _put(names, f"heads.{head}.blocks.{block}.{what}", name)
         sizes.setdefault(int(head), set()).add(int(block))
+    outputs = {name: found.groups() for name in theirs if (found := layout.output.fullmatch(name))}
+    if layout.name == "medusa":  # the output rows are the module behind the last block
+        places = {int(place) for _, place in outputs.values()}
+        _repeat_blocks(names, sizes, places)
     num_heads, num_blocks = _count(sizes)
-    for name in theirs:
-        found = layout.output.fullmatch(name)
-        # In Medusa's own layout the output rows are the module behind the last block.
-        if found and (layout.name != "medusa" or int(found[2]) == num_blocks):
-            _put(names, f"heads.{found[1]}.lm_head.weight", name)
+    if layout.name == "medusa" and places - {num_blocks}:
+        raise HeadsError(f"heads: output rows stand behind {max(places)} blocks, but a head has {num_blocks}")
+    for name, (head, *_) in outputs.items():
+        _put(names, f"heads.{head}.lm_head.weight", name)
     heads = range(num_heads)
+    if layout.name == "vllm" and len(outputs) == 1:  # of head 0, and used by all: a copy of the base's
+        names = {ours: name for ours, name in names.items() if not ours.endswith("lm_head.weight") or num_heads == 1}
     for what, wanted in (
         ("lm_head.weight", [f"heads.{h}.lm_head.weight" for h in heads]),
         ("bias", [f"heads.{h}.blocks.{b}.bias" for h in heads for b in range(num_blocks)]),
@@ -109,6 +116,18 @@ def _read(layout: _Layout, blocks: Mapping[str, tuple[str | Any, ...]], theirs: 
         names=names,
         token_map=next((name for name in theirs if name.split(".")[-1] == TOKEN_MAP), None),
     )
+
+
+def _repeat_blocks(names: dict[str, str], sizes: dict[int, set[int]], places: set[int]) -> None:
+    """Put back what a file leaves out whose heads are one block each, several times in a row: safetensors stores it
+    once, and that the output rows stand behind `places` blocks says how often."""
+    if len(places) != 1 or any(blocks != {0} for blocks in sizes.values()):
+        return
+    for ours, theirs in list(names.items()):
+        for block in range(1, max(places)):
+            names[ours.replace(".blocks.0.", f".blocks.{block}.")] = theirs
+    for blocks in sizes.values():
+        blocks |= set(range(max(places)))
 
 
 def _put(names: dict[str, str], ours: str, theirs: str) -> None:
@@ -130,7 +149,16 @@ def _count(sizes: Mapping[int, set[int]]) -> tuple[int, int]:
 
 def check_config(config: Mapping[str, Any], found: Published) -> None:
     """Raise HeadsError if a published config.json counts other heads or blocks than the tensors."""
-    counts = [("medusa_num_heads", found.num_heads, "heads"), ("medusa_num_layers", found.num_blocks, "blocks a head")]
+    counts = [
+        (key, count, what)
+        for count, what, keys in (
+            (found.num_heads, "heads", ("medusa_num_heads", "num_medusa_heads")),
+            (found.num_blocks, "blocks a head", ("medusa_num_layers", "num_medusa_layers")),
+        )
+        for key in keys
+    ]
+    if isinstance(config.get("medusa"), dict):  # ModelOpt's
+        config = {**config, **config["medusa"]}
     if config.get("model_type") == "medusa":  # vLLM's spelling; elsewhere these keys are the base model's
         counts += [("num_heads", found.num_heads, "heads"), ("num_hidden_layers", found.num_blocks, "blocks a head")]
     for key, count, what in counts:

@@ -114,6 +114,58 @@ def test_vllms_short_vocabulary(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(tmp_path / "out", hidden, None), expected)
 
 
+def vllm_blocks(theirs: nn.ModuleList) -> dict[str, Tensor]:
+    return {
+        f"blocks.{h}.layers.0.{name}": value
+        for h, head in enumerate(theirs)
+        for name, value in head[0].linear.state_dict().items()
+    }
+
+
+def test_vllms_output_rows_of_all_tokens_with_a_token_map(base: Path, tmp_path: Path) -> None:
+    """vLLM takes the map's rows of them when it loads."""
+    theirs, ids = published(), torch.tensor([7, 3, 96])
+    state = (
+        vllm_blocks(theirs) | {"token_map": ids} | {f"lm_heads.{h}.weight": x[1].weight for h, x in enumerate(theirs)}
+    )
+    config = {"model_type": "medusa", "num_heads": HEADS, "truncated_vocab_size": 3, "logit_scale": 0.25}
+    save(tmp_path / "in", state, "safetensors", **config)
+    convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
+    hidden = torch.randn(4, HIDDEN)
+    expected = torch.stack([0.25 * head(hidden)[:, [3, 7, 96]] for head in theirs], dim=1)
+    torch.testing.assert_close(logits_of(tmp_path / "out", hidden, None), expected)
+
+
+@pytest.mark.parametrize("name", ["lm_heads.0.weight", "lm_head.weight"])
+@pytest.mark.parametrize("short", [False, True])
+def test_vllms_one_output_for_all_heads(base: Path, tmp_path: Path, name: str, short: bool) -> None:
+    theirs, rows = published(own=False), torch.randn(VOCAB, HIDDEN)
+    state = vllm_blocks(theirs) | {name: rows} | ({"token_map": torch.tensor([9, 4])} if short else {})
+    save(tmp_path / "in", state, "safetensors", model_type="medusa", num_heads=HEADS, original_lm_head=True)
+    file, _ = convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
+    assert file.description.lm_head == "shared"
+    hidden = torch.randn(4, HIDDEN)
+    known = [4, 9] if short else list(range(VOCAB))
+    expected = torch.stack([head(hidden) @ rows[known].T for head in theirs], dim=1)
+    torch.testing.assert_close(logits_of(tmp_path / "out", hidden, rows), expected)
+
+
+def test_modelopts_repeated_block(base: Path, tmp_path: Path) -> None:
+    """A whole model, saved as transformers does: of tensors that are one, the first name stays."""
+    blocks = [Block().requires_grad_(False) for _ in range(HEADS)]
+    theirs = nn.ModuleList(nn.Sequential(b, b, nn.Linear(HIDDEN, VOCAB, bias=False)) for b in blocks)
+    state = {f"medusa_heads.{n}": t for n, t in theirs.state_dict().items() if ".1.linear." not in n}
+    (tmp_path / "in").mkdir()
+    save_file({**state, "model.norm.weight": torch.ones(3)}, tmp_path / "in" / "model.safetensors")
+    config = {"model_type": "llama", "medusa": {"num_medusa_heads": HEADS, "num_medusa_layers": 2}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
+    hidden = torch.randn(2, HIDDEN)
+    with torch.no_grad():
+        expected = torch.stack([head(hidden) for head in theirs], dim=1)
+    torch.testing.assert_close(logits_of(tmp_path / "out", hidden, None), expected)
+
+
 def test_heads_inside_a_whole_model(base: Path, tmp_path: Path) -> None:
     state = {f"medusa_head.{name}": value for name, value in published().state_dict().items()}
     (tmp_path / "in").mkdir()

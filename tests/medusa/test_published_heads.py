@@ -60,6 +60,28 @@ def test_without_output_rows_or_biases() -> None:
     assert recognise([*vllm()[:12], "token_map"]).token_map == "token_map"
 
 
+def test_a_repeated_block_is_stored_once() -> None:
+    """ModelOpt's heads are one block, twice in a row; safetensors keeps the first name of what is the same."""
+    names = [name for name in medusa("medusa_heads.") if ".1.linear" not in name]
+    found = recognise(names)
+    assert (found.num_heads, found.num_blocks, found.has_bias, found.has_own_outputs) == (HEADS, BLOCKS, True, True)
+    assert (
+        found.names["heads.2.blocks.1.bias"] == found.names["heads.2.blocks.0.bias"] == "medusa_heads.2.0.linear.bias"
+    )
+    check_config({"medusa": {"num_medusa_heads": HEADS, "num_medusa_layers": BLOCKS}}, found)
+    with pytest.raises(HeadsError, match="num_medusa_layers: 1, but the tensors hold 2 blocks"):
+        check_config({"medusa": {"num_medusa_layers": 1}}, found)
+    with pytest.raises(HeadsError, match="num_medusa_heads: 5"):
+        check_config({"num_medusa_heads": 5}, found)
+
+
+def test_one_output_for_all_is_the_bases() -> None:
+    found = recognise([*vllm()[:12], "lm_heads.0.weight"])
+    assert found.num_heads == 3 and not found.has_own_outputs and len(found.names) == 12
+    lone = recognise(["blocks.0.layers.0.weight", "lm_heads.0.weight"])  # one head, with rows of its own
+    assert lone.has_own_outputs
+
+
 def test_one_block_with_output_rows_behind_it() -> None:
     found = recognise(["0.0.linear.weight", "0.0.linear.bias", "0.1.weight"])
     assert (found.num_heads, found.num_blocks) == (1, 1) and found.names["heads.0.lm_head.weight"] == "0.1.weight"
@@ -76,6 +98,8 @@ def test_one_block_with_output_rows_behind_it() -> None:
         ([n for n in medusa() if n != "2.1.linear.bias"], r"missing is heads\.2\.blocks\.1\.bias"),
         ([n for n in medusa() if n != "0.1.linear.weight"], r"missing is heads\.0\.blocks\.1\.weight"),
         ([*medusa(), *medusa("medusa_head.")], "two sets of heads"),
+        ([*medusa(own=False), "0.3.weight", "1.3.weight", "2.3.weight"], "behind 3 blocks, but a head has 2"),
+        ([*(n for n in medusa() if n != "2.2.weight"), "2.3.weight"], "behind 3 blocks, but a head has 2"),
     ],
 )
 def test_what_is_refused(names: list[str], error: str) -> None:
