@@ -90,11 +90,14 @@ def test_bytes_of_a_rank_that_is_started(tmp_path: Path, model: Path) -> None:
     assert found.heads == "2 heads made for tiny"
 
 
-@pytest.mark.parametrize("known", [None, 13])
-def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None) -> None:
+TAPPED = {"form": "sequential", "width": 5, "tapped_layers": (-1, 0, 1)}
+
+
+@pytest.mark.parametrize(("known", "form"), [(None, {}), (13, {}), (13, TAPPED)])
+def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None, form: dict) -> None:
     """float16, where layers are not packed and the drafter's tensors can be counted."""
     heads = tmp_path / "heads"
-    save_heads(heads, None, draft_vocab_size=known)
+    save_heads(heads, None, draft_vocab_size=known, **form)
     found = report(tmp_path, model, device="cpu", dtype="float16", heads={"source": str(heads)})
     assert found.memory is not None
     draft = found.memory.ranks[0].draft
@@ -104,6 +107,13 @@ def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None) -> N
     drafter = make_drafter(read_heads(heads), loaded)
     held = [drafter._embedding, *drafter._heads.buffers(), *drafter._heads.parameters()]
     assert draft.total == sum(t.nbytes for t in held if t is not None)
+    assert not form or draft.heads == 2 * (5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * 2 * HIDDEN)
+
+
+def test_a_layer_that_heads_tap_and_the_model_lacks(tmp_path: Path, model: Path) -> None:
+    save_heads(tmp_path / "heads", None, **(TAPPED | {"tapped_layers": (-1, 7)}))
+    found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
+    assert not found.ok and found.problems == ["heads: tapped_layers has layer 7, but the model's are 0 to 1"]
 
 
 def test_two_ranks(tmp_path: Path, model: Path) -> None:
