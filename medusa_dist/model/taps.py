@@ -1,8 +1,8 @@
 """States of inner layers, read as they pass: for heads that are told more than the last hidden state.
 
 Owns which modules the layers are, and the reading. Not here: what heads make of it (medusa/sequential.py).
-A layer's output is the residual stream, before the final norm. Behind the layer's sum over ranks, so that any rank has
-the whole of it.
+A layer's output is the residual stream, before the final norm. It is read behind the layer's sums over ranks, so any
+rank sees the whole of it.
 """
 
 from collections.abc import Iterator, Sequence
