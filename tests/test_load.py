@@ -126,13 +126,12 @@ def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.Mo
         assert sum(step.num_drafted for step in few) > 2 * len(few)
         assert sum(step.heads_ran for step in few) > 0.9 * len(few)
         assert sum(step.num_drafted for step in many) == 0
-    # What it costs to find that out: some tries at each number of sequences that is met for the first time, once.
+    # What it costs to find that out: rare probes. What drafts are worth was seen with few sequences, on the way up.
     up, down = seen[: MOST * EACH], seen[MOST * EACH :]
     heavy = [[step for step in half if step.batch > FEW] for half in (up, down)]
-    assert rate(heavy[0] + heavy[1]) > 0.99 and rate(heavy[1]) > 0.999
-    for batch in range(FEW + 1, MOST + 1):
-        tries = [sum(step.heads_ran for step in half if step.batch == batch) for half in (up, down)]
-        assert tries[0] <= 17 and tries[1] <= 1
+    assert rate(heavy[0]) > 0.999 and rate(heavy[1]) > 0.999
+    for half in heavy:
+        assert sum(step.heads_ran for step in half) <= 3
     # No step stands out among its neighbours.
     for at in range(5, len(seen) - 5):
         around = statistics.median(step.seconds for step in (*seen[at - 5 : at], *seen[at + 1 : at + 6]))
@@ -140,7 +139,7 @@ def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.Mo
 
 
 def test_under_load_nothing_is_lost_to_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each load, once the heads were tried there: two rounds of probes are in what is counted."""
+    """At each load: two rounds of probes are in what is counted."""
     town = Town(monkeypatch)
     rates = {}
     for batch in (1, 2, 4, FEW + 1, MANY, MOST):
@@ -150,7 +149,8 @@ def test_under_load_nothing_is_lost_to_speculation(monkeypatch: pytest.MonkeyPat
         steps = town.steps(256)
         rates[batch] = rate(steps)
         if batch >= MANY:
-            assert rate(steps[:40]) == pytest.approx(1.0, abs=1e-9)  # until the first probe
+            untouched = [step for step in steps if not step.heads_ran]
+            assert rate(untouched) == pytest.approx(1.0, abs=1e-9) and len(untouched) >= 254
         if batch > FEW:
             assert 1 <= sum(step.heads_ran for step in steps) <= 0.01 * len(steps)
     assert min(rates.values()) > 0.999 and rates[1] > 1.3

@@ -5,8 +5,10 @@ heads run at all. Not here: blocks and rows (scheduler.py), running the heads (d
 sequence (floor.py).
 """
 
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from itertools import chain
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.sequence import Sequence
@@ -18,32 +20,42 @@ from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree, valu
 from medusa_dist.ops.attention import KEY_CHUNK
 
 _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
-_SMOOTHING = 0.05  # of the moving average of the gain, per batch size
+_SMOOTHING = 0.05  # of the moving average of what drafting takes, per batch size
 _PROBE_EVERY = 128  # steps between two tries of what is not done now: 0.8 % of the steps
-_WARM_UP = 16  # tries at a batch size before its average is believed
+_WARM_UP = 16  # trees seen before what they promise is believed
+_REMEMBERED = 64  # trees whose promises say what drafts are worth now
+_BATCHES = 16  # that those trees are dealt out to, at most, when a gain is foreseen
+_ASK_AGAIN = 16  # steps between two looks at whether a batch size is worth drafting for
 
 
 class Speculation:
-    """One engine's policy. cost: None verifies max_nodes always (no curve was measured)."""
+    """One engine's policy. cost: None verifies max_nodes always (no curve was measured).
 
-    def __init__(self, config: SpeculationConfig, cost: StepCost | None = None) -> None:
+    key_chunk: columns at whose multiples a tree must end, None for nowhere (ops/attention.key_chunk).
+    """
+
+    def __init__(
+        self, config: SpeculationConfig, cost: StepCost | None = None, key_chunk: int | None = KEY_CHUNK
+    ) -> None:
         self.config = config
+        self._key_chunk = key_chunk
         self.cost = cost
         self.calibration = Calibration()
         self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
         self._promises: dict[int, Seq[float]] = {}  # of this step, by id of the sequence: its tree's values
         self.num_steps_off = 0  # steps after which the heads did not run: they would not have paid
         self.num_rested = 0  # times a sequence was left out of drafting, for its own record
-        self._gain: dict[int, float] = {}
-        self._tries: dict[int, int] = {}
-        self._steps: dict[int, int] = {}  # since the last probe
+        self._recent: deque[Seq[float]] = deque(maxlen=_REMEMBERED)  # values of trees drafted lately, of any batch
+        self._answers: dict[int, tuple[bool, int]] = {}  # batch size -> whether drafts pay, steps till asked again
+        self._since_probe = 0
         self._excess = Excess()
         self._drafting: dict[int, float] = {}  # seconds, by the number of sequences
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
         """A tree for each sequence that has candidates and use for them."""
         self._promises.clear()
-        drafted = [(s, limit) for s in decoding if s.candidates is not None and (limit := _limits(s, max_model_len))[1]]
+        limits = [self._limits(s, max_model_len) for s in decoding]
+        drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates is not None and at[1]]
         if not drafted:
             return []
         if self.config.mode == "static":
@@ -59,8 +71,8 @@ class Speculation:
         values = sorted(
             ((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values),
         )
-        count, gain = best_budget([-value for value, _ in values], len(decoding), num_other_rows, cost)
-        self._learn(len(decoding), gain)
+        count, _ = best_budget([-value for value, _ in values], len(decoding), num_other_rows, cost)
+        self._recent.extend(values for _, _, values in ranked)
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
@@ -91,9 +103,11 @@ class Speculation:
         self._drafting[num_sequences] = before + _SMOOTHING * (seconds - before)
 
     def _cost_of(self, cost: StepCost, num_sequences: int) -> StepCost:
-        """The measured curve, as steps of so many sequences have turned out to be."""
-        if num_sequences in self._drafting:
-            cost = cost.with_drafting(self._drafting[num_sequences])
+        """The measured curve, as steps of so many sequences, or of the most similar number, have turned out to be."""
+        if self._drafting:
+            known = min(self._drafting, key=lambda number: abs(number - num_sequences))
+            further = cost.drafting(num_sequences) - cost.drafting(known)
+            cost = cost.with_drafting(max(0.0, self._drafting[known] + further))
         return cost.raised(self._excess.offset(num_sequences), self._excess.slope)
 
     def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
@@ -113,18 +127,47 @@ class Speculation:
         Rare probes keep the answer fresh: steps with drafts where they do not pay, and without where they do, which
         tell what drafts really cost.
         """
-        if self.cost is None or self.config.mode == "static" or self._tries.get(num_sequences, 0) < _WARM_UP:
+        if self.cost is None or self.config.mode == "static" or len(self._recent) < _WARM_UP:
             return True
-        steps = self._steps.get(num_sequences, 0) + 1
-        self._steps[num_sequences] = steps % _PROBE_EVERY
-        return (self._gain[num_sequences] >= _WORTH) != (steps == _PROBE_EVERY)
+        self._since_probe += 1
+        if self._since_probe >= _PROBE_EVERY:
+            self._since_probe = 0
+            return not self._pays(num_sequences)
+        return self._pays(num_sequences)
 
-    def _learn(self, num_sequences: int, gain: float) -> None:
-        tries = self._tries.get(num_sequences, 0)
-        self._tries[num_sequences] = tries + 1
-        weight = max(_SMOOTHING, 1 / (tries + 1))
-        before = self._gain.get(num_sequences, gain)
-        self._gain[num_sequences] = before + weight * (gain - before)
+    def _pays(self, num_sequences: int) -> bool:
+        """Whether a batch of this size gains by drafts as good as the latest, whatever batches those were for."""
+        pays, steps = self._answers.get(num_sequences, (False, 0))
+        if steps == 0:
+            pays, steps = self.gain(num_sequences) >= _WORTH, _ASK_AGAIN
+        self._answers[num_sequences] = pays, steps - 1
+        return pays
+
+    def gain(self, num_sequences: int) -> float:
+        """By what factor drafts as good as the latest raise the tokens per second of so many sequences: the mean over
+        the batches that can be made of them."""
+        assert self.cost is not None and self._recent, "nothing was drafted yet"
+        cost = self._cost_of(self.cost, num_sequences)
+        trees = list(self._recent) * -(-num_sequences // len(self._recent))
+        batches = [trees[i : i + num_sequences] for i in range(0, len(trees) - num_sequences + 1, num_sequences)]
+        gains = [
+            best_budget(sorted(chain.from_iterable(batch), reverse=True), num_sequences, 0, cost)[1]
+            for batch in batches[-_BATCHES:]
+        ]
+        return sum(gains) / len(gains)
+
+    def _limits(self, sequence: Sequence, max_model_len: int) -> tuple[int, int]:
+        """Most nodes and greatest depth that can be of use now.
+
+        A node at depth d becomes output d + 1 of this step at best, so deeper than what may still be emitted is waste;
+        and a tree's columns stay inside one chunk of keys (ops/attention.py: exactness).
+        """
+        known = len(sequence.tokens)
+        left = max_model_len - known
+        if sequence.request.params.max_tokens is not None:
+            left = min(left, sequence.request.params.max_tokens - sequence.num_output)
+        chunk = self._key_chunk
+        return self.config.most_nodes if chunk is None else chunk - known % chunk, left - 1
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> tuple[Tree, Seq[float]]:
         assert sequence.candidates is not None
@@ -151,16 +194,3 @@ def _band(sequence: Sequence) -> int:
     if sequence.group is not None:
         return BEAMS
     return SAMPLED if sequence.request.params.temperature > 0.0 else GREEDY
-
-
-def _limits(sequence: Sequence, max_model_len: int) -> tuple[int, int]:
-    """Most nodes and greatest depth that can be of use now.
-
-    A node at depth d becomes output d + 1 of this step at best, so deeper than what may still be emitted is waste; and
-    a tree's columns stay inside one chunk of keys (ops/attention.py: exactness).
-    """
-    known = len(sequence.tokens)
-    left = max_model_len - known
-    if sequence.request.params.max_tokens is not None:
-        left = min(left, sequence.request.params.max_tokens - sequence.num_output)
-    return KEY_CHUNK - known % KEY_CHUNK, left - 1

@@ -45,7 +45,7 @@ from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
 from medusa_dist.model.servable import output_width, read_config
 from medusa_dist.model.source import resolve_source
 from medusa_dist.model.tokens import eos_token_ids
-from medusa_dist.ops.attention import default_backend
+from medusa_dist.ops.attention import default_backend, key_chunk
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool, block_bytes
 from medusa_dist.ops.noise import NOISE_VERSION
@@ -255,7 +255,7 @@ class EngineRank:
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
-        speculation = Speculation(config.speculation, cost)
+        speculation = Speculation(config.speculation, cost, key_chunk(default_backend(self._device)))
         limits = Limits(
             max_running=config.max_running,
             max_batched_tokens=config.max_batched_tokens,

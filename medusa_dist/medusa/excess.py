@@ -30,8 +30,11 @@ class Excess:
         return max(0.0, self._products / (self._squares + _RIDGE))
 
     def offset(self, num_sequences: int) -> float:
-        """Seconds of a step with so many sequences and no drafts beyond the curve; 0 until one was seen."""
-        nodes, beyond = self._averages.get(num_sequences, (0.0, 0.0))
+        """Seconds of a step with so many sequences and no drafts beyond the curve, by the most similar number seen; 0
+        until one was."""
+        if not self._averages:
+            return 0.0
+        nodes, beyond = self._averages[min(self._averages, key=lambda number: abs(number - num_sequences))]
         return max(0.0, beyond - self.slope * nodes)
 
     def learn(self, num_sequences: int, num_nodes: int, seconds: float, foreseen: float) -> None:

@@ -162,3 +162,8 @@ BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdp
 def default_backend(device: torch.device) -> str:
     """`exact` on CPU, where it costs nothing; `sdpa` elsewhere."""
     return "exact" if device.type == "cpu" else "sdpa"
+
+
+def key_chunk(backend: str) -> int | None:
+    """Columns at whose multiples a tree must end, so that its keys are summed where they will stay; None: nowhere."""
+    return KEY_CHUNK if backend == "exact" else None

@@ -8,9 +8,9 @@ from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.accept import Accepted
-from medusa_dist.medusa.budget import StepCost
+from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import SAMPLED
-from medusa_dist.medusa.tree import Candidates, Tree
+from medusa_dist.medusa.tree import Candidates, Tree, values_of
 from medusa_dist.ops.attention import KEY_CHUNK
 from medusa_dist.request import Request, SamplingParams
 
@@ -61,6 +61,8 @@ def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
     assert known // KEY_CHUNK == (known + len(tree) - 1) // KEY_CHUNK
     static = Speculation(SpeculationConfig(mode="static", tree=tuple((r,) for r in range(5))))
     assert len(only_tree(static, sequence(known))) == min(5, most)
+    unbound = Speculation(SpeculationConfig(max_nodes=100), key_chunk=None)
+    assert len(only_tree(unbound, sequence(known))) == 100
 
 
 @pytest.mark.parametrize("left", [1, 2, 3, 4, 50])
@@ -99,9 +101,27 @@ def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
     for _ in range(40):
         if made.should_draft(1):
             made.trees([sequence()], 0, MAX_LEN)
-    ran = [made.should_draft(1) for _ in range(1000)]
-    assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred
-    assert made.should_draft(2)  # another batch size is another question
+    ran = [made.should_draft(1 + step % 5) for step in range(1000)]
+    assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred, whatever the batches
+
+
+def test_what_was_drafted_in_one_batch_says_what_it_is_worth_in_another() -> None:
+    """Rows are free up to 12 and dear beyond, so a tree of a few nodes pays for 3 sequences and none does for 12."""
+    made = policy(7, StepCost((1, 12, 13, 60), (1.0, 1.0, 2.0, 49.0), 0.05))
+    for _ in range(20):
+        made.trees([sequence(chance=0.7) for _ in range(2)], 0, MAX_LEN)
+    assert made.gain(3) > 1.2 and made.should_draft(3)
+    assert made.gain(12) < 1.0 and not made.should_draft(12)
+    assert made.gain(200) < 1.0  # more than are remembered
+
+
+def test_a_gain_is_that_of_the_budget() -> None:
+    made = policy(7, FLAT)
+    for _ in range(64):
+        made.trees([sequence(chance=0.9)], 0, MAX_LEN)
+    values = values_of(only_tree(made, one := sequence(chance=0.9)), made.calibration.believe(one.candidates, SAMPLED))
+    assert made.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
+    assert made.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
 
 
 def test_heads_that_pay_run_but_for_probes() -> None:
@@ -119,7 +139,9 @@ def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
     for _ in range(200):
         made.observe(1, 0, 50.0)
     assert len(only_tree(made, sequence())) > 0
-    assert len(made.trees([sequence(), sequence()], 0, MAX_LEN)[0][1]) == 0  # learned for one batch size alone
+    for _ in range(200):
+        made.observe(8, 0, STEEP(8))
+    assert len(made.trees([sequence() for _ in range(8)], 0, MAX_LEN)[0][1]) == 0  # learned for each batch size
 
 
 def test_drafting_for_many_costs_more() -> None:
@@ -177,11 +199,10 @@ def test_what_drafting_really_takes_counts() -> None:
     made = policy(7, FLAT)
     for _ in range(40):
         made.observe_drafting(1, 100.0)  # the curve was measured with a tenth of a second
+        made.observe_drafting(30, 0.1)
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
     assert not any(made.should_draft(1) for _ in range(50))
-    for _ in range(40):
-        made.trees([sequence(chance=0.9) for _ in range(3)], 0, MAX_LEN)
-    assert made.should_draft(3)
+    assert made.should_draft(30)
 
 
 def test_nodes_that_cost_more_than_their_rows_are_fewer() -> None:
