@@ -1,13 +1,14 @@
 """DraftRecord: whether drafting for one sequence has been worth it, so that hopeless ones stop.
 
-Owns the moving mean and the rule of resting. Pure. Not here: whether heads run for a batch at all, by measured cost
-(speculation.py); this is about a single sequence that the heads do not understand while its neighbours do fine.
+Owns the moving mean and the rule of resting. Pure. Not here: when those at rest are tried again, and whether heads run
+for a batch at all, by measured cost (speculation.py); this is about a single sequence that the heads do not understand
+while its neighbours do fine.
 """
 
 from dataclasses import dataclass
 
 MIN_TRIES = 16  # verified trees before a sequence is judged
-RETRY_EVERY = 64  # steps at rest between two tries: 1.6 % of them
+RETRY_EVERY = 64  # steps between two in which those at rest are tried, all in the same one, since the heads run anyway
 _WEIGHT = 1 / 32  # of the moving mean: about the last 32 trees
 _RETRY_WEIGHT = 1 / 4  # a try at rest counts more, so that one good one wakes the sequence up
 
@@ -18,7 +19,6 @@ class DraftRecord:
 
     mean: float = 0.0
     num_tries: int = 0
-    num_rested: int = 0  # steps since it rests or was last tried
 
     def learn(self, num_accepted: int, floor: float) -> None:
         """A tree was verified."""
@@ -29,11 +29,3 @@ class DraftRecord:
     def rests(self, floor: float) -> bool:
         """Whether its trees have brought less than `floor` accepted tokens each."""
         return self.num_tries >= MIN_TRIES and self.mean < floor
-
-    def may_draft(self, floor: float) -> bool:
-        """Asked once a step: draft now? At rest only every RETRY_EVERY steps."""
-        if not self.rests(floor):
-            self.num_rested = 0
-            return True
-        self.num_rested = (self.num_rested + 1) % RETRY_EVERY
-        return self.num_rested == 0

@@ -5,12 +5,14 @@ heads run at all. Not here: blocks and rows (scheduler.py), running the heads (d
 sequence (floor.py).
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import chain
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.floor import RETRY_EVERY
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
@@ -23,6 +25,8 @@ _WORTH = 1.02  # predicted gain from which heads run; curve and confidences are 
 _SMOOTHING = 0.05  # of the moving average of what drafting takes, per batch size
 _PROBE_EVERY = 128  # steps between two tries of what is not done now: 0.8 % of the steps
 _WARM_UP = 16  # trees seen before what they promise is believed
+_FORGET = 0.001  # a step: what was promised and accepted in the last thousand or so counts
+_PRIOR = 2.0  # promised and accepted tokens that are always counted in
 _REMEMBERED = 64  # trees whose promises say what drafts are worth now
 _BATCHES = 16  # that those trees are dealt out to, at most, when a gain is foreseen
 _ASK_AGAIN = 16  # steps between two looks at whether a batch size is worth drafting for
@@ -48,12 +52,17 @@ class Speculation:
         self._recent: deque[Seq[float]] = deque(maxlen=_REMEMBERED)  # values of trees drafted lately, of any batch
         self._answers: dict[int, tuple[bool, int]] = {}  # batch size -> whether drafts pay, steps till asked again
         self._since_probe = 0
+        self._num_asked = 0  # steps in which drafting was thought about
+        self._num_planned = 0  # nodes of this step, before the scheduler cut them
+        self._has_room = True  # whether the scheduler had rows and blocks for any of the last ones planned
         self._excess = Excess()
+        self._promised = self._accepted = 0.0  # drafts lately: what trees promised, and what became of it
         self._drafting: dict[int, float] = {}  # seconds, by the number of sequences
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[tuple[Sequence, Tree]]:
         """A tree for each sequence that has candidates and use for them."""
         self._promises.clear()
+        self._num_planned = 0
         limits = [self._limits(s, max_model_len) for s in decoding]
         drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates is not None and at[1]]
         if not drafted:
@@ -71,26 +80,32 @@ class Speculation:
         values = sorted(
             ((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values),
         )
-        count, _ = best_budget([-value for value, _ in values], len(decoding), num_other_rows, cost)
+        count, _ = best_budget(self._kept([-value for value, _ in values]), len(decoding), num_other_rows, cost)
         self._recent.extend(values for _, _, values in ranked)
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
+        self._num_planned = count
         return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
 
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
-        for sequence, hits in ((v.sequence, v.hits) for v in verdicts):
-            if len(sequence.tree):
-                # The scheduler may have cut the tree: the first nodes are what was verified.
-                self.num_expected += sum(self._promises.get(id(sequence), ())[: len(sequence.tree)])
-                sequence.record.learn(len(hits), self.config.min_accepted)
+        if self._num_planned:
+            self._has_room = any(len(v.sequence.tree) for v in verdicts)
+        self._promised *= 1.0 - _FORGET
+        self._accepted *= 1.0 - _FORGET
+        for sequence, hits in ((v.sequence, v.hits) for v in verdicts if len(v.sequence.tree)):
+            # The scheduler may have cut the tree: the first nodes are what was verified.
+            promised = sum(self._promises.get(id(sequence), ())[: len(sequence.tree)])
+            self.num_expected += promised
+            sequence.record.learn(len(hits), self.config.min_accepted)
             # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
             # chances of its own.
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
-            if sequence.candidates is not None and len(sequence.tree) and is_usual:
-                labels = labels_of(sequence.tree, hits, sequence.candidates)
-                self.calibration.learn(labels, _band(sequence))
+            if sequence.candidates is not None and is_usual:
+                self._promised += promised
+                self._accepted += len(hits)
+                self.calibration.learn(labels_of(sequence.tree, hits, sequence.candidates), _band(sequence))
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
         """See what a step without prompt rows took, drafting aside."""
@@ -103,30 +118,40 @@ class Speculation:
         self._drafting[num_sequences] = before + _SMOOTHING * (seconds - before)
 
     def _cost_of(self, cost: StepCost, num_sequences: int) -> StepCost:
-        """The measured curve, as steps of so many sequences, or of the most similar number, have turned out to be."""
+        """The measured curve and the time of drafting, as steps of so many sequences have turned out to be."""
         if self._drafting:
             known = min(self._drafting, key=lambda number: abs(number - num_sequences))
             further = cost.drafting(num_sequences) - cost.drafting(known)
             cost = cost.with_drafting(max(0.0, self._drafting[known] + further))
-        return cost.raised(self._excess.offset(num_sequences), self._excess.slope)
+        return cost.raised(self._excess.offset(num_sequences), self._excess.fixed, self._excess.slope)
+
+    @property
+    def trust(self) -> float:
+        """The share of the promises of verified trees that was kept lately, at most 1: how far they are believed."""
+        return min(1.0, (self._accepted + _PRIOR) / (self._promised + _PRIOR))
 
     def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Those whose sequences are drafted for now: none if the batch is not worth it, else all but hopeless ones."""
         if not verdicts:
             return []
+        self._num_asked += 1
         if not self.should_draft(len(verdicts)):
             self.num_steps_off += 1
             return []
-        worth = [v for v in verdicts if v.sequence.record.may_draft(self.config.min_accepted)]
-        self.num_rested += len(verdicts) - len(worth)
+        useful = [v for v in verdicts if _num_left(v.sequence) > 1]  # a last token needs no draft
+        is_retry = self._num_asked % RETRY_EVERY == 0
+        worth = [v for v in useful if is_retry or not v.sequence.record.rests(self.config.min_accepted)]
+        self.num_rested += len(useful) - len(worth)
         return worth
 
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size.
 
         Rare probes keep the answer fresh: steps with drafts where they do not pay, and without where they do, which
-        tell what drafts really cost.
+        tell what drafts really cost. While prompts take all rows, or sequences all blocks, no tree can be planted.
         """
+        if not self._has_room and self._num_asked % _ASK_AGAIN:
+            return False
         if self.cost is None or self.config.mode == "static" or len(self._recent) < _WARM_UP:
             return True
         self._since_probe += 1
@@ -151,7 +176,7 @@ class Speculation:
         trees = list(self._recent) * -(-num_sequences // len(self._recent))
         batches = [trees[i : i + num_sequences] for i in range(0, len(trees) - num_sequences + 1, num_sequences)]
         gains = [
-            best_budget(sorted(chain.from_iterable(batch), reverse=True), num_sequences, 0, cost)[1]
+            best_budget(self._kept(sorted(chain.from_iterable(batch), reverse=True)), num_sequences, 0, cost)[1]
             for batch in batches[-_BATCHES:]
         ]
         return sum(gains) / len(gains)
@@ -163,11 +188,13 @@ class Speculation:
         and a tree's columns stay inside one chunk of keys (ops/attention.py: exactness).
         """
         known = len(sequence.tokens)
-        left = max_model_len - known
-        if sequence.request.params.max_tokens is not None:
-            left = min(left, sequence.request.params.max_tokens - sequence.num_output)
+        left = min(max_model_len - known, _num_left(sequence))
         chunk = self._key_chunk
         return self.config.most_nodes if chunk is None else chunk - known % chunk, left - 1
+
+    def _kept(self, values: list[float]) -> list[float]:
+        trust = self.trust
+        return [trust * value for value in values]
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> tuple[Tree, Seq[float]]:
         assert sequence.candidates is not None
@@ -188,6 +215,12 @@ class Speculation:
 def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:
     """Which drafted paths are worth a row: the model's choice obeys the grammar, so no others can be accepted."""
     return any_path if sequence.matcher is None else sequence.matcher.fits
+
+
+def _num_left(sequence: Sequence) -> int:
+    """How many tokens the request still asks for."""
+    most = sequence.request.params.max_tokens
+    return sys.maxsize if most is None else most - sequence.num_output
 
 
 def _band(sequence: Sequence) -> int:

@@ -5,7 +5,7 @@ Owns the rule and the measured cost curve it needs. Pure. Not here: the values o
 With B sequences decoding, P rows of prompt, and all candidates of all sequences sorted by value s_1 >= s_2 >= ...
 (chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in
 
-    t(B) + t(B + P + n) - t(B + P) + n c + t_draft(B) seconds:
+    t(B) + t(B + P + n) - t(B + P) + n c + d [n > 0] + t_draft(B) seconds:
 
 a step of decoding, and what drafts add to this one. Prompt rows cost what they cost, now or later, so they must not
 make drafts beside them look cheap. Values fall along each path, so the best n of the batch are trees. All n are tried:
@@ -23,7 +23,8 @@ class StepCost:
     """Measured seconds of a step by its rows, linear between the points and beyond the last two.
 
     draft_s, draft_s_each: what making the candidates costs a step, as it is and per sequence; spent whether few or many
-    are verified. node_s: what a drafted node costs beyond its row.
+    are verified. node_s: what a drafted node costs beyond its row (c). tree_s: what a step costs beyond that for having
+    any (d).
     """
 
     rows: tuple[int, ...]
@@ -31,6 +32,7 @@ class StepCost:
     draft_s: float = 0.0
     draft_s_each: float = 0.0
     node_s: float = 0.0
+    tree_s: float = 0.0
 
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.seconds) >= 2 and list(self.rows) == sorted(set(self.rows))
@@ -52,9 +54,9 @@ class StepCost:
         """The curve where making candidates takes so many seconds, whoever they are for."""
         return replace(self, draft_s=seconds, draft_s_each=0.0)
 
-    def raised(self, seconds: float, node_s: float) -> "StepCost":
-        """The curve of steps that take more than the measured ones: so much each, and for each drafted node."""
-        return replace(self, seconds=tuple(s + seconds for s in self.seconds), node_s=node_s)
+    def raised(self, seconds: float, tree_s: float, node_s: float) -> "StepCost":
+        """The curve of steps that take more than the measured ones: each, for having drafts, and for each node."""
+        return replace(self, seconds=tuple(s + seconds for s in self.seconds), tree_s=tree_s, node_s=node_s)
 
 
 def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int, cost: StepCost) -> tuple[int, float]:
@@ -69,7 +71,7 @@ def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int
         more_s = cost(base_rows + n) - cost(base_rows)
         if num_other_rows:  # beside prompts no row is free, whatever a noisy curve says
             more_s = max(0.0, more_s)
-        return expected / (plain_s + more_s + n * cost.node_s + draft_s)
+        return expected / (plain_s + more_s + (n * cost.node_s + cost.tree_s if n else 0.0) + draft_s)
 
     expected = float(num_sequences)
     best, best_rate = 0, rate(expected, 0)

@@ -147,7 +147,7 @@ def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
 def test_drafting_for_many_costs_more() -> None:
     cost = StepCost((4, 64), (1.0, 1.0), 0.1, 0.05)
     assert cost.drafting(1) == pytest.approx(0.15) and cost.drafting(20) == pytest.approx(1.1)
-    assert cost.raised(0.5, 0.0)(4) == 1.5 and cost.raised(0.5, 0.0).drafting(20) == pytest.approx(1.1)
+    assert cost.raised(0.5, 0.0, 0.0)(4) == 1.5 and cost.raised(0.5, 0.0, 0.0).drafting(20) == pytest.approx(1.1)
 
 
 def verdict(one: Sequence) -> Verdict:
@@ -164,6 +164,80 @@ def test_who_is_drafted_for() -> None:
     assert made.worth_drafting([]) == [] and made.num_steps_off == 0
     never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
     assert never.worth_drafting([good, bad]) == [good, bad]
+
+
+def test_those_at_rest_are_tried_together() -> None:
+    """One step in 64 runs the heads for them, however many there are."""
+    made = policy(7, FLAT)
+    resting = [verdict(sequence()) for _ in range(5)]
+    for number, one in enumerate(resting):
+        one.sequence.tree = Tree((10,), (-1,))
+        for _ in range(20 + number):
+            made.learn([one])
+    asked = [len(made.worth_drafting(resting)) for _ in range(640)]
+    assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
+
+
+def test_nothing_is_drafted_behind_a_last_token() -> None:
+    made = policy(7, FLAT)
+    last, other = (verdict(sequence(20, max_tokens=17 + left)) for left in (1, 2))
+    assert made.worth_drafting([last, other]) == [other] and made.worth_drafting([last]) == []
+
+
+def test_heads_rest_while_no_tree_finds_room() -> None:
+    """Prompts that take all rows, say: the scheduler cuts all trees to nothing."""
+    made = policy(7, FLAT)
+
+    def steps(count: int, room: bool) -> int:
+        ran = 0
+        for _ in range(count):
+            one = sequence(chance=0.9)
+            one.candidates = one.candidates if (drafts := bool(made.worth_drafting([verdict(one)]))) else None
+            trees = made.trees([one], 0, MAX_LEN)
+            one.tree = trees[0][1] if trees and room else Tree((), ())
+            made.learn([Verdict(one, Accepted(one.tree.tokens[:1], (5,)), (), 0)])
+            ran += drafts
+        return ran
+
+    assert steps(50, room=True) == 50
+    assert steps(320, room=False) <= 22
+    assert steps(100, room=True) > 80
+
+
+def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6, size: int = 3) -> list[bool]:
+    """Steps of a batch, a second each. hidden: what drafted ones take beyond; hits: of each tree. -> drafted?"""
+    drafted, owed = [], 0.0
+    for _ in range(count):
+        batch = [sequence(chance=0.3) for _ in range(size)]
+        if not made.worth_drafting([verdict(one) for one in batch]):
+            for one in batch:
+                one.candidates = None
+        for one, tree in made.trees(batch, 0, MAX_LEN):
+            one.tree = tree
+        nodes = sum(len(one.tree) for one in batch)
+        verdicts = []
+        for one in batch:
+            owed += hits if len(one.tree) else 0.0
+            path = one.tree.tokens[: int(owed)]
+            owed -= len(path)
+            verdicts.append(Verdict(one, Accepted(tuple(range(len(path))), (*path, 5)), (), 0))
+        made.learn(verdicts)
+        made.observe(size, nodes, 1.0 + (hidden if nodes else 0.0))
+        drafted.append(nodes > 0)
+    return drafted
+
+
+@pytest.mark.parametrize("hidden", [0.6, 1.5])
+def test_drafts_that_cost_what_nobody_foretold_end(hidden: float) -> None:
+    assert sum(served(policy(7, FLAT), 2000)[-1000:]) > 980
+    dear = served(policy(7, FLAT), 6000, hidden)  # 1.6 tokens a step, in 1.7 times the time and more
+    assert sum(dear[-3000:]) < 0.05 * 3000
+
+
+def test_drafts_that_are_never_accepted_end() -> None:
+    made = Speculation(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
+    made.calibration.learn = lambda *_: None  # confidences that stay wrong
+    assert sum(served(made, 6000, hits=0.0)[-3000:]) < 0.05 * 3000
 
 
 def test_steps_without_drafts_are_counted() -> None:

@@ -60,8 +60,8 @@ def test_a_node_may_cost_more_than_its_row() -> None:
     """Four rows are free on the curve; at a tenth of a step each, only drafts likely enough are worth it."""
     free = StepCost((2, 16), (1.0, 1.0))
     assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free)[0] == 4
-    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 0.1))[0] == 2
-    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 2.0))[0] == 0
+    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 0.0, 0.1))[0] == 2
+    assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 0.0, 2.0))[0] == 0
 
 
 def test_prompts_beside_them_do_not_make_drafts_cheap() -> None:
