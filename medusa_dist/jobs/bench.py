@@ -11,6 +11,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from medusa_dist.request import SamplingParams
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
 _BOOTSTRAP_ROUNDS = 2000
+_ORDERS: tuple[tuple[str | bool, ...], ...] = tuple(permutations(("theirs", True, False)))
 
 
 @dataclass(frozen=True)
@@ -148,23 +150,18 @@ def _side(runs: list[Run]) -> Side:
 
 
 def _against(llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int) -> list[PeerRow]:
-    """Rounds of three: the peer, ours with drafts, ours without, each time in another order."""
+    """Rounds of three: the peer, ours with drafts, ours without, in all orders in turn: each follows each as often."""
     theirs: list[Answers] = []
     ours: dict[bool, list[Run]] = {True: [], False: []}
     params = setting.params(0.0)
     for number in range(-1, setting.pairs):  # the first one warms up
         chosen = source.take(max(0, number) * batch, batch)
-        for side in _rotated(["theirs", True, False], number):
+        for side in _ORDERS[number % len(_ORDERS)]:
             if isinstance(side, str):
                 theirs.append(peer.decode(chosen, setting.max_tokens))
             else:
                 ours[side].append(run_prompts(llm.engine, chosen, batch, params, side))
     return [_peer_row(peer.name, batch, drafts, ours[drafts][1:], theirs[1:]) for drafts in (True, False)]
-
-
-def _rotated(sides: list[str | bool], by: int) -> list[str | bool]:
-    shift = by % len(sides)
-    return sides[shift:] + sides[:shift]
 
 
 def _peer_row(name: str, batch: int, drafts: bool, ours: list[Run], theirs: list[Answers]) -> PeerRow:

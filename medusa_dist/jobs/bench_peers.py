@@ -136,13 +136,20 @@ class VllmPeer:
             raise
 
     def decode(self, prompts: Prompts, max_tokens: int) -> Answers:
-        """All prompts in one call; its own clock is read, so pipes are not in the time."""
+        """All prompts in one call; its own clock is read, so pipes are not in the time.
+
+        Between calls it is stopped: its threads wait by spinning, which would slow down whoever is measured next.
+        """
+        os.killpg(self._process.pid, signal.SIGCONT)
         said = self._ask({"prompts": [list(ids) for ids in prompts], "max_tokens": max_tokens}, _ANSWER_S)
+        os.killpg(self._process.pid, signal.SIGSTOP)
         return Answers([tuple(tokens) for tokens in said["tokens"]], said["seconds"])
 
     def close(self) -> None:
         """Its input ends, and so does it; after a while by force."""
         assert self._process.stdin is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
         with suppress(BrokenPipeError):  # it has ended, with a question still in the pipe
             self._process.stdin.close()
         try:
