@@ -68,7 +68,7 @@ def distill_command(
     prompts: PromptsOption = None,
     temperatures: TemperaturesOption = "0,0.7",
     samples: SamplesOption = 1,
-    max_tokens: MaxTokensOption = 288,
+    max_tokens: MaxTokensOption = 192,
     batch: BatchOption = 48,
     ranks: RanksOption = 1,
 ) -> None:
@@ -107,7 +107,7 @@ def train_heads_command(
     prompts: PromptsOption = None,
     temperatures: TemperaturesOption = "0,0.7",
     samples: SamplesOption = 1,
-    max_tokens: MaxTokensOption = 288,
+    max_tokens: MaxTokensOption = 192,
     batch: BatchOption = 48,
     ranks: RanksOption = 1,
 ) -> None:

@@ -21,7 +21,7 @@ from medusa_dist.engine.outbox import Refusal
 from medusa_dist.engine.start import model_folder
 from medusa_dist.engine.text import TextDelta, TextStream
 from medusa_dist.errors import ConfigError, RequestError
-from medusa_dist.llm_backend import LocalBackend, start_backend
+from medusa_dist.llm_backend import LocalBackend, refuse_service_keys, start_backend
 from medusa_dist.model.servable import check_servable
 from medusa_dist.request import (
     FinishReason,
@@ -79,6 +79,7 @@ class LLM:
         speculation: Speculation = "auto",
         **options: Any,
     ) -> None:
+        refuse_service_keys(options)
         if heads is not None:
             options["heads"] = {"source": heads} if isinstance(heads, str) else dict(heads)
         arguments = {"model": model, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **options}

@@ -3,15 +3,26 @@
 Owns the choice between the two. Not here: text and tokens (llm.py), the group itself (serve/driver.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import Command, Submit
 from medusa_dist.engine.outbox import Refusal
 from medusa_dist.engine.start import EngineRank, model_folder
+from medusa_dist.errors import ConfigError
 from medusa_dist.request import Output
 from medusa_dist.serve.driver import DriverGroup
+
+OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus"}}
+
+
+def refuse_service_keys(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that is about a service and would do nothing here."""
+    resources = options.get("resources")
+    nested = [f"resources.{key}" for key in resources if key == "front_cpus"] if isinstance(resources, Mapping) else []
+    for key in [*(name for name in ("max_queued", "autoscaling") if name in options), *nested]:
+        raise ConfigError(f"{key}: is about a service, and LLM has none; leave it out, or serve the model")
 
 
 class Backend(Protocol):

@@ -220,6 +220,9 @@ def test_chat(plain: LLM) -> None:
 def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wings: unknown key"):
         LLM(str(folder), wings=2)
+    for key, value in (("max_queued", 4), ("autoscaling", {}), ("resources", {"front_cpus": 1})):
+        with pytest.raises(ConfigError, match=rf"{key}.*is about a service"):
+            LLM(str(folder), **{key: value})
     with pytest.raises(ModelError):
         LLM(str(tmp_path))
     with pytest.raises(HeadsError, match=r"heads\.json is not there"):

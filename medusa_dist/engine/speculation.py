@@ -140,9 +140,14 @@ class Speculation:
             return []
         useful = [v for v in verdicts if _num_left(v.sequence) > 1]  # a last token needs no draft
         is_retry = self._num_asked % RETRY_EVERY == 0
-        worth = [v for v in useful if is_retry or not v.sequence.record.rests(self.config.min_accepted)]
+        worth = [v for v in useful if is_retry or not self._rests(v.sequence)]
         self.num_rested += len(useful) - len(worth)
         return worth
+
+    def _rests(self, sequence: Sequence) -> bool:
+        """Beams rest together: a level that lacks one beam's draft is lost for all (medusa/beam.py)."""
+        together = [sequence] if sequence.group is None else sequence.group.beams
+        return all(one.record.rests(self.config.min_accepted) for one in together)
 
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size.

@@ -15,11 +15,25 @@ from medusa_dist.config import Config
 
 ROOT = Path(__file__).parents[2]
 README_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
-_TOP_FILES = ("app.py", "llm.py", "cli.py", "cli_heads.py", "cli_parts.py", "config.py", "errors.py", "request.py")
+_TOP_FILES = (
+    "app.py",
+    "llm.py",
+    "llm_backend.py",
+    "cli.py",
+    "cli_heads.py",
+    "cli_train.py",
+    "cli_parts.py",
+    "config.py",
+    "request.py",
+    "grammar.py",
+    "beam_fields.py",
+    "errors.py",
+)
 _FOLDERS = ("jobs", "api", "serve", "engine", "medusa", "model", "ops")
 _HEAD = """# Keys of a service
 
-What may stand under `args:` of an application in a Serve config, and as keyword arguments of `LLM`. Unknown keys are
+What may stand under `args:` of an application in a Serve config, and as keyword arguments of `LLM` (but for those of a
+service: `max_queued`, `autoscaling` and `resources.front_cpus`, which it refuses). Unknown keys are
 errors. Written from the code; `make docs` writes it anew.
 
 | key | type | default | what it is |

@@ -9,9 +9,8 @@ from typing import Any
 from medusa_dist.config import Config, parse_config
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM, Speculation
+from medusa_dist.llm_backend import OF_A_SERVICE
 from medusa_dist.serve.config_file import read_serve_file
-
-_OF_A_SERVICE = {"speculation", "autoscaling"}
 
 
 def read_config(path: Path, app: str | None, deployment: str) -> Config:
@@ -45,5 +44,5 @@ def open_llm(config: Config, speculation: Speculation | None = None, looks_insid
             f"tensor_parallel_size: the tools around heads run in one process, and the config asks for "
             f"{config.tensor_parallel_size} ranks; give them a copy of it with 1"
         )
-    options = config.model_dump(exclude=_OF_A_SERVICE) | keys
+    options = config.model_dump(exclude=OF_A_SERVICE | {"speculation": True}) | keys
     return LLM(**options, speculation=config.speculation.model_dump() if speculation is None else speculation)
