@@ -51,7 +51,8 @@ def test_a_run_compares_both_sides_of_the_same_tokens(llm: LLM, prompts: Path) -
         assert 0.0 < row.roof_share < 1.0
         for side in (row.on, row.off):
             assert list(side.phase_ms) == PHASES
-            assert sum(side.phase_ms.values()) == pytest.approx(side.ms_per_step, rel=0.2)
+            # Parts of the step; how much lies between steps depends on how busy the machine is.
+            assert 0.0 < side.phase_ms["forward"] < sum(side.phase_ms.values()) <= 1.01 * side.ms_per_step
             expected = 1 - side.phase_ms["forward"] / sum(side.phase_ms.values())
             assert side.outside_forward == pytest.approx(expected, abs=0.01)
     assert json.loads(as_json(report))["prompts_sha256"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
