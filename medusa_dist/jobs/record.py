@@ -31,6 +31,10 @@ class _Recording(Speculation):
         """None."""
         return []
 
+    def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """All: also the guess at a last token is judged."""
+        return verdicts
+
     def learn(self, verdicts: Sequence[Verdict]) -> None:
         """The candidates were drafted behind the last token known before this step."""
         for sequence in (verdict.sequence for verdict in verdicts):
