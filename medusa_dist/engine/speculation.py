@@ -21,13 +21,13 @@ from medusa_dist.medusa.excess import Excess
 from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention import KEY_CHUNK
 
-_WORTH = 1.02  # predicted gain from which heads run; curve and confidences are not known to the last percent
+_WORTH = 1.05  # predicted gain from which heads run: of forecasts near 1, those that are too high would be acted on
 _SMOOTHING = 0.05  # of the moving average of what drafting takes, per batch size
 _PROBE_EVERY = 128  # steps between two tries of what is not done now: 0.8 % of the steps
 _WARM_UP = 16  # trees seen before what they promise is believed
 _FORGET = 0.001  # a step: what was promised and accepted in the last thousand or so counts
 _PRIOR = 2.0  # promised and accepted tokens that are always counted in
-_REMEMBERED = 64  # trees whose promises say what drafts are worth now
+_REMEMBERED = 256  # trees whose promises say what drafts are worth now
 _BATCHES = 16  # that those trees are dealt out to, at most, when a gain is foreseen
 _ASK_AGAIN = 16  # steps between two looks at whether a batch size is worth drafting for
 
