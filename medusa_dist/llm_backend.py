@@ -14,15 +14,18 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.request import Output
 from medusa_dist.serve.driver import DriverGroup
 
-OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus"}}
+OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus": True}}
 
 
-def refuse_service_keys(options: Mapping[str, Any]) -> None:
+def refuse_service_keys(options: Mapping[str, Any], keys: Mapping[str, Any] = OF_A_SERVICE, before: str = "") -> None:
     """Raises ConfigError for a key that is about a service and would do nothing here."""
-    resources = options.get("resources")
-    nested = [f"resources.{key}" for key in resources if key == "front_cpus"] if isinstance(resources, Mapping) else []
-    for key in [*(name for name in ("max_queued", "autoscaling") if name in options), *nested]:
-        raise ConfigError(f"{key}: is about a service, and LLM has none; leave it out, or serve the model")
+    for key, inner in keys.items():
+        if key not in options:
+            continue
+        if inner is True:
+            raise ConfigError(f"{before}{key}: is about a service, and LLM has none; leave it out, or serve the model")
+        if isinstance(options[key], Mapping):
+            refuse_service_keys(options[key], inner, f"{before}{key}.")
 
 
 class Backend(Protocol):
