@@ -1,5 +1,7 @@
 """Which trees a step verifies: bounds, static trees, the budget over a batch, and when heads rest."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -176,6 +178,19 @@ def test_those_at_rest_are_tried_together() -> None:
             made.learn([one])
     asked = [len(made.worth_drafting(resting)) for _ in range(640)]
     assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
+
+
+def test_beams_rest_together() -> None:
+    made = policy(7, FLAT)
+    beams = [verdict(sequence()) for _ in range(2)]
+    for beam in beams:
+        beam.sequence.group = SimpleNamespace(beams=[v.sequence for v in beams])
+        beam.sequence.tree = Tree((10,), (-1,))
+    for number in (0, 1):
+        assert made.worth_drafting(beams) == beams  # while one of them does well
+        for _ in range(20):
+            made.learn(beams[number : number + 1])
+    assert made.worth_drafting(beams) == []
 
 
 def test_nothing_is_drafted_behind_a_last_token() -> None:

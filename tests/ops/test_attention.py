@@ -212,7 +212,7 @@ def test_rows_at_any_length(known: int) -> None:
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0)
 
 
-@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64)], ids=str)
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64), Heads(5, 1, 64), Heads(7, 1, 64)], ids=str)
 def test_rows_with_several_threads(heads: Heads) -> None:
     torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
