@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from medusa_dist import LLM
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.jobs.bench import PROMPTS, PromptSource, Setting, bench, bootstrap_interval
+from medusa_dist.jobs.bench import _ORDERS, PROMPTS, PromptSource, Setting, bench, bootstrap_interval
 from medusa_dist.jobs.bench_peers import PeerOptions, open_peers
 from medusa_dist.jobs.bench_report import as_json
 from tests.jobs.tiny_llm import save_llm
@@ -92,3 +94,10 @@ def test_transformers_side_by_side(llm: LLM, prompts: Path) -> None:
         assert row.peer.startswith("transformers 5.") and row.low <= row.ratio <= row.high
         assert row.same_answers == row.num_answers == 3
         assert row.ratio == pytest.approx(row.tokens_per_s / row.peer_tokens_per_s, rel=0.01)
+
+
+def test_each_side_follows_each_other_as_often() -> None:
+    """Over a cycle of rounds, which follow each other without a break."""
+    sides = [side for order in _ORDERS * 2 for side in order][: 3 * len(_ORDERS) + 1]
+    pairs = Counter(pair for pair in pairwise(sides) if pair[0] != pair[1])
+    assert len(_ORDERS) == 6 and len(pairs) == 6 and max(pairs.values()) <= min(pairs.values()) + 1

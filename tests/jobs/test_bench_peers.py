@@ -49,6 +49,12 @@ def test_vllm_is_asked_and_answers(peer: VllmPeer) -> None:
     answers = peer.decode([[5, 6], [7]], 3)
     assert answers.tokens == [(5, 5, 5), (7, 7, 7)]
     assert answers.seconds >= 0.02 and answers.rate == 6 / answers.seconds
+    state = Path(f"/proc/{peer._process.pid}/stat")
+    if state.exists():  # Linux
+        deadline = time.monotonic() + 10
+        while (seen := state.read_text().rsplit(")", 1)[1].split()[0]) != "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seen == "T", "stopped while others are measured"
     peer.close()
     assert peer._process.returncode == 0
 
