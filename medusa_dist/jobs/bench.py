@@ -150,7 +150,7 @@ def _side(runs: list[Run]) -> Side:
 
 
 def _against(llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int) -> list[PeerRow]:
-    """Rounds of three: the peer, ours with drafts, ours without, in all orders in turn, so that who follows whom evens out."""
+    """Rounds of three: the peer, ours with drafts, ours without, in all orders, so that who follows whom evens out."""
     theirs: list[Answers] = []
     ours: dict[bool, list[Run]] = {True: [], False: []}
     params = setting.params(0.0)
