@@ -2,6 +2,8 @@
 
 Token i of a request depends on its prompt and i alone. prompt_ids = (pace in ms per step, poison, ...): a poison of
 p > 0 makes the engine raise when it is to make token p. The model's name chooses how the start fails.
+A file hold-<n> in the model's folder holds the requests whose prompt ends with n: each stops halfway, until the file is
+gone. Who stopped there tells so by a file held-<n>-<pid>.
 """
 
 import os
@@ -50,9 +52,38 @@ def model_folder(config: Config) -> Path:
     return Path(model.split(":")[2] if model.count(":") > 1 else "/nowhere")
 
 
+class Gate:
+    """The test's side of the hold files in a folder. All are let go at its end."""
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+
+    def __enter__(self) -> "Gate":
+        for path in self._folder.glob("held-*"):  # of the test before
+            path.unlink()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        for path in self._folder.glob("hold-*"):
+            path.unlink()
+
+    def hold(self, number: int) -> None:
+        (self._folder / f"hold-{number}").touch()
+
+    def release(self, number: int) -> None:
+        (self._folder / f"hold-{number}").unlink()
+
+    def holder(self, number: int) -> int | None:
+        """The pid of the rank that got halfway with the request; None before."""
+        found = list(self._folder.glob(f"held-{number}-*"))
+        assert len(found) < 2, found
+        return int(found[0].name.rsplit("-", 1)[1]) if found else None
+
+
 class FakeEngine:
-    def __init__(self, links: list[socket.socket]):
+    def __init__(self, links: list[socket.socket], folder: Path = Path("/nowhere")):
         self._links = links
+        self._folder = folder
         self._running: dict[str, tuple[Request, int]] = {}
 
     def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
@@ -74,7 +105,15 @@ class FakeEngine:
     def step(self) -> list[Output]:
         self._beat()
         time.sleep(max(r.prompt_ids[0] for r, _ in self._running.values()) / 1000)
-        return [self._next(name) for name in list(self._running)]
+        return [self._next(name) for name in list(self._running) if not self._is_held(name)]
+
+    def _is_held(self, name: str) -> bool:
+        request, index = self._running[name]
+        number = request.prompt_ids[-1]
+        if index != (request.params.max_tokens or 0) // 2 or not (self._folder / f"hold-{number}").exists():
+            return False
+        (self._folder / f"held-{number}-{os.getpid()}").touch()
+        return True
 
     def _next(self, name: str) -> Output:
         request, index = self._running[name]
@@ -121,7 +160,7 @@ class EngineRank:
         for link in self._links:
             link.settimeout(config.timeouts.step_s)
         progress("warm up")
-        self.engine = FakeEngine(self._links) if rank == 0 else None
+        self.engine = FakeEngine(self._links, folder) if rank == 0 else None
         self.facts = {"vocab_size": 997, "max_model_len": 10_000, "speculation": "off", "seconds": {"load": 0.0}}
 
     def follow(self) -> None:

@@ -80,10 +80,10 @@ def body(prompt: list[int], max_tokens: int, **more) -> dict:
     return {"model": "fake", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
 
 
-def stream_ids(url: str, prompt: list[int], max_tokens: int, on_chunk=lambda count: None) -> list[int]:
+def stream_ids(url: str, prompt: list[int], max_tokens: int, on_chunk=lambda count: None, timeout_s=60) -> list[int]:
     ids: list[int] = []
     request = body(prompt, max_tokens, stream=True)
-    with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=60) as response:
+    with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=timeout_s) as response:
         assert response.status_code == 200
         for line in response.iter_lines():
             if line.startswith("data: {"):
