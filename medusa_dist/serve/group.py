@@ -44,6 +44,7 @@ class Group:
         self._ranks: list[Any] = []
         self._places: list[Place] = []
         self._starts: list[Any] = []
+        self._is_ended = False
         self.lives: list[Any] = []  # one ref per rank; the first to be ready says that the group has ended
         self.facts: list[dict[str, Any]] = []  # by rank; what each found when it started
         self.seconds: dict[str, float] = {}  # how long each phase of the start took
@@ -88,7 +89,11 @@ class Group:
                     placement_group=self._placement_group, placement_group_bundle_index=rank
                 ),
             )
-            self._ranks.append(actor.remote(self._config, rank, self._generation, self._stack))
+            made = actor.remote(self._config, rank, self._generation, self._stack)
+            self._ranks.append(made)
+            if self._is_ended:  # by another thread, which may not have seen this rank
+                ray.kill(made, no_restart=True)
+                raise GroupError("the group was ended while it started")
 
     def _address(self) -> str:
         """Where the others reach rank 0: loopback if the group is on one node."""
@@ -194,7 +199,11 @@ class Group:
         self.kill()
 
     def kill(self) -> None:
-        """Kill all ranks and wait until their processes are gone. Raises GroupError if one outlives END_S."""
+        """Kill all ranks and wait until their processes are gone. Raises GroupError if one outlives END_S.
+
+        May be called while another thread is in `start`: no rank is left then either.
+        """
+        self._is_ended = True
         for rank in self._ranks:
             ray.kill(rank, no_restart=True)
         here = ray.get_runtime_context().get_node_id()

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -14,6 +15,7 @@ from medusa_dist.config import Config
 from medusa_dist.engine.loop import Abort, Submit
 from medusa_dist.errors import GroupError, ModelError
 from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.serve import group as module
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.placement import reserve
 from tests.serve.fake_stack import expected
@@ -145,3 +147,26 @@ def test_no_room_says_what_is_asked_and_what_there_is(ray_cluster):
     )
     with pytest.raises(GroupError, match=r"asked on one node: 99 CPU; nodes: .* free of 8 CPU"):
         reserve(big)
+
+
+def test_a_group_that_is_ended_while_it_starts_leaves_no_rank(ray_cluster, monkeypatch):
+    """As when Serve ends a replica in the middle of a restart: the start goes on in its thread."""
+
+    def ranks() -> list[str]:
+        return [name for name in ray.util.list_named_actors() if name.startswith("medusa:ended:")]
+
+    with group_of(config().model_copy(update={"served_model_name": "ended"})) as group:
+        make = module.RankActor.options
+
+        def options(**fields):
+            if ":rank1:" in fields["name"]:
+                group.kill()  # the other thread, after the first rank and before the second
+            return make(**fields)
+
+        monkeypatch.setattr(module, "RankActor", SimpleNamespace(options=options))
+        with pytest.raises(GroupError, match="ended while it started"):
+            group.start()
+        deadline = time.monotonic() + 60
+        while ranks():
+            assert time.monotonic() < deadline, ranks()
+            time.sleep(0.05)
