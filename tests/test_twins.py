@@ -10,7 +10,6 @@ stands alone in its list.
 
 import random
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,15 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.beam import BeamGroup
 from medusa_dist.engine.drafter import Drafter
 from medusa_dist.engine.grammar import Grammars
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.speculation import Speculation
-from medusa_dist.engine.verdict import Verdict
+from medusa_dist.engine.verdict import Known, Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.errors import HeadsError, RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.medusa.accept import Accepted
+from medusa_dist.medusa.beam import BeamRules
 from medusa_dist.medusa.budget import StepCost
 from medusa_dist.medusa.draft import NUM_RANKS
 from medusa_dist.medusa.heads_file import HeadsFile
@@ -128,8 +129,19 @@ def _sequence(number: int, rng: random.Random) -> Sequence:
     if grammar is not None:
         sequence.matcher = GRAMMARS.start(grammar, tuple(output))
     elif rng.random() < 0.3:
-        sequence.group = SimpleNamespace()
+        sequence.group = _group(sequence, rng)
     return sequence
+
+
+def _group(root: Sequence, rng: random.Random) -> BeamGroup:
+    """A search of one beam, of which something may be remembered."""
+    group = BeamGroup(root, BeamRules(1, 60, frozenset({EOS})))
+    group.reach = rng.randrange(1, HEADS + 3)
+    ranked = [(token, -1.0 - number) for number, token in enumerate(rng.sample(range(VOCAB), 5))]
+    for path in [(), (ranked[0][0],), (ranked[1][0],)]:
+        if rng.random() < 0.5:
+            group.memory[0, path] = Known(ranked, torch.randn(HIDDEN, generator=torch.Generator().manual_seed(1)))
+    return group
 
 
 SEEN = {"nodes": 0, "forced": 0, "siblings": 0}

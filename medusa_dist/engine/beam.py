@@ -18,7 +18,7 @@ from itertools import zip_longest
 from medusa_dist.engine.kv_cache import BlockPool, blocks_for
 from medusa_dist.engine.limits import Limits
 from medusa_dist.engine.sequence import Sequence
-from medusa_dist.engine.verdict import BeamVerdict, Verdict
+from medusa_dist.engine.verdict import BeamVerdict, Memory, Verdict
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam import BeamRules, Search
 from medusa_dist.medusa.tree import EMPTY
@@ -32,12 +32,14 @@ class BeamGroup:
     """root: the sequence that waits, computes the prompt, and is the first beam.
 
     beams: those that go on, in the order of search.outputs. idle: from admission to the first fork, the others.
+    memory: what is known of the next levels already. reach: how deep to draft.
     """
 
     def __init__(self, root: Sequence, rules: BeamRules) -> None:
         self.root = root
         self.rules = rules
         self.stats = SpeculationStats()
+        self.reach = 2
         self.begin()
 
     def begin(self) -> None:
@@ -46,6 +48,8 @@ class BeamGroup:
         self.beams = [self.root]
         self.idle: list[Sequence] = []
         self.heads: list[int] = []  # which head guessed the tokens at each place of the output; 0 = none
+        self.memory: Memory = {}
+        self.was_drafted = False  # in the last step
         self.root.tokens = list(self.request.prompt_ids)
 
     @property
@@ -75,7 +79,7 @@ class BeamGroup:
         per_head = map(sum, zip_longest(*(v.sequence.tree.num_per_depth for v in verdicts), fillvalue=0))
         self.stats += SpeculationStats(width, drafted, tuple(hits), tuple(per_head))
         self.heads += [*range(1, walk.num_levels), 0]
-        self.search = walk.search
+        self.search, self.memory, self.was_drafted = walk.search, verdicts[0].memory, drafted > 0
         if walk.search.is_over:
             for seat in self.seats:
                 seat.finish_reason = walk.search.finished[0].finish_reason

@@ -1,7 +1,7 @@
 """Drafter: after a step, lets the heads guess what follows for the sequences that go on.
 
 Owns when heads run and what they read. Not here: the heads (medusa/heads.py), guesses and trees (medusa/draft.py,
-medusa/tree.py), how many are verified (medusa/budget.py).
+medusa/tree.py), how many are verified (medusa/budget.py), what is drafted for beams (beam_drafter.py).
 """
 
 import time
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medusa_dist.config import Paths
+from medusa_dist.engine.beam_drafter import BeamDrafter
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.engine.worker import Scores
 from medusa_dist.medusa.draft import NUM_RANKS, guess
@@ -39,6 +40,7 @@ class Drafter:
         self._token_ids = torch.arange(vocab_size, device=heads.device) if ids is None else ids
         self._columns = NoiseColumns.of_ids(self._token_ids)
         self._growth = Growth(self.num_heads, self.num_ranks, static)
+        self._beams = None if static else BeamDrafter(heads, embedding, self._token_ids, self.num_ranks)
 
     @property
     def num_heads(self) -> int:
@@ -54,6 +56,9 @@ class Drafter:
     def draft(self, verdicts: Seq[Verdict], scores: Scores) -> None:
         """Set `candidates` of the sequences that go on and want speculation; the rest keep none."""
         going = [v for v in verdicts if v.sequence.finish_reason is None and v.sequence.request.params.speculation]
+        if self._beams is not None:
+            self._draft_beams(self._beams, [v for v in going if v.sequence.group is not None], scores)
+            going = [v for v in going if v.sequence.group is None]
         if not going:
             return
         device = self._token_ids.device
@@ -66,6 +71,12 @@ class Drafter:
         made = self._guess(hidden, roots, (temperatures, noise), self._growth)
         for verdict, candidates in zip(going, made, strict=True):
             verdict.sequence.candidates = candidates
+
+    def _draft_beams(self, drafter: BeamDrafter, verdicts: Seq[Verdict], scores: Scores) -> None:
+        """verdicts: of all beams of each group among them."""
+        rows = {id(v.sequence): v.last_row for v in verdicts}
+        groups = list({id(g): g for v in verdicts if (g := v.sequence.group) is not None}.values())
+        drafter.draft(groups, [[scores.hidden[rows[id(beam)]] for beam in group.beams] for group in groups])
 
     def _guess(
         self, hidden: Tensor, roots: Tensor, chance: tuple[Tensor, Tensor | None], growth: Growth

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from itertools import chain
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.beam_policy import BeamPolicy
 from medusa_dist.engine.floor import RETRY_EVERY
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
@@ -46,6 +47,7 @@ class Speculation:
         self.cost = cost
         self.calibration = Calibration()
         self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
+        self._beams = BeamPolicy(config.max_nodes)
         self._promises: dict[int, Seq[float]] = {}  # of this step, by id of the sequence: its tree's values
         self.num_steps_off = 0  # steps after which the heads did not run: they would not have paid
         self.num_rested = 0  # times a sequence was left out of drafting, for its own record
@@ -71,7 +73,8 @@ class Speculation:
             planted = [(s, self._static(s, *limit)) for s, limit in drafted]
             self._promises = {id(s): self._foretold(s, tree) for s, tree in planted if s.matcher is None}
             return planted
-        ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted]
+        ranked = [(s, *self._dynamic(s, *limit)) for s, limit in drafted if s.group is None]
+        ranked += self._beams.trees([(s, limit) for s, limit in drafted if s.group is not None])
         self._promises = {id(s): values for s, _, values in ranked}
         if self.cost is None:
             return [(s, tree) for s, tree, _ in ranked]
@@ -85,13 +88,15 @@ class Speculation:
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
-        self._num_planned = count
+        self._beams.round(ranked, sizes)
+        self._num_planned = sum(sizes)
         return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
 
     def learn(self, verdicts: Seq[Verdict]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         if self._num_planned:
             self._has_room = any(len(v.sequence.tree) for v in verdicts)
+        self._beams.learn(verdicts)
         self._promised *= 1.0 - _FORGET
         self._accepted *= 1.0 - _FORGET
         for sequence, hits in ((v.sequence, v.hits) for v in verdicts if len(v.sequence.tree)):

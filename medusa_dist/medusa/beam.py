@@ -107,10 +107,14 @@ class Stand:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A beam after the walk: it continues the beam `source` of before, along these nodes of its tree."""
+    """A beam after the walk: it continues the beam `source` of before, along these nodes of its tree.
+
+    ahead: the node of its last token, if that was verified too, at the level that another beam's token held up.
+    """
 
     source: int
     nodes: tuple[int, ...] = ()
+    ahead: int | None = None
 
     @property
     def last_node(self) -> int:
@@ -124,12 +128,14 @@ class BeamWalk:
 
     forks: of the beams that go on, best first, as in search.outputs; empty when the search is over.
     used[b]: nodes of beam b's tree that a complete level went through, in rising order.
+    chosen: of each level that did not end the search, what went on: the beam of before, and the tokens behind it.
     """
 
     search: Search
     forks: tuple[Fork, ...]
     num_levels: int
     used: tuple[tuple[int, ...], ...]
+    chosen: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +177,20 @@ def _level(group: Group, walk: BeamWalk, ranked: Sequence[Ranked]) -> tuple[Beam
     """One level of one group; True if each beam that goes on stands at a verified node."""
     search, parents = advance(walk.search, group.rules, ranked)
     forks = tuple(walk.forks[parent] for parent in parents)
-    after = BeamWalk(search, forks, walk.num_levels + 1, walk.used)
+    after = replace(walk, search=search, forks=forks, num_levels=walk.num_levels + 1)
     if search.is_over:
         return replace(after, forks=()), False
+    known = len(group.search.outputs[0])
+    paths = [(fork.source, output[known:]) for fork, output in zip(forks, search.outputs, strict=True)]
+    after = replace(after, chosen=(*walk.chosen, tuple(paths)))
     nodes = [
         group.trees[fork.source].children.get(fork.last_node, {}).get(output[-1])
         for fork, output in zip(forks, search.outputs, strict=True)
     ]
     reached = [node for node in nodes if node is not None]
     if len(reached) < len(nodes):
-        return after, False
+        ahead = (replace(fork, ahead=node) for fork, node in zip(forks, nodes, strict=True))
+        return replace(after, forks=tuple(ahead)), False
     used = [list(of_beam) for of_beam in walk.used]
     for fork, node in zip(forks, reached, strict=True):
         used[fork.source].append(node)

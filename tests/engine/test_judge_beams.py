@@ -6,6 +6,7 @@ import torch
 
 from medusa_dist.engine.beam import BeamGroup
 from medusa_dist.engine.judge_beams import judge_beams
+from medusa_dist.engine.kv_cache import BlockPool
 from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import BeamVerdict
 from medusa_dist.engine.worker import Scores
@@ -47,8 +48,8 @@ def judge(groups: list[BeamGroup], logits: list[torch.Tensor]) -> list[BeamVerdi
             beams.append((beam, first))
             first += 1 + len(beam.tree)
     assert first == len(logits)
-    whole = dict(enumerate(logits))
-    return judge_beams(Scores(np.full(first, -1, dtype=np.int64), whole, torch.zeros(first, 1)), beams, EOS)
+    whole, hidden = dict(enumerate(logits)), torch.arange(first, dtype=torch.float32)[:, None]
+    return judge_beams(Scores(np.full(first, -1, dtype=np.int64), whole, hidden), beams, EOS)
 
 
 def test_nothing_to_judge() -> None:
@@ -117,6 +118,34 @@ def test_groups_are_judged_side_by_side() -> None:
     alone = judge([first], rows[:4]) + judge([second], rows[4:])
     assert [v.walk.search for v in together] == [v.walk.search for v in alone]
     assert [v.walk.num_levels for v in together] == [2, 2, 1, 1]
+
+
+def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
+    """5 behind the first beam wins and was verified, and 1 behind it; the other winner, 3, was not drafted."""
+    group = group_of([(8,), (9,)], [-1.0, -1.1])
+    group.beams[0].tree, group.beams[1].tree = Tree((5, 7, 1), (-1, -1, 0)), Tree((5,), (-1,))
+    rows = [row(t5=9.0), row(t4=6.0), row(t6=9.0), row(t10=5.0), row(t3=9.0), row()]
+    first, second = judge([group], rows)
+    assert first.walk.search.outputs == ((8, 5), (9, 3)) and first.walk.num_levels == 1
+    assert first.memory is second.memory and set(first.memory) == {(0, ()), (0, (1,))}
+    for place, logits in (((0, ()), rows[1]), ((0, (1,)), rows[3])):
+        best = torch.log_softmax(logits, 0).topk(1)
+        assert first.memory[place].ranked[0] == (int(best.indices), pytest.approx(float(best.values), abs=1e-5))
+        assert first.memory[place].hidden.tolist() == [1.0 if place[1] == () else 3.0]
+    # One step on: the first beam takes 1, of which all is known; the other's way was not remembered.
+    group.settle([first, second], BlockPool(8))
+    assert group.memory is first.memory and group.was_drafted
+    one, other = judge([group], [row(t1=9.0), row(t4=9.0)])
+    assert one.walk.search.outputs == ((8, 5, 1), (9, 3, 4))
+    assert one.memory == {(0, ()): first.memory[0, (1,)]}
+    assert other.walk.chosen == (((0, (1,)), (1, (4,))),)
+
+
+def test_what_is_no_number_behind_a_draft_ends_nothing() -> None:
+    group = group_of([(8,), (9,)], [-1.0, -1.1])
+    group.beams[0].tree = Tree((5,), (-1,))
+    first, _ = judge([group], [row(t5=9.0), torch.full((V,), float("nan")), row(t3=9.0)])
+    assert first.walk.search.outputs == ((8, 5), (9, 3))
 
 
 def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:

@@ -182,6 +182,14 @@ def check_walk(group: Group, walk) -> None:
         assert output[:-1] == (*group.search.outputs[fork.source], *path)
         assert all(tree.parents[node] == before for node, before in zip(fork.nodes, (ROOT, *fork.nodes), strict=False))
         assert len(fork.nodes) == walk.num_levels - 1 and set(fork.nodes) <= set(walk.used[fork.source])
+        assert fork.ahead == tree.children.get(fork.last_node, {}).get(output[-1])
+    assert walk.search.is_over or any(fork.ahead is None for fork in walk.forks), "else another level was complete"
+    assert len(walk.chosen) == walk.num_levels - walk.search.is_over
+    if not walk.search.is_over:
+        known = len(group.search.outputs[0])
+        assert walk.chosen[-1] == tuple(
+            (fork.source, output[known:]) for fork, output in zip(walk.forks, walk.search.outputs, strict=True)
+        )
     for tree, used in zip(group.trees, walk.used, strict=True):
         assert list(used) == sorted(set(used)) and all(tree.depths[node] < walk.num_levels + 1 for node in used)
 
@@ -203,10 +211,12 @@ def test_one_missing_node_stops_all() -> None:
 
     made = walk(Tree((5, 6, 3), (-1, -1, 0)))
     assert made.search.outputs == ((1, 5, 3), (1, 6, 3)) and made.num_levels == 2
-    assert made.forks == (Fork(0, (0,)), Fork(0, (1,))) and made.used == ((0, 1), ())
+    assert made.forks == (Fork(0, (0,), ahead=2), Fork(0, (1,))) and made.used == ((0, 1), ())
+    assert made.chosen == (((0, (5,)), (0, (6,))), ((0, (5, 3)), (0, (6, 3))))
     made = walk(Tree((5, 3), (-1, 0)))
     assert made.search.outputs == ((1, 5), (1, 6)) and made.num_levels == 1
-    assert made.forks == (Fork(0), Fork(0)) and made.used == ((), ())
+    assert made.forks == (Fork(0, ahead=0), Fork(0)) and made.used == ((), ())
+    assert made.chosen == (((0, (5,)), (0, (6,))),)
 
 
 def test_equal_scores_go_to_the_better_beam_and_the_lower_token() -> None:
