@@ -11,15 +11,20 @@ import torch
 from medusa_dist.engine.plan import Ints, Plan
 from medusa_dist.medusa.tree import ROOT
 from medusa_dist.ops.attention import KEY_CHUNK
-from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
+from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch, Reads
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 
 Bools = npt.NDArray[np.bool_]
+ROWS_OF_ITEM = 16  # rows of a sequence that one piece of work reads keys and values for
 MIN_ROWS = 4  # lone rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
 
-def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) -> ForwardBatch:
-    """tables: [slots, blocks] int64, already holding this plan's deltas. min_queries: ops/attention.min_queries."""
+def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | None) -> ForwardBatch:
+    """tables: [slots, blocks] int64, already holding this plan's deltas.
+
+    min_queries: ops/attention.min_queries; None: for an attention that reads block tables itself
+    (ops/fused_attention.py).
+    """
     rows = plan.chains + plan.nodes
     ends = np.cumsum(rows)
     offsets = ends - rows
@@ -38,10 +43,12 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) ->
     def tensor(values: Ints, pad: int = 0) -> torch.Tensor:
         return torch.from_numpy(np.pad(values, (0, pad))).to(device)
 
-    groups = tuple(
-        _group(plan, tables, members, trees, min_queries, total + padding, device)
-        for members in _similar(rows, plan.starts + rows, min_queries)
-    )
+    groups: tuple[AttentionGroup, ...] = ()
+    if min_queries is not None:
+        groups = tuple(
+            _group(plan, tables, members, trees, min_queries, total + padding, device)
+            for members in _similar(rows, plan.starts + rows, min_queries)
+        )
     in_order = len(groups) == 1 and groups[0].query_rows.numel() == total + padding and (not padding or rows.size == 1)
     return ForwardBatch(
         input_ids=tensor(plan.tokens, padding),
@@ -53,6 +60,7 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int) ->
         scored=tensor(scored_rows(plan)),
         groups=groups,
         in_order=in_order,
+        reads=_reads(plan, tables, trees) if min_queries is None else None,
     )
 
 
@@ -88,6 +96,37 @@ class Ancestry:
             if parent != ROOT:
                 self.depths[node] = self.depths[parent] + 1
                 self.matrix[node] |= self.matrix[parent]
+
+
+def _reads(plan: Plan, tables: Ints, trees: list["Ancestry"]) -> Reads:
+    rows = plan.chains + plan.nodes
+    lengths = plan.starts + rows
+    ancestors = np.zeros((max(1, int(plan.nodes.sum())), int(plan.nodes.max())), dtype=np.bool_)
+    first_nodes = np.cumsum(plan.nodes) - plan.nodes
+    for s in np.flatnonzero(plan.nodes):
+        first, count = first_nodes[s], plan.nodes[s]
+        ancestors[first : first + count, :count] = trees[s].matrix
+    pieces = -(-rows // ROWS_OF_ITEM)
+    sequence = np.repeat(np.arange(rows.size), pieces)
+    begin = (np.arange(sequence.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * ROWS_OF_ITEM
+    end = np.minimum(begin + ROWS_OF_ITEM, rows[sequence])
+    # Threads get contiguous shares: deal items out from the most work to the least, so that shares cost alike.
+    work = (end - begin) * (plan.starts[sequence] + end)
+    threads = torch.get_num_threads()
+    ranked = np.argsort(-work, kind="stable")
+    dealt = np.concatenate([ranked[thread::threads] for thread in range(threads)])
+    return Reads(
+        cost=int(work.sum()),
+        items=np.stack([sequence, begin, end], axis=1)[dealt],
+        rows=np.cumsum(rows) - rows,
+        starts=plan.starts,
+        chains=plan.chains,
+        nodes=plan.nodes,
+        tables=tables[plan.slots, : -(-int(lengths.max()) // BLOCK_TOKENS)],
+        first_nodes=first_nodes,
+        depths=np.concatenate([tree.depths for tree in trees]),
+        ancestors=ancestors,
+    )
 
 
 def _similar(rows: Ints, lengths: Ints, min_queries: int) -> list[Ints]:

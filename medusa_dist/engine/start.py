@@ -241,7 +241,7 @@ class EngineRank:
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
-        return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device))
+        return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device, model.dtype))
 
     def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
         """Refuse heads that guess no better than chance; what was found, None without heads or if that is allowed."""
@@ -255,7 +255,7 @@ class EngineRank:
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
-        speculation = Speculation(config.speculation, cost, key_chunk(default_backend(self._device)))
+        speculation = Speculation(config.speculation, cost, key_chunk(default_backend(self._device, model.dtype)))
         limits = Limits(
             max_running=config.max_running,
             max_batched_tokens=config.max_batched_tokens,

@@ -20,6 +20,7 @@ from medusa_dist.model.attention import attention_context
 from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring, min_queries
 from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.fused_attention import FusedAttention
 from medusa_dist.ops.kv_rows import KVPool
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
@@ -43,8 +44,9 @@ class Worker:
     def __init__(self, model: ShardedModel, pool: KVPool, max_running: int, max_blocks: int, backend: str) -> None:
         self.model = model
         self.pool = pool
-        self._backend = BACKENDS[backend]
-        self._min_queries = min_queries(model.head_dim, model.num_heads // model.num_kv_heads)
+        self._backend = BACKENDS.get(backend)  # None: fused
+        per_head = model.num_heads // model.num_kv_heads
+        self._min_queries = min_queries(model.head_dim, per_head) if self._backend else None
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
         self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
         self._temperatures = np.zeros(max_running, dtype=np.float64)
@@ -78,7 +80,9 @@ class Worker:
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """logits [W + R, Vs] and hidden [W + R, I] of the wanted rows and, behind them, the scored ones."""
-        paged = PagedAttention(self.pool, batch, self._backend)
+        paged: PagedAttention | FusedAttention = FusedAttention(self.pool, batch)
+        if self._backend:
+            paged = PagedAttention(self.pool, batch, self._backend)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
             return paged(layer, q, k, v, Scoring(*scoring))

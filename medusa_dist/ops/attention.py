@@ -159,9 +159,11 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring:
 BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdpa}
 
 
-def default_backend(device: torch.device) -> str:
-    """`exact` on CPU, where it costs nothing; `sdpa` elsewhere."""
-    return "exact" if device.type == "cpu" else "sdpa"
+def default_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """`fused` on a CPU, or `exact` for a dtype it does not know; `sdpa` elsewhere."""
+    if device.type != "cpu":
+        return "sdpa"
+    return "fused" if dtype in (torch.float32, torch.bfloat16) else "exact"
 
 
 def key_chunk(backend: str) -> int | None:

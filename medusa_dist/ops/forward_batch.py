@@ -6,7 +6,9 @@ attention group B sequences x Q query rows x L key columns.
 """
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +53,25 @@ class AttentionGroup:
         return self._bias[key]
 
 
+class Reads(NamedTuple):
+    """The same for an attention that reads block tables itself (ops/fused_attention.py): no rectangle, no padding.
+
+    Arrays on the host, of N nodes in S sequences. A sequence has the rows of the pass from rows[s] on: chains[s] known
+    tokens at the positions from starts[s] on, then nodes[s] drafted ones, whose keys stand behind them in tree order.
+    """
+
+    cost: int  # query-key pairs per query head
+    items: np.ndarray[Any, np.dtype[np.int64]]  # [I, 3] sequence, first and end of some of its rows: one piece of work
+    rows: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    starts: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    chains: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    tables: np.ndarray[Any, np.dtype[np.int64]]  # [S, blocks]
+    first_nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S] index of a sequence's first node among all
+    depths: np.ndarray[Any, np.dtype[np.int64]]  # [N]
+    ancestors: np.ndarray[Any, np.dtype[np.bool_]]  # [N or 1, most nodes] a node is its own ancestor
+
+
 @dataclass(frozen=True)
 class ForwardBatch:
     """One pass: inputs, where its keys and values go, which rows move before, and who reads what."""
@@ -62,5 +83,6 @@ class ForwardBatch:
     copy_targets: Tensor  # [C] int64
     wanted: Tensor  # [W] int64 rows whose scores are wanted
     scored: Tensor  # [R] int64 rows that say how likely the prompt's next token is
-    groups: tuple[AttentionGroup, ...]
+    groups: tuple[AttentionGroup, ...]  # none where there are reads
     in_order: bool = False  # the pass is one group, whose queries are the rows 0, 1, ... T - 1
+    reads: Reads | None = None

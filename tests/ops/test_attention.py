@@ -1,5 +1,6 @@
 """Paged attention against the definition, and the bitwise independence of `exact` from what else is in the batch."""
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -10,12 +11,15 @@ from torch import Tensor
 from medusa_dist.engine.prepare import prepare
 from medusa_dist.ops.attention import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend, min_queries
 from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.fused_attention import FusedAttention
 from medusa_dist.ops.kv_rows import KVPool
 from tests.engine.pieces import Piece, make_step, random_parents, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 LAYERS, LAYER = 2, 1
+ALL = [*BACKENDS, "fused"]
+BITWISE = ["exact", "fused"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Contents:
         old = [tuple(torch.randn(p.start, heads.kv, heads.dim, generator=g) for _ in range(2)) for p in pieces]
         return cls(heads, q, k, v, old)
 
+    def to(self, dtype: torch.dtype) -> "Contents":
+        old = [(k.to(dtype), v.to(dtype)) for k, v in self.old]
+        return Contents(self.heads, self.q.to(dtype), self.k.to(dtype), self.v.to(dtype), old)
+
     def columns(self, pieces: list[Piece], piece: int, columns: list[int]) -> tuple[Tensor, Tensor]:
         """Keys and values [L, Hk, D] of some columns of a sequence."""
         first = sum(p.chain + len(p.parents) for p in pieces[:piece])
@@ -56,18 +64,20 @@ class Contents:
 def attend(pieces: list[Piece], contents: Contents, scoring: Scoring, backend: str, seed: int = 0) -> Tensor:
     """[T, Hq, D] through plan, tables, pool and backend."""
     plan, tables, num_blocks = make_step(pieces, seed)
-    batch = prepare(plan, tables, CPU, min_queries(contents.heads.dim, contents.heads.query // contents.heads.kv))
-    heads = contents.heads
-    pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, torch.float32, CPU)
+    heads, dtype = contents.heads, contents.q.dtype
+    fewest = None if backend == "fused" else min_queries(heads.dim, heads.query // heads.kv)
+    batch = prepare(plan, tables, CPU, fewest)
+    pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
         columns = torch.arange(piece.start)
         slots = torch.from_numpy(tables[plan.slots[index]])[columns // 16] * 16 + columns % 16
         pool.write(LAYER, slots, *contents.old[index])
     padding = batch.input_ids.numel() - contents.q.shape[0]
-    q, k, v = (torch.cat([x, torch.zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
-    out = PagedAttention(pool, batch, BACKENDS[backend])(LAYER, q, k, v, scoring)
-    assert out.shape == q.shape
+    q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
+    attention = FusedAttention(pool, batch) if fewest is None else PagedAttention(pool, batch, BACKENDS[backend])
+    out = attention(LAYER, q, k, v, scoring)
+    assert out.shape == q.shape and out.dtype == q.dtype and not out[contents.q.shape[0] :].isnan().any()
     return out[: contents.q.shape[0]]
 
 
@@ -112,7 +122,7 @@ SCORINGS = {
 
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", ALL)
 def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
     for seed in range(2):
         pieces = random_pieces(seed)
@@ -121,7 +131,7 @@ def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
         assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("per_head", [1, 2, 3, 8])
 def test_grouped_heads(backend: str, per_head: int) -> None:
     pieces = random_pieces(7)
@@ -130,7 +140,7 @@ def test_grouped_heads(backend: str, per_head: int) -> None:
     assert torch.allclose(got.double(), by_definition(pieces, contents, Scoring(0.35)), atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", ALL)
 def test_long_contexts(backend: str) -> None:
     pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 2)
@@ -139,31 +149,34 @@ def test_long_contexts(backend: str) -> None:
         assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
 
 
-def test_a_window_counts_positions_not_columns() -> None:
+@pytest.mark.parametrize("backend", ALL)
+def test_a_window_counts_positions_not_columns(backend: str) -> None:
     """Siblings stand between a node and its parent; the window must not be used up by them."""
     pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
     contents = Contents.random(pieces, Heads(2, 1, 8), 3)
-    got = attend(pieces, contents, Scoring(0.3, window=2), "exact")
+    got = attend(pieces, contents, Scoring(0.3, window=2), backend)
     keys, values = contents.columns(pieces, 0, [11, 15])  # its parent and itself
     weights = torch.softmax(keys[:, 0] @ contents.q[5, 0] * 0.3, 0)
     assert torch.allclose(got[5, 0], weights @ values[:, 0], atol=1e-5)
 
 
-def test_unknown_rows_do_not_leak() -> None:
+@pytest.mark.parametrize("backend", BITWISE)
+def test_unknown_rows_do_not_leak(backend: str) -> None:
     """What a query may not see can be anything finite: the result is the same, bit for bit."""
     pieces = [Piece(20, 1, (-1, 0, -1, 2)), Piece(40, 3)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 4)
-    before = attend(pieces, contents, Scoring(0.3), "exact")
+    before = attend(pieces, contents, Scoring(0.3), backend)
     for x in (contents.k, contents.v):
         x[3:5] = 100.0  # the second branch
-    after = attend(pieces, contents, Scoring(0.3), "exact")
+    after = attend(pieces, contents, Scoring(0.3), backend)
     assert torch.equal(after[:3], before[:3]) and torch.equal(after[5:], before[5:])
     assert not torch.equal(after[3], before[3])
 
 
 def test_default_backend() -> None:
-    assert default_backend(CPU) == "exact"
-    assert default_backend(torch.device("cuda", 0)) == "sdpa"
+    assert default_backend(CPU, torch.float32) == default_backend(CPU, torch.bfloat16) == "fused"
+    assert default_backend(CPU, torch.float16) == "exact"
+    assert default_backend(torch.device("cuda", 0), torch.float32) == "sdpa"
 
 
 # --- bitwise ---
@@ -188,73 +201,79 @@ def chain(pieces: list[Piece], contents: Contents, index: int, visible: list[int
     )
 
 
-def check_bitwise(pieces: list[Piece], contents: Contents, scoring: Scoring, seed: int) -> None:
+def check_bitwise(pieces: list[Piece], contents: Contents, scoring: Scoring, seed: int, backend: str) -> None:
     plan, tables, _ = make_step(pieces, seed)
-    together = attend(pieces, contents, scoring, "exact", seed)
+    together = attend(pieces, contents, scoring, backend, seed)
     for index, row in enumerate(rows_of(pieces, plan, tables)):
-        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), scoring, "exact", seed)
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), scoring, backend, seed)
         assert torch.equal(together[index], alone[0]), f"row {index} of {pieces}"
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("scoring", ["plain", "window", "all"])
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str) -> None:
+def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str, backend: str) -> None:
     pieces = random_pieces(100 + seed)
-    check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed)
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed, backend)
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("known", [17, 191, 192, 193, 255, 256, 257, 300, 383, 384, 385, 500, 512, 577, 700])
-def test_rows_at_any_length(known: int) -> None:
-    """Across the borders of key chunks and blocks; a tree stays inside one chunk, as the scheduler sees to."""
+def test_rows_at_any_length(known: int, backend: str) -> None:
+    """Across the borders of key chunks and blocks; with `exact`, the scheduler keeps a tree inside one chunk."""
     rng = random.Random(known)
-    size = min(15, KEY_CHUNK - known % KEY_CHUNK)
+    size = 15 if backend == "fused" else min(15, KEY_CHUNK - known % KEY_CHUNK)
     pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
-    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0)
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0, backend)
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64), Heads(5, 1, 64), Heads(7, 1, 64)], ids=str)
-def test_rows_with_several_threads(heads: Heads) -> None:
+def test_rows_with_several_threads(heads: Heads, backend: str) -> None:
     torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
     contents = Contents.random(pieces, heads, 6)
-    check_bitwise(pieces, contents, Scoring(0.125), 2)
-    two = attend(pieces, contents, Scoring(0.125), "exact")
+    check_bitwise(pieces, contents, Scoring(0.125), 2, backend)
+    two = attend(pieces, contents, Scoring(0.125), backend)
     torch.set_num_threads(1)
-    assert torch.equal(attend(pieces, contents, Scoring(0.125), "exact"), two)
+    assert torch.equal(attend(pieces, contents, Scoring(0.125), backend), two)
 
 
 SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 256), (12, 4, 80)]
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("heads", [Heads(*shape) for shape in SHAPES], ids=str)
-def test_rows_of_any_head_shape(heads: Heads) -> None:
+def test_rows_of_any_head_shape(heads: Heads, backend: str) -> None:
     pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
-    check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1)
+    check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1, backend)
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("num", [2, 3, 8, 31, 64])
-def test_a_row_among_many_sequences(num: int) -> None:
+def test_a_row_among_many_sequences(num: int, backend: str) -> None:
     rng = random.Random(num)
     pieces = [Piece(rng.randrange(33, 120), 1, random_parents(rng, rng.choice([0, 2]))) for _ in range(num)]
     contents = Contents.random(pieces, Heads(6, 3, 8), num)
     plan, tables, _ = make_step(pieces, 0)
-    together = attend(pieces, contents, Scoring(0.3), "exact")
+    together = attend(pieces, contents, Scoring(0.3), backend)
     rows = rows_of(pieces, plan, tables)
     for index in rng.sample(range(len(rows)), min(6, len(rows))):
         row = rows[index]
-        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), Scoring(0.3), "exact")
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), Scoring(0.3), backend)
         assert torch.equal(together[index], alone[0])
 
 
+@pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("length", [2, 5, 16, 40, 64, 260])
-def test_a_row_at_the_end_of_a_chunk(length: int) -> None:
+def test_a_row_at_the_end_of_a_chunk(length: int, backend: str) -> None:
     for known in (270, 290, 515):
         pieces = [Piece(known, 1)]
         contents = Contents.random(pieces, Heads(6, 3, 8), known)
         visible = list(range(known + 1))
         torch.manual_seed(0)
-        expected = attend(pieces, contents, Scoring(0.3), "exact")[0]
-        assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), "exact")[-1], expected)
+        expected = attend(pieces, contents, Scoring(0.3), backend)[0]
+        assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), backend)[-1], expected)
 
 
 def test_rows_of_no_group_come_out_as_zeros() -> None:
@@ -273,3 +292,30 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
     rows = torch.ones(4, 1, 8)
     out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, Scoring(1.0))
     assert torch.equal(out, torch.zeros(4, 1, 8))
+
+
+def test_bfloat16_pools_are_read_as_they_are() -> None:
+    """The kernel computes in float32: from rounded inputs, the same as in float32 throughout, then rounded once."""
+    pieces = random_pieces(11)
+    narrow = Contents.random(pieces, Heads(6, 3, 8), 11).to(torch.bfloat16)
+    got = attend(pieces, narrow, SCORINGS["all"], "fused")
+    assert torch.equal(got, attend(pieces, narrow.to(torch.float32), SCORINGS["all"], "fused").to(torch.bfloat16))
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    pieces = [Piece(20, 1), Piece(20, 1)]
+    contents = Contents.random(pieces, Heads(2, 1, 8), 0)
+    contents.old[0][0][7] = float("nan")
+    out = attend(pieces, contents, Scoring(0.3), "fused")
+    assert out[0].isnan().all() and not out[1].isnan().any()
+
+
+def test_the_kernel_s_exponential() -> None:
+    """Through a softmax over two keys: within 3 units in the last place of float64's, down to where it vanishes."""
+    for gap in [0.0, 1e-6, 0.1, 0.35, 1.0, 5.0, 20.0, 80.0, 87.0]:
+        pieces = [Piece(1, 1)]
+        one = torch.ones(1, 1, 1)
+        contents = Contents(Heads(1, 1, 1), one, one * -gap, one, [(0 * one, 0 * one)])
+        got = attend(pieces, contents, Scoring(1.0), "fused").item()  # keys 0 and -gap, values 0 and 1
+        wanted = math.exp(-gap) / (1 + math.exp(-gap))
+        assert got == pytest.approx(wanted, rel=4e-7)

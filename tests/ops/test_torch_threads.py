@@ -1,0 +1,42 @@
+"""Work on torch's threads: every share once, errors come out, and the threads are torch's own."""
+
+import threading
+
+import pytest
+import torch
+
+from medusa_dist.ops.torch_threads import run_shares
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_every_share_is_done_once(threads: int) -> None:
+    for _ in range(20):
+        done: list[tuple[int, int]] = []
+        run_shares(lambda *share, done=done: done.append(share))
+        assert sorted(done) == [(share, len(done)) for share in range(len(done))] and len(done) in (1, threads)
+
+
+def test_an_error_of_any_share_comes_out(threads: int) -> None:
+    def work(share: int, shares: int) -> None:
+        if share == shares - 1:
+            raise ValueError(f"share {share}")
+
+    with pytest.raises(ValueError, match=f"share {threads - 1}|share 0"):
+        run_shares(work)
+    run_shares(lambda *_: None)
+
+
+def test_threads_do_not_pile_up(threads: int) -> None:
+    """The same few threads come each time, also between torch's own products."""
+    seen = set()
+    for _ in range(10):
+        torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+        run_shares(lambda *_: seen.add(threading.get_native_id()))
+    assert 1 <= len(seen) <= threads
