@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medusa_dist.engine.prepare import MIN_ROWS, Ancestry, prepare, wanted_rows
+from medusa_dist.engine.prepare import MIN_ROWS, ROWS_OF_ITEM, Ancestry, prepare, wanted_rows
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, SCRATCH_BLOCK
 from tests.engine.pieces import Piece, ints, make_step, random_parents, rows_of
 
@@ -107,3 +107,29 @@ def test_the_same_plan_gives_the_same_tensors() -> None:
     first, second = (prepare(plan, np.array(tables), CPU, MIN_QUERIES) for _ in range(2))
     assert torch.equal(first.slots, second.slots)
     assert all(torch.equal(a.visible, b.visible) for a, b in zip(first.groups, second.groups, strict=True))
+
+
+def test_reads_cut_every_row_into_one_piece_of_work() -> None:
+    pieces = [Piece(0, 40), Piece(5, 1, (-1, 0)), Piece(700, 17), Piece(3, 16), Piece(90, 1)]
+    plan, tables, _ = make_step(pieces, 3)
+    batch = prepare(plan, tables, CPU, None)
+    assert not batch.groups and batch.reads is not None
+    items = batch.reads.items
+    covered = sorted((int(s), row) for s, begin, end in items for row in range(begin, end))
+    assert covered == [(s, row) for s, piece in enumerate(pieces) for row in range(piece.chain + len(piece.parents))]
+    assert all(0 < end - begin <= ROWS_OF_ITEM for _, begin, end in items)
+    assert batch.reads.cost == sum(int((end - begin) * (pieces[s].start + end)) for s, begin, end in items)
+    assert batch.reads.ancestors.tolist() == [[True, False], [True, True]] and batch.reads.depths.tolist() == [1, 2]
+
+
+def test_shares_of_the_work_cost_alike() -> None:
+    """A prompt's later rows read more keys; each of two threads gets some of both."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        reads = prepare(*make_step([Piece(0, 512)])[:2], CPU, None).reads
+    finally:
+        torch.set_num_threads(before)
+    work = [int((end - begin) * end) for _, begin, end in reads.items]
+    half = sum(work[: len(work) // 2])
+    assert 0.48 < half / sum(work) < 0.54
