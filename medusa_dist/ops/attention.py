@@ -1,9 +1,9 @@
 """Attention of a ForwardBatch over the paged KV pool, trees included.
 
 Owns two backends in tensor operations with one signature, chosen by name: `exact` (products and a softmax whose rows do
-not depend on their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs), and which one a device
-gets. Each is the other's oracle in the tests, and both are that of `fused`, the compiled one for CPUs
-(ops/fused_attention.py). Not here: the bridge to transformers (model/attention.py), masks (engine/prepare.py).
+not depend on their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs), and the choice. Each
+is the other's oracle in the tests, and both are that of `fused`, the compiled one for CPUs (ops/fused_attention.py).
+Not here: the bridge to transformers (model/attention.py), masks (engine/prepare.py).
 
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
  - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
