@@ -79,7 +79,7 @@ class Bench:
             model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, torch.float32, CPU
         )
         pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
-        self.worker = Worker(model, pool, count, BLOCKS_EACH, "exact")
+        self.worker = Worker(model, pool, count, BLOCKS_EACH, "fused")
         blocks = torch.randperm(count * BLOCKS_EACH, generator=torch.Generator().manual_seed(4)) + 1
         self.worker._tables[:] = blocks.view(count, BLOCKS_EACH).numpy()
         self.worker._whole[:] = 1

@@ -87,7 +87,7 @@ def markov_engine(
     vocab = logits.shape[0]
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
     pool = KVPool.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
-    worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, "exact")
+    worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, "fused")
     speculation = Speculation(config, cost)
     limits = Limits(
         max_running=max_running,

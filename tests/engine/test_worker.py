@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def worker(model) -> Worker:
     pool = KVPool.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
-    return Worker(model, pool, max_running=4, max_blocks=6, backend="exact")
+    return Worker(model, pool, max_running=4, max_blocks=6, backend="fused")
 
 
 def step(slot: int, start: int, tokens: list[int], **fields: object) -> Plan:
@@ -108,7 +108,7 @@ class Alone(Parallel):
 
 
 def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker) -> None:
-    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "exact")
+    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "fused")
     plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
     scores = rank.execute(plan)
     assert scores.whole == {}
