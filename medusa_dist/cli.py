@@ -16,7 +16,6 @@ from medusa_dist.cli_parts import (
     DtypeOption,
     HeadsOption,
     ModelOption,
-    Progress,
     SpeculationOption,
     clear_errors,
     console,
@@ -47,14 +46,15 @@ def serve(
     """Serve a model over HTTP, in the foreground, until Ctrl-C."""
     with clear_errors():
         from medusa_dist.app import DEPLOYMENT
+        from medusa_dist.jobs.progress import ProgressDisplay
         from medusa_dist.serve.config_file import read_serve_file
         from medusa_dist.serve.launch import Launch, wait_for_signal
 
         file = read_serve_file(config, DEPLOYMENT)
-        progress = Progress()
+        progress = ProgressDisplay(console)
         launch = Launch(file, address, progress.say)
         try:
-            with progress.status:
+            with progress:
                 seconds = launch.start()
             console.print(f"[green]ready[/] after {seconds:.1f} s")
             for name, one in file.configs.items():
@@ -149,6 +149,7 @@ def bench(
         from medusa_dist.jobs.bench import bench as run
         from medusa_dist.jobs.bench_peers import PeerOptions, open_peers
         from medusa_dist.jobs.bench_report import as_json, as_tables
+        from medusa_dist.jobs.progress import ProgressDisplay
         from medusa_dist.llm import LLM
 
         options = PeerOptions(tuple(peer or ()), peer_python, tuple(parse_sizes(peer_batches, "--peer-batches")))
@@ -163,11 +164,11 @@ def bench(
         )
         sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": 1024}
         with (
-            console.status("loading") as status,
+            ProgressDisplay(console, "loading") as progress,
             LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **sizes) as llm,
-            open_peers(options, llm, status.update) as peers,
+            open_peers(options, llm, progress.say) as peers,
         ):
-            report = run(llm, setting, peers, status.update)
+            report = run(llm, setting, peers, progress.say)
         screen = Console(width=None if sys.stdout.isatty() else 140)  # a file or a pipe has room
         for table in as_tables(report):
             screen.print(table)
@@ -198,16 +199,17 @@ def batch(
         from medusa_dist.errors import ConfigError
         from medusa_dist.jobs.batch import run_batch
         from medusa_dist.jobs.batch_service import Target, open_sender
+        from medusa_dist.jobs.progress import ProgressDisplay
 
         if overwrite and resume:
             raise ConfigError("--overwrite and --resume exclude each other")
         existing: Any = "overwrite" if overwrite else "resume" if resume else "refuse"
-        progress = Progress()
+        progress = ProgressDisplay(console)
         where = Target(deployment=DEPLOYMENT, config=config, address=address, app=app_name, concurrency=concurrency)
         with open_sender(where, progress.say, note) as connect:
 
             def get_sender() -> Any:
-                with progress.status:
+                with progress:
                     return connect()
 
             counts = run_batch(source, target, get_sender, console, seed, existing)

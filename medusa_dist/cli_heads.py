@@ -72,16 +72,17 @@ def eval_heads(
         from medusa_dist.jobs import eval_heads as job
         from medusa_dist.jobs.eval_report import show
         from medusa_dist.jobs.open_llm import open_llm
+        from medusa_dist.jobs.progress import ProgressDisplay
         from medusa_dist.jobs.prompts import SHIPPED
         from medusa_dist.request import SamplingParams
 
         draw = None if plot is None else _draw()
         checked = _config(config, app_name, model, heads, dtype)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-        with console.status("loading") as status, open_llm(checked) as llm:
+        with ProgressDisplay(console, "loading") as progress, open_llm(checked) as llm:
             folder = find_heads(checked)
             name = "no heads" if folder is None else folder.name
-            report = job.eval_heads(llm, name, job.Asked(prompts or SHIPPED, params, timed), status.update)
+            report = job.eval_heads(llm, name, job.Asked(prompts or SHIPPED, params, timed), progress.say)
         show(report, Console())
         if output is not None:
             output.write_text(job.as_json(report) + "\n")
@@ -111,6 +112,7 @@ def tune_tree(
     with clear_errors():
         from medusa_dist.errors import ConfigError
         from medusa_dist.jobs.open_llm import open_llm
+        from medusa_dist.jobs.progress import ProgressDisplay
         from medusa_dist.jobs.prompts import SHIPPED, prompt_ids, read_prompts
         from medusa_dist.jobs.tune_report import as_yaml, recommended, show
         from medusa_dist.jobs.tune_tree import MAX_NODES
@@ -124,10 +126,10 @@ def tune_tree(
         questions = read_prompts(prompts or SHIPPED)
         widest = {"mode": "auto", "max_nodes": MAX_NODES}
         rows = max(checked.max_batched_tokens, 512)
-        with console.status("loading") as status, open_llm(checked, widest, max_batched_tokens=rows) as llm:
+        with ProgressDisplay(console, "loading") as progress, open_llm(checked, widest, max_batched_tokens=rows) as llm:
             asked = [(prompt_ids(llm, question.text), question.category) for question in questions]
             params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-            tuning = run(llm, asked, sizes, params, status.update)
+            tuning = run(llm, asked, sizes, params, progress.say)
         show(tuning, Console())
         chosen = recommended(tuning) if mode == "best" else mode
         text = as_yaml(tuning, "static" if chosen == "static" else "auto")

@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, readable errors, the progress of a long start, options of several commands.
+"""What the commands share: the terminal, readable errors, options of several commands.
 
 Not here: the commands (cli.py, cli_heads.py). Imports are inside functions, so that `medusa-dist --help` is
 fast.
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -32,22 +31,6 @@ def clear_errors() -> Iterator[None]:
         console.print("error:", style="bold red", end=" ")
         console.print(error.message, markup=False, highlight=False)
         sys.exit(1)
-
-
-class Progress:
-    """What a long start is doing now: a spinner on a terminal, one line per change elsewhere."""
-
-    def __init__(self) -> None:
-        self.status = console.status("")
-        self._last = ""
-
-    def say(self, text: str) -> None:
-        """Show it."""
-        if console.is_terminal:
-            self.status.update(f"[bold]{escape(text)}")
-        elif text != self._last:
-            console.print(text, markup=False, highlight=False)
-        self._last = text
 
 
 def note(text: str) -> None:

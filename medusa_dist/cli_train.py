@@ -28,15 +28,16 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.
 def _distill(config: Any, prompts: Path | None, target: Path, **asked: Any) -> None:
     from medusa_dist.jobs.distill import PROMPTS, distill, origin_of
     from medusa_dist.jobs.open_llm import open_llm
+    from medusa_dist.jobs.progress import ProgressDisplay
 
     asked_for = prompts or PROMPTS
     with (
-        console.status("loading"),
+        ProgressDisplay(console, "loading") as progress,
         open_llm(config, looks_inside=False, max_running=asked["batch"], max_batched_tokens=1024) as llm,
     ):
         origin = origin_of(llm, asked_for, asked["temperatures"], asked["samples"], asked["max_tokens"])
-        with_bar = distill(llm, asked_for, target, origin)
-    note(f"{len(with_bar.done)} answers, {with_bar.num_tokens:,} tokens; in {target}")
+        made = distill(llm, asked_for, target, origin, progress.say)
+    note(f"{len(made.done)} answers, {made.num_tokens:,} tokens; in {target}")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -148,9 +149,10 @@ def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _train(config: Any, data: Path, target: Path, work: Path, shape: Any, recipe: Any) -> None:
+    from medusa_dist.jobs.progress import ProgressDisplay
     from medusa_dist.jobs.train_heads import Job, train_heads
 
     job = Job(config, data, target, work, shape, recipe)
-    with console.status("starting") as status:
-        file = train_heads(job, note, status.update)
+    with ProgressDisplay(console, "starting") as progress:
+        file = train_heads(job, note, progress.say)
     note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")

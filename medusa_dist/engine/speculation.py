@@ -18,7 +18,7 @@ from medusa_dist.engine.sequence import Sequence
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.medusa.budget import StepCost, best_budget
 from medusa_dist.medusa.calibrate import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
-from medusa_dist.medusa.excess import Excess
+from medusa_dist.medusa.excess import Excess, nearest_size
 from medusa_dist.medusa.tree import Tree, any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention import KEY_CHUNK
 
@@ -125,7 +125,7 @@ class Speculation:
     def _cost_of(self, cost: StepCost, num_sequences: int) -> StepCost:
         """The measured curve and the time of drafting, as steps of so many sequences have turned out to be."""
         if self._drafting:
-            known = min(self._drafting, key=lambda number: abs(number - num_sequences))
+            known = nearest_size(self._drafting, num_sequences)
             further = cost.drafting(num_sequences) - cost.drafting(known)
             cost = cost.with_drafting(max(0.0, self._drafting[known] + further))
         return cost.raised(self._excess.offset(num_sequences), self._excess.fixed, self._excess.slope)

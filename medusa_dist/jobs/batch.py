@@ -1,26 +1,24 @@
 """`medusa-dist batch`: a file of requests in OpenAI's batch form, answered line by line.
 
-Owns the course of a job: checks, what is still to do, retries, progress, the closing counts. Not here: the files'
-form (batch_file.py), how lines reach a model (batch_serve.py: through Ray; batch_http.py: through HTTP).
+Owns the course of a job: checks, what is still to do, retries, the closing counts. Not here: the files' form
+(batch_file.py), how lines reach a model (batch_serve.py: through Ray; batch_http.py: through HTTP).
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.jobs.batch_file import Answer, Existing, Line, OutputFile, check_input, read_lines, refusal
+from medusa_dist.jobs.progress import Count, ProgressDisplay
 
 Deliver = Callable[[Answer], None]
 MAX_TRIES = 3  # of a line that the service could not answer (503)
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # after a pass without a single answer; then the job gives up
-REPORT_S = 10.0  # between two lines of progress where there is no terminal
 
 
 class Sender(Protocol):
@@ -76,7 +74,13 @@ def run_batch(
             sender = get_sender()
             _check_same_model(output, sender.describe())
             began = time.monotonic()
-            with _progress(console, total, output) as show:
+            with ProgressDisplay(console) as progress:
+
+                def show() -> None:
+                    failed = f"{output.num_failed} in error"
+                    progress.say(Count("answering", len(output.done), total, "lines", failed))
+
+                show()
                 _answer_all(source, seed, output, sender, show)
         output.complete()
         return Counts(total, output.num_failed, resumed, time.monotonic() - began)
@@ -136,38 +140,3 @@ def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, sho
         if num_idle > len(PAUSES_S):
             raise EngineError(f"the service answered no line in {num_idle} passes; try again with --resume")
         time.sleep(PAUSES_S[max(0, num_idle - 1)])
-
-
-@contextmanager
-def _progress(console: Console, total: int, output: OutputFile) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a line now and then elsewhere."""
-    began = reported = time.monotonic()
-    start = len(output.done)
-    if not console.is_terminal:
-
-        def report() -> None:
-            nonlocal reported
-            now = time.monotonic()
-            if now - reported >= REPORT_S:
-                reported = now
-                rate = (len(output.done) - start) / (now - began)
-                console.print(f"{len(output.done)} of {total}, {output.num_failed} in error, {rate:.1f} lines/s")
-
-        yield report
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("lines", total=total, completed=start, failed="")
-
-        def advance() -> None:
-            failed = f"[red]{output.num_failed} in error" if output.num_failed else ""
-            bar.update(task, completed=len(output.done), failed=failed)
-
-        yield advance

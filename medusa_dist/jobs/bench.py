@@ -21,6 +21,7 @@ from medusa_dist.jobs.bench_machine import machine, read_bandwidth
 from medusa_dist.jobs.bench_peers import Answers, Peer
 from medusa_dist.jobs.bench_report import PEER_TIMED, TIMED, PeerRow, Report, Row, Side
 from medusa_dist.jobs.bench_run import Run, run_prompts
+from medusa_dist.jobs.progress import Count
 from medusa_dist.llm import LLM
 from medusa_dist.request import SamplingParams
 
@@ -85,13 +86,11 @@ def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[s
     rows = []
     for temperature in setting.temperatures:
         for batch in setting.batches:
-            report(f"batch {batch}, temperature {temperature:g}: {setting.pairs} pairs")
-            rows.append(_row(llm, source, setting, (batch, temperature), roof_ms))
+            rows.append(_row(llm, source, setting, (batch, temperature), roof_ms, report))
     peer_rows: list[PeerRow] = []
     for peer in peers:
         for batch in peer.batches:
-            report(f"{peer.name}, batch {batch}: {setting.pairs} rounds")
-            peer_rows += _against(llm, source, setting, peer, batch)
+            peer_rows += _against(llm, source, setting, peer, batch, report)
     cost = llm.engine.speculation.cost
     points = () if cost is None else zip(cost.rows, cost.seconds, strict=True)
     return Report(
@@ -112,23 +111,30 @@ def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[s
     )
 
 
-def _row(llm: LLM, source: PromptSource, setting: Setting, what: tuple[int, float], roof_ms: float) -> Row:
+def _row(
+    llm: LLM,
+    source: PromptSource,
+    setting: Setting,
+    what: tuple[int, float],
+    roof_ms: float,
+    report: Callable[[str], None],
+) -> Row:
     """what: (batch, temperature)."""
     batch, temperature = what
     params = setting.params(temperature)
     sides: dict[bool, list[Run]] = {True: [], False: []}
     count = 1 if batch == 1 else setting.waves * batch
+    name = f"batch {batch}, temperature {temperature:g}"
+    report(f"{name}: warming up")
     for drafts in (True, False):  # kernels and the policy's averages warm up; a service has them after a minute
         run_prompts(llm.engine, source.take(0, count), batch, params, drafts)
     for pair in range(setting.pairs):
+        report(Count(name, pair, setting.pairs, "pairs"))
         chosen = source.take(pair * count, count)
         for drafts in (True, False) if pair % 2 == 0 else (False, True):
             sides[drafts].append(run_prompts(llm.engine, chosen, batch, params, drafts))
         if sides[True][-1].tokens != sides[False][-1].tokens:
-            raise EngineError(
-                f"batch {batch}, temperature {temperature:g}, pair {pair}: speculation changed the tokens; this is a "
-                "bug, please report it"
-            )
+            raise EngineError(f"{name}, pair {pair}: speculation changed the tokens; this is a bug, please report it")
     ratios = [on.rate / off.rate for on, off in zip(sides[True], sides[False], strict=True)]
     on, off = _side(sides[True]), _side(sides[False])
     mean = statistics.geometric_mean(ratios)
@@ -149,12 +155,18 @@ def _side(runs: list[Run]) -> Side:
     )
 
 
-def _against(llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int) -> list[PeerRow]:
+def _against(
+    llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int, report: Callable[[str], None]
+) -> list[PeerRow]:
     """Rounds of three: the peer, ours with drafts, ours without, in all orders, so that who follows whom evens out."""
     theirs: list[Answers] = []
     ours: dict[bool, list[Run]] = {True: [], False: []}
     params = setting.params(0.0)
+    name = f"{peer.name}, batch {batch}"
+    report(f"{name}: warming up")
     for number in range(-1, setting.pairs):  # the first one warms up
+        if number >= 0:
+            report(Count(name, number, setting.pairs, "rounds"))
         chosen = source.take(max(0, number) * batch, batch)
         for side in _ORDERS[number % len(_ORDERS)]:
             if isinstance(side, str):

@@ -192,7 +192,8 @@ def _measure(report: Report, base: Any, sizes: list[RankSize], heads: HeadsFile 
     max_model_len = min(config.max_model_len or longest, longest)
     draft = DraftBytes()
     if heads is not None:
-        draft = draft_bytes(heads, sizes[0].output_shape[0], sizes[0].input_shape[0], getattr(torch, config.dtype))
+        dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+        draft = draft_bytes(heads, sizes[0].output_shape[0], sizes[0].input_shape[0], dtype, device)
     num_layers = int(base.num_hidden_layers)
     memory = report.memory = group_memory(config, sizes, num_layers, max_model_len, draft, gpu)
     report.notes += memory_notes(config, memory)

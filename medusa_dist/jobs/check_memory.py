@@ -13,7 +13,7 @@ from medusa_dist.config import Config
 from medusa_dist.engine.memory import MIN_BLOCKS, DeviceMemory, gathered_block_bytes, kv_blocks
 from medusa_dist.jobs.roof import GPU
 from medusa_dist.medusa.heads_file import HeadsFile
-from medusa_dist.medusa.sequential import build_heads
+from medusa_dist.medusa.sequential import build_heads, drafting_dtype
 from medusa_dist.model.sizing import RankSize
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, block_bytes
 
@@ -76,14 +76,20 @@ class GroupMemory:
         return (self.kv_blocks + 1) * rank.block_bytes
 
 
-def draft_bytes(file: HeadsFile, output_rows: int, embedding_rows: int, dtype: torch.dtype) -> DraftBytes:
-    """Of heads as rank 0 will hold them. output_rows, embedding_rows: of the base model's vocabulary matrices."""
+def draft_bytes(
+    file: HeadsFile, output_rows: int, embedding_rows: int, dtype: torch.dtype, device: torch.device
+) -> DraftBytes:
+    """Of heads as rank 0 will hold them, if its CPU is like this one. dtype, device: the model's.
+
+    output_rows, embedding_rows: of the base model's vocabulary matrices.
+    """
+    drafting = drafting_dtype(file, dtype, device)
     meta, hidden = torch.device("meta"), file.description.base.hidden_size
     known = file.description.draft_vocab_size or output_rows
     shared = file.description.lm_head == "shared"
-    heads = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, dtype, meta)
+    heads = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, drafting, meta)
     everything = sum(t.numel() * t.element_size() for t in (*heads.parameters(), *heads.buffers()))
-    rows = known * hidden * dtype.itemsize if shared else 0
+    rows = known * hidden * drafting.itemsize if shared else 0
     embedding = embedding_rows * hidden * dtype.itemsize if heads.needs_embedding else 0
     return DraftBytes(everything - rows, rows, embedding)
 

@@ -6,13 +6,12 @@ training data is made so, too). Heads that the model already has draft here as w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from medusa_dist.jobs.answers_file import Answer, AnswersFile, Origin
+from medusa_dist.jobs.progress import Count
 from medusa_dist.jobs.prompts import Prompt, prompt_ids, read_prompts
 from medusa_dist.llm import LLM
 from medusa_dist.request import SamplingParams
@@ -37,25 +36,26 @@ def origin_of(
     )
 
 
-def distill(llm: LLM, prompts: Path, target: Path, origin: Origin, show: bool = True) -> AnswersFile:
+def distill(
+    llm: LLM, prompts: Path, target: Path, origin: Origin, report: Callable[[str], None] = lambda _: None
+) -> AnswersFile:
     """Answer all prompts that target has no answer for yet. A killed job goes on where it was when run again.
 
-    show: a progress bar. Raises ConfigError, also for a target that holds answers made otherwise.
+    report: told how far it is. Raises ConfigError, also for a target that holds answers made otherwise.
     """
     asked = read_prompts(prompts)
     file = AnswersFile(target, origin)
     with closing(file):
-        jobs = [job for job in _jobs(llm, asked, origin) if job[0].id not in file.done]
-        total = len(asked) * origin.samples
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, disable=not show) as bar:
-            task = bar.add_task("", total=total, completed=total - len(jobs))
-            results = llm.as_finished([blank.prompt_ids for blank, _ in jobs], [params for _, params in jobs])
-            for place, result in results:
-                reason = result.finish_reason.value if result.finish_reason is not None else ""
-                told = {"output_ids": result.token_ids, "finish_reason": reason}
-                file.add(jobs[place][0].model_copy(update=told))
-                bar.update(task, advance=1, description=f"{file.num_tokens:,} tokens")
+        wanted = list(_jobs(llm, asked, origin))
+        jobs = [job for job in wanted if job[0].id not in file.done]
+        total, before = len(wanted), len(wanted) - len(jobs)
+        report(Count("distilling", before, total, "answers"))
+        results = llm.as_finished([blank.prompt_ids for blank, _ in jobs], [params for _, params in jobs])
+        for done, (place, result) in enumerate(results, start=before + 1):
+            reason = result.finish_reason.value if result.finish_reason is not None else ""
+            told = {"output_ids": result.token_ids, "finish_reason": reason}
+            file.add(jobs[place][0].model_copy(update=told))
+            report(Count("distilling", done, total, "answers", f"{file.num_tokens:,} tokens"))
     return file
 
 

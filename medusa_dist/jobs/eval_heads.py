@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.errors import EngineError
+from medusa_dist.jobs.progress import Count
 from medusa_dist.jobs.prompts import prompt_ids, read_prompts
 from medusa_dist.jobs.record import engine_with_heads, record
 from medusa_dist.llm import LLM
@@ -96,14 +97,14 @@ def eval_heads(llm: LLM, heads: str, asked: Asked, report: Callable[[str], None]
     """
     engine = engine_with_heads(llm)
     prompts = [(prompt_ids(llm, prompt.text), prompt.category) for prompt in read_prompts(asked.prompts)]
-    answers = record(engine, prompts, asked.params, lambda done, of: report(f"{done} of {of} answers"))
+    answers = record(engine, prompts, asked.params, report)
     report("replaying")
     calibration = fit(answers)
     confidence, calibrated = reliability(answers, None), reliability(answers, calibration)
     names = sorted({category for _, category in prompts} - {""})
     timed: dict[str, Speed | None] = {}
-    for name in names or [""]:
-        report(f"timing {name or 'prompts'}")
+    for number, name in enumerate(names or [""]):
+        report(Count("timing", number, len(names) or 1, "categories", name))
         chosen = [ids for ids, category in prompts if category == name][: asked.num_timed]
         timed[name] = measure_speed(llm, engine, chosen, asked.params) if chosen else None
     speeds = [speed for speed in timed.values() if speed is not None]

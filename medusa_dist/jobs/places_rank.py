@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import Store
 from medusa_dist.engine.start import choose_device, join_group, join_store, model_folder, open_store
 from medusa_dist.errors import ConfigError
 from medusa_dist.jobs.places_config import PlacesConfig
+from medusa_dist.jobs.progress import Count
 from medusa_dist.jobs.train_data import collect, data_key, read_data, save_places
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
@@ -64,11 +65,12 @@ class EngineRank:
     def follow(self) -> None:
         """Read all answers; rank 0 writes the places down."""
         total, done = sum(len(answer.output_ids) for answer in self._answers), 0
+        self._progress(Count("reading the answers", done, total, "tokens"))
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self._progress(f"reading the answers: {done:,} of {total:,} tokens")
+            self._progress(Count("reading the answers", done, total, "tokens"))
 
         places = collect(self._model, self._answers, advance)
         if places is not None:

@@ -13,6 +13,7 @@ from medusa_dist.engine.sequence import Sequence as Running
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.engine.verdict import Verdict
 from medusa_dist.errors import ConfigError
+from medusa_dist.jobs.progress import Count
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.calibrate import GREEDY, SAMPLED
 from medusa_dist.medusa.replay import Answer
@@ -60,9 +61,9 @@ def record(
     engine: Engine,
     prompts: Sequence[tuple[Sequence[int], str]],
     params: SamplingParams,
-    report: Callable[[int, int], None] = lambda _done, _of: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
-    """Answer all prompts (token ids, category), as many at a time as fit. report: answers done, of how many.
+    """Answer all prompts (token ids, category), as many at a time as fit. report: told how far it is.
 
     Prompt i has seed i where params sample. Raises RequestError for a prompt that cannot be served.
     """
@@ -72,11 +73,12 @@ def record(
         watched.submit(Request(request_id=str(i), prompt_ids=tuple(ids), params=params, seed=i))
     tokens: list[list[int]] = [[] for _ in prompts]
     done = 0
+    report(Count("recording", done, len(prompts), "answers"))
     while watched.has_work:
         for output in watched.step():
             tokens[int(output.request_id)] += output.token_ids
             done += output.finish_reason is not None
-        report(done, len(prompts))
+        report(Count("recording", done, len(prompts), "answers"))
     band = SAMPLED if params.temperature > 0 else GREEDY
     return [
         Answer(

@@ -118,7 +118,7 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     trainer = Trainer(heads, (train, judge), vocab, job.recipe, job.work, key)
     if trainer.progress.step:
         note(f"going on after step {trainer.progress.step}")
-    best = trainer.run(status)
+    best = trainer.run(status, note)
     trainer.load(best)
     score = trainer.score()
     file = pack(about, best, vocab, score, data, job, trainer)

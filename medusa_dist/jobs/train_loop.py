@@ -21,6 +21,7 @@ from torch import Tensor
 
 from medusa_dist.config import Strict
 from medusa_dist.errors import EngineError
+from medusa_dist.jobs.progress import Count
 from medusa_dist.jobs.train_data import Places
 from medusa_dist.medusa.loss import OUTSIDE, Kind, Targets, head_loss, total_loss
 from medusa_dist.medusa.trainable import TrainableHeads
@@ -106,20 +107,22 @@ class Trainer:
         """Steps in all, if training does not end early."""
         return max(1, round(self.recipe.epochs * self.steps_per_epoch))
 
-    def run(self, report: Callable[[str], None]) -> dict[str, Tensor]:
+    def run(self, status: Callable[[str], None], note: Callable[[str], None] = lambda _: None) -> dict[str, Tensor]:
         """Train to the end; returns the best state, by the held-out answers.
 
-        Raises EngineError at the first loss that is not finite, naming step and batch.
+        status: told each step; note: told what each check of the held-out answers found. Raises EngineError at the
+        first loss that is not finite, naming step and batch.
         """
         while self.progress.step < self.num_steps and self.progress.checks_without_gain < self.recipe.patience:
             self._step()
             step = self.progress.step
             if step % self.steps_per_epoch == 0 or step == self.num_steps:
-                self._check(report)
+                self._check(note)
             if step % self.recipe.checkpoint_steps == 0 or step == self.num_steps:
                 self._save()
             losses = " ".join(f"{loss:.2f}" for loss in self.losses)
-            report(f"step {step} of {self.num_steps}: losses {losses}; held-out chain {self.progress.best:.3f}")
+            more = f"losses {losses}; held-out chain {self.progress.best:.3f}"
+            status(Count("training", step, self.num_steps, "steps", more))
         return self._best
 
     def batch(self, step: int) -> Tensor:
@@ -213,7 +216,7 @@ class Trainer:
         """Take over a state, as run() returns it."""
         self.accelerator.unwrap_model(self.heads).load_state_dict(state)
 
-    def _check(self, report: Callable[[str], None]) -> None:
+    def _check(self, note: Callable[[str], None]) -> None:
         chain = self.score().chain
         if chain > self.progress.best:
             self.progress.best, self.progress.best_step = chain, self.progress.step
@@ -222,7 +225,7 @@ class Trainer:
             self._best = {name: t.detach().cpu().clone() for name, t in heads.state_dict().items()}
         else:
             self.progress.checks_without_gain += 1
-        report(f"after step {self.progress.step}: {chain:.3f} tokens per step of the best guesses alone, held out")
+        note(f"after step {self.progress.step}: {chain:.3f} tokens per step of the best guesses alone, held out")
 
     def _save(self) -> None:
         heads = self.accelerator.unwrap_model(self.heads)

@@ -12,6 +12,7 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.speculation import Speculation
 from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.jobs.progress import Count
 from medusa_dist.jobs.record import engine_with_heads, record, watched_engine
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.replay import Path, best_static, fit, path_chances, static_curve
@@ -67,13 +68,13 @@ def tune_tree(
     cost = engine.speculation.cost
     if cost is None:
         raise ConfigError("tune-tree: the config leaves no room for a step of several rows; raise max_batched_tokens")
-    answers = record(engine, prompts, params, lambda done, of: report(f"{done} of {of} answers"))
+    answers = record(engine, prompts, params, report)
     report("replaying")
     calibration = fit(answers)
     static, chances = static_curve(answers, MAX_NODES), path_chances(answers)
     results = []
-    for batch in sorted(batches):
-        report(f"batch {batch}")
+    for number, batch in enumerate(sorted(batches)):
+        report(Count("trying trees", number, len(batches), "batch sizes", f"now {batch}"))
         dynamic = [budgeted(answers, calibration, cost, batch, cap) for cap in CAPS]
         points = fixed(static, batch, cost)
         base, best = plain(batch, cost), fastest(points)

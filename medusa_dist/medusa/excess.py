@@ -12,6 +12,8 @@ the same for all, and are fitted by least squares to how steps depart from those
 than usual tells most. Both are held down by a ridge, and neither is negative.
 """
 
+from collections.abc import Collection
+
 _FORGET_OFFSET = 0.05  # weight of the newest step: the last 20 or so count
 _FORGET_FIT = 0.001  # the last 1,000 or so: plain steps are rare probes while drafts pay
 _RIDGE_NODES = 30.0  # squared nodes; with less variation than this the slope stays near 0
@@ -34,7 +36,7 @@ class Excess:
         until one was."""
         if not self._averages:
             return 0.0
-        known = min(self._averages, key=lambda number: abs(number - num_sequences))
+        known = nearest_size(self._averages, num_sequences)
         nodes, drafted, beyond = self._averages[known]
         return max(0.0, beyond - self.slope * nodes - self.fixed * drafted)
 
@@ -48,6 +50,11 @@ class Excess:
         self.slope, self.fixed = _fit(*self._sums)
         change = tuple(_FORGET_OFFSET * x for x in (far, more, late))
         self._averages[num_sequences] = (before[0] + change[0], before[1] + change[1], before[2] + change[2])
+
+
+def nearest_size(measured: Collection[int], num_sequences: int) -> int:
+    """The batch size most like num_sequences of those that something was measured at, one at least."""
+    return min(measured, key=lambda number: abs(number - num_sequences))
 
 
 def _fit(nodes: float, both: float, drafted: float, nodes_late: float, drafted_late: float) -> tuple[float, float]:

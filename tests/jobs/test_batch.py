@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.jobs import batch
+from medusa_dist.jobs import batch, progress
 from medusa_dist.jobs.batch import run_batch
 from medusa_dist.jobs.batch_file import Answer
 from tests.jobs.test_batch_file import BODY, line, records, write
@@ -132,10 +132,10 @@ def test_nothing_is_started_for_files_that_are_refused(files):
 
 
 def test_progress_is_told_without_a_terminal_too(files, monkeypatch):
-    monkeypatch.setattr(batch, "REPORT_S", 0.0)
+    monkeypatch.setattr(progress, "REPORT_S", 0.0)
     out = io.StringIO()
     counts = run_batch(*files, FakeSender, Console(file=out), 5, "refuse")
     text = out.getvalue()
-    assert "10 lines, job seed 5" in text and "7 of 10, 0 in error" in text
+    assert "10 lines, job seed 5" in text and "answering: 7 of 10 lines, 0 in error, " in text and " lines/s, " in text
     assert str(counts).startswith("10 lines: 10 answered, 0 in error; ")
     assert json.loads(files[1].read_text().splitlines()[0])["custom_id"] == "id0"

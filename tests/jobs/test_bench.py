@@ -46,7 +46,10 @@ def test_interval_holds_the_mean_and_shrinks_with_agreement() -> None:
 
 
 def test_a_run_compares_both_sides_of_the_same_tokens(llm: LLM, prompts: Path) -> None:
-    report = bench(llm, setting(prompts, temperatures=[0.0, 1.0]), [], lambda _: None)
+    said: list[str] = []
+    report = bench(llm, setting(prompts, temperatures=[0.0, 1.0]), [], said.append)
+    name = "batch 2, temperature 1"
+    assert said[-3:] == [f"{name}: warming up", f"{name}: 0 of 2 pairs", f"{name}: 1 of 2 pairs"]
     assert [(row.temperature, row.batch) for row in report.rows] == [(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)]
     for row in report.rows:
         assert row.off.tokens_per_step == 1.0 <= row.on.tokens_per_step and row.low <= row.speedup <= row.high
@@ -88,7 +91,9 @@ def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch:
 
 def test_transformers_side_by_side(llm: LLM, prompts: Path) -> None:
     with open_peers(PeerOptions(("transformers",)), llm, lambda _: None) as peers:
-        report = bench(llm, setting(prompts, batches=[1], pairs=3), peers, lambda _: None)
+        said: list[str] = []
+        report = bench(llm, setting(prompts, batches=[1], pairs=3), peers, said.append)
+    assert said[-1].startswith("transformers 5.") and said[-1].endswith(", batch 1: 2 of 3 rounds")
     assert [(row.batch, row.drafts, row.rounds) for row in report.peers] == [(1, True, 3), (1, False, 3)]
     for row in report.peers:
         assert row.peer.startswith("transformers 5.") and row.low <= row.ratio <= row.high

@@ -110,6 +110,32 @@ def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None, form
     assert not form or draft.heads == 2 * (5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * 2 * HIDDEN)
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_bytes_of_heads_that_draft_in_a_dtype_of_their_own(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """bfloat16 beside a float32 model where a CPU multiplies it fast; the embedding stays the model's."""
+    save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_fast)
+    keys = {"dtype": "float32", "heads": {"source": str(tmp_path / "heads")}}
+    for options, size in ((None, 2 if is_fast else 4), (Options(gpu="h100"), 4)):
+        found = report(tmp_path, model, options, device="cpu" if options is None else "cuda", **keys)
+        assert found.memory is not None
+        draft = found.memory.ranks[0].draft
+        assert draft.heads == size * (5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * 2 * HIDDEN)
+        assert (draft.output_rows, draft.embedding) == (size * 13 * HIDDEN, 4 * VOCAB * HIDDEN)
+
+
+def test_heads_are_counted_in_the_dtype_that_they_are_drafted_in(tmp_path: Path, model: Path) -> None:
+    """Whichever that is on this machine."""
+    save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
+    found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
+    loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel(), taps=(0, 1))
+    drafter = make_drafter(read_heads(tmp_path / "heads"), loaded)
+    assert found.memory is not None
+    assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize
+
+
 def test_a_layer_that_heads_tap_and_the_model_lacks(tmp_path: Path, model: Path) -> None:
     save_heads(tmp_path / "heads", None, **(TAPPED | {"tapped_layers": (-1, 7)}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})

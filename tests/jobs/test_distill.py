@@ -32,7 +32,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_answers_are_the_models_own(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     origin = origin_of(llm, prompts, (0.0, 0.9), 2, 12)
-    made = distill(llm, prompts, tmp_path / "answers.jsonl", origin, show=False)
+    made = distill(llm, prompts, tmp_path / "answers.jsonl", origin)
     found, answers = read_answers(tmp_path / "answers.jsonl")
     assert found == origin and found.fingerprint == llm.facts["fingerprint"]
     assert {a.id for a in answers} == made.done == {f"{i}:{s}" for i in range(4) for s in range(2)}
@@ -53,7 +53,7 @@ def test_answers_of_two_ranks_are_those_of_one(llm: LLM, prompts: Path, tmp_path
     keys = {"tensor_parallel_size": 2, "device": "cpu", "resources": {"cpus_per_rank": 0.5, "threads_per_rank": 1}}
     with LLM(llm.config.model, kv_cache_tokens=1024, max_running=3, **keys) as two:
         made = [
-            distill(it, prompts, tmp_path / f"{i}", origin_of(it, prompts, (0.0, 0.9), 1, 12), show=False)
+            distill(it, prompts, tmp_path / f"{i}", origin_of(it, prompts, (0.0, 0.9), 1, 12))
             for i, it in enumerate((llm, two))
         ]
     one, other = (sorted(it.path.read_text().splitlines()) for it in made)
@@ -63,22 +63,25 @@ def test_answers_of_two_ranks_are_those_of_one(llm: LLM, prompts: Path, tmp_path
 def test_a_kill_loses_nothing(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     origin = origin_of(llm, prompts, (0.0, 0.9), 2, 12)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    distill(llm, prompts, whole, origin, show=False)
+    distill(llm, prompts, whole, origin)
     lines = whole.read_text().splitlines(keepends=True)
     cut.write_text("".join(lines[:4]) + lines[4][:25])  # killed while it wrote
-    again = distill(llm, prompts, cut, origin, show=False)
+    said: list[str] = []
+    again = distill(llm, prompts, cut, origin, said.append)
     assert len(again.done) == 8 and cut.read_text().splitlines(keepends=True)[:4] == lines[:4]
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())  # the same seeds again
+    assert said[0] == "distilling: 3 of 8 answers" and len(said) == 6
+    assert said[-1] == f"distilling: 8 of 8 answers, {again.num_tokens:,} tokens"
     before = cut.read_text()
-    distill(llm, prompts, cut, origin, show=False)
+    distill(llm, prompts, cut, origin)
     assert cut.read_text() == before
 
 
 def test_a_file_of_other_answers_is_not_gone_on_with(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.jsonl"
-    distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 5), show=False)
+    distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 5))
     with pytest.raises(ConfigError, match="made otherwise \\(max_tokens: 5, now 6\\)"):
-        distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 6), show=False)
+        distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 6))
 
 
 @pytest.mark.parametrize(

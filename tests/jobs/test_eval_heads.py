@@ -41,7 +41,7 @@ def test_a_report(llm: LLM, folder: Path) -> None:
     assert len(report.dynamic) == len(report.static) == MAX_NODES and report.dynamic == sorted(report.dynamic)
     assert report.whole.tokens_per_step[7] == pytest.approx(report.dynamic[6])
     assert report.whole.speed.prompts == 2 and report.whole.speed.tokens_per_step >= 1.0
-    assert "3 of 3 answers" in said and "timing y" in said
+    assert "recording: 3 of 3 answers" in said and "timing: 1 of 2 categories, y" in said
     assert json.loads(as_json(report))["whole"]["places"] == 69
 
 

@@ -27,8 +27,8 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> EngineRank:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_replay_takes_the_engines_steps(rank: EngineRank, temperature: float) -> None:
     params = SamplingParams(max_tokens=40, temperature=temperature, ignore_eos=True)
-    progress: list[tuple[int, int]] = []
-    answers = record(rank.engine, PROMPTS, params, lambda *counts: progress.append(counts))
+    said: list[str] = []
+    answers = record(rank.engine, PROMPTS, params, said.append)
     run = decode(
         engine_over(rank, Setting(nodes=None, max_running=2)),
         [
@@ -43,7 +43,7 @@ def test_the_replay_takes_the_engines_steps(rank: EngineRank, temperature: float
     assert run.accepted > 0
     assert [answer.category for answer in answers] == ["a", "b", "a", "b"]
     assert {answer.band for answer in answers} == {SAMPLED if temperature else GREEDY}
-    assert progress[-1] == (4, 4)
+    assert said[0] == "recording: 0 of 4 answers" and said[-1] == "recording: 4 of 4 answers"
 
 
 def test_every_place_of_an_answer_has_its_guesses(tmp_path: Path) -> None:

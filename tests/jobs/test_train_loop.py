@@ -109,7 +109,7 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
         pass
 
     def kill(text: str) -> None:
-        if text.startswith("step 27 "):
+        if text.startswith("training: 27 of "):
             raise Killed
 
     with pytest.raises(Killed):
@@ -142,8 +142,10 @@ def test_batches_without_a_target_are_skipped(tmp_path: Path) -> None:
 def test_training_ends_when_nothing_is_gained(tmp_path: Path) -> None:
     still = RECIPE.model_copy(update={"learning_rate": 1e-7, "patience": 2})
     job = trainer(tmp_path, still)
-    job.run(lambda _: None)
+    noted: list[str] = []
+    job.run(lambda _: None, noted.append)
     assert job.progress.step == 3 * job.steps_per_epoch
+    assert [text.split(":")[0] for text in noted] == [f"after step {i * job.steps_per_epoch}" for i in (1, 2, 3)]
 
 
 def test_batches_are_an_epochs_places_once_each(tmp_path: Path) -> None:

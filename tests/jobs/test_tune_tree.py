@@ -19,8 +19,10 @@ def test_a_tuning(tmp_path: Path) -> None:
     save_llm(tmp_path)
     keys = {"speculation": {"mode": "auto", "max_nodes": MAX_NODES}, "max_running": 2, "kv_cache_tokens": 2048}
     with LLM(str(tmp_path), heads=str(tmp_path / "heads"), **keys) as llm:
-        tuning = tune_tree(llm, PROMPTS, [2, 1], PARAMS, lambda _: None)
+        said: list[str] = []
+        tuning = tune_tree(llm, PROMPTS, [2, 1], PARAMS, said.append)
         assert not llm.engine.has_work
+    assert "recording: 4 of 4 answers" in said and said[-1] == "trying trees: 1 of 2 batch sizes, now 2"
     assert tuning.places <= 4 * 15 and [r.plain.batch for r in tuning.batches] == [1, 2]
     for result in tuning.batches:
         assert len(result.static) == MAX_NODES and [p.nodes for p in result.dynamic] == list(CAPS)
