@@ -1,13 +1,13 @@
 """Our own loops on torch's threads.
 
-Owns the way into the OpenMP library that torch has loaded. A pool of our own on the same cores would not do: threads of
-both wait by spinning, so each would take the other's cores.
+Owns the way into the OpenMP library that torch is linked to. A pool of our own on the same cores would not do: threads
+of both wait by spinning, so each would take the other's cores.
 """
 
 import ctypes
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +21,8 @@ def run_shares(work: Callable[[int, int], None]) -> None:
     cannot be had (no OpenMP of GNU's interface), the calling thread does it all.
     """
     shares = torch.get_num_threads()
-    library = _openmp() if shares > 1 else None
-    if library is None:
+    parallel = _openmp_parallel() if shares > 1 else None
+    if parallel is None:
         work(0, 1)
         return
     failed: list[BaseException] = []
@@ -36,19 +36,19 @@ def run_shares(work: Callable[[int, int], None]) -> None:
         except BaseException as error:  # noqa: BLE001 - a callback has nobody to raise it to
             failed.append(error)
 
-    library.GOMP_parallel(_Task(task), None, shares, 0)
+    parallel(_Task(task), None, shares, 0)
     if failed:
         raise failed[0]
 
 
 @cache
-def _openmp() -> ctypes.CDLL | None:
-    root = Path(torch.__file__).parent
-    for folder in (root / "lib", root.parent / "torch.libs"):
-        for path in sorted(folder.glob("lib*omp*")):
-            library = ctypes.CDLL(str(path))
-            if hasattr(library, "GOMP_parallel"):
-                library.GOMP_parallel.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-                library.GOMP_parallel.restype = None
-                return library
-    return None
+def _openmp_parallel() -> Any | None:
+    """void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags), GNU's entry for
+    `#pragma omp parallel`; None: torch's OpenMP has none."""
+    # A name is looked up in what a library depends on, too: this is the OpenMP that torch itself calls, even where
+    # others are loaded beside it.
+    parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if parallel is not None:
+        parallel.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+    return parallel

@@ -1,6 +1,9 @@
 """Work on torch's threads: every share once, errors come out, and the threads are torch's own."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +43,21 @@ def test_threads_do_not_pile_up(threads: int) -> None:
         torch.mm(torch.ones(512, 512), torch.ones(512, 512))
         run_shares(lambda *_: seen.add(threading.get_native_id()))
     assert 1 <= len(seen) <= threads
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="lists a process's libraries as Linux does")
+def test_no_library_is_loaded_that_torch_has_not() -> None:
+    """A second OpenMP would have threads of its own."""
+    code = """
+from pathlib import Path
+import torch
+from medusa_dist.ops.torch_threads import run_shares
+def libraries():
+    return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+torch.set_num_threads(2)
+torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+before = libraries()
+run_shares(lambda *_: None)
+assert libraries() == before, libraries() - before
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
