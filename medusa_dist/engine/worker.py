@@ -20,7 +20,7 @@ from medusa_dist.model.attention import attention_context
 from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring, min_queries
 from medusa_dist.ops.forward_batch import ForwardBatch
-from medusa_dist.ops.fused_attention import FusedAttention
+from medusa_dist.ops.fused_attention import FusedAttention, compile_kernel
 from medusa_dist.ops.kv_rows import KVPool
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
@@ -44,7 +44,9 @@ class Worker:
     def __init__(self, model: ShardedModel, pool: KVPool, max_running: int, max_blocks: int, backend: str) -> None:
         self.model = model
         self.pool = pool
-        self._backend = BACKENDS.get(backend)  # None: fused
+        self._backend = None if backend == "fused" else BACKENDS[backend]
+        if self._backend is None:
+            compile_kernel(pool.rows.dtype)
         per_head = model.num_heads // model.num_kv_heads
         self._min_queries = min_queries(model.head_dim, per_head) if self._backend else None
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)

@@ -1,32 +1,54 @@
 """Attention on a CPU in one compiled pass over the block tables (`fused`), the same results for a query in any batch.
 
-Owns when it can be used, how tensors become what the kernel reads, and on how many threads it runs. Not here: the
-arithmetic (ops/fused_kernel.py), the backends in tensor operations, each of which is its oracle (ops/attention.py).
+Owns how tensors become what the kernel reads, when it is compiled, and on how many threads it runs. Not here: the
+arithmetic (ops/fused_kernel.py), when it is chosen and the backends in tensor operations, which are its oracles
+(ops/attention.py).
 Compiled by numba, since that needs no compiler on the user's machine.
 """
 
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from medusa_dist.ops.attention import Scoring
-from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.forward_batch import ForwardBatch, Reads
 from medusa_dist.ops.fused_kernel import Array, Rules, attend, write
-from medusa_dist.ops.kv_rows import KVPool
+from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
 from medusa_dist.ops.torch_threads import run_shares
 
 _BITS = {torch.float32: (torch.float32, np.float32), torch.bfloat16: (torch.int16, np.uint16)}
 _WORTH_SHARING = 20_000  # query-key pairs; below, waking threads costs more than they save
 _NO_SINKS = np.zeros(0, np.float32)
+_LOCK_S = 300.0  # then compile beside whoever holds the lock
 
 
-def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernel reads KV pools of this dtype on this device."""
-    return device.type == "cpu" and dtype in _BITS
+@cache
+def compile_kernel(dtype: torch.dtype) -> None:
+    """Compile the kernel for pools of this dtype (10 s), or read it from disk: at start, so that no step waits for it.
+
+    One process at a time: numba numbers its files, and two at once, perhaps on two kinds of CPU with one file system,
+    may give the same number to different code.
+    """
+    shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
+    reads = Reads(0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool))
+    pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
+    q = np.zeros(shape, np.float32)
+    folder = attend.stats.cache_path
+    with ExitStack() as stack:
+        if folder is not None:
+            with suppress(OSError):  # a file system without locks, or a process that holds it too long
+                stack.enter_context(FileLock(Path(folder, ".fused_kernel.lock"), timeout=_LOCK_S, mode=0o666))
+        with suppress(OSError):  # a full disk: what was compiled and could not be kept is in memory
+            write(pool, none, rows, rows)
+        with suppress(OSError):
+            attend(q, pool, q, reads, Rules(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,12 @@ class FusedAttention:
         reads = self.batch.reads
         assert reads is not None
         pool = _bits(self.pool.rows[layer])
+        # The kernel checks nothing: what does not fit would be read and written beside the arrays.
+        assert keys.dtype == values.dtype == self.pool.rows.dtype
+        num_rows, (_, num_kv_heads, _, head_dim) = self.batch.slots.numel(), pool.shape
+        assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
+        assert queries.shape == (num_rows, queries.shape[1] // num_kv_heads * num_kv_heads, head_dim)
+        assert scoring.sinks is None or scoring.sinks.shape == queries.shape[1:2]
         write(pool, self.batch.slots.numpy(), _bits(keys), _bits(values))
         out = torch.zeros(queries.shape, dtype=torch.float32)
         rules = Rules(

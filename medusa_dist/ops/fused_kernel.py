@@ -1,15 +1,18 @@
 """The attention of one layer on a CPU as one compiled loop: keys and values are read where they lie, nothing is copied.
 
-Owns the arithmetic, compiled by numba at the first call (kept on disk for the next process). Not here: what calls it
-(ops/fused_attention.py), the same in tensor operations (ops/attention.py).
+Owns the arithmetic, compiled by numba for each dtype of the pool and kept on disk for the next process. Not here: what
+calls it and has it compiled (ops/fused_attention.py), the same in tensor operations (ops/attention.py).
+Nothing here checks bounds or that arrays fit each other: a block table must cover its sequence, as engine/prepare.py
+makes it.
 
 Why a query's result is bitwise the same whatever else is in the batch: every score is one run of the same inner loop
 over head_dim; maxima do not depend on order; the normaliser and each output element are one chain of additions over the
-columns, in their order, and a column that is not seen has weight 0 and changes no sum. So it does not matter where in a
-tree a key stands, how many queries are computed beside it, or which thread does it.
+columns, in their order, and a column that is not seen has weight 0 and changes no sum (values are finite). So it does
+not matter where in a tree a key stands, how many queries are computed beside it, or which thread does it.
 Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L columns of a sequence up to its block's end.
 """
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +30,11 @@ _ZERO = np.float32(0)
 _FUSED = {"contract"}
 _REORDERED = {"contract", "reassoc", "nsz"}
 
+# Code on disk is taken as long as this file is the same. What it is made of elsewhere is named here, so that whoever
+# changes it there has to change this file, too.
+assert BLOCK_TOKENS == 16
+assert " ".join(Reads._fields) == "cost items rows starts chains nodes tables first_nodes depths ancestors"
+
 
 class Rules(NamedTuple):
     """Scoring for the kernel: window and softcap 0: none. sinks: [Hq], or empty."""
@@ -35,6 +43,16 @@ class Rules(NamedTuple):
     window: int
     softcap: np.float32
     sinks: Array
+
+
+def kept_on_disk(function: Any) -> Any:
+    """A numba function that keeps its compiled code beside this file or in the user's cache.
+
+    Where neither can be written, each process compiles for itself.
+    """
+    with suppress(RuntimeError):  # "no locator available": no such folder
+        function.enable_caching()
+    return function
 
 
 @intrinsic
@@ -240,7 +258,8 @@ def _attend_item(q: Array, pool: Array, out: Array, item: Array, head: int, read
             target[d] = mixed[r, d] / norms[r]
 
 
-@njit(fastmath=_FUSED, nogil=True, cache=True)
+@kept_on_disk
+@njit(fastmath=_FUSED, nogil=True)
 def attend(q: Array, pool: Array, out: Array, reads: Reads, rules: Rules, share: int, shares: int) -> None:
     """The share-th of `shares` parts of a layer's work, all together: the layer's.
 
@@ -252,7 +271,8 @@ def attend(q: Array, pool: Array, out: Array, reads: Reads, rules: Rules, share:
         _attend_item(q, pool, out, reads.items[index // num_heads], index % num_heads, reads, rules)
 
 
-@njit(nogil=True, cache=True)
+@kept_on_disk
+@njit(nogil=True)
 def write(pool: Array, slots: Array, keys: Array, values: Array) -> None:
     """keys and values [T, Hk, D] go to slots [T] of pool [2, Hk, slots, D]; all of one type."""
     for row in range(slots.size):

@@ -1,6 +1,6 @@
-"""Paged attention against the definition, and the bitwise independence of `exact` from what else is in the batch."""
+"""Paged attention against the definition, and the bitwise independence of `exact` and `fused` from what else is in the
+batch."""
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -294,28 +294,32 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
     assert torch.equal(out, torch.zeros(4, 1, 8))
 
 
-def test_bfloat16_pools_are_read_as_they_are() -> None:
-    """The kernel computes in float32: from rounded inputs, the same as in float32 throughout, then rounded once."""
-    pieces = random_pieces(11)
-    narrow = Contents.random(pieces, Heads(6, 3, 8), 11).to(torch.bfloat16)
-    got = attend(pieces, narrow, SCORINGS["all"], "fused")
-    assert torch.equal(got, attend(pieces, narrow.to(torch.float32), SCORINGS["all"], "fused").to(torch.bfloat16))
-
-
-def test_what_is_not_a_number_stays_so() -> None:
-    pieces = [Piece(20, 1), Piece(20, 1)]
-    contents = Contents.random(pieces, Heads(2, 1, 8), 0)
-    contents.old[0][0][7] = float("nan")
-    out = attend(pieces, contents, Scoring(0.3), "fused")
-    assert out[0].isnan().all() and not out[1].isnan().any()
-
-
-def test_the_kernel_s_exponential() -> None:
-    """Through a softmax over two keys: within 3 units in the last place of float64's, down to where it vanishes."""
-    for gap in [0.0, 1e-6, 0.1, 0.35, 1.0, 5.0, 20.0, 80.0, 87.0]:
-        pieces = [Piece(1, 1)]
-        one = torch.ones(1, 1, 1)
-        contents = Contents(Heads(1, 1, 1), one, one * -gap, one, [(0 * one, 0 * one)])
-        got = attend(pieces, contents, Scoring(1.0), "fused").item()  # keys 0 and -gap, values 0 and 1
-        wanted = math.exp(-gap) / (1 + math.exp(-gap))
-        assert got == pytest.approx(wanted, rel=4e-7)
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Any head size, rows per piece of work, window and number of threads; trees of up to 63 nodes, block edges."""
+    rng = random.Random(seed)
+    torch.set_num_threads(rng.choice([1, 2]))
+    monkeypatch.setattr("medusa_dist.ops.fused_attention._WORTH_SHARING", rng.choice([0, 20_000]))
+    groups = rng.choice([1, 2, 3])
+    heads = Heads(groups * rng.choice([1, 2, 3, 4, 5, 8]), groups, rng.randrange(1, 131))
+    starts, chains, sizes = [0, 1, 15, 16, 17, 31, 32, 200], [1, 1, 2, 15, 16, 17, 33], [0, 1, 16, 63]
+    pieces = [
+        Piece(rng.choice(starts), rng.choice(chains), random_parents(rng, rng.choice(sizes)))
+        for _ in range(rng.choice([1, 2, 4]))
+    ]
+    contents = Contents.random(pieces, heads, seed)
+    scoring = Scoring(
+        heads.dim**-0.5,
+        window=rng.choice([None, 1, 2, 16, 17, 100]),
+        softcap=rng.choice([None, 30.0]),
+        sinks=rng.choice([None, torch.randn(heads.query)]),
+    )
+    monkeypatch.setattr("medusa_dist.engine.prepare.ROWS_OF_ITEM", rng.choice([1, 2, 3, 7, 64]))
+    together = attend(pieces, contents, scoring, "fused", seed)
+    assert torch.allclose(together.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+    monkeypatch.setattr("medusa_dist.engine.prepare.ROWS_OF_ITEM", 16)
+    assert torch.equal(attend(pieces, contents, scoring, "fused", seed + 1), together)
+    rows = rows_of(pieces, *make_step(pieces)[:2])
+    for index in rng.sample(range(len(rows)), min(3, len(rows))):
+        alone = attend(*lone(pieces, contents, index, rows[index].visible, rows[index].piece), scoring, "fused")
+        assert torch.equal(together[index], alone[0]), f"row {index}"
