@@ -20,6 +20,7 @@ from tests.tiny_engine import EOS, VOCAB, Setting, engine_over, request, save_mo
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["llama", "gemma2", "gpt2"]
 MORE = ["opt", "gpt-neox", "mixtral"]
+MAY_NOT_STOP = ["gpt2", "opt"]  # the random weights of some versions of transformers never choose to
 ALL = [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 # width, length_penalty, early_stopping, and what else a request may ask.
 KINDS: list[tuple[int, float, bool | str, dict]] = [
@@ -137,7 +138,7 @@ def test_equal_to_transformers(models: Models, name: str) -> None:
         assert [h.score for h in output.hypotheses] == pytest.approx([score for _, score in theirs], rel=1e-5, abs=1e-5)
         assert (output.token_ids, output.finish_reason) == (theirs[0][0], output.hypotheses[0].finish_reason)
         ends |= {h.finish_reason for h in output.hypotheses}
-    assert ends == {FinishReason.STOP, FinishReason.LENGTH} or name == "gpt2"
+    assert FinishReason.LENGTH in ends and (FinishReason.STOP in ends or name in MAY_NOT_STOP)
 
 
 @pytest.mark.parametrize("name", ALL)
