@@ -6,9 +6,11 @@ Nothing here checks bounds or that arrays fit each other: a block table must cov
 makes it.
 
 Why a query's result is bitwise the same whatever else is in the batch: every score is one run of the same inner loop
-over head_dim; maxima do not depend on order; the normaliser and each output element are one chain of additions over the
-columns, in their order, and a column that is not seen has weight 0 and changes no sum (values are finite). So it does
-not matter where in a tree a key stands, how many queries are computed beside it, or which thread does it.
+over head_dim; maxima do not depend on order; a weight is the same few operations in a loop's vector part and in its
+remainder; the normaliser and each output element are one chain of additions over the columns, in their order, and a
+column that is not seen has weight 0 and changes no sum (values are finite). So it does not matter where in a tree a key
+stands, how many queries are computed beside it, or which thread does it. tests/ops/test_attention.py checks this on the
+machine it runs on.
 Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L columns of a sequence up to its block's end.
 """
 
