@@ -100,12 +100,18 @@ class Chooser:
 
     def _choose_whole(self, logits: list[torch.Tensor], places: list[Place]) -> list[int]:
         """Choices from whole rows [V] of logits: adjusted one by one, noise and argmax for all together."""
-        scores = torch.stack([self._adjusted(row, place) for row, place in zip(logits, places, strict=True)])
+        scores = torch.empty(len(logits), self._vocab_size, dtype=torch.float32, device=logits[0].device)
+        for score, row, place in zip(scores, logits, places, strict=True):
+            score.copy_(self._adjusted(row, place))
         sampled = [i for i, (sequence, _) in enumerate(places) if sequence.request.params.temperature > 0.0]
         if sampled:
             keys = [(places[i][0].request.seed, len(places[i][0].tokens) + len(places[i][1])) for i in sampled]
             seeds, positions = torch.tensor(keys, dtype=torch.int64, device=scores.device).unbind(1)
-            scores[sampled] += gumbel(seeds, positions, self._columns)
+            noise = gumbel(seeds, positions, self._columns)
+            if len(sampled) == len(places):
+                scores += noise
+            else:
+                scores[sampled] += noise
         ids: list[int] = lowest_argmax(scores)[1].tolist()
         return ids
 

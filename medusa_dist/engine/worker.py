@@ -131,9 +131,11 @@ class Worker:
                 choices[plain_rows] = _best_of_shards(torch.stack(gathered))
         whole: dict[int, Tensor] = {}
         if whole_rows.size:
-            shards = parallel.gather_to_rank0(logits.index_select(0, self._tensor(whole_rows)).float())
+            # Rows of logits are large: none is copied without need.
+            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(whole_rows))
+            shards = parallel.gather_to_rank0(rows.float())
             if shards is not None:
-                full = torch.cat(shards, dim=1)[:, : model.vocab_size]
+                full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
                 whole = {int(row): full[i] for i, row in enumerate(whole_rows)}
         return Scores(choices, whole, hidden) if parallel.rank == 0 else None
 

@@ -1,7 +1,8 @@
 """Shared noise, version 1: the same Gumbel noise for drafting and verification, from a counter-based generator.
 
 Owns Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) on int64 tensors, and the
-map from (seed, position, token) to one Gumbel variate. Not here: how a token is chosen with it (ops/sampling.py).
+map from (seed, position, token) to one Gumbel variate. Not here: the same Philox compiled for CPUs
+(ops/noise_kernel.py), how a token is chosen with the noise (ops/sampling.py).
 
 The token at an absolute position is argmax over v of log p(v) + G(seed, position, v): an exact sample from p (the
 Gumbel-max trick) that depends on nothing but the logits and the seed, not on trees, batches, ranks or restarts.
@@ -12,8 +13,11 @@ Shapes: R rows, V columns (tokens).
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from medusa_dist.ops.noise_kernel import philox_words
 
 NOISE_VERSION = 1
 
@@ -82,10 +86,23 @@ def gumbel(seeds: Tensor, positions: Tensor, columns: NoiseColumns) -> Tensor:
 
 
 def _gumbel_rows(seeds: Tensor, positions: Tensor, columns: NoiseColumns) -> Tensor:
-    seeds, positions = seeds[:, None], positions[:, None]
-    zero = torch.zeros_like(seeds)
-    counter = (columns.blocks[None, :], positions & _MASK, (positions >> 32) & _MASK, zero)
-    words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
-    word = torch.stack(words, dim=-1).flatten(1)[:, columns.places]  # [R, V]
-    x = word.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=_LARGEST_X)
+    words = _words_compiled if seeds.device.type == "cpu" else _words
+    x = words(seeds, positions, columns.blocks)[:, columns.places].contiguous()
+    x.add_(0.5).mul_(2.0**-32).clamp_(max=_LARGEST_X)
     return x.neg_().log1p_().neg_().log_().neg_()
+
+
+def _words(seeds: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
+    """[R, 4 * K] float32: each row's words, rounded."""
+    seeds, positions = seeds[:, None], positions[:, None]
+    counter = (blocks[None, :], positions & _MASK, (positions >> 32) & _MASK, torch.zeros_like(seeds))
+    words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
+    return torch.stack(words, dim=-1).flatten(1).to(torch.float32)
+
+
+def _words_compiled(seeds: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
+    """The same on a CPU."""
+    words = torch.empty(seeds.numel(), 4 * blocks.numel(), dtype=torch.float32)
+    told = (x.contiguous().numpy().view(np.uint64) for x in (seeds, positions, blocks))
+    philox_words(*told, words.numpy())
+    return words

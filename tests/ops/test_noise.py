@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,14 @@ def test_rows_do_not_depend_on_how_many_are_made_at_once() -> None:
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("num_blocks", [1, 63, 64, 65, 300])
+def test_compiled_words_are_the_same(num_blocks: int) -> None:
+    seeds = torch.tensor([0, -1, 2**63 - 1, -(2**63), 123456789012345])
+    positions = torch.tensor([0, 1, 2**31, 2**32 + 5, 2**40])
+    blocks = torch.arange(num_blocks) + 2**30 - 7
+    assert torch.equal(noise._words_compiled(seeds, positions, blocks), noise._words(seeds, positions, blocks))
+
+
 def test_no_rows() -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     for columns in (NoiseColumns.of_range(3, 20, CPU), NoiseColumns.of_ids(torch.arange(17))):
@@ -121,7 +130,7 @@ def test_finite_at_the_extremes(monkeypatch: pytest.MonkeyPatch, h: int) -> None
 
 def _of_word(monkeypatch: pytest.MonkeyPatch, h: int) -> torch.Tensor:
     """Noise made from one given 32-bit word."""
-    monkeypatch.setattr(noise, "philox", lambda counter, key: (torch.full_like(counter[0], h),) * 4)
+    monkeypatch.setattr(noise, "philox_words", lambda seeds, positions, blocks, words: words.fill(np.float32(h)))
     return rows([0], [0], NoiseColumns.of_range(0, 1, CPU))
 
 
