@@ -22,7 +22,7 @@ from medusa_dist.ops.attention import BACKENDS, PagedAttention, Scoring, min_que
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.fused_attention import FusedAttention, compile_kernel
 from medusa_dist.ops.kv_rows import KVPool
-from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
 
 _NO_TOKEN = 2.0**40
@@ -47,6 +47,8 @@ class Worker:
         self._backend = None if backend == "fused" else BACKENDS[backend]
         if self._backend is None:
             compile_kernel(pool.rows.dtype)
+        if model.device.type == "cpu":
+            compile_noise()
         per_head = model.num_heads // model.num_kv_heads
         self._min_queries = min_queries(model.head_dim, per_head) if self._backend else None
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)

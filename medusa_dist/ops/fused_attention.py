@@ -3,21 +3,19 @@
 Owns how tensors become what the kernel reads, when it is compiled, and on how many threads it runs. Not here: the
 arithmetic (ops/fused_kernel.py), when it is chosen and the backends in tensor operations, which are its oracles
 (ops/attention.py).
-Compiled by numba, since that needs no compiler on the user's machine.
 """
 
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from medusa_dist.ops.attention import Scoring
+from medusa_dist.ops.compiled import first_calls
 from medusa_dist.ops.forward_batch import ForwardBatch, Reads
 from medusa_dist.ops.fused_kernel import Array, Rules, attend, write
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS, KVPool
@@ -26,25 +24,16 @@ from medusa_dist.ops.torch_threads import run_shares
 _BITS = {torch.float32: (torch.float32, np.float32), torch.bfloat16: (torch.int16, np.uint16)}
 _WORTH_SHARING = 20_000  # query-key pairs; below, waking threads costs more than they save
 _NO_SINKS = np.zeros(0, np.float32)
-_LOCK_S = 300.0  # then compile beside whoever holds the lock
 
 
 @cache
 def compile_kernel(dtype: torch.dtype) -> None:
-    """Compile the kernel for pools of this dtype (10 s), or read it from disk: at start, so that no step waits for it.
-
-    One process at a time: numba numbers its files, and two at once, perhaps on two kinds of CPU with one file system,
-    may give the same number to different code.
-    """
+    """Compile the kernel for pools of this dtype (10 s), or read it from disk: at start, that no step waits for it."""
     shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
     reads = Reads(0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool))
     pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
     q = np.zeros(shape, np.float32)
-    folder = attend.stats.cache_path
-    with ExitStack() as stack:
-        if folder is not None:
-            with suppress(OSError):  # a file system without locks, or a process that holds it too long
-                stack.enter_context(FileLock(Path(folder, ".fused_kernel.lock"), timeout=_LOCK_S, mode=0o666))
+    with first_calls(attend):
         with suppress(OSError):  # a full disk: what was compiled and could not be kept is in memory
             write(pool, none, rows, rows)
         with suppress(OSError):

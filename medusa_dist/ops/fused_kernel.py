@@ -14,7 +14,6 @@ machine it runs on.
 Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L columns of a sequence up to its block's end.
 """
 
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from medusa_dist.ops.compiled import kept_on_disk
 from medusa_dist.ops.forward_batch import Reads
 from medusa_dist.ops.kv_rows import BLOCK_TOKENS
 
@@ -45,16 +45,6 @@ class Rules(NamedTuple):
     window: int
     softcap: np.float32
     sinks: Array
-
-
-def kept_on_disk(function: Any) -> Any:
-    """A numba function that keeps its compiled code beside this file or in the user's cache.
-
-    Where neither can be written, each process compiles for itself.
-    """
-    with suppress(RuntimeError):  # "no locator available": no such folder
-        function.enable_caching()
-    return function
 
 
 @intrinsic

@@ -11,12 +11,15 @@ arXiv 2408.07978).
 Shapes: R rows, V columns (tokens).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medusa_dist.ops.compiled import first_calls
 from medusa_dist.ops.noise_kernel import philox_words
 
 NOISE_VERSION = 1
@@ -98,6 +101,14 @@ def _words(seeds: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
     counter = (blocks[None, :], positions & _MASK, (positions >> 32) & _MASK, torch.zeros_like(seeds))
     words = philox(counter, (seeds & _MASK, (seeds >> 32) & _MASK))
     return torch.stack(words, dim=-1).flatten(1).to(torch.float32)
+
+
+@cache
+def compile_noise() -> None:
+    """Compile the loop (2 s), or read it from disk: at start, so that no step waits for it."""
+    one = torch.zeros(1, dtype=torch.int64)
+    with first_calls(philox_words), suppress(OSError):  # a full disk: what could not be kept is in memory
+        _words_compiled(one, one, one)
 
 
 def _words_compiled(seeds: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, some 30 times as fast.
+"""Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, 13 times as fast.
 
-Owns one loop, compiled by numba as the attention is (ops/fused_kernel.py says why numba). Not here: what becomes of the
-words (ops/noise.py).
+Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/compiled.py).
 """
 
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from medusa_dist.ops.fused_kernel import kept_on_disk
+from medusa_dist.ops.compiled import kept_on_disk
 
 Array = np.ndarray[Any, Any]
 _LOW = np.uint64(0xFFFFFFFF)

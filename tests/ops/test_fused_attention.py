@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from medusa_dist.ops.attention import Scoring
+from medusa_dist.ops.compiled import kept_on_disk
 from medusa_dist.ops.fused_attention import compile_kernel
 from medusa_dist.ops.fused_kernel import attend as kernel
-from medusa_dist.ops.fused_kernel import kept_on_disk, write
+from medusa_dist.ops.fused_kernel import write
 from tests.engine.pieces import Piece
 from tests.ops.test_attention import SCORINGS, Contents, Heads, attend, random_pieces
 
