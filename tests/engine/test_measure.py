@@ -30,6 +30,7 @@ class FakeRanks:
     num_blocks: int = 65
     generation: int = 4
     now: float = 0.0
+    disturbed: range = range(0)  # passes that take three times as long
     plans: list[Plan] = field(default_factory=list)
     said: list[tuple[Op, int]] = field(default_factory=list)
 
@@ -45,8 +46,9 @@ class FakeRanks:
 
     def verify(self, plan: Plan) -> None:
         before = sum(other.tokens.size == plan.tokens.size for other in self.plans)
+        factor = 3.0 if len(self.plans) in self.disturbed else 1.0
         self.plans.append(plan)
-        self.now += seconds_of(plan.tokens.size) * (2.0 if before == 0 else 1.5 if before % 2 else 1.0)
+        self.now += factor * seconds_of(plan.tokens.size) * (2.0 if before == 0 else 1.5 if before % 2 else 1.0)
 
     def announce(self, op: Op) -> None:
         self.said.append((op, len(self.plans)))
@@ -79,6 +81,12 @@ def test_the_curve_is_the_least_of_the_passes_that_count(monkeypatch: pytest.Mon
     assert cost.seconds == pytest.approx([seconds_of(rows) for rows in cost.rows])
     assert (cost.draft_s, cost.draft_s_each) == pytest.approx((0.25, 1 / 16))
     assert cost.drafting(3) == pytest.approx(0.4375)
+
+
+@pytest.mark.parametrize("begin", range(0, 55, 5))
+def test_a_disturbance_that_lasts_is_not_in_the_curve(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
+    cost = measured(FakeRanks(disturbed=range(begin, begin + 20)), monkeypatch, FakeDrafter())
+    assert cost.seconds == pytest.approx([seconds_of(rows) for rows in cost.rows])
 
 
 @pytest.mark.parametrize(
