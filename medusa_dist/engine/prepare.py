@@ -98,7 +98,7 @@ class Ancestry:
                 self.matrix[node] |= self.matrix[parent]
 
 
-def _reads(plan: Plan, tables: Ints, trees: list["Ancestry"]) -> Reads:
+def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> Reads:
     rows = plan.chains + plan.nodes
     lengths = plan.starts + rows
     ancestors = np.zeros((max(1, int(plan.nodes.sum())), int(plan.nodes.max())), dtype=np.bool_)

@@ -30,8 +30,8 @@ class Count(str):
         text.what, text.done, text.total, text.unit, text._more = what, done, total, unit, more
         return text
 
-    def __getnewargs__(self) -> tuple[str, int, int, str, str]:  # type: ignore[override] # pickle's, for __new__
-        return self.what, self.done, self.total, self.unit, self._more
+    def __reduce__(self) -> tuple[type["Count"], tuple[str, int, int, str, str]]:
+        return Count, (self.what, self.done, self.total, self.unit, self._more)  # str's own would bring the text alone
 
 
 class ProgressDisplay:

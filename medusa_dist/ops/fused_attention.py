@@ -28,7 +28,7 @@ _NO_SINKS = np.zeros(0, np.float32)
 
 @cache
 def compile_kernel(dtype: torch.dtype) -> None:
-    """Compile the kernel for pools of this dtype (10 s), or read it from disk: at start, that no step waits for it."""
+    """Compile the kernel for pools of this dtype (4 to 10 s), or read it from disk, so that no step waits for it."""
     shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
     reads = Reads(0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool))
     pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))

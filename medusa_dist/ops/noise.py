@@ -105,7 +105,7 @@ def _words(seeds: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
 
 @cache
 def compile_noise() -> None:
-    """Compile the loop (2 s), or read it from disk: at start, so that no step waits for it."""
+    """Compile the loop (1 s), or read it from disk: at start, so that no step waits for it."""
     one = torch.zeros(1, dtype=torch.int64)
     with first_calls(philox_words), suppress(OSError):  # a full disk: what could not be kept is in memory
         _words_compiled(one, one, one)

@@ -1,4 +1,4 @@
-"""Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, 13 times as fast.
+"""Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, ten times as fast.
 
 Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/compiled.py).
 """

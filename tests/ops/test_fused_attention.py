@@ -3,8 +3,11 @@
 What it computes is tested beside the other backends (test_attention.py).
 """
 
+import errno
+import importlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numba
 import pytest
@@ -84,3 +87,18 @@ def test_what_does_not_fit_the_pool_is_no_access_beside_it() -> None:
             attend(pieces, wrong, Scoring(0.3), "fused")
     with pytest.raises(AssertionError):
         attend(pieces, fits, Scoring(0.3, sinks=torch.zeros(3)), "fused")
+
+
+def test_what_finds_no_room_on_disk_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk: the first call's error comes after compiling, so the next call has nothing to write."""
+    (tmp_path / "twice.py").write_text("import numba\n\n@numba.njit(cache=True)\ndef twice(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    twice = importlib.import_module("twice").twice
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(twice._cache, "save_overload", full)
+    with pytest.raises(OSError, match="no space"):
+        twice(21)
+    assert twice(21) == 42

@@ -26,6 +26,20 @@ def test_every_share_is_done_once(threads: int) -> None:
         assert sorted(done) == [(share, len(done)) for share in range(len(done))] and len(done) in (1, threads)
 
 
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch here runs no OpenMP threads")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP may lack GNU's entry")
+def test_shares_are_done_side_by_side() -> None:
+    """Each waits for the other: one thread after the other would never end, but for the time limit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        both = threading.Barrier(2)
+        run_shares(lambda *_: both.wait(timeout=60))
+        assert not both.broken
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_error_of_any_share_comes_out(threads: int) -> None:
     def work(share: int, shares: int) -> None:
         if share == shares - 1:
