@@ -33,12 +33,12 @@ FACTS_S = 60.0
 class ServeSender:
     """app: the application's name; None: the only one. deployment: the name of ours in it. Needs a connected Ray.
 
-    concurrency: lines in flight; None: as many as keep every replica full. say: takes what a person should know.
+    concurrency: lines in flight; None: as many as keep every replica full. note: takes what a person should know.
     Raises ConfigError if it is not running.
     """
 
-    def __init__(self, app: str | None, deployment: str, concurrency: int | None, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, app: str | None, deployment: str, concurrency: int | None, note: Callable[[str], None]) -> None:
+        self._note = note
         self._deployment = deployment
         self._app = app if app is not None else only_application(deployment)
         self._concurrency = concurrency
@@ -78,7 +78,7 @@ class ServeSender:
             try:
                 self._send_rows(rows, size, deliver)
             except (RayError, RayServeException) as error:
-                self._say(f"a replica was lost ({_last_line(error)}); its lines are sent again")
+                self._note(f"a replica was lost ({_last_line(error)}); its lines are sent again")
 
     def _send_rows(self, rows: list[dict[str, str]], size: int, deliver: Deliver) -> None:
         maps = {"num_cpus": 0, "compute": TaskPoolStrategy(size=2)}
@@ -103,7 +103,7 @@ class ServeSender:
         dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size)))
         for row in dataset.iter_rows():
             if row["__inference_error__"]:
-                self._say(f"a line came back without an answer: {_last_line(row['__inference_error__'])}")
+                self._note(f"a line came back without an answer: {_last_line(row['__inference_error__'])}")
                 continue
             reply = json.loads(row["reply"])
             deliver(Answer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))

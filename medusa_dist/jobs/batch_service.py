@@ -61,7 +61,7 @@ def open_sender(target: Target, say: Say, note: Say) -> Iterator[Callable[[], Se
             elif not ray.is_initialized():
                 join_cluster(cluster or "auto")
                 ends.callback(ray.shutdown)
-            return ServeSender(app, target.deployment, target.concurrency, say)
+            return ServeSender(app, target.deployment, target.concurrency, note)
 
         yield connect
 

@@ -196,7 +196,7 @@ def _measure(report: Report, base: Any, sizes: list[RankSize], heads: HeadsFile 
         draft = draft_bytes(heads, sizes[0].output_shape[0], sizes[0].input_shape[0], dtype, device)
     num_layers = int(base.num_hidden_layers)
     memory = report.memory = group_memory(config, sizes, num_layers, max_model_len, draft, gpu)
-    report.notes += memory_notes(config, memory)
+    report.notes += memory_notes(memory)
     if gpu is None:
         report.unchecked.append("step cost: a CPU has no data sheet here; `medusa-dist bench` measures it")
         return

@@ -171,7 +171,7 @@ def _way_out(config: Config, rank: RankMemory, lack: int, blocks: int, gpu: GPU,
     return f"Change {'; or '.join([*ways, 'take a GPU with more memory'])}"
 
 
-def memory_notes(config: Config, memory: GroupMemory) -> list[str]:
+def memory_notes(memory: GroupMemory) -> list[str]:
     """What fits, but will surprise."""
     notes = []
     if memory.kv_blocks >= MIN_BLOCKS and memory.kv_tokens < memory.max_model_len:
