@@ -19,7 +19,9 @@ def layer(prepack: bool, dtype: torch.dtype = torch.float32, bias: bool = True) 
 def test_packed_equals_plain(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
     packed, x = layer(True, dtype, bias)
     plain, _ = layer(False, dtype, bias)
-    assert packed.is_packed and packed.weight is None
+    # oneDNN multiplies bfloat16 only on CPUs with AVX-512; elsewhere F.linear runs, and the results still agree.
+    can = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert packed.is_packed == can and (packed.weight is None) == can
     assert not plain.is_packed and plain.weight is not None
     for shape in ((1, 1, 96), (1, 40, 96), (40, 96)):
         rows = x.flatten()[: torch.Size(shape).numel()].view(shape)
