@@ -19,7 +19,7 @@ serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print h
 	$(VENV)/bin/medusa-dist serve $(CONFIG)
 
 docs: $(VENV)/installed ## write docs/config.md and the README's file tree anew from the code
-	$(VENV)/bin/python -m medusa_dist.jobs.docs
+	$(VENV)/bin/python -m medusa_dist.tools.docs
 
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest
@@ -28,7 +28,7 @@ test-slow: $(VENV)/installed-dev ## long matrices, chaos and soak runs
 	$(VENV)/bin/pytest -m slow
 
 test-matrix: $(VENV)/installed-dev ## exactness in full: all of on = off, rows, distribution, lives (some 20 minutes)
-	$(VENV)/bin/pytest -m slow tests/test_matrix.py tests/test_rows.py tests/test_distribution.py tests/test_life.py
+	$(VENV)/bin/pytest -m slow tests/end_to_end/test_exactness_matrix.py tests/end_to_end/test_row_invariance.py tests/end_to_end/test_distribution.py tests/end_to_end/test_lifecycle_fuzz.py
 
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """What a Serve config's import_path names: `medusa_dist.app:build_app`.
 
 Owns the joining of api and serve, and the deployment's defaults; a Serve config may override these under
-`deployments: - name: Medusa`. Not here: what a replica does (serve/front.py), the keys under `args` (config.py).
+`deployments: - name: Medusa`. Not here: what a replica does (serve/replica.py), the keys under `args` (config.py).
 Serve calls build_app by its annotation, so this module must not postpone annotations.
 """
 
@@ -17,13 +17,13 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from medusa_dist.api.auth import check_api_key
-from medusa_dist.api.inside import Inside
+from medusa_dist.api.in_process_client import Inside
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health
 from medusa_dist.config import Config
-from medusa_dist.serve.front import Front
 from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
+from medusa_dist.serve.replica import Front
 
 DEPLOYMENT = "Medusa"
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs to whoever may look

@@ -1,7 +1,7 @@
 """Which fields of a request go with a beam search, and in which range.
 
-Owns these rules; docs/beam_search.md gives the reasons. Not here: the search (medusa/beam.py). Imports nothing of ours
-but errors; request.py asks it.
+Owns these rules; docs/beam_search.md gives the reasons. Not here: the search (medusa/beam/search.py). Imports nothing
+of ours but errors; request.py asks it.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Owns what a user may write under `args:` in a Serve config and what `LLM(...)` fills in. Not here: facts of the
 machine or of the model (engine and model resolve those), Ray Serve's own keys (serve_configs/*.yaml), the shapes
-behind the names of trees (medusa/named_trees.py, plain data).
+behind the names of trees (named_trees.py, plain data).
 """
 
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.named_trees import NAMED_TREES
+from medusa_dist.named_trees import NAMED_TREES
 
 Paths = tuple[tuple[int, ...], ...]
 

@@ -1,7 +1,7 @@
 """Every error this project raises on purpose, split by who has to act.
 
 Owns the tree and, per class, the HTTP status and the retry hint. Not here: the mapping to a response body
-(api/translate.py). All arguments go to the base class, so errors survive pickling between Ray processes.
+(api/convert.py). All arguments go to the base class, so errors survive pickling between Ray processes.
 """
 
 

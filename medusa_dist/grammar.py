@@ -1,7 +1,8 @@
 """Grammar: what a request's output must look like.
 
 Owns the noun, its kinds, and the checks that need no tokenizer. Not here: matching tokens against it
-(engine/grammar.py), the HTTP fields it comes from (api/form.py). Imports nothing of ours but errors.
+(engine/state/matcher.py), the HTTP fields it comes from (api/schema/structured_outputs.py). Imports nothing of ours but
+errors.
 """
 
 import json

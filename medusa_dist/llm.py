@@ -18,11 +18,10 @@ from medusa_dist.config import parse_config
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.loop import Abort, Submit
 from medusa_dist.engine.outbox import Refusal
-from medusa_dist.engine.start import model_folder
-from medusa_dist.engine.text import TextDelta, TextStream
+from medusa_dist.engine.startup.bootstrap import model_folder
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.llm_backend import LocalBackend, refuse_service_keys, start_backend
-from medusa_dist.model.servable import check_servable
+from medusa_dist.model.support_check import check_servable
 from medusa_dist.request import (
     FinishReason,
     Hypothesis,
@@ -32,6 +31,7 @@ from medusa_dist.request import (
     SpeculationStats,
     TokenLogprobs,
 )
+from medusa_dist.text.text_stream import TextDelta, TextStream
 
 Prompt = str | Sequence[int]
 Speculation = str | int | Sequence[Sequence[int]] | Mapping[str, Any]

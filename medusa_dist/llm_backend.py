@@ -1,6 +1,6 @@
 """What decodes for an `LLM`: the engine of this process, behind the three calls that a group of ranks has, too.
 
-Owns the choice between the two. Not here: text and tokens (llm.py), the group itself (serve/driver.py).
+Owns the choice between the two. Not here: text and tokens (llm.py), the group itself (serve/local_group.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import Command, Submit
 from medusa_dist.engine.outbox import Refusal
-from medusa_dist.engine.start import EngineRank, model_folder
+from medusa_dist.engine.startup.bootstrap import EngineRank, model_folder
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import Output
-from medusa_dist.serve.driver import DriverGroup
+from medusa_dist.serve.local_group import DriverGroup
 
 OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus": True}}
 

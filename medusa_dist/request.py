@@ -1,7 +1,7 @@
 """What is asked and what leaves: Request, SamplingParams, Output.
 
-Owns the nouns at both ends of the engine. Not here: text (engine/text.py), the life of a request in the engine
-(engine/sequence.py), which fields go with a beam search (beam_fields.py). No torch.
+Owns the nouns at both ends of the engine. Not here: text (text/text_stream.py), the life of a request in the engine
+(engine/state/sequence.py), which fields go with a beam search (beam_fields.py). No torch.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class SamplingParams:
     prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
     speculation: False decodes this request without drafted tokens; the output is the same by construction.
     acceptance: "exact", or "typical": lossy, drafted tokens survive that are likely enough by typical_epsilon and
-    typical_delta (medusa/accept.py); the output then depends on what was drafted.
+    typical_delta (medusa/trees/accept.py); the output then depends on what was drafted.
     beam_width: None = no beam search; W = the W best hypotheses, as transformers finds them with num_beams W, and with
     its length_penalty and early_stopping (docs/beam_search.md).
     grammar: what the whole output must look like; it ends where the grammar leaves nothing to add, whatever min_tokens

@@ -12,35 +12,45 @@ PACKAGE = ROOT / "medusa_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
-# Each part may import those below it; parts in one row are siblings and do not know each other.
+# Each part may import those below it; parts in one row are siblings and do not know each other. A part is a folder or a
+# file of the package; the longest name that fits a file is its part.
 LAYERS = [
     {"cli"},
-    {"cli_heads", "cli_train"},
-    {"cli_parts"},
     {"app"},
-    {"jobs"},
+    {"batch", "bench", "check", "heads_tools", "training"},
+    {"tools"},
     {"llm"},
     {"llm_backend"},
     {"api", "serve"},
+    {"engine.startup"},
     {"engine"},
-    {"medusa", "model"},
+    {"engine.scheduler"},
+    {"engine.spec"},
+    {"engine.beam"},
+    {"engine.state", "engine.runner"},
+    {"medusa", "medusa.beam"},
+    {"medusa.heads"},
+    {"medusa.trees", "model"},
+    {"model.source"},
+    {"ops.attention"},
     {"ops"},
+    {"text"},
+    {"config", "request"},
+    {"outputs"},
+    {"beam_fields", "grammar", "named_trees"},
+    {"errors"},
 ]
-READS_PT = "jobs/convert_heads.py"
-FREE = {
-    "beam_fields",
-    "config",
-    "errors",
-    "grammar",
-    "request",
-    "",
-}  # importable by all; "": the package's lazy __init__
-DATA = "medusa_dist.medusa.named_trees."  # imports nothing; config.py looks names up in it
+PARTS = [part for row in LAYERS for part in row]
+READS_PT = "heads_tools/convert_heads.py"
 
 
-def part_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py").replace("__init__", "")
+def module_of(path: Path) -> str:
+    """Dotted name below medusa_dist; a folder's __init__ is the folder."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def part_of(module: str) -> str:
+    return max((p for p in PARTS if module == p or module.startswith(f"{p}.")), key=len)
 
 
 def imports(tree: ast.AST) -> list[str]:
@@ -53,6 +63,19 @@ def imports(tree: ast.AST) -> list[str]:
             assert node.level == 0, "relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of the package that a file imports, function-local imports and those for type checkers too."""
+    found = set()
+    for name in imports(TREES[path]):
+        if name.split(".")[0] == "medusa_dist":
+            module = name.removeprefix("medusa_dist").lstrip(".")
+            found.add(module if module in MODULES else module.rpartition(".")[0])
+    return found
 
 
 def level(part: str) -> int:
@@ -69,33 +92,50 @@ def users_of(library: str) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    mine = part_of(path)
-    ours = [name for name in imports(TREES[path]) if name.split(".")[0] == "medusa_dist"]
-    if mine == "config":
-        ours = [name for name in ours if not name.startswith(DATA)]
-    theirs = {name.split(".")[1] if len(name.split(".")) > 2 else "" for name in ours} - {mine}
-    if mine in FREE - {""}:
-        assert theirs <= FREE, f"{mine} imports {theirs - FREE}"
-        return
-    if mine == "":
+    if path == PACKAGE / "__init__.py":
         return  # lazy: only names for type checkers
-    for other in theirs - FREE:
-        assert level(other) > level(mine), f"{mine} imports {other}, which is not below it"
+    mine = part_of(module_of(path))
+    for module in ours(path) - {""}:
+        theirs = part_of(module)
+        assert theirs == mine or level(theirs) > level(mine), f"{mine} imports {module}, which is not below it"
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    arrows = {module: ours(path) for module, path in MODULES.items() if module}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for other in sorted(arrows.get(module, set())):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in arrows:
+        visit(module, ())
+
+
+def test_followers_execute_and_decide_nothing() -> None:
+    """engine/runner is what every rank runs: it must not see rank 0's sequences, blocks, drafts or decisions."""
+    rank0 = ("engine.state", "engine.beam", "engine.spec", "engine.scheduler", "engine.startup")
+    for module, path in MODULES.items():
+        if part_of(module or "errors") == "engine.runner":
+            assert not [other for other in ours(path) if other.startswith(rank0)], module
 
 
 def test_outside_libraries_stay_where_they_belong() -> None:
-    assert {name.split("/")[0] for name in users_of("ray")} <= {"app.py", "serve", "jobs"}
+    assert {name.split("/")[0] for name in users_of("ray")} <= {"app.py", "serve", "batch", "check", "training"}
     assert {name.split("/")[0] for name in users_of("fastapi")} <= {"app.py", "api"}
     torch_users = {name.split("/")[0] for name in users_of("torch")}
-    assert torch_users <= {"ops", "model", "medusa", "engine", "jobs"}
-    assert {name.split("/")[0] for name in users_of("transformers")} <= {"model", "engine", "llm.py", "serve", "jobs"}
+    assert torch_users <= {"ops", "model", "medusa", "engine", "bench", "check", "training", "heads_tools"}
+    transformers_users = {name.split("/")[0] for name in users_of("transformers")}
+    assert transformers_users <= {"model", "engine", "llm.py", "serve", "bench", "tools", "check", "training"}
     assert users_of("pickle") | users_of("cloudpickle") | users_of("dill") == {READS_PT}
     assert "pickle.UnpicklingError" in imports(TREES[PACKAGE / READS_PT]), "the error's name and nothing else of it"
 
 
 def test_imports_inside_functions() -> None:
-    """In the command line, so that --help is fast, and in ops/attention.py, for kernels that may not be there."""
-    may = ("cli.py", "cli_heads.py", "cli_train.py", "cli_parts.py", "ops/attention.py")
+    """In the command line alone, so that --help is fast."""
     for path, tree in TREES.items():
         local = [
             node.lineno
@@ -104,7 +144,7 @@ def test_imports_inside_functions() -> None:
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)
         ]
-        assert not local or path.relative_to(PACKAGE).as_posix() in may, (path, local)
+        assert not local or path.parent == PACKAGE / "cli", (path, local)
 
 
 def test_nothing_unpickles_what_came_over_a_wire() -> None:
@@ -132,7 +172,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_sizes(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
-    assert len(path.relative_to(PACKAGE).parts) <= 2, "folders are one deep"
+    assert len(path.relative_to(PACKAGE).parts) <= 3, "folders are at most two deep"
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert body_lines(node) <= 50, f"{node.name} has {body_lines(node)} lines"
@@ -156,12 +196,12 @@ def test_the_hot_loop_reads_as_five_parts() -> None:
     ("module", "absent"),
     [
         ("medusa_dist", ("torch", "transformers", "ray", "pydantic")),
-        ("medusa_dist.cli", ("torch", "transformers", "ray")),  # and with it cli_heads and cli_parts
+        ("medusa_dist.cli.main", ("torch", "transformers", "ray")),  # and with it cli_heads and cli_parts
         ("medusa_dist.config", ("torch", "transformers", "ray")),
         ("medusa_dist.request", ("torch", "transformers", "ray", "pydantic")),
         ("medusa_dist.serve.autoscaling", ("torch", "transformers", "pydantic")),  # runs in Serve's controller
-        ("medusa_dist.engine.text", ("torch",)),
-        ("medusa_dist.medusa.accept", ("ray",)),
+        ("medusa_dist.text.text_stream", ("torch",)),
+        ("medusa_dist.medusa.trees.accept", ("ray",)),
     ],
 )
 def test_what_an_import_does_not_load(module: str, absent: tuple[str, ...]) -> None:
@@ -170,11 +210,20 @@ def test_what_an_import_does_not_load(module: str, absent: tuple[str, ...]) -> N
     assert done.stdout.split() == []
 
 
-def test_tests_mirror_the_package() -> None:
-    """tests/<folder>/test_<file>.py tests medusa_dist/<folder>/<file>.py, or says by its name that it joins several."""
-    joining = {"test_openai_client", "test_batch_serve", "test_scaling_on_ray"}
-    for path in ROOT.glob("tests/*/test_*.py"):
-        folder = path.parent.name
-        if folder in ("chaos",) or path.stem in joining:
-            continue
-        assert (PACKAGE / folder / f"{path.stem.removeprefix('test_')}.py").is_file(), path
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+    assert len([path for path in FILES if path.parent == folder and path.stem != "__init__"]) <= 12
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    """tests/unit/<folder>/test_<file>.py tests medusa_dist/<folder>/<file>.py; what joins several is in end_to_end/."""
+    for path in (ROOT / "tests" / "unit").rglob("test_*.py"):
+        tested = path.relative_to(ROOT / "tests" / "unit").with_name(f"{path.stem.removeprefix('test_')}.py")
+        assert (PACKAGE / tested).is_file(), path
+
+
+def test_no_test_imports_from_a_test() -> None:
+    """What several tests need is in tests/support/."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        borrowed = [name for name in imports(ast.parse(path.read_text())) if ".test_" in f".{name}"]
+        assert not borrowed, (path, borrowed)

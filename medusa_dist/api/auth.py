@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medusa_dist.api.translate import failure
+from medusa_dist.api.convert import failure
 from medusa_dist.errors import ConfigError, UnauthorizedError
 
 OPEN_PATHS = ("/health",)

@@ -12,9 +12,9 @@ from starlette.types import Receive
 
 from medusa_dist.api.beams import split_choices
 from medusa_dist.api.service import Service
-from medusa_dist.engine.text import TextDelta, TextStream
 from medusa_dist.errors import EngineError
 from medusa_dist.request import FinishReason, Request
+from medusa_dist.text.text_stream import TextDelta, TextStream
 
 
 class ClientGone(Exception):

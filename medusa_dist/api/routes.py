@@ -15,14 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from medusa_dist.api.answers import Answer, ChatAnswer, CompletionAnswer, Facts
 from medusa_dist.api.auth import ApiKey, RequestId, check_api_key, request_id
 from medusa_dist.api.call import Call, ClientGone
-from medusa_dist.api.replies import ERRORS, ChatReply, CompletionReply, ModelCard, ModelList, TokenizeReply
-from medusa_dist.api.schema import ChatRequest, CompletionRequest, TokenizeRequest
-from medusa_dist.api.service import Service
-from medusa_dist.api.sse import open_stream
-from medusa_dist.api.translate import (
+from medusa_dist.api.convert import (
     Prompt,
     chat_prompt,
     check_model,
@@ -31,8 +26,13 @@ from medusa_dist.api.translate import (
     make_requests,
     text_prompt,
 )
-from medusa_dist.engine.text import TextStream
+from medusa_dist.api.response_builder import Answer, ChatAnswer, CompletionAnswer, Facts
+from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply, ModelCard, ModelList, TokenizeReply
+from medusa_dist.api.service import Service
+from medusa_dist.api.sse import open_stream
 from medusa_dist.errors import MedusaError
+from medusa_dist.text.text_stream import TextStream
 
 GetService = Callable[[], Service]
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; see OpenAI's chunks"}}}

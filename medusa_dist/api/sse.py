@@ -10,9 +10,9 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from medusa_dist.api.answers import Answer
 from medusa_dist.api.call import Call, ClientGone
-from medusa_dist.api.translate import failure
+from medusa_dist.api.convert import failure
+from medusa_dist.api.response_builder import Answer
 
 KEEP_ALIVE_S = 15.0  # proxies commonly cut a silent connection after 60 s
 KEEP_ALIVE = ": keep-alive\n\n"

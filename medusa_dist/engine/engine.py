@@ -5,17 +5,17 @@ Owns the order of a step. Not here: each of its five parts. All methods are call
 
 import time
 
-from medusa_dist.engine.choose import Chooser
-from medusa_dist.engine.clock import PhaseClock
-from medusa_dist.engine.drafter import Drafter
-from medusa_dist.engine.grammar import Grammars, Matcher
-from medusa_dist.engine.plan import Op, Plan
-from medusa_dist.engine.ranks import Ranks
-from medusa_dist.engine.scheduler import Scheduler
-from medusa_dist.engine.speculation import Speculation
+from medusa_dist.engine.runner.broadcast import Ranks
+from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.plan import Op, Plan
+from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.engine.scheduler.scheduler import Scheduler
+from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.state.matcher import Grammars, Matcher
+from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.engine.verdict import Verdict
-from medusa_dist.engine.worker import Scores
 from medusa_dist.request import Output, Request, SpeculationStats
 
 

@@ -1,1 +1,1 @@
-"""The algorithm: trees, drafting, acceptance, heads. Nearly all pure functions."""
+"""The Medusa algorithm: trees, acceptance, heads. Nearly all pure functions."""

@@ -1,1 +1,1 @@
-"""transformers models made ours: where they come from, how they are cut and read."""
+"""transformers models made ours: resolved, sharded, loaded."""

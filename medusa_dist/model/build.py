@@ -1,7 +1,7 @@
 """From a transformers module without weights to one rank's layers with weights.
 
-Owns the walk over the modules: which are replaced by our layers (ops/parallel.py), what each reads, ties, buffers.
-Not here: the plans (model/plans.py), the reading (model/checkpoint.py).
+Owns the walk over the modules: which are replaced by our layers (ops/tp_group.py), what each reads, ties, buffers.
+Not here: the plans (model/sharding_plans.py), the reading (model/source/checkpoint.py).
 """
 
 import copy
@@ -14,10 +14,19 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from medusa_dist.errors import ModelError
-from medusa_dist.model.attention import IMPLEMENTATION
-from medusa_dist.model.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
-from medusa_dist.model.plans import LOCAL_ATTRIBUTES, HeadShape, Style, cut_of, match, plan_of, style_of, vocab_cut
-from medusa_dist.ops.parallel import Linear, Parallel, RowLinear, Summed, VocabEmbedding, packing_refusal
+from medusa_dist.model.attention_bridge import IMPLEMENTATION
+from medusa_dist.model.sharding_plans import (
+    LOCAL_ATTRIBUTES,
+    HeadShape,
+    Style,
+    cut_of,
+    match,
+    plan_of,
+    style_of,
+    vocab_cut,
+)
+from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
+from medusa_dist.ops.tp_group import Linear, Parallel, RowLinear, Summed, VocabEmbedding, packing_refusal
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from medusa_dist.model.checkpoint import Checkpoint
-from medusa_dist.model.servable import read_config
+from medusa_dist.model.source.checkpoint import Checkpoint
+from medusa_dist.model.support_check import read_config
 
 _SAMPLES, _SAMPLE_BYTES = 4, 256  # spread evenly over each tensor, first and last bytes included
 

@@ -1,7 +1,8 @@
 """A transformers model made ours: built without weights, cut, and filled by slices.
 
 Owns `ShardedModel`, the one forward pass the worker calls, `load_model`, and `Outline`, which needs no weights. Not
-here: what may be served (model/servable.py), how it is cut (model/plans.py), the building of layers (model/build.py).
+here: what may be served (model/support_check.py), how it is cut (model/sharding_plans.py), the building of layers
+(model/build.py).
 """
 
 import logging
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from medusa_dist.errors import ModelError
-from medusa_dist.model.attention import check_attention
+from medusa_dist.model.attention_bridge import check_attention
+from medusa_dist.model.aux_hidden_states import tapped_layers, tapping
 from medusa_dist.model.build import Builder, empty_model
-from medusa_dist.model.checkpoint import Checkpoint, StoredTensor
-from medusa_dist.model.plans import HeadShape, check_tp_size, legal_tp_sizes
-from medusa_dist.model.servable import check_servable, layer_windows, max_position, model_class, read_config
-from medusa_dist.model.taps import tapped_layers, tapping
-from medusa_dist.ops.parallel import Linear, Parallel
+from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
+from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
+from medusa_dist.model.support_check import check_servable, layer_windows, max_position, model_class, read_config
+from medusa_dist.ops.tp_group import Linear, Parallel
 
 __all__ = [
     "Outline",

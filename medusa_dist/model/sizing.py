@@ -1,7 +1,7 @@
 """How large a rank's part of a model is, from shapes alone: the loader's own cutting, on the meta device.
 
-Owns the measuring of a model that is not loaded. Not here: the cutting (model/build.py, model/plans.py), where shapes
-come from (model/headers.py), what else needs memory (jobs/check_memory.py).
+Owns the measuring of a model that is not loaded. Not here: the cutting (model/build.py, model/sharding_plans.py), where
+shapes come from (model/safetensors_headers.py), what else needs memory (check/memory.py).
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medusa_dist.model.build import Builder, empty_model
-from medusa_dist.model.checkpoint import Checkpoint, Cut, StoredTensor
-from medusa_dist.model.plans import HeadShape
-from medusa_dist.model.servable import model_class
-from medusa_dist.ops.parallel import Linear, Parallel, packing_refusal
+from medusa_dist.model.sharding_plans import HeadShape
+from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor
+from medusa_dist.model.support_check import model_class
+from medusa_dist.ops.tp_group import Linear, Parallel, packing_refusal
 
 Shapes = dict[str, tuple[int, ...]]  # stored name -> shape
 _META = torch.device("meta")

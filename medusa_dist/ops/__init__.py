@@ -1,1 +1,1 @@
-"""Tensors only: sharded layers, attention, KV rows, noise, sampling."""
+"""Tensor operations: sharded layers, noise, sampling."""

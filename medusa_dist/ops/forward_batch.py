@@ -1,6 +1,6 @@
 """The tensor image of one Plan: what the forward pass and attention read.
 
-Owns the shapes; made by one function (engine/prepare.py) from a Plan and the rank's block tables.
+Owns the shapes; made by one function (engine/runner/batch_builder.py) from a Plan and the rank's block tables.
 Shapes: T rows of the pass (prompt tokens, roots, drafted nodes, padding), W rows whose scores are wanted, and per
 attention group B sequences x Q query rows x L key columns.
 """
@@ -54,7 +54,7 @@ class AttentionGroup:
 
 
 class Reads(NamedTuple):
-    """The same for an attention that reads block tables itself (ops/fused_attention.py): no rectangle, no padding.
+    """The same for an attention that reads block tables itself (ops/attention/paged_cpu.py): no rectangle, no padding.
 
     Arrays on the host, of N nodes in S sequences. A sequence has the rows of the pass from rows[s] on: chains[s] known
     tokens at the positions from starts[s] on, then nodes[s] drafted ones, whose keys stand behind them in tree order.

@@ -1,6 +1,6 @@
 """Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, ten times as fast.
 
-Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/compiled.py).
+Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/numba_cache.py).
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from medusa_dist.ops.compiled import kept_on_disk
+from medusa_dist.ops.numba_cache import kept_on_disk
 
 Array = np.ndarray[Any, Any]
 _LOW = np.uint64(0xFFFFFFFF)

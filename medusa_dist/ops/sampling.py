@@ -1,7 +1,7 @@
 """From logits to the scores a token is chosen by: penalties, bias, temperature, filters, and the argmax itself.
 
 Owns the order in which they apply (vLLM's): grammar, bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
-Not here: the noise (ops/noise.py), whose row this is (engine/choose.py).
+Not here: the noise (ops/noise.py), whose row this is (engine/spec/token_selector.py).
 Shapes: R rows, V vocabulary columns (or a rank's shard of them).
 """
 

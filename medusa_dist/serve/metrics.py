@@ -10,7 +10,7 @@ from medusa_dist.engine.loop import Batch
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import GroupError
 from medusa_dist.request import Output
-from medusa_dist.serve.pending import Pending
+from medusa_dist.serve.inflight import Pending
 
 FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 TOKEN_S = [0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0]

@@ -23,7 +23,7 @@ from medusa_dist.config import Config
 from medusa_dist.engine.loop import Batch, Command, EngineLoop, SteppingEngine
 from medusa_dist.errors import GroupError
 
-STACK = "medusa_dist.engine.start"
+STACK = "medusa_dist.engine.startup.bootstrap"
 PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -39,7 +39,7 @@ class EngineRank(Protocol):
 
 
 class Stack(Protocol):
-    """A module that makes ranks: medusa_dist.engine.start, or a stand-in of the tests."""
+    """A module that makes ranks: medusa_dist.engine.startup.bootstrap, or a stand-in of the tests."""
 
     EngineRank: Callable[..., EngineRank]
 

@@ -21,8 +21,8 @@ from medusa_dist.engine.outbox import Message, Refusal
 from medusa_dist.errors import EngineError, GroupError, MedusaError, OverloadedError, RequestError
 from medusa_dist.request import FinishReason, Output, Request
 from medusa_dist.serve.group import Group
+from medusa_dist.serve.inflight import Pending
 from medusa_dist.serve.metrics import ServiceMetrics
-from medusa_dist.serve.pending import Pending
 
 logger = logging.getLogger("ray.serve")
 

@@ -14,8 +14,8 @@ from medusa_dist.serve import supervisor as module
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.placement import reserve
 from medusa_dist.serve.supervisor import Supervisor
-from tests.serve.fake_stack import expected
-from tests.serve.test_supervisor import STACK, Silent, collect, config, request, until
+from tests.support.fake_groups import STACK, Silent, collect, config, request, until
+from tests.support.fake_stack import expected
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,62 @@
+"""The scores of a prompt in the words of two APIs: OpenAI's lists beside an echo, and vLLM's `prompt_logprobs`.
+
+Owns these words and how a token is named in them. Not here: scores of output tokens (answers.py).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from medusa_dist.request import TokenLogprobs
+from medusa_dist.text.text_stream import UNFINISHED, Detokenizer, token_text
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+
+Entries = Sequence[TokenLogprobs | None]  # one per prompt token; None for the first, which nothing precedes
+
+
+def token_key(tokenizer: Any, token_id: int) -> str:
+    """A token as a dictionary key: parts of characters by their bytes, as OpenAI writes them, to stay distinct."""
+    text, raw = token_text(tokenizer, token_id)
+    return "bytes:" + "".join(f"\\x{b:02x}" for b in raw) if UNFINISHED in text else text
+
+
+def top_table(tokenizer: Any, entry: TokenLogprobs, num_top: int | None = None) -> dict[str, float]:
+    """The likeliest tokens of a place, and the one that stands there: token -> log-probability."""
+    top = zip(entry.top_ids[:num_top], entry.top_logprobs[:num_top], strict=True)
+    pairs: Iterable[tuple[int, float]] = [*top, (entry.token_id, entry.logprob)]
+    return {token_key(tokenizer, i): max(p, LOWEST_LOGPROB) for i, p in pairs}
+
+
+def echoed(tokenizer: Any, text: str, prompt_ids: Sequence[int], entries: Entries, num_top: int) -> dict[str, Any]:
+    """OpenAI's lists for an echoed prompt of this text. text_offset: characters decoded before a token."""
+    detokenizer = Detokenizer(tokenizer)
+    offsets, done = [], 0
+    for token_id in prompt_ids:
+        offsets.append(min(done, len(text)))
+        done += len(detokenizer.push(token_id))
+    return {
+        "tokens": [token_key(tokenizer, token_id) for token_id in prompt_ids],
+        "token_logprobs": [None if entry is None else max(entry.logprob, LOWEST_LOGPROB) for entry in entries],
+        "top_logprobs": [None if entry is None else top_table(tokenizer, entry, num_top) for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def prompt_logprobs(tokenizer: Any, entries: Entries, num_top: int) -> list[dict[str, Any] | None]:
+    """vLLM's form: per prompt token a table by token id. rank: 1 is the likeliest; null below those asked for."""
+    return [None if entry is None else _by_id(tokenizer, entry, num_top) for entry in entries]
+
+
+def _by_id(tokenizer: Any, entry: TokenLogprobs, num_top: int) -> dict[str, Any]:
+    ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, start=1)}
+    pairs = {entry.token_id: entry.logprob} | dict(
+        zip(entry.top_ids[:num_top], entry.top_logprobs[:num_top], strict=True)
+    )
+    return {
+        str(token_id): {
+            "logprob": max(logprob, LOWEST_LOGPROB),
+            "rank": ranks.get(token_id),
+            "decoded_token": token_text(tokenizer, token_id)[0],
+        }
+        for token_id, logprob in pairs.items()
+    }

@@ -1,0 +1,250 @@
+"""From deltas to OpenAI's answers: whole bodies and chunks, as plain dicts.
+
+Owns what an answer says and in which words. Not here: the wire format of a stream (sse.py), the answers' documented
+schema (replies.py), text and stop strings (text/text_stream.py).
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from medusa_dist.api.convert import Prompt
+from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
+from medusa_dist.request import SpeculationStats, TokenLogprobs
+from medusa_dist.text.text_stream import TextDelta, TextStream, token_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What all chunks of an answer share. num_prompt_tokens: each prompt once, however many choices it has.
+
+    num_logprobs, num_prompt_logprobs: likeliest tokens to name at each output and prompt token; None: no scores.
+    """
+
+    call_id: str
+    model: str
+    system_fingerprint: str
+    seed: int
+    acceptance: str
+    num_prompt_tokens: int
+    choices_per_prompt: int
+    num_logprobs: int | None
+    num_prompt_logprobs: int | None
+    include_usage: bool
+
+
+class Answer(ABC):
+    """The answer to one call. streams[i] is choice i; the two routes differ in the words only."""
+
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any) -> None:
+        self._facts = facts
+        self._streams = streams
+        self._tokenizer = tokenizer
+        self._created = int(time.time())
+        self._opened: set[int] = set()
+        self._has_begun = False
+
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed; all streams have ended."""
+        return {
+            **self._head(self.whole_object),
+            "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
+            "usage": self._usage(),
+            "seed": self._facts.seed,
+            "acceptance": self._facts.acceptance,
+            "metrics": self._metrics(),
+        }
+
+    def chunks(self, index: int, delta: TextDelta) -> Iterator[dict[str, Any]]:
+        """The chunks for one delta of one choice; none if it has nothing to show yet."""
+        if index not in self._opened:
+            for choice in self._opening(index):
+                yield self._chunk([choice])
+            self._opened.add(index)
+        if delta.text or delta.finish_reason or (self._facts.num_logprobs is not None and delta.token_ids):
+            yield self._chunk([self._part(index, delta)])
+
+    def last_chunks(self) -> Iterator[dict[str, Any]]:
+        """The usage chunk, if it was asked for."""
+        if self._facts.include_usage:
+            yield {**self._chunk([]), "usage": self._usage(), "metrics": self._metrics()}
+
+    @abstractmethod
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        """One whole choice."""
+
+    @abstractmethod
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        """What a streamed choice shows before its first token."""
+
+    @abstractmethod
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """A choice in a chunk."""
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._facts.call_id,
+            "object": kind,
+            "created": self._created,
+            "model": self._facts.model,
+            "system_fingerprint": self._facts.system_fingerprint,
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self._head(self.chunk_object), "choices": choices}
+        if self._facts.include_usage:
+            chunk["usage"] = None
+        if not self._has_begun:
+            # In the first chunk, so that they are known even if the stream breaks.
+            chunk |= {"seed": self._facts.seed, "acceptance": self._facts.acceptance}
+            self._has_begun = True
+        return chunk
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, completion = self._facts.num_prompt_tokens, sum(len(s.token_ids) for s in self._streams)
+        # Like the prompt itself, what the prefix cache had of it counts once, by its first choice.
+        cached = sum(s.num_cached_tokens for s in self._streams[:: self._facts.choices_per_prompt])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _metrics(self) -> dict[str, Any]:
+        alone = self._streams[0].stats if len(self._streams) == 1 else None
+        return {"speculative_decoding": alone and speculation_metrics(alone)}
+
+    def _prompt_logprobs(self, index: int) -> dict[str, Any]:
+        """The field prompt_logprobs of choice i's prompt, if it was asked for."""
+        num_top = self._facts.num_prompt_logprobs
+        if num_top is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._streams[index].prompt_logprobs, num_top)}
+
+    def _token(self, token_id: int) -> tuple[str, bytes]:
+        return token_text(self._tokenizer, token_id)
+
+
+class ChatAnswer(Answer):
+    """/v1/chat/completions."""
+
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def whole(self) -> dict[str, Any]:
+        """With scores of the prompt, if asked for, beside the choices: they have one prompt."""
+        return {**super().whole(), **self._prompt_logprobs(0)}
+
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, **self._end(delta)}
+
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        role = {"role": "assistant", "content": ""}
+        yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None}
+
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": delta.text} if delta.text else {}, **self._end(delta)}
+
+    def _end(self, delta: TextDelta) -> dict[str, Any]:
+        logprobs = None
+        if self._facts.num_logprobs is not None:
+            logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
+        return {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = zip(entry.top_ids, entry.top_logprobs, strict=True)
+        return {**self._scored(entry.token_id, entry.logprob), "top_logprobs": [self._scored(i, p) for i, p in top]}
+
+    def _scored(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text, raw = self._token(token_id)
+        return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST_LOGPROB)}
+
+
+class CompletionAnswer(Answer):
+    """/v1/completions. echoes[i]: the prompt that choice i repeats before its own text, None without echo."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(
+        self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[Prompt | None]
+    ) -> None:
+        super().__init__(facts, streams, tokenizer)
+        self._echoes = echoes
+
+    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
+        choice = self._piece(index, text, delta)
+        echo = self._echoes[index]
+        if echo is not None:
+            before = self._echo(index, echo)
+            choice["text"] = before["text"] + text
+            if before["logprobs"] is not None:
+                choice["logprobs"] = {
+                    key: values + choice["logprobs"][key] for key, values in before["logprobs"].items()
+                }
+        return {**choice, **self._prompt_logprobs(index)}
+
+    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
+        echo = self._echoes[index]
+        if echo is not None:
+            yield self._echo(index, echo)
+
+    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        return self._piece(index, delta.text, delta)
+
+    def _echo(self, index: int, echo: Prompt) -> dict[str, Any]:
+        """The prompt as a piece of its own."""
+        logprobs, num_top = None, self._facts.num_logprobs
+        if num_top is not None:
+            logprobs = echoed(self._tokenizer, echo.text, echo.ids, self._streams[index].prompt_logprobs, num_top)
+        return {"index": index, "text": echo.text, "logprobs": logprobs, "finish_reason": None}
+
+    def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
+        logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        echo = self._echoes[index]
+        shift = 0 if echo is None else len(echo.text)
+        return {
+            "tokens": [token_key(self._tokenizer, token_id) for token_id in delta.token_ids],
+            "token_logprobs": [max(entry.logprob, LOWEST_LOGPROB) for entry in delta.logprobs],
+            "top_logprobs": [top_table(self._tokenizer, entry) for entry in delta.logprobs],
+            "text_offset": [shift + offset for offset in delta.text_offsets],
+        }
+
+
+def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
+    """Acceptance of one request, in vLLM's words (metrics.speculative_decoding), which benchmark clients read.
+
+    acceptance_histogram[j]: steps that accepted exactly j drafted tokens; a step accepts along one path, so the
+    steps that accepted at least k are those in which head k guessed right.
+    """
+    at_least = (stats.num_steps, *stats.accepted_per_head, 0)
+    return {
+        "mean_acceptance_length": stats.tokens_per_step,
+        "draft_acceptance_rate": stats.num_accepted / stats.num_drafted if stats.num_drafted else 0.0,
+        "acceptance_histogram": [max(0, a - b) for a, b in pairwise(at_least)],
+        "num_spec_steps": stats.num_steps,
+        "num_accepted_draft_tokens": stats.num_accepted,
+        "num_draft_tokens": stats.num_drafted,
+        "num_spec_tokens": len(stats.accepted_per_head),
+    }
+
+
+def _everything(stream: TextStream) -> TextDelta:
+    """The whole output as one delta."""
+    return TextDelta(
+        token_ids=tuple(stream.token_ids),
+        logprobs=tuple(stream.logprobs),
+        text_offsets=tuple(stream.text_offsets),
+        finish_reason=stream.finish_reason,
+    )

@@ -1,0 +1,241 @@
+"""Bodies of the POST routes, as pydantic models.
+
+Owns types and ranges of what a client may send. Not here: which fields are honoured (fields.py), their meaning
+(translate.py), bodies of answers (replies.py).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from medusa_dist.api.beams import asked_beams
+from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse
+from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
+from medusa_dist.beam_fields import MAX_BEAM_WIDTH, MAX_LENGTH_PENALTY
+from medusa_dist.errors import RequestError
+from medusa_dist.request import MAX_LOGPROBS, MAX_PRIORITY
+
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Stop = Annotated[Text, Field(min_length=1)]
+
+
+def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
+    """Write the table's verdicts into the JSON schema."""
+
+    def fill(schema: dict[str, Any]) -> None:
+        for name, value in schema["properties"].items():
+            rule = rules[name]
+            value["description"] = f"{rule.use}: {rule.note}" if rule.note else str(rule.use)
+
+    return fill
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    place = "messages[].content[]."
+    type: Literal["text"]
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_only(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise RequestError(f"content parts of type {kind!r} are not supported; send text", "messages")
+        return data
+
+
+_MESSAGE_REFUSED = {
+    "tool_calls": Rule(CHAT_FIELDS["tools"].use, "tools are not served", ([],)),
+    "tool_call_id": Rule(CHAT_FIELDS["tools"].use, "tools are not served"),
+    "function_call": Rule(CHAT_FIELDS["tools"].use, "tools are not served"),
+    "audio": Rule(CHAT_FIELDS["audio"].use, "text only"),
+    "refusal": Rule(CHAT_FIELDS["audio"].use, "put the text into content", ("",)),
+    "annotations": Rule(CHAT_FIELDS["audio"].use, "put the text into content", ([],)),
+}
+
+
+class Message(Body):
+    """One message of a conversation. `name` reaches the model if its chat template shows it."""
+
+    place = "messages[]."
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+    refusal: Any = Field(default=None, description="refused unless empty")
+    annotations: Any = Field(default=None, description="refused unless empty")
+    audio: Any = Field(default=None, description="refused")
+    tool_calls: Any = Field(default=None, description="refused unless empty")
+    tool_call_id: Any = Field(default=None, description="refused")
+    function_call: Any = Field(default=None, description="refused")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tool_role(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
+            raise RequestError(
+                f"messages with role {data['role']!r} are not supported: tools are not served", "messages"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Self:
+        try:
+            refuse(_MESSAGE_REFUSED, self.__dict__)
+        except RequestError as error:
+            raise RequestError(f"messages[].{error.message}", "messages", error.code) from None
+        if self.content is None and self.role != "assistant":
+            raise RequestError(f"a message with role {self.role!r} needs content", "messages")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+
+
+class StreamOptions(Body):
+    """Extras of a streamed answer."""
+
+    place = "stream_options."
+    include_usage: bool | None = Field(default=None, description="one more chunk with the usage before [DONE]")
+    include_obfuscation: bool | None = Field(default=None, description="true is refused: no padding is added")
+
+    @model_validator(mode="after")
+    def _no_obfuscation(self) -> Self:
+        if self.include_obfuscation:
+            raise RequestError(
+                "stream_options.include_obfuscation is not supported: no padding is added to chunks; leave it out",
+                "stream_options",
+                "unsupported_parameter",
+            )
+        return self
+
+
+class Sampled(Body):
+    """Fields that both generating routes have. null always means the default."""
+
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    model: Text
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=1e-9, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=100)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: Annotated[Text, Field(min_length=1)] | None = None
+    speculation: Literal["auto", "off"] | None = None
+    acceptance: Literal["exact", "typical"] | None = None
+    typical_epsilon: Annotated[float, Field(ge=1e-9, le=1)] | None = None
+    typical_delta: Annotated[float, Field(ge=1e-9, le=10)] | None = None
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    user: Any = None
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Self:
+        refuse(self.rules, self.__dict__)
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream: true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs come with whole answers only; leave stream out", "prompt_logprobs")
+        asked_beams(self)
+        return self
+
+
+class ChatRequest(Sampled):
+    """Body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(json_schema_extra=_document(CHAT_FIELDS))
+    rules = CHAT_FIELDS
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_generation_prompt: bool | None = None
+    metadata: Any = None
+    store: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: ResponseFormat | None = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise RequestError(
+                "max_tokens and max_completion_tokens are two names of one limit, but differ", "max_tokens"
+            )
+        return self
+
+
+class CompletionRequest(Sampled):
+    """Body of POST /v1/completions."""
+
+    model_config = ConfigDict(json_schema_extra=_document(COMPLETION_FIELDS))
+    rules = COMPLETION_FIELDS
+    prompt: Text | list[Text] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: Any = None
+    suffix: Any = None
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise RequestError("max_tokens: 0 asks for nothing; it needs echo or prompt_logprobs", "max_tokens")
+        return self
+
+
+class TokenizeRequest(Body):
+    """Body of POST /tokenize: either a prompt, or messages for the chat template."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool = Field(default=True, description="of a prompt; a chat template writes its own")
+    add_generation_prompt: bool = Field(default=True, description="of messages")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("give either prompt or messages", "prompt")
+        return self

@@ -1,0 +1,87 @@
+"""The form of an answer: response_format (OpenAI's) and structured_outputs (vLLM's), and the grammar they ask for.
+
+Owns these two fields, from their types to their meaning. Not here: what a grammar is (medusa_dist/grammar.py).
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.errors import RequestError
+from medusa_dist.grammar import Grammar
+
+_FORMAT, _OUTPUTS = "response_format", "structured_outputs"
+
+
+class JsonSchema(Body):
+    """OpenAI's wrapping of a JSON schema. The schema is obeyed whether strict or not."""
+
+    place = "response_format.json_schema."
+    name: Text | None = Field(default=None, description="a label")
+    description: Text | None = Field(default=None, description="a label; tell the model in the prompt what you want")
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="the schema is obeyed in any case")
+
+
+class ResponseFormat(Body):
+    """OpenAI's field."""
+
+    place = "response_format."
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise RequestError(
+                f'{_FORMAT}.json_schema goes with type "json_schema", and only with it; the type is "{self.type}"',
+                _FORMAT,
+            )
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """What it asks for; None: any text."""
+        if self.json_schema is not None:
+            return Grammar.json_schema(self.json_schema.content, _FORMAT)
+        return Grammar.json(_FORMAT) if self.type == "json_object" else None
+
+
+class StructuredOutputs(Body):
+    """vLLM's field: exactly one of its kinds."""
+
+    place = "structured_outputs."
+    content: dict[str, Any] | Text | None = Field(default=None, alias="json", description="a JSON schema, or its text")
+    regex: Text | None = Field(default=None, description="matches the whole output; Rust's syntax, no look-around")
+    choice: list[Text] | None = Field(default=None, description="one of these texts")
+    grammar_text: Text | None = Field(default=None, alias="grammar", description="llguidance's Lark, or GBNF")
+    json_object: bool | None = Field(default=None, description="any JSON object")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        kinds = (self.content, self.regex, self.choice, self.grammar_text, self.json_object or None)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise RequestError(f"{_OUTPUTS} needs exactly one of json, regex, choice, grammar, json_object", _OUTPUTS)
+        return self
+
+    def grammar(self) -> Grammar:
+        """What it asks for."""
+        if self.content is not None:
+            return Grammar.json_schema(self.content, _OUTPUTS)
+        if self.regex is not None:
+            return Grammar.regex(self.regex, _OUTPUTS)
+        if self.choice is not None:
+            return Grammar.choice(self.choice, _OUTPUTS)
+        if self.grammar_text is not None:
+            return Grammar.ebnf(self.grammar_text, _OUTPUTS)
+        return Grammar.json(_OUTPUTS)
+
+
+def asked_grammar(response_format: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:
+    """The grammar of a request. Raises RequestError if both fields ask for one, or for a grammar that cannot be."""
+    form = None if response_format is None else response_format.grammar()
+    if outputs is None:
+        return form
+    if form is not None:
+        raise RequestError(f"{_FORMAT} and {_OUTPUTS} both say what the output looks like; give one", _OUTPUTS)
+    return outputs.grammar()

@@ -1,0 +1,1 @@
+"""`medusa-dist batch`: a file of requests, answered line by line."""

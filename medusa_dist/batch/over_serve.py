@@ -1,0 +1,176 @@
+"""Batch lines to an application on a Ray cluster, through Ray Data's ServeDeploymentProcessor.
+
+Owns finding the application, and how much of the file is on its way at a time. Not here: what a replica does with a
+line (the deployment's batch_line), what is done with the answers (batch.py).
+The processor's actors only carry lines: they reserve nothing and own no placement group, which Ray Data would leak.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import ray
+import ray.data
+from ray import serve
+from ray.data import DataContext, TaskPoolStrategy
+from ray.data.llm import ServeDeploymentProcessorConfig, build_processor
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
+
+from medusa_dist.batch.files import Answer, Line
+from medusa_dist.batch.job import Deliver
+from medusa_dist.errors import ConfigError, EngineError
+
+BLOCKS = 3  # in flight per replica: one is decoded, one waits behind it, one comes back or is on its way
+MIN_BLOCK = 8  # lines; Ray Data spends some ten milliseconds on a block
+MAX_BLOCKS = 4000  # of one dataset: what is in memory at a time, however long the file is
+FACTS_S = 60.0
+
+
+class ServeSender:
+    """app: the application's name; None: the only one. deployment: the name of ours in it. Needs a connected Ray.
+
+    concurrency: lines in flight; None: as many as keep every replica full. note: takes what a person should know.
+    Raises ConfigError if it is not running.
+    """
+
+    def __init__(self, app: str | None, deployment: str, concurrency: int | None, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._deployment = deployment
+        self._app = app if app is not None else only_application(deployment)
+        self._concurrency = concurrency
+        self._facts: dict[str, Any] = {}
+        state = serve.status().applications.get(self._app)
+        if state is None or state.status != ApplicationStatus.RUNNING or deployment not in state.deployments:
+            found = "not there" if state is None else state.status.value
+            raise ConfigError(f"application {self._app!r} is {found}; `serve status` shows what runs")
+
+    def describe(self) -> dict[str, Any]:
+        """The service's facts."""
+        handle = serve.get_deployment_handle(self._deployment, self._app)
+        try:
+            self._facts = handle.describe.remote().result(timeout_s=FACTS_S)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise EngineError(f"application {self._app!r} does not answer: {error}") from None
+        return self._facts
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that there are, or may be under load."""
+        states: dict[str, int] = serve.status().applications[self._app].deployments[self._deployment].replica_states
+        return max(1, states.get("RUNNING", 0), int(self._facts.get("max_replicas") or 1))
+
+    def block_size(self) -> int:
+        """Lines per block: a full batch, but all in flight fit into what a replica admits."""
+        if self._concurrency is not None:
+            return max(1, self._concurrency // (BLOCKS * self.num_replicas))
+        running, queued = int(self._facts["max_running"]), int(self._facts["max_queued"])
+        return max(1, min(max(MIN_BLOCK, running), (running + queued) // BLOCKS))
+
+    def send(self, lines: Iterator[Line], deliver: Deliver) -> None:
+        """See batch.Sender."""
+        quiet_ray_data()
+        size = self.block_size()
+        while rows := [_row(line) for line in islice(lines, size * MAX_BLOCKS)]:
+            try:
+                self._send_rows(rows, size, deliver)
+            except (RayError, RayServeException) as error:
+                self._note(f"a replica was lost ({_last_line(error)}); its lines are sent again")
+
+    def _send_rows(self, rows: list[dict[str, str]], size: int, deliver: Deliver) -> None:
+        maps = {"num_cpus": 0, "compute": TaskPoolStrategy(size=2)}
+        processor = build_processor(
+            ServeDeploymentProcessorConfig(
+                deployment_name=self._deployment,
+                app_name=self._app,
+                batch_size=size,
+                concurrency=self.num_replicas,
+                should_continue_on_error=True,
+            ),
+            preprocess=to_call,
+            postprocess=to_reply,
+            preprocess_map_kwargs=maps,
+            postprocess_map_kwargs=maps,
+        )
+        for name in processor.list_stage_names():
+            # No restarts: a carrier that dies loses nothing, its lines are sent again.
+            processor.get_stage_by_name(name).map_batches_kwargs.update(
+                num_cpus=0, max_concurrency=BLOCKS, max_restarts=0, max_task_retries=0
+            )
+        dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size)))
+        for row in dataset.iter_rows():
+            if row["__inference_error__"]:
+                self._note(f"a line came back without an answer: {_last_line(row['__inference_error__'])}")
+                continue
+            reply = json.loads(row["reply"])
+            deliver(Answer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))
+
+
+def _last_line(error: object) -> str:
+    """Of a text that Ray filled with tracebacks."""
+    return ([type(error).__name__, *str(error).strip().splitlines()])[-1].strip()[:200]
+
+
+def _row(line: Line) -> dict[str, str]:
+    """A line as texts: columns whose types differ from row to row are not for Arrow."""
+    assert line.custom_id is not None
+    return {"id": line.id, "custom_id": line.custom_id, "url": line.url, "body": json.dumps(line.body)}
+
+
+def to_call(row: dict[str, Any]) -> dict[str, Any]:
+    """The processor's contract: which method of the deployment, with what."""
+    return {"method": "batch_line", "dtype": None, "request_kwargs": {"url": row["url"], "body": row["body"]}}
+
+
+def to_reply(row: dict[str, Any]) -> dict[str, Any]:
+    """What goes back to the job."""
+    return {"id": row["id"], "custom_id": row["custom_id"], "reply": row["reply"]}
+
+
+def only_application(deployment: str) -> str:
+    """The name of the only application with such a deployment. Raises ConfigError if there is none, or several."""
+    names: list[str] = [name for name, state in serve.status().applications.items() if deployment in state.deployments]
+    if not names:
+        raise ConfigError("no model is served on this Ray cluster; start one with --config, or `medusa-dist serve`")
+    if len(names) > 1:
+        raise ConfigError(f"several models are served here; say which with --app: {', '.join(sorted(names))}")
+    return names[0]
+
+
+def join_cluster(address: str) -> None:
+    """Connect to a running cluster. Raises ConfigError if there is none, or it asks for a token we do not have."""
+    if ray.is_initialized():
+        return
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}\n"
+            "Give --config to start a model for this job, --address http://... for a service's URL, or the address of "
+            "a Ray cluster; one with token authentication wants RAY_AUTH_MODE=token in this shell, too"
+        ) from None
+
+
+def refuse_if_serving(address: str) -> None:
+    """Raise ConfigError if the cluster serves something: deploying a config takes away what it does not name."""
+    join_cluster(address)
+    try:
+        names = sorted(serve.status().applications)
+    finally:
+        ray.shutdown()
+    if names:
+        raise ConfigError(
+            f"the Ray cluster at {address!r} already serves {', '.join(names)}, which deploying --config would "
+            "replace; leave --config out to use what is served"
+        )
+
+
+def quiet_ray_data() -> None:
+    """No bars and no notes of Ray Data's own: the job shows its progress itself."""
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,81 @@
+"""Where a batch job's lines go: a URL, an application that runs on a Ray cluster, or one started for the job.
+
+Owns that choice, and the end of what it started. Not here: sending (batch_http.py, batch_serve.py), the course of a
+job (batch.py).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from medusa_dist.batch.job import Sender
+from medusa_dist.batch.over_http import HttpSender
+from medusa_dist.batch.over_serve import ServeSender, join_cluster, refuse_if_serving
+from medusa_dist.errors import ConfigError
+from medusa_dist.serve.config_file import read_serve_file
+from medusa_dist.serve.launch import Launch
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the user named. config: a Serve config to start. address: a URL, or of a Ray cluster; None: RAY_ADDRESS.
+
+    app: of several applications. concurrency: lines in flight, None for the default. deployment: ours in each.
+    """
+
+    deployment: str
+    config: Path | None = None
+    address: str | None = None
+    app: str | None = None
+    concurrency: int | None = None
+
+
+@contextmanager
+def open_sender(target: Target, say: Say, note: Say) -> Iterator[Callable[[], Sender]]:
+    """A function that connects, starting what has to be started; leaving the block ends that again.
+
+    say: shows what a start is doing now. note: takes what a person should know while lines are answered.
+    Options that contradict each other raise ConfigError at once; everything else does when the function is called.
+    """
+    is_url = (target.address or "").startswith(("http://", "https://"))
+    if is_url and target.config is not None:
+        raise ConfigError("--config starts a model on Ray, --address names a service that runs; give one of them")
+    if is_url and target.app is not None:
+        raise ConfigError("--app names an application on a Ray cluster; the URL itself says which one is meant")
+    cluster = target.address or os.environ.get("RAY_ADDRESS")  # which Ray sets in a submitted job
+    with ExitStack() as ends:
+
+        def connect() -> Sender:
+            if is_url:
+                assert target.address is not None
+                return HttpSender(target.address, target.concurrency)
+            app = target.app
+            if target.config is not None:
+                app = _start(target.config, target, cluster, say, ends)
+            elif not ray.is_initialized():
+                join_cluster(cluster or "auto")
+                ends.callback(ray.shutdown)
+            return ServeSender(app, target.deployment, target.concurrency, note)
+
+        yield connect
+
+
+def _start(path: Path, target: Target, cluster: str | None, say: Say, ends: ExitStack) -> str:
+    """Deploy a config for this job; returns the application's name."""
+    file = read_serve_file(path, target.deployment)
+    names = sorted(file.configs)
+    name = target.app or names[0]
+    if name not in names or (target.app is None and len(names) > 1):
+        raise ConfigError(f"{path} has the applications {', '.join(names)}; say with --app which one answers")
+    if cluster is not None:
+        refuse_if_serving(cluster)
+    launch = Launch(file, cluster, say)
+    ends.callback(launch.stop)
+    launch.start()
+    return name

@@ -1,0 +1,204 @@
+"""`medusa-dist bench`: what speculation is worth on this machine, measured side by side.
+
+Owns the comparison. Not here: one run (bench_run.py), other engines (bench_peers.py), the report (bench_report.py).
+One engine, one process: the same prompts are decoded with and without drafts, alternating, so that load on the machine
+hits both alike; a pair whose tokens differ is an error, since exactness is the promise. The baseline is our own engine
+with its lone rows padded like the others. Ratios are per pair; the interval is a bootstrap over pairs.
+"""
+
+import hashlib
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import torch
+
+from medusa_dist.bench.machine import machine, read_bandwidth
+from medusa_dist.bench.peers import Answers, Peer
+from medusa_dist.bench.report import PEER_TIMED, TIMED, PeerRow, Report, Row, Side
+from medusa_dist.bench.timed_run import Run, run_prompts
+from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.llm import LLM
+from medusa_dist.request import SamplingParams
+from medusa_dist.tools.progress import Count
+
+PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
+_BOOTSTRAP_ROUNDS = 2000
+_ORDERS: tuple[tuple[str | bool, ...], ...] = tuple(permutations(("theirs", True, False)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to measure. pairs: per batch size and temperature. waves: how often a run fills a batch larger than 1.
+
+    prompts: one a line. Where a run needs more, they come again with a number before them, so that no two prompts of a
+    run begin alike (beyond the chat template).
+    """
+
+    batches: Sequence[int]
+    temperatures: Sequence[float]
+    pairs: int
+    waves: int
+    max_tokens: int
+    prompts: Path
+    exact_phases: bool = False  # on a GPU: wait for each phase (engine/runner/phase_timer.py)
+
+    def params(self, temperature: float) -> SamplingParams:
+        """Answers all have max_tokens tokens, so that both sides do the same work."""
+        return SamplingParams(max_tokens=self.max_tokens, temperature=temperature, ignore_eos=True)
+
+
+class PromptSource:
+    """Prompts of a file in the model's tokens, without end."""
+
+    def __init__(self, llm: LLM, path: Path) -> None:
+        self._llm = llm
+        self._texts = [line for line in path.read_text().splitlines() if line.strip()]
+        if not self._texts:
+            raise ConfigError(f"{path} has no prompts")
+
+    def take(self, start: int, count: int) -> list[list[int]]:
+        """Prompts start, start + 1, ... of the file; those that come again within these are numbered."""
+        return [self._ids(start + i, i // len(self._texts)) for i in range(count)]
+
+    def _ids(self, index: int, repeat: int) -> list[int]:
+        text = self._texts[index % len(self._texts)]
+        text = f"{repeat + 1}. {text}" if repeat else text
+        if getattr(self._llm.tokenizer, "chat_template", None):
+            return self._llm.chat_ids([{"role": "user", "content": text}])
+        return list(self._llm.tokenizer(text)["input_ids"])
+
+
+def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> Report:
+    """Measure all batch sizes and temperatures, then against the peers. report: told what is being measured.
+
+    Raises EngineError if any pair's tokens differ, ConfigError for an unfit prompt file.
+    """
+    source = PromptSource(llm, setting.prompts)
+    device = torch.device(llm.facts["device"])
+    if setting.exact_phases:
+        llm.engine.clock.wait_for(device)
+    bandwidth = read_bandwidth(device)
+    roof_ms = 1e3 * llm.facts["weight_bytes"] / bandwidth
+    rows = []
+    for temperature in setting.temperatures:
+        for batch in setting.batches:
+            rows.append(_row(llm, source, setting, (batch, temperature), roof_ms, report))
+    peer_rows: list[PeerRow] = []
+    for peer in peers:
+        for batch in peer.batches:
+            peer_rows += _against(llm, source, setting, peer, batch, report)
+    cost = llm.engine.speculation.cost
+    points = () if cost is None else zip(cost.rows, cost.seconds, strict=True)
+    return Report(
+        machine=machine(device),
+        model=llm.config.model,
+        dtype=llm.config.dtype,
+        max_tokens=setting.max_tokens,
+        waves=setting.waves,
+        timed=TIMED,
+        peer_timed=PEER_TIMED,
+        prompts=setting.prompts.name,
+        prompts_sha256=hashlib.sha256(setting.prompts.read_bytes()).hexdigest(),
+        rows=rows,
+        peers=peer_rows,
+        step_cost_ms={n: round(1e3 * seconds, 2) for n, seconds in points},
+        weight_bytes=llm.facts["weight_bytes"],
+        bandwidth_bytes_per_s=round(bandwidth),
+    )
+
+
+def _row(
+    llm: LLM,
+    source: PromptSource,
+    setting: Setting,
+    what: tuple[int, float],
+    roof_ms: float,
+    report: Callable[[str], None],
+) -> Row:
+    """what: (batch, temperature)."""
+    batch, temperature = what
+    params = setting.params(temperature)
+    sides: dict[bool, list[Run]] = {True: [], False: []}
+    count = 1 if batch == 1 else setting.waves * batch
+    name = f"batch {batch}, temperature {temperature:g}"
+    report(f"{name}: warming up")
+    for drafts in (True, False):  # kernels and the policy's averages warm up; a service has them after a minute
+        run_prompts(llm.engine, source.take(0, count), batch, params, drafts)
+    for pair in range(setting.pairs):
+        report(Count(name, pair, setting.pairs, "pairs"))
+        chosen = source.take(pair * count, count)
+        for drafts in (True, False) if pair % 2 == 0 else (False, True):
+            sides[drafts].append(run_prompts(llm.engine, chosen, batch, params, drafts))
+        if sides[True][-1].tokens != sides[False][-1].tokens:
+            raise EngineError(f"{name}, pair {pair}: speculation changed the tokens; this is a bug, please report it")
+    ratios = [on.rate / off.rate for on, off in zip(sides[True], sides[False], strict=True)]
+    on, off = _side(sides[True]), _side(sides[False])
+    mean = statistics.geometric_mean(ratios)
+    roof_share = round(roof_ms / off.ms_per_step, 3)
+    return Row(batch, temperature, setting.pairs, on, off, mean, *bootstrap_interval(ratios), roof_share)
+
+
+def _side(runs: list[Run]) -> Side:
+    seconds, num_steps = sum(run.seconds for run in runs), sum(run.num_steps for run in runs)
+    phases = {name: sum(run.phases.get(name, 0.0) for run in runs) for name in runs[0].phases}
+    num_tokens = sum(run.num_tokens for run in runs)
+    return Side(
+        tokens_per_s=round(num_tokens / seconds, 2),
+        tokens_per_step=round(num_tokens / sum(run.num_choices for run in runs), 3),
+        ms_per_step=round(1e3 * seconds / num_steps, 3),
+        phase_ms={name: round(1e3 * value / num_steps, 3) for name, value in phases.items()},
+        outside_forward=round(1.0 - phases["forward"] / sum(phases.values()), 4),
+    )
+
+
+def _against(
+    llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int, report: Callable[[str], None]
+) -> list[PeerRow]:
+    """Rounds of three: the peer, ours with drafts, ours without, in all orders, so that who follows whom evens out."""
+    theirs: list[Answers] = []
+    ours: dict[bool, list[Run]] = {True: [], False: []}
+    params = setting.params(0.0)
+    name = f"{peer.name}, batch {batch}"
+    report(f"{name}: warming up")
+    for number in range(-1, setting.pairs):  # the first one warms up
+        if number >= 0:
+            report(Count(name, number, setting.pairs, "rounds"))
+        chosen = source.take(max(0, number) * batch, batch)
+        for side in _ORDERS[number % len(_ORDERS)]:
+            if isinstance(side, str):
+                theirs.append(peer.decode(chosen, setting.max_tokens))
+            else:
+                ours[side].append(run_prompts(llm.engine, chosen, batch, params, side))
+    return [_peer_row(peer.name, batch, drafts, ours[drafts][1:], theirs[1:]) for drafts in (True, False)]
+
+
+def _peer_row(name: str, batch: int, drafts: bool, ours: list[Run], theirs: list[Answers]) -> PeerRow:
+    ratios = [run.total_rate / answers.rate for run, answers in zip(ours, theirs, strict=True)]
+    low, high = bootstrap_interval(ratios)
+    pairs = [
+        pair for run, answers in zip(ours, theirs, strict=True) for pair in zip(run.tokens, answers.tokens, strict=True)
+    ]
+    return PeerRow(
+        peer=name,
+        batch=batch,
+        rounds=len(ratios),
+        drafts=drafts,
+        tokens_per_s=round(statistics.geometric_mean([run.total_rate for run in ours]), 2),
+        peer_tokens_per_s=round(statistics.geometric_mean([answers.rate for answers in theirs]), 2),
+        ratio=statistics.geometric_mean(ratios),
+        low=low,
+        high=high,
+        same_answers=sum(mine == their for mine, their in pairs),
+        num_answers=len(pairs),
+    )
+
+
+def bootstrap_interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the geometric mean, by resampling pairs."""
+    rng = random.Random(seed)
+    means = sorted(statistics.geometric_mean(rng.choices(ratios, k=len(ratios))) for _ in range(_BOOTSTRAP_ROUNDS))
+    return means[int(0.025 * _BOOTSTRAP_ROUNDS)], means[int(0.975 * _BOOTSTRAP_ROUNDS) - 1]

@@ -1,0 +1,1 @@
+"""`medusa-dist check`: whether a Serve config can work, without loading weights."""

@@ -1,0 +1,226 @@
+"""`medusa-dist check`: whether a Serve config can work, found out on a laptop and without loading weights.
+
+Owns the order of the checks and what a report holds. Not here: the parts (serve/config_file.py, check_place.py,
+check_memory.py, roof.py), how a report looks (check_report.py).
+A check that fails ends only those that need its result; what was not checked is said.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ray.serve.schema import ServeApplicationSchema
+
+from medusa_dist.check.memory import DraftBytes, GroupMemory, draft_bytes, group_memory, memory_notes, misfits
+from medusa_dist.check.placement import Placement, misplacements, place
+from medusa_dist.check.roofline import GPU, Step, Work, find_gpu, knee, steps
+from medusa_dist.config import Config
+from medusa_dist.engine.startup.bootstrap import find_heads
+from medusa_dist.errors import ConfigError
+from medusa_dist.medusa.heads.heads_file import (
+    DESCRIPTION,
+    TENSORS,
+    HeadsFile,
+    described_heads,
+    read_description,
+    read_heads,
+)
+from medusa_dist.medusa.trees.draft import NUM_RANKS
+from medusa_dist.medusa.trees.tree import check_paths
+from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.safetensors_headers import Headers, read_headers
+from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
+from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, rank_size
+from medusa_dist.model.source.resolve_model import hub_folder, is_hub_id
+from medusa_dist.model.support_check import max_position, model_class, output_width, read_config
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.serve.config_file import ServeFile
+
+DEFAULT_GPU = "h100"
+SEEN = {
+    "folder": "from the weight files' headers",
+    "hub": "from the weight files' headers on the hub",
+    "none": "from config.json alone: no weights were looked at, shapes are what the architecture asks for",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. model: a folder to look at instead of the config's model. context: tokens."""
+
+    gpu: str | None = None
+    model: str | None = None
+    context: int = 1024
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Steps by the roof formula, per batch size (plain, with trees), and the knee in rows."""
+
+    context: int
+    steps: list[tuple[Step, Step]]
+    knee: int
+
+
+@dataclass
+class Report:
+    """All that was found about one application. problems: it cannot work. notes: it works, but will surprise."""
+
+    application: str
+    config: Config
+    gpu: GPU | None
+    placement: Placement
+    weights_seen: str = ""
+    memory: GroupMemory | None = None
+    heads: str = "none"
+    roof: Roof | None = None
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing speaks against it."""
+        return not self.problems
+
+
+def check(file: ServeFile, options: Options) -> list[Report]:
+    """One report per application of ours in a Serve config. Raises ConfigError for options that make no sense."""
+    applications = {application.name: application for application in file.schema.applications}
+    return [check_application(config, applications[name], options) for name, config in file.configs.items()]
+
+
+def check_application(config: Config, application: ServeApplicationSchema, options: Options) -> Report:
+    """Placement, model, legal ranks, heads, memory and the roof, in this order."""
+    gpu, notes = choose_gpu(config, options)
+    resolved = config.model_copy(update={"device": "cpu" if gpu is None else "cuda"})
+    plan = place(resolved, application, options.gpus_per_node)
+    report = Report(application.name, resolved, gpu, plan, notes=notes)
+    report.problems += misplacements(resolved, plan, application)
+    try:
+        headers = read_headers(options.model or config.model, None if options.model else config.revision)
+        base = read_config(headers.folder, config.trust_remote_code)
+        model_class(base, config.trust_remote_code)
+    except ConfigError as error:
+        report.problems.append(f"model: {error.message}")
+        report.unchecked.append("tensor_parallel_size, heads, memory and step cost need at least the model's config")
+        if is_hub_id(config.model):
+            report.unchecked[-1] += "; --model FOLDER takes it from a folder, in which a config.json is enough"
+        return report
+    report.weights_seen = headers.seen
+    heads = _heads(report, headers, base)
+    try:
+        check_tp_size(base, config.tensor_parallel_size)
+        sizes = rank_sizes(resolved, headers, base)
+    except ConfigError as error:
+        report.problems.append(error.message)
+        report.unchecked.append("memory and step cost need a legal cut of the model")
+        return report
+    _measure(report, base, sizes, heads, options.context)
+    return report
+
+
+def choose_gpu(config: Config, options: Options) -> tuple[GPU | None, list[str]]:
+    """The GPU to calculate with (None: a CPU) and what to say about the choice."""
+    if config.device == "cpu":
+        if options.gpu is not None:
+            raise ConfigError(f"--gpu: {config.name} has device: cpu; set device: auto or cuda, or leave --gpu out")
+        return None, []
+    if options.gpu is None:
+        return find_gpu(DEFAULT_GPU), [f"no --gpu was given: {DEFAULT_GPU} is assumed"]
+    return find_gpu(options.gpu), []
+
+
+def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
+    """Each rank's part of the model. Raises ModelError where config and weights do not belong together."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    trust, world = config.trust_remote_code, config.tensor_parallel_size
+    shapes = headers.shapes if headers.shapes is not None else own_shapes(base, dtype, trust)
+    checkpoint = HeaderCheckpoint(headers.folder, shapes)
+
+    def size(rank: int) -> RankSize:
+        return rank_size(base, checkpoint, Parallel(rank, world), dtype, config.device, trust)
+
+    dimensions = {d for shape in shapes.values() for d in shape} | {HeadShape.of(base, Parallel()).num_kv_heads}
+    if all(d % world == 0 for d in dimensions):  # every cut is even, so all ranks are alike
+        return [size(0)] * world
+    return [size(rank) for rank in range(world)]
+
+
+def heads_file(config: Config) -> HeadsFile | None:
+    """The heads that would be served, by their headers. Raises ConfigError if they are not there or broken."""
+    source = config.heads.source
+    if config.speculation.mode != "off" and source is not None and is_hub_id(source):
+        folder = hub_folder(source, None, [DESCRIPTION])
+        if not (folder / TENSORS).is_file():
+            return described_heads(read_description(folder))
+    else:
+        found = find_heads(config)
+        if found is None:
+            return None
+        folder = found
+    return read_heads(folder, shapes_only=True)
+
+
+def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
+    """The heads, if they are there and fit; whatever is wrong goes into the report."""
+    config = report.config
+    try:
+        file = heads_file(config)
+        if file is None:
+            if config.speculation.mode != "off":
+                report.notes.append(
+                    "heads.source is not set and no heads ship for this model: it is served without speculation"
+                )
+            return None
+        made_for = file.description.base.fingerprint
+        known = fingerprint(headers.folder) if made_for and headers.seen == "folder" else None
+        file.check_base(output_width(base), base.vocab_size, known, config.heads.allow_untrained)
+        file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
+        if config.speculation.tree is not None:
+            check_paths(config.speculation.tree, file.description.num_heads, NUM_RANKS)
+    except ConfigError as error:
+        report.problems.append(error.message if error.message.startswith(("heads", "spec")) else f"heads: {error}")
+        return None
+    if made_for and known is None:
+        report.unchecked.append("whether the heads were made for these weights: no weights to take a fingerprint of")
+    report.heads = f"{file.description.num_heads} heads made for {file.description.base.name}"
+    return file
+
+
+def _measure(report: Report, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
+    """Fill in memory and roof."""
+    config, gpu = report.config, report.gpu
+    longest = max_position(base)
+    if config.max_model_len is not None and config.max_model_len > longest:
+        report.notes.append(f"max_model_len {config.max_model_len} is cut to {longest}, what the model supports")
+    max_model_len = min(config.max_model_len or longest, longest)
+    draft = DraftBytes()
+    if heads is not None:
+        dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+        draft = draft_bytes(heads, sizes[0].output_shape[0], sizes[0].input_shape[0], dtype, device)
+    num_layers = int(base.num_hidden_layers)
+    memory = report.memory = group_memory(config, sizes, num_layers, max_model_len, draft, gpu)
+    report.notes += memory_notes(memory)
+    if gpu is None:
+        report.unchecked.append("step cost: a CPU has no data sheet here; `medusa-dist bench` measures it")
+        return
+    report.problems += misfits(config, memory, gpu, legal_tp_sizes(base)[-1])
+    work = Work(
+        size=max(sizes, key=lambda size: size.dense_bytes + size.expert_bytes),
+        experts_per_token=int(getattr(base, "num_experts_per_tok", None) or 1),
+        kv_token_bytes=max(rank.block_bytes for rank in memory.ranks) // BLOCK_TOKENS,
+        context=min(context, max_model_len),
+        draft_bytes=draft.heads + draft.output_rows,
+    )
+    batches = sorted({1, config.max_running})
+    nodes = 0 if config.speculation.mode == "off" else config.speculation.most_nodes
+    fitting = min(nodes, max(0, config.max_batched_tokens // batches[-1] - 1))
+    if fitting < nodes:
+        report.notes.append(
+            f"max_batched_tokens {config.max_batched_tokens} leaves {fitting} drafted tokens a sequence at max_running"
+        )
+    pairs = steps(gpu, config.dtype, work, batches[:1], nodes) + steps(gpu, config.dtype, work, batches[1:], fitting)
+    report.roof = Roof(work.context, pairs, knee(gpu, config.dtype, work))

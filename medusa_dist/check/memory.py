@@ -1,0 +1,197 @@
+"""What each rank must hold, and whether it fits.
+
+Owns the list of bytes and the messages about what lacks. Pure. Not here: a rank's weights (model/sizing.py), how the
+cache is sized (engine/startup/kv_sizing.py, which the start of a rank uses, too).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from medusa_dist.check.roofline import GPU
+from medusa_dist.config import Config
+from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, gathered_block_bytes, kv_blocks
+from medusa_dist.medusa.heads.heads_file import HeadsFile
+from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
+from medusa_dist.model.sizing import RankSize
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, block_bytes
+
+CONTEXT_BYTES = 1_000_000_000  # a GPU process before any weight: CUDA context, cuBLAS, NCCL's buffers; an estimate
+
+
+@dataclass(frozen=True)
+class DraftBytes:
+    """What rank 0 holds besides its part of the model: heads, the output rows they share, the input embedding."""
+
+    heads: int = 0
+    output_rows: int = 0
+    embedding: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.heads + self.output_rows + self.embedding
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """One rank, in bytes. kv_blocks: what it could hold by itself, without the scratch block. spare: free for KV."""
+
+    rank: int
+    weights: int
+    draft: DraftBytes
+    context: int
+    block_bytes: int
+    kv_blocks: int
+    spare: int | None
+
+    @property
+    def fixed(self) -> int:
+        """Everything but the KV cache and workspace."""
+        return self.weights + self.draft.total + self.context
+
+
+@dataclass(frozen=True)
+class GroupMemory:
+    """All ranks. kv_blocks: of the pool on every rank, the least that any can hold, without the scratch block.
+
+    workspace: an estimate of the largest step's temporary tensors, bytes. reserve: kept free for them; None on a CPU.
+    """
+
+    ranks: tuple[RankMemory, ...]
+    num_layers: int
+    max_model_len: int
+    kv_blocks: int
+    workspace: int
+    reserve: int | None
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the cache holds, all sequences together."""
+        return self.kv_blocks * BLOCK_TOKENS
+
+    def kv_bytes(self, rank: RankMemory) -> int:
+        """The pool's bytes on a rank, the scratch block included."""
+        return (self.kv_blocks + 1) * rank.block_bytes
+
+
+def draft_bytes(
+    file: HeadsFile, output_rows: int, embedding_rows: int, dtype: torch.dtype, device: torch.device
+) -> DraftBytes:
+    """Of heads as rank 0 will hold them, if its CPU is like this one. dtype, device: the model's.
+
+    output_rows, embedding_rows: of the base model's vocabulary matrices.
+    """
+    drafting = drafting_dtype(file, dtype, device)
+    meta, hidden = torch.device("meta"), file.description.base.hidden_size
+    known = file.description.draft_vocab_size or output_rows
+    shared = file.description.lm_head == "shared"
+    heads = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, drafting, meta)
+    everything = sum(t.numel() * t.element_size() for t in (*heads.parameters(), *heads.buffers()))
+    rows = known * hidden * drafting.itemsize if shared else 0
+    embedding = embedding_rows * hidden * dtype.itemsize if heads.needs_embedding else 0
+    return DraftBytes(everything - rows, rows, embedding)
+
+
+def group_memory(
+    config: Config, sizes: list[RankSize], num_layers: int, max_model_len: int, draft: DraftBytes, gpu: GPU | None
+) -> GroupMemory:
+    """All ranks of a group. gpu: None on a CPU, whose memory is not known. max_model_len: resolved."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    fraction = config.memory_fraction if config.kv_cache_tokens is None else 1.0  # the latter ignores it
+    ranks = []
+    for rank, size in enumerate(sizes):
+        mine = draft if rank == 0 else DraftBytes()
+        context = 0 if gpu is None else CONTEXT_BYTES
+        block = block_bytes(num_layers, size.num_kv_heads, size.head_dim, dtype)
+        memory = None
+        if gpu is not None:
+            memory = DeviceMemory(gpu.memory_bytes - size.weight_bytes - mine.total - context, gpu.memory_bytes)
+        count = kv_blocks(config, max_model_len, num_layers, block, memory)
+        spare = None if memory is None else memory.spare(fraction)
+        ranks.append(RankMemory(rank, size.weight_bytes, mine, context, block, count, spare))
+    return GroupMemory(
+        tuple(ranks),
+        num_layers,
+        max_model_len,
+        min(r.kv_blocks for r in ranks),
+        max(workspace_bytes(config, size, max_model_len) for size in sizes),
+        None if gpu is None else DeviceMemory(0, gpu.memory_bytes).spare(fraction) * -1,
+    )
+
+
+def workspace_bytes(config: Config, size: RankSize, max_model_len: int) -> int:
+    """An estimate of what the largest step holds for a moment: activations, scores, and attention's mask or scores."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    rows = config.max_batched_tokens
+    wanted = min(rows, config.max_running * (1 + config.speculation.most_nodes))
+    activations = rows * (6 * size.input_shape[1] + 3 * size.widest) * dtype.itemsize
+    logits = (rows * dtype.itemsize + wanted * 8) * size.vocab_shard  # all rows: those of prompts may be scored
+    if config.device == "cpu":  # scores and weights of all heads, in float32
+        attention = rows * max_model_len * size.num_heads * 8
+    else:  # a mask per query head of a group; rows padded to a power of two
+        group = size.num_heads // size.num_kv_heads
+        attention = 2 * rows * max_model_len * (1 + (1 + group) * dtype.itemsize)
+    return activations + logits + attention
+
+
+def misfits(config: Config, memory: GroupMemory, gpu: GPU, legal_ranks: int) -> list[str]:
+    """One line per rank that cannot hold its share: what lacks, and which key to change. legal_ranks: most ranks."""
+    problems = []
+    for rank in memory.ranks:
+        spare = rank.spare or 0
+        each = gathered_block_bytes(rank.block_bytes, memory.num_layers)
+        needed = rank.kv_blocks if config.kv_cache_tokens is not None else MIN_BLOCKS
+        lack = math.ceil(needed * each) - spare
+        if lack > 0:
+            problems.append(
+                f"rank {rank.rank} lacks {_both(lack)} of {gpu.name}'s {gigabytes(gpu.memory_bytes)}: weights "
+                f"{gigabytes(rank.weights)}, heads and their rows {gigabytes(rank.draft.total)}, CUDA "
+                f"{gigabytes(rank.context)}, kept free {gigabytes(memory.reserve or 0)}, KV cache at least "
+                f"{gigabytes(needed * each)}. {_way_out(config, rank, lack, int(spare / each), gpu, legal_ranks)}"
+            )
+    return problems
+
+
+def _way_out(config: Config, rank: RankMemory, lack: int, blocks: int, gpu: GPU, legal_ranks: int) -> str:
+    """The keys that would make it fit, the gentlest first."""
+    if config.kv_cache_tokens is not None and blocks >= MIN_BLOCKS:
+        return f"Change kv_cache_tokens: at most {blocks * BLOCK_TOKENS} fit, or remove the key"
+    ways = []
+    fraction = config.memory_fraction + lack / gpu.memory_bytes
+    if config.kv_cache_tokens is None and fraction < 0.99:
+        ways.append(f"memory_fraction: at least {math.ceil(fraction * 100) / 100:g}")
+    if rank.draft.total >= lack:
+        ways.append("heads.source: heads over a shorter draft vocabulary (or speculation.mode: off)")
+    if config.dtype == "float32":
+        ways.append("dtype: bfloat16")
+    if config.tensor_parallel_size < legal_ranks:
+        ways.append(f"tensor_parallel_size: more ranks (up to {legal_ranks})")
+    return f"Change {'; or '.join([*ways, 'take a GPU with more memory'])}"
+
+
+def memory_notes(memory: GroupMemory) -> list[str]:
+    """What fits, but will surprise."""
+    notes = []
+    if memory.kv_blocks >= MIN_BLOCKS and memory.kv_tokens < memory.max_model_len:
+        notes.append(
+            f"max_model_len {memory.max_model_len} is more than the {memory.kv_tokens} tokens of the KV cache: "
+            f"requests that may grow beyond it, such as all without max_tokens, are refused; max_model_len: at most "
+            f"{memory.kv_tokens}"
+        )
+    if memory.reserve is not None and memory.workspace > memory.reserve:
+        notes.append(
+            f"the largest step may need {gigabytes(memory.workspace)} of workspace (an estimate), and "
+            f"{gigabytes(memory.reserve)} are kept free; lower max_batched_tokens or max_model_len, or memory_fraction"
+        )
+    return notes
+
+
+def gigabytes(amount: float) -> str:
+    """For people: GB of 10^9 bytes, MB where that reads better."""
+    return f"{amount / 1e9:.2f} GB" if amount >= 5e8 else f"{amount / 1e6:.1f} MB"
+
+
+def _both(amount: int) -> str:
+    return f"{amount:,} bytes ({gigabytes(amount)})"

@@ -1,0 +1,176 @@
+"""How the reports of `medusa-dist check` look: tables for people, JSON for programs.
+
+Owns the words. Not here: what is in a report (check.py).
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from medusa_dist.check.check import SEEN, Report, Roof
+from medusa_dist.check.memory import GroupMemory, RankMemory, gigabytes
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+
+_PIPE_COLUMNS = 140
+
+
+def as_json(reports: list[Report]) -> str:
+    """All reports: bytes, seconds and tokens as plain numbers."""
+    return json.dumps([_plain(report) for report in reports], indent=2)
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    found = {
+        "application": report.application,
+        "ok": report.ok,
+        "problems": report.problems,
+        "notes": report.notes,
+        "unchecked": report.unchecked,
+        "config": report.config.model_dump(mode="json"),
+        "gpu": None if report.gpu is None else asdict(report.gpu),
+        "placement": asdict(report.placement),
+        "weights_seen": report.weights_seen,
+        "heads": report.heads,
+        "memory": None,
+        "roof": None,
+    }
+    if report.memory is not None:
+        found["memory"] = asdict(report.memory) | {"kv_tokens": report.memory.kv_tokens}
+    if report.roof is not None:
+        pairs = [{"plain": _step(plain), "tree": _step(tree)} for plain, tree in report.roof.steps]
+        found["roof"] = {"context": report.roof.context, "knee_rows": report.roof.knee, "steps": pairs}
+    return found
+
+
+def _step(step: Any) -> dict[str, Any]:
+    return asdict(step) | {"seconds": step.seconds}
+
+
+def stdout_console() -> Console:
+    """A terminal as wide as it is; a pipe or file wide enough for the tables."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=_PIPE_COLUMNS)
+
+
+def show(report: Report, console: Console) -> None:
+    """Print one report."""
+    config = report.config
+    where = "a CPU" if report.gpu is None else f"{report.gpu.name} ({gigabytes(report.gpu.memory_bytes)})"
+    ranks = _plural(config.tensor_parallel_size, "rank")
+    console.print(f"[bold]{report.application}[/]: {config.model}, {config.dtype}, {ranks} on {where}", highlight=False)
+    console.print(_placement(report), markup=False, highlight=False)
+    if report.memory is not None:
+        console.print(f"weights {SEEN[report.weights_seen]}; heads: {report.heads}", markup=False, highlight=False)
+        console.print()
+        console.print(_memory_table(report.memory, console))
+        console.print(_cache(report.memory, report), markup=False, highlight=False)
+    if report.roof is not None:
+        console.print()
+        console.print(_roof_table(report.roof, console))
+        console.print(_roof_words(report.roof, report), markup=False, highlight=False)
+    console.print()
+    for style, word, lines in (
+        ("red", "does not work", report.problems),
+        ("yellow", "note", report.notes),
+        ("yellow", "not checked", report.unchecked),
+    ):
+        for line in lines:
+            console.print(f"[{style}]{word}:[/]", end=" ")
+            console.print(line, markup=False, highlight=False)
+    console.print("[green]fits[/]" if report.ok else "[red]does not fit or cannot work[/]")
+
+
+def _placement(report: Report) -> str:
+    plan = report.placement
+    least, most = plan.replicas
+    count = _plural(most, "replica") if least == most else f"{least} to {most} replicas"
+    each = " + ".join(f"{amount:g} {key}" for key, amount in plan.total.items())
+    text = f"placement: {count}, each {_plural(len(plan.bundles), 'bundle')} with {each} in all, {plan.strategy}"
+    if plan.nodes is not None:
+        text += f"; at least {_plural(plan.nodes, 'node')} of {plan.gpus_per_node} GPUs"
+    return text
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _table(console: Console, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column == "rank" else "right", no_wrap=True)
+    return table
+
+
+def _memory_table(memory: GroupMemory, console: Console) -> Table:
+    """One row per kind of rank: ranks that hold the same are one row."""
+    columns = ["rank", "weights", "heads", "output rows", "embedding", "CUDA", "KV cache", "sum", "kept free"]
+    kinds: dict[tuple[Any, ...], list[RankMemory]] = {}
+    for rank in memory.ranks:
+        kinds.setdefault((rank.weights, rank.draft, rank.block_bytes), []).append(rank)
+    table = _table(console, *columns)
+    for ranks in kinds.values():
+        rank = ranks[0]
+        kv = memory.kv_bytes(rank) if memory.kv_blocks > 0 else 0
+        amounts = [rank.weights, rank.draft.heads, rank.draft.output_rows, rank.draft.embedding, rank.context, kv]
+        cells = [gigabytes(amount) if amount else "-" for amount in amounts]
+        free = "-" if memory.reserve is None else gigabytes(memory.reserve)
+        table.add_row(_span([r.rank for r in ranks]), *cells, gigabytes(sum(amounts)), free)
+    return table
+
+
+def _span(ranks: list[int]) -> str:
+    contiguous = ranks == list(range(ranks[0], ranks[-1] + 1))
+    if len(ranks) > 1 and contiguous:
+        return f"{ranks[0]} to {ranks[-1]}"
+    return ", ".join(map(str, ranks))
+
+
+def _cache(memory: GroupMemory, report: Report) -> str:
+    if memory.kv_blocks <= 0:
+        return "KV cache: no room"
+    least = min(memory.ranks, key=lambda rank: rank.kv_blocks).rank
+    tokens = memory.kv_tokens
+    wanted = report.config.max_running * memory.max_model_len
+    if report.config.kv_cache_tokens is not None:
+        why = "kv_cache_tokens"
+    elif tokens >= wanted:
+        why = "all that max_running x max_model_len can use"
+    else:
+        why = f"as many as rank {least} can hold" if report.gpu is not None else "the default on a CPU"
+    return (
+        f"KV cache: {tokens:,} tokens in {memory.kv_blocks:,} blocks of {BLOCK_TOKENS} ({why}), "
+        f"{tokens / memory.max_model_len:.1f} sequences of max_model_len {memory.max_model_len:,}; workspace about "
+        f"{gigabytes(memory.workspace)}"
+    )
+
+
+def _roof_table(roof: Roof, console: Console) -> Table:
+    table = _table(
+        console, "batch", "rows", "plain ms", "tokens/s", "tree rows", "tree ms", "of it drafting", "pays above"
+    )
+    for plain, tree in roof.steps:
+        table.add_row(
+            str(plain.sequences),
+            str(plain.rows),
+            f"{plain.seconds * 1e3:.2f}",
+            f"{plain.sequences / plain.seconds:,.0f}",
+            str(tree.rows),
+            f"{tree.seconds * 1e3:.2f}",
+            f"{tree.draft_s * 1e3:.2f}",
+            f"{tree.seconds / plain.seconds:.2f} tokens/step",
+        )
+    return table
+
+
+def _roof_words(roof: Roof, report: Report) -> str:
+    return (
+        f"A step takes at least this, by the roof formula (weights and {roof.context:,} tokens of context per sequence "
+        f"read once; no communication, no launch overhead).\nKnee: up to {roof.knee} rows a step costs what one row "
+        f"costs, so drafts are nearly free below; {report.config.max_running} sequences fill it at "
+        f"{max(0, roof.knee // report.config.max_running - 1)} drafted tokens each."
+    )

@@ -1,0 +1,189 @@
+"""The commands around heads: get them, judge them, shape their trees.
+
+Owns their words and what they print; cli.py hangs them beside its own. Not here: what they do (jobs/). Imports are
+inside the commands, so that `medusa-dist --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note, parse_sizes
+
+app = typer.Typer()
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="A Serve config; its keys instead of --model, --heads and --dtype.")
+]
+AppOption = Annotated[str | None, typer.Option("--app", help="Which application, where the config has several.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+]
+
+
+def _config(config: Path | None, app_name: str | None, model: str, heads: str | None, dtype: str) -> Any:
+    """The tools' config: from a file, or from options."""
+    from medusa_dist.app import DEPLOYMENT
+    from medusa_dist.tools.tool_llm import options_config, read_config
+
+    return options_config(model, heads, dtype) if config is None else read_config(config, app_name, DEPLOYMENT)
+
+
+@app.command("convert-heads")
+def convert_heads(
+    source: Annotated[str, typer.Argument(help="Published heads: a file, a folder or a hub id.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for heads.safetensors and heads.json.")],
+    base: Annotated[str, typer.Option(help="The model they are for: hub id, folder, GGUF file, or a demo model.")],
+    trust_tensors: Annotated[
+        bool, typer.Option("--trust-tensors", help="Go by the tensors where config.json counts other heads.")
+    ] = False,
+) -> None:
+    """Turn published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) into a head file of ours."""
+    with clear_errors():
+        from medusa_dist.heads_tools.convert_heads import convert_heads as run
+
+        with console.status("converting"):
+            file, found = run(source, target, base, trust_tensors)
+        about = file.description
+        blocks = f"{about.num_heads} heads of {about.num_blocks} block{'s' if about.num_blocks > 1 else ''}"
+        note(f"{blocks}, {about.lm_head} output rows, {about.dtype}, from the layout {found.layout}; in {target}")
+
+
+@app.command("eval-heads")
+def eval_heads(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompts: PromptsOption = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
+    timed: Annotated[int, typer.Option(min=0, help="Prompts of each category that are also timed.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it here: .png, .svg or .pdf. Needs matplotlib.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the accuracies into the heads' heads.json.")] = False,
+) -> None:
+    """Judge heads on the model's own answers: accuracy, calibration, tokens per step by tree size, measured speed."""
+    with clear_errors():
+        from medusa_dist.engine.startup.bootstrap import find_heads
+        from medusa_dist.heads_tools import eval_heads as job
+        from medusa_dist.heads_tools.eval_report import show
+        from medusa_dist.request import SamplingParams
+        from medusa_dist.tools.progress import ProgressDisplay
+        from medusa_dist.tools.prompts import SHIPPED
+        from medusa_dist.tools.tool_llm import open_llm
+
+        draw = None if plot is None else _draw()
+        checked = _config(config, app_name, model, heads, dtype)
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        with ProgressDisplay(console, "loading") as progress, open_llm(checked) as llm:
+            folder = find_heads(checked)
+            name = "no heads" if folder is None else folder.name
+            report = job.eval_heads(llm, name, job.Asked(prompts or SHIPPED, params, timed), progress.say)
+        show(report, Console())
+        if output is not None:
+            output.write_text(job.as_json(report) + "\n")
+        if draw is not None:
+            draw(report, plot)
+            note(f"drawn: {plot}")
+        if write and folder is not None:
+            job.write_accuracies(folder, report)
+            note(f"written: top_accuracies in {folder / 'heads.json'}")
+
+
+@app.command("tune-tree")
+def tune_tree(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompts: PromptsOption = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 48,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
+    mode: Annotated[str, typer.Option(help="What to write: auto (dynamic), static, or best: the faster one.")] = "best",
+    output: Annotated[Path | None, typer.Option(help="Write YAML for `args:` of a Serve config here.")] = None,
+) -> None:
+    """Find the fastest trees for these heads on this machine: measured acceptance over measured step times."""
+    with clear_errors():
+        from medusa_dist.errors import ConfigError
+        from medusa_dist.heads_tools.tune_report import as_yaml, recommended, show
+        from medusa_dist.heads_tools.tune_tree import MAX_NODES
+        from medusa_dist.heads_tools.tune_tree import tune_tree as run
+        from medusa_dist.request import SamplingParams
+        from medusa_dist.tools.progress import ProgressDisplay
+        from medusa_dist.tools.prompts import SHIPPED, prompt_ids, read_prompts
+        from medusa_dist.tools.tool_llm import open_llm
+
+        if mode not in ("best", "auto", "static"):
+            raise ConfigError(f"--mode takes best, auto or static, not {mode!r}")
+        sizes = parse_sizes(batch, "--batch")
+        checked = _config(config, app_name, model, heads, dtype)
+        questions = read_prompts(prompts or SHIPPED)
+        widest = {"mode": "auto", "max_nodes": MAX_NODES}
+        rows = max(checked.max_batched_tokens, 512)
+        with ProgressDisplay(console, "loading") as progress, open_llm(checked, widest, max_batched_tokens=rows) as llm:
+            asked = [(prompt_ids(llm, question.text), question.category) for question in questions]
+            params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+            tuning = run(llm, asked, sizes, params, progress.say)
+        show(tuning, Console())
+        chosen = recommended(tuning) if mode == "best" else mode
+        text = as_yaml(tuning, "static" if chosen == "static" else "auto")
+        if output is None:
+            print(text, end="")
+        else:
+            output.write_text(text)
+            note(f"written: {output}")
+
+
+@app.command()
+def explain(
+    config: ConfigArgument = None,
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "float32",
+    app_name: AppOption = None,
+    prompt: Annotated[str | None, typer.Option(help="Draw the real steps of an answer to this.")] = None,
+    tree: Annotated[str | None, typer.Option(help="A static tree: its name, or paths as [[0], [1], [0, 0]].")] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=255, help="Drafts per step, or nodes of the tree drawn.")] = 7,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the answer.")] = 24,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+) -> None:
+    """Draw candidate trees: a static one with what it should gain, or those of real steps and what became of them."""
+    with clear_errors():
+        from medusa_dist.heads_tools import explain as job
+        from medusa_dist.heads_tools.explain_config import accuracies_of, tree_of
+        from medusa_dist.heads_tools.record_drafts import engine_with_heads
+        from medusa_dist.heads_tools.trace_steps import watch
+        from medusa_dist.request import SamplingParams
+        from medusa_dist.tools.prompts import prompt_ids
+        from medusa_dist.tools.tool_llm import open_llm
+
+        checked = _config(config, app_name, model, heads, dtype)
+        name, speculation = tree_of(checked, tree, nodes)
+        if prompt is None:
+            accuracies = accuracies_of(checked)
+            paths = speculation.tree or job.likeliest(accuracies, nodes)
+            Console().print(job.draw_static(paths, accuracies, name))
+            return
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        with console.status("loading"), open_llm(checked, {"mode": "auto"}) as llm:
+            ids = prompt_ids(llm, prompt)
+            steps = list(watch(engine_with_heads(llm), ids, params, speculation))
+            job.show_steps(steps, llm.tokenizer, Console())
+
+
+def _draw() -> Any:
+    """The drawing function, or a ConfigError before anything is measured."""
+    from medusa_dist.errors import ConfigError
+
+    try:
+        from medusa_dist.heads_tools.plots import draw
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'medusa-dist[plots]'") from None
+    return draw

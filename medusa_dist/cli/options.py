@@ -1,0 +1,70 @@
+"""What the commands share: the terminal, readable errors, options of several commands.
+
+Not here: the commands (cli.py, cli_heads.py). Imports are inside functions, so that `medusa-dist --help` is
+fast.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+console = Console(stderr=True, soft_wrap=True)
+
+ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
+HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+SpeculationOption = Annotated[str, typer.Option(help="auto, off, how many tokens to draft per step, or a tree's name.")]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Print our own errors as one message without a traceback, and exit 1."""
+    from medusa_dist.errors import MedusaError
+
+    try:
+        yield
+    except MedusaError as error:
+        console.print("error:", style="bold red", end=" ")
+        console.print(error.message, markup=False, highlight=False)
+        sys.exit(1)
+
+
+def note(text: str) -> None:
+    """One line to the terminal, as it is."""
+    console.print(text, markup=False, highlight=False)
+
+
+def parse_speculation(text: str) -> Any:
+    """LLM's short forms, as they are typed."""
+    from medusa_dist.errors import ConfigError
+    from medusa_dist.named_trees import NAMED_TREES
+
+    if text in ("auto", "off", *NAMED_TREES):
+        return text
+    if text.isdigit():
+        return int(text)
+    known = ", ".join(NAMED_TREES)
+    raise ConfigError(f"--speculation takes auto, off, a number of drafted tokens, or a tree ({known}), not {text!r}")
+
+
+def parse_sizes(text: str, option: str) -> list[int]:
+    """Batch sizes, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
+        raise ConfigError(f"{option} takes positive numbers separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """Temperatures, as they are typed."""
+    from medusa_dist.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--temperatures takes numbers separated by commas, not {text!r}") from None

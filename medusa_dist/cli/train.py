@@ -1,0 +1,158 @@
+"""The commands that make heads: distill and train-heads.
+
+Owns their words and what they print; cli.py hangs them beside its own. Not here: what they do (jobs/). Imports are
+inside the commands, so that `medusa-dist --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note
+
+app = typer.Typer()
+
+PromptsOption = Annotated[
+    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+]
+TemperaturesOption = Annotated[str, typer.Option(help="Taken in turn, prompt by prompt; 0 is greedy.")]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
+RanksOption = Annotated[
+    int, typer.Option("--tensor-parallel-size", min=1, help="Ranks the model is cut over; more than 1 start on Ray.")
+]
+MaxTokensOption = Annotated[int, typer.Option(min=2, help="Tokens per answer, at most.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.")]
+
+
+def _distill(config: Any, prompts: Path | None, target: Path, **asked: Any) -> None:
+    from medusa_dist.tools.progress import ProgressDisplay
+    from medusa_dist.tools.tool_llm import open_llm
+    from medusa_dist.training.distill import PROMPTS, distill, origin_of
+
+    asked_for = prompts or PROMPTS
+    with (
+        ProgressDisplay(console, "loading") as progress,
+        open_llm(config, looks_inside=False, max_running=asked["batch"], max_batched_tokens=1024) as llm,
+    ):
+        origin = origin_of(llm, asked_for, asked["temperatures"], asked["samples"], asked["max_tokens"])
+        made = distill(llm, asked_for, target, origin, progress.say)
+    note(f"{len(made.done)} answers, {made.num_tokens:,} tokens; in {target}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    from medusa_dist.errors import ConfigError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--temperatures takes numbers separated by commas, not {text!r}") from None
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    from medusa_dist.errors import ConfigError
+
+    if text in ("auto", "none"):
+        return None if text == "auto" else ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--taps takes layer numbers separated by commas, none, or auto, not {text!r}") from None
+
+
+@app.command("distill")
+def distill_command(
+    target: Annotated[Path, typer.Argument(help="The answers, .jsonl; goes on with what is there.")],
+    model: ModelOption = "demo:smollm2-135m",
+    heads: HeadsOption = None,
+    dtype: DtypeOption = "bfloat16",
+    prompts: PromptsOption = None,
+    temperatures: TemperaturesOption = "0,0.7",
+    samples: SamplesOption = 1,
+    max_tokens: MaxTokensOption = 192,
+    batch: BatchOption = 48,
+    ranks: RanksOption = 1,
+) -> None:
+    """Let a model answer prompts: the data that its heads learn from. Run again after a kill, it goes on."""
+    with clear_errors():
+        asked = {"temperatures": _numbers(temperatures), "samples": samples, "max_tokens": max_tokens, "batch": batch}
+        _distill(_config(model, heads, dtype, ranks), prompts, target, **asked)
+
+
+@app.command("train-heads")
+def train_heads_command(
+    target: Annotated[Path, typer.Argument(help="The folder for heads.safetensors and heads.json.")],
+    model: ModelOption = "demo:smollm2-135m",
+    data: Annotated[
+        Path | None, typer.Option(help="Answers, as distill writes them. None: they are made first.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="For answers, places and checkpoints; default: TARGET.work. May be deleted.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (Medusa's own).")] = "sequential",
+    num_heads: Annotated[int, typer.Option(min=1, max=16, help="How far ahead drafts reach.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
+    taps: Annotated[
+        str, typer.Option(help="Inner layers that a sequential cell reads as well: 11,21 or none; auto takes two.")
+    ] = "auto",
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not of the form sequential.")] = 1,
+    lm_head: Annotated[
+        str, typer.Option(help="Output rows: shared (the model's), or own; sequential shares.")
+    ] = "shared",
+    draft_vocab: Annotated[int, typer.Option(min=1, help="Tokens that heads can draft.")] = 8192,
+    loss: Annotated[str, typer.Option(help="kl, ce, or lk (see docs/heads.md).")] = "kl",
+    epochs: Annotated[float, typer.Option(min=0.01)] = 5.0,
+    batch_places: Annotated[int, typer.Option(min=1, help="Places of one step.")] = 1024,
+    learning_rate: Annotated[float, typer.Option(min=1e-7)] = 1.5e-3,
+    dtype: Annotated[str, typer.Option(help="Of the model while it reads the answers, and makes them.")] = "bfloat16",
+    prompts: PromptsOption = None,
+    temperatures: TemperaturesOption = "0,0.7",
+    samples: SamplesOption = 1,
+    max_tokens: MaxTokensOption = 192,
+    batch: BatchOption = 48,
+    ranks: RanksOption = 1,
+) -> None:
+    """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
+    shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
+    shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
+    recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
+    folder = work or target.with_name(target.name + ".work")
+    with clear_errors():
+        checked, config = _checked(shape | {"taps": _layers(taps)}, recipe), _config(model, None, dtype, ranks)
+        folder.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            data = folder / "answers.jsonl"
+            asked = {"temperatures": _numbers(temperatures), "samples": samples}
+            _distill(config, prompts, data, **asked, max_tokens=max_tokens, batch=batch)
+        _train(config, data, target, folder, *checked)
+
+
+def _config(model: str, heads: str | None, dtype: str, ranks: int) -> Any:
+    from medusa_dist.tools.tool_llm import options_config
+
+    return options_config(model, heads, dtype, ranks)
+
+
+def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
+    """What is to be trained and how, before anything is loaded."""
+    from pydantic import ValidationError
+
+    from medusa_dist.config import explain_validation
+    from medusa_dist.errors import ConfigError
+    from medusa_dist.training.train_heads import Shape
+    from medusa_dist.training.train_loop import Recipe
+
+    try:
+        return Shape.model_validate(shape), Recipe.model_validate(recipe)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error)) from None
+
+
+def _train(config: Any, data: Path, target: Path, work: Path, shape: Any, recipe: Any) -> None:
+    from medusa_dist.tools.progress import ProgressDisplay
+    from medusa_dist.training.train_heads import Job, train_heads
+
+    job = Job(config, data, target, work, shape, recipe)
+    with ProgressDisplay(console, "starting") as progress:
+        file = train_heads(job, note, progress.say)
+    note(f"{sum(t.numel() * t.element_size() for t in file.tensors.values()) / 1e6:.1f} MB in {target}")

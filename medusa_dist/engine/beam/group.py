@@ -1,0 +1,208 @@
+"""BeamGroup: the beams of one request, and the KV blocks they share.
+
+Owns what a fork does to sequences and block tables. Pure host work. Not here: the search (medusa/beam/search.py), when
+beams run and who makes room for them (scheduler.py). Each beam is a Sequence with a slot of its own; all run in the
+same steps, have the same length, and are admitted, preempted and freed together. A preempted group begins again from
+its prompt: a search is nothing but its beams, and half of it may be W caches. Blocks: beams with a common beginning
+share the blocks that are full of it; they only read them. What lies behind, at most a block and the drafts accepted
+just now, is copied when a beam forks: copy-on-write by whole blocks. A beam that takes another's place owns its part of
+the source's blocks at once, and gets the rest when it is scheduled; the rows are moved at the beginning of that plan,
+from wherever they stand now.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from itertools import zip_longest
+
+from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
+from medusa_dist.engine.state.limits import Limits
+from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.step_result import BeamVerdict, Memory, Verdict
+from medusa_dist.errors import RequestError
+from medusa_dist.medusa.beam.search import BeamRules, Search
+from medusa_dist.medusa.trees.tree import EMPTY
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.request import Output, Request, SpeculationStats
+
+Moves = list[tuple[int, int]]  # (source, target) KV slots
+
+
+class BeamGroup:
+    """root: the sequence that waits, computes the prompt, and is the first beam.
+
+    beams: those that go on, in the order of search.outputs. idle: from admission to the first fork, the others.
+    memory: what is known of the next levels already. reach: how deep to draft.
+    """
+
+    def __init__(self, root: Sequence, rules: BeamRules) -> None:
+        self.root = root
+        self.rules = rules
+        self.stats = SpeculationStats()
+        self.reach = 2
+        self.begin()
+
+    def begin(self) -> None:
+        """Stand at the prompt, with nothing computed."""
+        self.search = Search()
+        self.beams = [self.root]
+        self.idle: list[Sequence] = []
+        self.heads: list[int] = []  # which head guessed the tokens at each place of the output; 0 = none
+        self.memory: Memory = {}
+        self.was_drafted = False  # in the last step
+        self.root.tokens = list(self.request.prompt_ids)
+
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        return self.root.request
+
+    @property
+    def seats(self) -> list[Sequence]:
+        """All its sequences that hold a slot."""
+        return [*self.beams, *self.idle]
+
+    def sit_down(self) -> list[Sequence]:
+        """Make its W sequences, at admission: the root, and those that wait for the first fork."""
+        root = self.root
+        self.idle = [Sequence(root.request, [], root.num_prompt, root.number) for _ in range(self.rules.width - 1)]
+        for seat in self.idle:
+            seat.group = self
+        return self.seats
+
+    def settle(self, verdicts: Seq[BeamVerdict], pool: BlockPool) -> Output | None:
+        """Take over a step's verdicts; the output if the search is over."""
+        walk, width = verdicts[0].walk, len(verdicts)
+        depth = max((d for verdict in verdicts for d in verdict.sequence.tree.depths), default=0)
+        hits = [width] * (walk.num_levels - 1) + [0] * (depth + 1 - walk.num_levels)
+        drafted = sum(len(verdict.sequence.tree) for verdict in verdicts)
+        per_head = map(sum, zip_longest(*(v.sequence.tree.num_per_depth for v in verdicts), fillvalue=0))
+        self.stats += SpeculationStats(width, drafted, tuple(hits), tuple(per_head))
+        self.heads += [*range(1, walk.num_levels), 0]
+        self.search, self.memory, self.was_drafted = walk.search, verdicts[0].memory, drafted > 0
+        if walk.search.is_over:
+            for seat in self.seats:
+                seat.finish_reason = walk.search.finished[0].finish_reason
+            return self._output()
+        for verdict in sorted(verdicts, key=lambda v: v.sequence is v.source):
+            _fork(verdict, pool)  # those that stay in place come last: they are read before they change
+        for verdict in verdicts:
+            verdict.sequence.candidates, verdict.sequence.tree = None, EMPTY
+        self.beams, self.idle = [verdict.sequence for verdict in verdicts], []
+        return None
+
+    def _output(self) -> Output:
+        best = self.search.finished[0]
+        return Output(
+            request_id=self.request.request_id,
+            token_ids=best.token_ids,
+            heads=tuple(self.heads[: len(best.token_ids)]),
+            finish_reason=best.finish_reason,
+            stats=self.stats,
+            num_cached_tokens=self.root.num_cached,
+            hypotheses=self.search.finished,
+        )
+
+
+def _fork(verdict: BeamVerdict, pool: BlockPool) -> None:
+    """Let verdict.sequence go on as verdict.source along the accepted path."""
+    place, source, accepted = verdict.sequence, verdict.source, verdict.accepted
+    known, nodes = len(source.tokens), accepted.nodes
+    if place is source:
+        place.pending_copies = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
+        place.tokens += accepted.tokens
+        place.num_computed += len(nodes)
+        return
+    num_shared = known // BLOCK_TOKENS
+    columns = [*range(num_shared * BLOCK_TOKENS, known), *(known + node for node in nodes)]
+    before, place.blocks = place.blocks, source.blocks[:num_shared]
+    pool.share(place.blocks)
+    pool.give_back(before)
+    place.fork_rows = [source.slot_of(column) for column in columns]
+    place.tokens = [*source.tokens, *accepted.tokens]
+    place.num_computed = known + len(nodes)
+    place.block_names = source.block_names[:num_shared]
+    place.num_named_blocks = min(source.num_named_blocks, num_shared)
+    place.num_sent_blocks = _common(before[: place.num_sent_blocks], place.blocks)
+    place.pending_copies = []
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def settle_beams(verdicts: Seq[Verdict], pool: BlockPool) -> list[tuple[Sequence, Output]]:
+    """Settle all groups among the verdicts: (root, output) of those that are through, for the scheduler to free."""
+    of_group: dict[int, list[BeamVerdict]] = {}
+    for verdict in verdicts:
+        if isinstance(verdict, BeamVerdict):
+            of_group.setdefault(id(verdict.source.group), []).append(verdict)
+    ended = []
+    for own in of_group.values():
+        group = own[0].source.group
+        assert group is not None
+        output = group.settle(own, pool)
+        if output is not None:
+            ended.append((group.root, output))
+    return ended
+
+
+def with_forks(moves: Moves, sequences: Iterable[Sequence]) -> Moves:
+    """The moves of a plan: those within a sequence, and those that give forked beams their rows, whose blocks they
+    have by now. A block may come from a sequence that was preempted after its own moves were noted; those are void."""
+    forks: Moves = []
+    for sequence in sequences:
+        first = sequence.num_computed - len(sequence.fork_rows)
+        forks += [(row, sequence.slot_of(first + i)) for i, row in enumerate(sequence.fork_rows)]
+        sequence.fork_rows = []
+    taken = {target for _, target in forks}
+    return [move for move in moves if move[1] not in taken] + forks
+
+
+def shared_blocks(sequences: Iterable[Sequence]) -> frozenset[int]:
+    """Blocks that several beams of one group may own: those that are full for all of them."""
+    full: set[int] = set()
+    growing: set[int] = set()
+    for sequence in sequences:
+        if sequence.group is not None:
+            num_full = sequence.num_computed // BLOCK_TOKENS
+            full.update(sequence.blocks[:num_full])
+            growing.update(sequence.blocks[num_full:])
+    return frozenset(full - growing)
+
+
+def beam_group(root: Sequence, limits: Limits, num_blocks: int) -> BeamGroup:
+    """The group of a request with beam_width, in a cache of so many blocks. Raises RequestError if it can never be
+    served."""
+    params, num_prompt, width = root.request.params, root.num_prompt, root.request.params.beam_width
+    assert width is not None
+    most = limits.max_model_len - num_prompt
+    rules = BeamRules(
+        width=width,
+        max_tokens=most if params.max_tokens is None else min(most, params.max_tokens),
+        ends=frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else limits.eos_ids),
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+    )
+    if width > limits.max_running:
+        raise RequestError(
+            f"beam_width {width} needs as many sequences at once, the service runs {limits.max_running}; lower it, or "
+            "raise max_running of the service",
+            "beam_width",
+        )
+    if rules.num_candidates + len(rules.ends) > limits.vocab_size:
+        raise RequestError(
+            f"beam_width {width} ranks {rules.num_candidates} continuations, the vocabulary has {limits.vocab_size}; "
+            "lower it, or give fewer stop_token_ids",
+            "beam_width",
+        )
+    shared = num_prompt // BLOCK_TOKENS
+    needed = shared + width * (blocks_for(num_prompt + rules.max_tokens) - shared)
+    if needed > num_blocks:
+        raise RequestError(
+            f"{width} beams of prompt and max_tokens may need {needed} KV blocks, the cache has {num_blocks}; "
+            "lower beam_width or max_tokens, or raise kv_cache_tokens of the service",
+            "beam_width",
+        )
+    return BeamGroup(root, rules)

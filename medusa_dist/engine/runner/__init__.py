@@ -1,0 +1,1 @@
+"""What every rank runs: executes plans, decides nothing."""

@@ -1,0 +1,82 @@
+"""Ranks: rank 0's reach to all ranks, and the loop in which followers obey.
+
+Owns the broadcast: the only control traffic there is. One fixed-size int64 message a step, and a second one for the
+rest of a plan that is longer. Not here: what a plan says (plan.py), what executing it means (worker.py).
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.plan import HEADER_WORDS, Ints, Op, Plan, packed_words
+from medusa_dist.engine.runner.worker import Scores, Worker
+from medusa_dist.errors import GroupError
+
+MESSAGE_WORDS = 1024  # enough for a step of some 32 sequences; broadcast time is flat up to here
+assert MESSAGE_WORDS > 2 * HEADER_WORDS
+
+
+class Ranks:
+    """All ranks of one tensor-parallel group, seen from any of them. control: a gloo group; None for one rank."""
+
+    def __init__(self, worker: Worker, control: dist.ProcessGroup | None, generation: int) -> None:
+        self.worker = worker
+        self.generation = generation
+        self._control = control
+        self._next_step = 0
+
+    def next_step(self) -> int:
+        """Number for the next message; rank 0 only."""
+        step, self._next_step = self._next_step, self._next_step + 1
+        return step
+
+    def verify(self, plan: Plan, clock: PhaseClock | None = None) -> Scores:
+        """Rank 0: have all ranks execute the plan; their choices and rows come back here. clock: None: no one asks."""
+        clock = clock or PhaseClock()
+        self._send(plan)
+        clock.lap("broadcast")
+        scores = self.worker.execute(plan, clock)
+        assert scores is not None, "only rank 0 verifies"
+        return scores
+
+    def announce(self, op: Op) -> None:
+        """Rank 0: a message without work: HEARTBEAT, READY or STOP."""
+        self._send(Plan(op, self.generation, self.next_step()))
+
+    def follow(self, until: Op = Op.STOP) -> None:
+        """Ranks > 0: execute what comes until that op. Raises GroupError if rank 0 is gone or out of step."""
+        while True:
+            plan = self._receive()
+            if plan.op is until:
+                return
+            if plan.op is Op.STEP:
+                self.worker.execute(plan)
+
+    def _send(self, plan: Plan) -> None:
+        if self._control is None:
+            return
+        words = plan.pack()
+        first = np.zeros(MESSAGE_WORDS, dtype=np.int64)
+        first[: min(words.size, MESSAGE_WORDS)] = words[:MESSAGE_WORDS]
+        self._broadcast(first)
+        if words.size > MESSAGE_WORDS:
+            self._broadcast(words[MESSAGE_WORDS:])
+
+    def _receive(self) -> Plan:
+        words: Ints = np.zeros(MESSAGE_WORDS, dtype=np.int64)
+        self._broadcast(words)
+        size = packed_words(words)
+        if size > MESSAGE_WORDS:
+            rest: Ints = np.zeros(size - MESSAGE_WORDS, dtype=np.int64)
+            self._broadcast(rest)
+            words = np.concatenate([words, rest])
+        plan = Plan.unpack(words[:size], self.generation, self._next_step)
+        self._next_step += 1
+        return plan
+
+    def _broadcast(self, words: Ints) -> None:
+        try:
+            dist.broadcast(torch.from_numpy(words), src=0, group=self._control)
+        except RuntimeError as error:
+            raise GroupError(f"the broadcast of step {self._next_step} failed: {error}") from error

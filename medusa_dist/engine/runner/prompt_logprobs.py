@@ -1,0 +1,63 @@
+"""PromptScores: how likely the model found the tokens of prompts, for requests with `prompt_logprobs`.
+
+Owns the log-probabilities of a step's prompt rows, made where their logits are gathered: piece by piece, so that never
+more than PIECE_ROWS whole rows stand beside each other. Not here: which rows are scored (sequence.py, make_plan.py),
+log-probabilities of chosen tokens (choose.py).
+Shapes: R scored rows of the step, sequence after sequence, V vocabulary, Vs this rank's shard of it, K top tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medusa_dist.engine.runner.plan import Ints
+from medusa_dist.ops.sampling import top_tokens
+from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.request import TokenLogprobs
+
+PIECE_ROWS = 64  # whole rows of 128k float32 logits: 32 MB
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Per scored row the log-probability of the token that follows it in the prompt, and the K most likely ones."""
+
+    targets: Ints  # [R]
+    logprobs: Floats  # [R]
+    top_ids: Ints  # [R, K]
+    top_logprobs: Floats  # [R, K]
+
+    def entries(self, begin: int, count: int, num_top: int) -> list[TokenLogprobs]:
+        """Rows begin .. begin + count as a request gets them, with num_top <= K alternatives each."""
+        return [
+            TokenLogprobs(
+                token_id=int(self.targets[row]),
+                logprob=float(self.logprobs[row]),
+                top_ids=tuple(self.top_ids[row, :num_top].tolist()),
+                top_logprobs=tuple(self.top_logprobs[row, :num_top].tolist()),
+            )
+            for row in range(begin, begin + count)
+        ]
+
+
+def score_prompts(
+    logits: Tensor, targets: Ints, num_top: int, vocab_size: int, parallel: Parallel
+) -> PromptScores | None:
+    """logits: [R, Vs] of this rank; all ranks call it together. targets: [R]. None on ranks other than 0."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for begin in range(0, len(targets), PIECE_ROWS):
+        shards = parallel.gather_to_rank0(logits[begin : begin + PIECE_ROWS].float())
+        if shards is None:
+            continue
+        log_p = torch.log_softmax(torch.cat(shards, dim=1)[:, :vocab_size], dim=-1)
+        here = torch.from_numpy(targets[begin : begin + PIECE_ROWS]).to(log_p.device)
+        values, ids = top_tokens(log_p, num_top)
+        parts.append((log_p.gather(1, here[:, None])[:, 0].cpu(), ids.cpu(), values.cpu()))
+    if parallel.rank != 0:
+        return None
+    logprobs, top_ids, top_logprobs = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return PromptScores(targets, logprobs, top_ids, top_logprobs)

@@ -1,0 +1,171 @@
+"""Worker: one rank's hands. It executes plans: moves KV rows, runs the forward pass, makes the local choices.
+
+Owns the rank's mirror of block tables and sampling parameters. Decides nothing. Not here: broadcasting (ranks.py), what
+rank 0 does with the scores (choose.py).
+Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, I width of what heads read (model/load.py).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medusa_dist.engine.runner.batch_builder import prepare
+from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.plan import Ints, Plan
+from medusa_dist.engine.runner.prompt_logprobs import PromptScores, score_prompts
+from medusa_dist.model.attention_bridge import attention_context
+from medusa_dist.model.load import ShardedModel
+from medusa_dist.ops.attention.kv_cache import KVPool
+from medusa_dist.ops.attention.padded import BACKENDS, PagedAttention, Scoring, min_queries
+from medusa_dist.ops.attention.paged_cpu import FusedAttention, compile_kernel
+from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
+from medusa_dist.ops.sampling import lowest_argmax, perturb
+
+_NO_TOKEN = 2.0**40
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What verification brings to rank 0, aligned with the W wanted rows of the plan (engine/prepare.wanted_rows)."""
+
+    choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
+    whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
+    hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, and tapped states behind it
+    prompt: PromptScores | None = None  # of the plan's scored rows; None: there are none
+
+
+class Worker:
+    """Same code on every rank; only rank 0 gets Scores."""
+
+    def __init__(self, model: ShardedModel, pool: KVPool, max_running: int, max_blocks: int, backend: str) -> None:
+        self.model = model
+        self.pool = pool
+        self._backend = None if backend == "fused" else BACKENDS[backend]
+        if self._backend is None:
+            compile_kernel(pool.rows.dtype)
+        if model.device.type == "cpu":
+            compile_noise()
+        per_head = model.num_heads // model.num_kv_heads
+        self._min_queries = min_queries(model.head_dim, per_head) if self._backend else None
+        self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
+        self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
+        self._temperatures = np.zeros(max_running, dtype=np.float64)
+        self._whole: Ints = np.zeros(max_running, dtype=np.int64)
+        num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))
+        self._num_valid = num_valid  # columns of the shard that are tokens; padding behind them is never chosen
+        self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan, clock: PhaseClock | None = None) -> Scores | None:
+        """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
+        clock = clock or PhaseClock()
+        self._apply_deltas(plan)
+        batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.slots.size else None
+        clock.lap("prepare")
+        if plan.copy_sources.size:
+            self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
+        clock.lap("copy")
+        if batch is None:
+            return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
+        logits, hidden = self._forward(batch)
+        clock.lap("forward")
+        slots = np.repeat(plan.slots, np.where(plan.wanted == 1, plan.nodes + 1, 0))
+        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.wanted])
+        if plan.targets.size:
+            model, num_top = self.model, int(plan.tops.max())
+            found = score_prompts(logits[slots.size :], plan.targets, num_top, model.vocab_size, model.parallel)
+            scores = scores and replace(scores, prompt=found)
+        clock.lap("sample")
+        return scores
+
+    def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """logits [W + R, Vs] and hidden [W + R, I] of the wanted rows and, behind them, the scored ones."""
+        paged: PagedAttention | FusedAttention = FusedAttention(self.pool, batch)
+        if self._backend:
+            paged = PagedAttention(self.pool, batch, self._backend)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
+            return paged(layer, q, k, v, Scoring(*scoring))
+
+        # A product with one row may take another kernel and round differently: score a lone row twice.
+        rows = torch.cat([batch.wanted, batch.scored])
+        with attention_context.using(attend):
+            logits, hidden = self.model.forward(
+                batch.input_ids, batch.positions, rows.repeat(2) if rows.numel() == 1 else rows
+            )
+        return logits[: rows.numel()], hidden[: rows.numel()]
+
+    def _apply_deltas(self, plan: Plan) -> None:
+        for slot, seed, temperature, whole in zip(
+            plan.admitted_slots, plan.admitted_seeds, plan.admitted_temperatures, plan.admitted_whole, strict=True
+        ):
+            self._seeds[slot], self._whole[slot] = seed, whole
+            self._temperatures[slot] = temperature.view(np.float64)
+        begin = 0
+        for slot, kept, count in zip(plan.slots, plan.kept, plan.new_blocks, strict=True):
+            if count:
+                self._tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
+                begin += count
+
+    def _choose(self, logits: Tensor, hidden: Tensor, slots: Ints, positions: Tensor) -> Scores | None:
+        """logits [W, Vs], slots [W] (on the host), positions [W] of the rows; the token chosen stands one further."""
+        parallel, model = self.model.parallel, self.model
+        judged_whole = self._whole[slots] == 1
+        if parallel.world == 1:
+            # With the whole row at hand anyway, noise is made later, for the nodes that the walk reaches only.
+            judged_whole |= self._temperatures[slots] > 0
+        whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)
+        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
+        if plain_rows.size:
+            plain, next_positions = logits, positions + 1
+            if whole_rows.size:  # else all rows are plain: no copy of so many logits
+                rows = self._tensor(plain_rows)
+                plain, next_positions = logits.index_select(0, rows), next_positions[rows]
+            scores = self._plain_scores(plain, slots[plain_rows], next_positions)
+            values, ids = lowest_argmax(scores)
+            pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
+            gathered = parallel.gather_to_rank0(pairs)
+            if gathered is not None:
+                choices[plain_rows] = _best_of_shards(torch.stack(gathered))
+        whole: dict[int, Tensor] = {}
+        if whole_rows.size:
+            # Rows of logits are large: none is copied without need.
+            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(whole_rows))
+            shards = parallel.gather_to_rank0(rows.float())
+            if shards is not None:
+                full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
+                whole = {int(row): full[i] for i, row in enumerate(whole_rows)}
+        return Scores(choices, whole, hidden) if parallel.rank == 0 else None
+
+    def _plain_scores(self, logits: Tensor, slots: Ints, positions: Tensor) -> Tensor:
+        """Scores [R, valid columns] of rows that need only temperature and noise."""
+        scores = logits[:, : self._num_valid].float()
+        temperatures = self._temperatures[slots]
+        if not temperatures.any():
+            return scores
+        sampled = self._tensor(np.flatnonzero(temperatures))
+        # Rows at the same depth of a tree share position and seed, hence noise: make each once.
+        keys = torch.stack([self._tensor(self._seeds[slots])[sampled], positions[sampled]], dim=1)
+        unique, inverse = torch.unique(keys, dim=0, return_inverse=True)
+        noise = gumbel(unique[:, 0], unique[:, 1], self._noise_columns)[inverse]
+        warm = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]
+        return scores.index_copy(0, sampled, perturb(scores[sampled], warm, noise))
+
+    def _tensor(self, values: Ints) -> Tensor:
+        return torch.from_numpy(values).to(self.model.device)
+
+
+def _best_of_shards(pairs: Tensor) -> Ints:
+    """pairs [ranks, R, 2] of (value, id): the id of the largest value per row; ties go to the lowest id.
+
+    A row of NaN gets an id outside any vocabulary.
+    """
+    values, ids = pairs[..., 0], pairs[..., 1]
+    best = values.amax(dim=0, keepdim=True)
+    lowest = torch.where(values == best, ids, _NO_TOKEN).amin(dim=0)
+    chosen: Ints = lowest.cpu().numpy().astype(np.int64)
+    return chosen

@@ -1,0 +1,69 @@
+"""From the scheduler's decisions to the Plan that says them to all ranks.
+
+Owns the order of a plan's arrays, and what the ranks are told of block tables: only what they do not know. Not here:
+the decisions (scheduler.py), the wire (plan.py).
+"""
+
+import numpy as np
+
+from medusa_dist.engine.runner.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.state.sequence import Sequence
+
+
+def make_plan(
+    when: tuple[int, int],
+    chosen: list[tuple[Sequence, int]],
+    admitted: list[Sequence],
+    copies: tuple[Ints, Ints],
+) -> Plan:
+    """when: (generation, step). chosen: (sequence, known tokens to compute), its tree in place. copies: KV slots.
+
+    Marks the sequences' blocks as sent.
+    """
+    tokens: list[int] = []
+    blocks: list[int] = []
+    targets: list[int] = []
+    table: list[tuple[int, ...]] = []
+    for sequence, chain in chosen:
+        start, tree = sequence.num_computed, sequence.tree
+        tokens += sequence.tokens[start : start + chain]
+        tokens += tree.tokens
+        kept = sequence.num_sent_blocks
+        blocks += sequence.blocks[kept:]
+        is_wanted = start + chain == len(sequence.tokens)
+        scored = sequence.num_scored(chain)
+        targets += sequence.tokens[start + 1 : start + 1 + scored]
+        shape = (sequence.slot, start, chain, len(tree), is_wanted, kept, len(sequence.blocks) - kept)
+        table.append((*shape, scored, sequence.request.params.prompt_logprobs or 0))
+        sequence.num_sent_blocks = len(sequence.blocks)
+    slots, starts, chains, nodes, wanted, kept_blocks, new_blocks, scored_rows, tops = (
+        np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
+    )
+    params = [s.request.params for s in admitted]
+    return Plan(
+        Op.STEP,
+        *when,
+        admitted_slots=_ints([s.slot for s in admitted]),
+        admitted_seeds=_ints([s.request.seed for s in admitted]),
+        admitted_temperatures=_ints([bits_of(p.temperature) for p in params]),
+        admitted_whole=_ints([int(p.needs_whole_row) for p in params]),
+        slots=slots,
+        starts=starts,
+        chains=chains,
+        nodes=nodes,
+        wanted=wanted,
+        scored=scored_rows if targets else _ints([]),
+        tops=tops if targets else _ints([]),
+        targets=_ints(targets),
+        kept=kept_blocks,
+        new_blocks=new_blocks,
+        tokens=_ints(tokens),
+        parents=_ints([parent for sequence, _ in chosen for parent in sequence.tree.parents]),
+        blocks=_ints(blocks),
+        copy_sources=copies[0],
+        copy_targets=copies[1],
+    )
+
+
+def _ints(values: list[int]) -> Ints:
+    return np.array(values, dtype=np.int64)

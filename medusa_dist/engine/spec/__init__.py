@@ -1,0 +1,1 @@
+"""Speculation on rank 0: which drafts are verified, how they are made, which tokens are accepted."""

@@ -1,0 +1,158 @@
+"""How the scores of a step become choices, and choices become accepted paths.
+
+Owns the model's own choice for rows that need more than each shard's argmax (filters, penalties, bias, logprobs): they
+are judged level by level, each node with its own path. Not here: the walks (medusa/trees/accept.py), what the typical
+one asks (typical.py), the order of the filters (ops/sampling.py).
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+
+from medusa_dist.engine.beam.select import judge_beams
+from medusa_dist.engine.runner.plan import Ints, Plan
+from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.engine.spec.typical import typical_bounds, weights_of
+from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.errors import EngineError
+from medusa_dist.medusa.trees.accept import Accepted, Stand, Weights, accept, accept_typical
+from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logprobs
+from medusa_dist.request import TokenLogprobs
+
+Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
+
+Choose = Callable[[list[Stand]], list[int]]
+
+
+class Chooser:
+    """Judges rows on rank 0. eos_ids: tokens that end a sequence (banned while min_tokens is not reached)."""
+
+    def __init__(self, vocab_size: int, eos_ids: tuple[int, ...], device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._columns = NoiseColumns.of_range(0, vocab_size, device)
+
+    def judge(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[Verdict]:
+        """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
+        firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
+        beams = judge_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
+        return self._judge_alone(scores, [pair for pair in firsts if pair[0].group is None]) + beams
+
+    def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[Verdict]:
+        """firsts: (sequence, wanted row of its root)."""
+
+        def choose(stands: list[Stand]) -> list[int]:
+            rows = [firsts[tree][1] + 1 + node for tree, node, _ in stands]
+            return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in stands])
+
+        walks = self._walk(scores, firsts, choose)
+        return [
+            Verdict(
+                sequence,
+                walk,
+                self._logprobs(scores, first, sequence, walk),
+                first + 1 + walk.last_node,
+            )
+            for (sequence, first), walk in zip(firsts, walks, strict=True)
+        ]
+
+    def _walk(self, scores: Scores, firsts: list[tuple[Sequence, int]], choose: Choose) -> list[Accepted]:
+        """Accepted paths, by each request's own rule."""
+        trees = [sequence.tree for sequence, _ in firsts]
+        bounds = [typical_bounds(sequence.request.params) for sequence, _ in firsts]
+        lossy = [i for i, pair in enumerate(bounds) if pair is not None]
+        if not lossy:
+            return accept(trees, choose)
+
+        def weigh(stands: list[Stand]) -> list[Weights]:
+            drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in stands]
+            places = [(firsts[lossy[tree]], node, path) for tree, node, path in stands]
+            rows = [
+                self._adjusted(scores.whole[first + 1 + node], (sequence, path))
+                for (sequence, first), node, path in places
+            ]
+            return weights_of(rows, drafted)
+
+        exact = [i for i, pair in enumerate(bounds) if pair is None]
+        walks = dict(zip(exact, accept([trees[i] for i in exact], _of(exact, choose)), strict=True))
+        pairs = [pair for pair in bounds if pair is not None]
+        typical = accept_typical([trees[i] for i in lossy], pairs, weigh, _of(lossy, choose))
+        walks |= zip(lossy, typical, strict=True)
+        return [walks[i] for i in range(len(firsts))]
+
+    def _choose(self, scores: Scores, rows: list[int], places: list[Place]) -> list[int]:
+        """The model's choice after each row, all at one level of their trees."""
+        chosen = [int(scores.choices[row]) for row in rows]
+        open_rows = [i for i, row in enumerate(rows) if row in scores.whole]
+        if open_rows:
+            tokens = self._choose_whole([scores.whole[rows[i]] for i in open_rows], [places[i] for i in open_rows])
+            for i, token in zip(open_rows, tokens, strict=True):
+                chosen[i] = token
+        for token, (sequence, _) in zip(chosen, places, strict=True):
+            if not 0 <= token < self._vocab_size:
+                name = sequence.request.request_id
+                raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
+        return chosen
+
+    def _choose_whole(self, logits: list[torch.Tensor], places: list[Place]) -> list[int]:
+        """Choices from whole rows [V] of logits: adjusted one by one, noise and argmax for all together."""
+        scores = torch.empty(len(logits), self._vocab_size, dtype=torch.float32, device=logits[0].device)
+        for score, row, place in zip(scores, logits, places, strict=True):
+            score.copy_(self._adjusted(row, place))
+        sampled = [i for i, (sequence, _) in enumerate(places) if sequence.request.params.temperature > 0.0]
+        if sampled:
+            keys = [(places[i][0].request.seed, len(places[i][0].tokens) + len(places[i][1])) for i in sampled]
+            seeds, positions = torch.tensor(keys, dtype=torch.int64, device=scores.device).unbind(1)
+            noise = gumbel(seeds, positions, self._columns)
+            if len(sampled) == len(places):
+                scores += noise
+            else:
+                scores[sampled] += noise
+        ids: list[int] = lowest_argmax(scores)[1].tolist()
+        return ids
+
+    def _adjusted(self, logits: torch.Tensor, place: Place) -> torch.Tensor:
+        sequence, path = place
+        params = sequence.request.params
+        if not params.needs_whole_row:
+            return logits / params.temperature if params.temperature > 0.0 else logits
+        output = [*sequence.tokens[sequence.num_prompt :], *path]
+        history = History(
+            torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
+            torch.tensor(output, dtype=torch.int64, device=logits.device),
+        )
+        return adjust(logits, params, history, self._eos_ids, _allowed(place, logits.device))
+
+    def _logprobs(self, scores: Scores, first: int, sequence: Sequence, walk: Accepted) -> tuple[TokenLogprobs, ...]:
+        num_top = sequence.request.params.logprobs
+        if num_top is None:
+            return ()
+        rows = [first, *(first + 1 + node for node in walk.nodes)]
+        return tuple(
+            token_logprobs(scores.whole[int(row)], token, num_top) for row, token in zip(rows, walk.tokens, strict=True)
+        )
+
+
+def _of(indices: list[int], choose: Choose) -> Choose:
+    """choose, asked about some of the trees: tree i of these is tree indices[i] of all."""
+    return lambda stands: choose([(indices[tree], node, path) for tree, node, path in stands])
+
+
+def _first_rows(plan: Plan) -> Ints:
+    """Wanted row of each wanted sequence's root. [sequences with wanted scores]."""
+    counts = (plan.nodes + 1)[plan.wanted == 1]
+    firsts: Ints = np.cumsum(counts) - counts
+    return firsts
+
+
+def _allowed(place: Place, device: torch.device) -> torch.Tensor | None:
+    """What the grammar lets follow [V]; None without one, and where the text is over: the rest is cut off then."""
+    sequence, path = place
+    state = None if sequence.matcher is None else sequence.matcher.state(path)
+    if state is None or state.is_over:
+        return None
+    return torch.from_numpy(state.allowed).to(device)

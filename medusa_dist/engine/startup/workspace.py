@@ -1,0 +1,88 @@
+"""What a step needs beside weights and KV cache on this device: measured at start, by running the worst one there is.
+
+Owns the worst step and the reading of its peak. Not here: what is made of the number (memory.py), step times
+(measure.py). Worst: as many rows as a step may have, behind as long a context as fits, scores wanted for all drafts of
+all sequences, every row gathered whole to rank 0, the rest of the rows scored as a prompt's, and the heads run for all
+sequences. What attention gathers for other sequences grows with the cache and is counted with it
+(memory.gathered_block_bytes).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from medusa_dist.config import Config
+from medusa_dist.engine.runner.broadcast import Ranks
+from medusa_dist.engine.runner.plan import Op, Plan
+from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.startup.step_cost import rows_plan
+from medusa_dist.engine.state.block_pool import blocks_for
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.request import MAX_LOGPROBS
+
+_MARGIN = 1.1  # the allocator's fragments
+_CHOICE_COPIES = 4  # whole rows that choosing makes of each: adjusted scores, sorted ones, noise, their sum
+
+
+class PeakMeter:
+    """Bytes that torch had allocated at most on a GPU since `start`, beyond what it had then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+
+    def start(self) -> None:
+        """Begin anew."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._before = torch.cuda.memory_allocated(self._device)
+
+    def read(self) -> int:
+        """The peak so far."""
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_allocated(self._device) - self._before
+
+
+def profile_blocks(config: Config, max_model_len: int, block_bytes: int, free_bytes: int) -> int:
+    """Blocks of the small pool to profile with, the scratch block not counted: one sequence, in a quarter of what is
+    free at most, and never less than a step's rows need."""
+    longest = blocks_for(max_model_len + config.speculation.most_nodes)
+    return max(blocks_for(config.max_batched_tokens), min(longest, free_bytes // 4 // block_bytes))
+
+
+def worst_plan(ranks: Ranks, config: Config) -> Plan:
+    """The step described above, for slot 0 and all blocks of the pool."""
+    worker = ranks.worker
+    columns = (worker.pool.num_blocks - 1) * BLOCK_TOKENS
+    size = min(config.max_batched_tokens, columns)
+    num_wanted = min(size, config.max_running * (1 + config.speculation.most_nodes))
+    plan = rows_plan(ranks, size, columns - size)
+    return replace(
+        plan,
+        admitted_whole=np.ones(1, dtype=np.int64),
+        chains=np.array([size - num_wanted + 1], dtype=np.int64),
+        nodes=np.array([num_wanted - 1], dtype=np.int64),
+        parents=plan.parents[: num_wanted - 1],
+        scored=np.array([size - num_wanted], dtype=np.int64),
+        tops=np.array([MAX_LOGPROBS], dtype=np.int64),
+        targets=np.zeros(size - num_wanted, dtype=np.int64),
+    )
+
+
+def workspace_bytes(ranks: Ranks, config: Config, drafter: Drafter | None, meter: PeakMeter) -> int:
+    """Bytes of workspace that this rank needs; all ranks call it together, with a pool of profile_blocks each.
+
+    Ends the followers' wait (Op.READY).
+    """
+    model = ranks.worker.model
+    meter.start()
+    if model.parallel.rank != 0:
+        ranks.follow(until=Op.READY)
+        return int(_MARGIN * meter.read())
+    ranks.verify(worst_plan(ranks, config))
+    ranks.announce(Op.READY)
+    if drafter is not None:
+        drafter.measure(config.max_running, model.dtype, num_rounds=1)
+    choice = _CHOICE_COPIES * config.max_running * model.vocab_size * torch.float32.itemsize
+    return int(_MARGIN * meter.read()) + choice

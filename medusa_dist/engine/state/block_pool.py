@@ -1,0 +1,150 @@
+"""Which KV block belongs to whom, and which blocks hold a known prefix.
+
+Owns the free list, the prefix cache and their laws. Not here: the memory (ops/attention/kv_cache.py), who gets blocks
+when (engine/scheduler/scheduler.py). Blocks 1..num_blocks-1 are handed out; block 0 is scratch and never leaves. Each
+of them is in exactly one state:
+  free    nobody owns it, and nothing in it is worth keeping
+  idle    nobody owns it, but it holds a known prefix; reused least recently used first when free blocks run out
+  owned   by one sequence that may write to it, or by several that only read it
+Prefix cache: a full block of verified tokens is known by a hash over its tokens and the hash of the block before, so
+equal hashes mean equal prefixes (after vLLM's automatic prefix caching).
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
+
+
+def blocks_for(num_columns: int) -> int:
+    """Blocks that hold num_columns tokens."""
+    return -(-num_columns // BLOCK_TOKENS)
+
+
+def salt_name(salt: str | None) -> bytes:
+    """What a chain of prefixes begins with: b"" for prompts that anybody may share, else a name of the salt.
+
+    Marked as a salt, so that no chosen text can be the name of somebody's block.
+    """
+    return b"" if salt is None else hashlib.blake2b(salt.encode(), digest_size=16, person=b"salt").digest()
+
+
+def chain_hash(before: bytes, tokens: Sequence[int]) -> bytes:
+    """Name of a full block: its tokens, behind the prefix (or salt) that `before` names (b"" at the start)."""
+    return hashlib.blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=16).digest()
+
+
+_GOLDEN = 0.6180339887  # multiples of it, modulo 1, keep as far from each other as they can
+
+
+class BlockPool:
+    """Hands out blocks, those of one owner side by side where it can: attention copies neighbours faster (a CPU by a
+    third). So a new run of blocks begins far from the other runs, where there is room to grow."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._free = dict.fromkeys(b for b in range(num_blocks) if b != SCRATCH_BLOCK)  # last freed last
+        self._num_runs = 0
+        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._owners = [0] * num_blocks
+        self._name: dict[int, bytes] = {}  # block -> hash of the prefix that ends with it
+        self._known: dict[bytes, int] = {}  # and back
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be taken now, idle ones included."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_usable(self) -> int:
+        """Blocks there are, the scratch block not counted."""
+        return self.num_blocks - 1
+
+    def take(self, count: int, behind: Sequence[int] = ()) -> list[int]:
+        """Hand out `count` blocks to the owner of those in `behind`; the caller has looked at num_free."""
+        assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
+        taken: list[int] = []
+        last = behind[-1] if behind else None
+        for _ in range(count):
+            last = self._next(last)
+            self._owners[last] = 1
+            taken.append(last)
+        return taken
+
+    def _next(self, last: int | None) -> int:
+        """The free block behind `last`, else one far from other runs, else the last freed, else an idle one."""
+        if last is None or last + 1 not in self._free:
+            self._num_runs += 1
+            last = int(self._num_runs * _GOLDEN % 1.0 * self.num_blocks) - 1
+        if last + 1 in self._free:
+            del self._free[last + 1]
+            return last + 1
+        return self._free.popitem()[0] if self._free else self._forget_oldest()
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """One owner less for each. Blocks with a known prefix stay idle, the end of a chain to be reused first."""
+        for block in reversed(blocks):
+            assert self._owners[block] > 0, f"block {block} is given back twice"
+            self._owners[block] -= 1
+            if self._owners[block] == 0:
+                if block in self._name:
+                    self._idle[block] = None
+                else:
+                    self._free[block] = None
+
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """The blocks that hold the longest known beginning of a chain of prefixes."""
+        blocks = []
+        for name in names:
+            if name not in self._known:
+                break
+            blocks.append(self._known[name])
+        return blocks
+
+    def num_idle_of(self, blocks: Sequence[int]) -> int:
+        """How many of these count as free now and would not after `share`."""
+        return sum(self._owners[block] == 0 for block in blocks)
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One owner more for each of these found blocks."""
+        for block in blocks:
+            self._idle.pop(block, None)
+            self._owners[block] += 1
+
+    def remember(self, block: int, name: bytes) -> None:
+        """From now on this owned, full, verified block is found by the name of the prefix that ends with it.
+
+        The first block of a name keeps it; a second one stays what it is.
+        """
+        assert self._owners[block] > 0, f"block {block} is nobody's"
+        if name not in self._known and block not in self._name:
+            self._known[name] = block
+            self._name[block] = name
+
+    def forget_idle(self) -> None:
+        """Make all idle blocks free: for measurements that must not find what an earlier one left."""
+        while self._idle:
+            self._free[self._forget_oldest()] = None
+
+    def _forget_oldest(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        del self._known[self._name.pop(block)]
+        return block
+
+    def check_integrity(self, owned: list[list[int]], shared: frozenset[int] = frozenset()) -> None:
+        """Every block is free, idle or owned, and by as many as say so; only blocks with a name, and those that beams
+        share, have several owners."""
+        counts = [0] * self.num_blocks
+        for block in (block for blocks in owned for block in blocks):
+            counts[block] += 1
+        several = {block for block, count in enumerate(counts) if count > 1}
+        assert several <= self._name.keys() | shared, "a block has two owners"
+        assert not any(counts[block] for block in (*self._free, *self._idle)), "an owned block is free"
+        assert counts == self._owners, "blocks are lost"
+        held = sum(count > 0 for count in counts)
+        assert held + len(self._free) + len(self._idle) == self.num_usable, "blocks are lost"
+        assert {name: block for block, name in self._name.items()} == self._known, "names and blocks disagree"
+        assert self._idle.keys() <= self._name.keys(), "an idle block has no name"

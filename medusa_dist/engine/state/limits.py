@@ -1,0 +1,42 @@
+"""What an engine can serve: the limits of a step and of a request.
+
+Owns the answer to a request that could never run. Not here: when one runs (scheduler.py), a beam search's own limits
+(beam.py).
+"""
+
+from dataclasses import dataclass
+
+from medusa_dist.engine.state.block_pool import blocks_for
+from medusa_dist.errors import RequestError
+from medusa_dist.request import Request, check_prompt
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler must stay within. Tokens and rows; eos_ids end a sequence unless it ignores them."""
+
+    max_running: int
+    max_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+
+
+def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
+    """Raise RequestError, naming the field, if the request can never be served with a cache of so many blocks."""
+    params = request.params
+    check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
+    biased = [i for i, _ in params.logit_bias]
+    for name, ids in (("logit_bias", biased), ("stop_token_ids", params.stop_token_ids)):
+        bad = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
+        if bad is not None:
+            raise RequestError(f"{name} names token {bad}, the vocabulary has {limits.vocab_size}", name)
+    longest = limits.max_model_len
+    if params.max_tokens is not None:
+        longest = min(longest, len(request.prompt_ids) + params.max_tokens)
+    if blocks_for(longest) > num_blocks:
+        raise RequestError(
+            f"prompt and max_tokens need {blocks_for(longest)} KV blocks, the cache has {num_blocks}; "
+            "lower max_tokens, or raise kv_cache_tokens of the service",
+            "max_tokens",
+        )

@@ -1,0 +1,1 @@
+"""Commands around heads: convert, evaluate, tune, explain."""

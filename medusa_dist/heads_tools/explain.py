@@ -1,0 +1,153 @@
+"""`medusa-dist explain`: candidate trees, drawn: of a config, or of real steps with what became of each draft.
+
+Owns the drawing. Not here: the steps (watch.py), decoding (engine/).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.style import Style
+from rich.text import Text
+from rich.tree import Tree as Drawn
+
+from medusa_dist.heads_tools.generate import style_of
+from medusa_dist.heads_tools.trace_steps import Step
+from medusa_dist.medusa.trees.replay import Path
+from medusa_dist.medusa.trees.tree import ROOT, order_paths
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_BAR = 6
+_TAIL = 60  # characters of the text so far
+_ORDINALS = ("best", "2nd", "3rd")
+_REJECTED = Style(dim=True)
+
+
+def static_chances(paths: Sequence[Path], accuracies: Sequence[Sequence[float]]) -> dict[Path, float]:
+    """The chance of each path by a head file's accuracies, as if heads erred independently; {} if it has too few.
+
+    accuracies: [head][r], how often one of the r + 1 best guesses is right.
+    """
+    if any(len(path) > len(accuracies) or path[-1] >= len(accuracies[len(path) - 1]) for path in paths):
+        return {}
+    chances: dict[Path, float] = {(): 1.0}
+    for path in order_paths(paths):
+        ranks, rank = accuracies[len(path) - 1], path[-1]
+        share = ranks[rank] - (ranks[rank - 1] if rank else 0.0)
+        chances[path] = chances[path[:-1]] * max(0.0, share)
+    del chances[()]
+    return chances
+
+
+def likeliest(accuracies: Sequence[Sequence[float]], num_nodes: int) -> list[Path]:
+    """The static tree that a head file's accuracies speak for."""
+    if not accuracies or not accuracies[0]:
+        return []
+    ranks = [range(len(shares)) for shares in accuracies]
+    paths: list[Path] = []
+    open_paths: list[Path] = [(rank,) for rank in ranks[0]]
+    while open_paths and len(paths) < num_nodes:
+        chances = static_chances([*paths, *open_paths], accuracies)
+        best = max(open_paths, key=lambda path: (chances[path], -len(path)))
+        open_paths.remove(best)
+        paths.append(best)
+        open_paths += [(*best, rank) for rank in ranks[len(best)]] if len(best) < len(ranks) else []
+    return order_paths(paths)
+
+
+def draw_static(paths: Sequence[Path], accuracies: Sequence[Sequence[float]], name: str) -> Group:
+    """A static tree: which guess of which head each node is, and what it is expected to gain."""
+    chances = static_chances(paths, accuracies)
+    drawn = Drawn(Text(f"{name}: the token just emitted", style=style_of(0)))
+    places: dict[Path, Drawn] = {(): drawn}
+    for path in order_paths(paths):
+        label = Text(f"{list(path)} ", style=style_of(len(path)))
+        label.append(f"{_ordinal(path[-1])} guess of head {len(path)}", style="dim")
+        if chances:
+            label.append(f"  {_bar(chances[path])} {100 * chances[path]:.1f} %")
+        places[path] = places[path[:-1]].add(label)
+    deepest = max(map(len, paths), default=0)
+    summary = f"{len(paths)} nodes, {deepest} deep, by depth {_by_depth(paths)}"
+    if chances:
+        summary += f"; expected {1 + sum(chances.values()):.2f} tokens/step, by the accuracies in heads.json"
+    else:
+        summary += "; no accuracies for it: `medusa-dist eval-heads --write` measures them"
+    return Group(drawn, Text(summary, style="dim"))
+
+
+def draw_step(step: Step, tokenizer: Any, number: int, before: Sequence[int]) -> Group:
+    """A real step: accepted drafts in their head's colour, the model's own choice behind them, the rest dim.
+
+    before: the answer's tokens up to and with the root.
+    """
+    head = Text(f"step {number}  ", style="bold")
+    head.append("… " if len(before) > 1 else "", style="dim")
+    head.append(tokenizer.decode(list(before[:-1]))[-_TAIL:].replace("\n", "⏎"), style="dim")
+    head.append(_spelt(tokenizer, step.root), style="bold")
+    drawn = Drawn(head)
+    places: dict[int, Drawn] = {ROOT: drawn}
+    accepted = set(step.nodes)
+    last = step.nodes[-1] if step.nodes else ROOT
+    for node, (parent, token) in enumerate(zip(step.tree.parents, step.tree.tokens, strict=True)):
+        hit = node in accepted
+        style = style_of(step.tree.depths[node]) if hit else _REJECTED
+        label = Text(f"{'✓' if hit else '·'} {_spelt(tokenizer, token)}", style=style)
+        label.append(f"  {_bar(step.chances[node])} {100 * step.chances[node]:.0f} %", style="" if hit else "dim")
+        places[node] = places[parent].add(label)
+    places[last].add(Text(f"➜ {_spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
+    return Group(drawn, Text(_verdict(step), style="dim"))
+
+
+def summary(steps: Sequence[Step]) -> str:
+    """Over all steps with drafts: drafted, expected, accepted."""
+    num_tokens = sum(len(step.tokens) for step in steps)
+    drafted = sum(len(step.tree) for step in steps)
+    expected = sum(sum(step.values) for step in steps)
+    accepted = sum(len(step.nodes) for step in steps)
+    return (
+        f"{num_tokens} tokens in {len(steps)} steps = {num_tokens / max(1, len(steps)):.2f} tokens/step; of {drafted} "
+        f"drafts {expected:.1f} were expected to be accepted, {accepted} were"
+    )
+
+
+def show_steps(steps: Sequence[Step], tokenizer: Any, console: Console) -> None:
+    """Draw them one below the other; then the whole answer, coloured by who guessed each token."""
+    answer: list[int] = []
+    text = Text()
+    for number, step in enumerate(steps, start=1):
+        if number > 1:  # the first reads the prompt
+            console.print(draw_step(step, tokenizer, number, answer))
+            console.print()
+        accepted = len(step.nodes)
+        for i, token in enumerate(step.tokens):
+            text.append(tokenizer.decode([token]), style=style_of(i + 1 if i < accepted else 0))
+        answer += step.tokens
+    console.print(text)
+    console.print(summary(steps), style="dim", highlight=False)
+
+
+def _verdict(step: Step) -> str:
+    if not len(step.tree):
+        return "nothing was drafted"
+    expected = sum(step.values)
+    return f"{len(step.tree)} drafts, {expected:.2f} expected to be accepted, {len(step.nodes)} accepted"
+
+
+def _ordinal(rank: int) -> str:
+    return _ORDINALS[rank] if rank < len(_ORDINALS) else f"{rank + 1}th"
+
+
+def _by_depth(paths: Sequence[Path]) -> str:
+    counts = [sum(len(path) == depth for path in paths) for depth in range(1, max(map(len, paths), default=0) + 1)]
+    return "/".join(map(str, counts)) or "0"
+
+
+def _spelt(tokenizer: Any, token: int) -> str:
+    """A token between quotes, with its spaces and line ends to be seen."""
+    spelt: str = tokenizer.decode([token])
+    return f"'{spelt}'".replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _bar(share: float) -> str:
+    eighths = round(8 * _BAR * min(1.0, max(0.0, share)))
+    return ("█" * (eighths // 8) + (_BLOCKS[eighths % 8] if eighths % 8 else "")).ljust(_BAR)

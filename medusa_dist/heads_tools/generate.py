@@ -1,0 +1,75 @@
+"""`medusa-dist generate`: one answer in the terminal, tokens coloured by who guessed them.
+
+Owns the colours and the closing line. Not here: decoding (llm.py).
+"""
+
+import time
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from medusa_dist.llm import LLM
+from medusa_dist.request import SamplingParams
+from medusa_dist.text.text_stream import TextDelta
+
+# Colour i: the token was drafted by head i and verified; 0: the model's own choice, one per step.
+HEAD_STYLES = tuple(Style.parse(s) for s in ("default", "green", "cyan", "yellow", "magenta", "bright_blue"))
+
+
+def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, console: Console) -> None:
+    """Stream the answer; a step's text appears at once, then one line says how fast it was and why.
+
+    chat: put the prompt through the model's chat template. Raises RequestError.
+    """
+    ids = llm.chat_ids([{"role": "user", "content": prompt}]) if chat else prompt
+    begin = time.perf_counter()
+    first_s = 0.0
+    deltas: list[TextDelta] = []
+    for delta in llm.stream(ids, params):
+        first_s = first_s or time.perf_counter() - begin
+        deltas.append(delta)
+        console.print(coloured(llm, delta), end="", soft_wrap=True)
+    console.print()
+    console.print(summary(deltas, first_s, time.perf_counter() - begin), style="dim", highlight=False)
+    console.print(legend(llm))
+
+
+def coloured(llm: LLM, delta: TextDelta) -> Text:
+    """The step's visible text, each token in its head's colour where tokens and text can be matched."""
+    parts = [llm.tokenizer.decode([token], skip_special_tokens=True) for token in delta.token_ids]
+    if "".join(parts) != delta.text:  # held-back or merged characters: the step's text in the colour of its last draft
+        return Text(delta.text, style=style_of(max(delta.heads, default=0)))
+    text = Text()
+    for part, head in zip(parts, delta.heads, strict=True):
+        text.append(part, style=style_of(head))
+    return text
+
+
+def style_of(head: int) -> Style:
+    """Colour of a token that this head guessed."""
+    return HEAD_STYLES[min(head, len(HEAD_STYLES) - 1)]
+
+
+def legend(llm: LLM) -> Text:
+    """Which colour is which head."""
+    text = Text("colours: ", style="dim")
+    text.append("model", style=style_of(0))
+    if llm.facts["speculation"].startswith("medusa"):
+        for head in range(1, len(HEAD_STYLES) - 1):
+            text.append(f"  head {head}", style=style_of(head))
+    return text
+
+
+def summary(deltas: list[TextDelta], first_s: float, total_s: float) -> str:
+    """Tokens, steps, speed, and where drafts were accepted."""
+    if not deltas:
+        return "no tokens"
+    stats = sum((d.stats for d in deltas[1:]), start=deltas[0].stats)
+    num_tokens = sum(len(d.token_ids) for d in deltas)
+    heads = ", ".join(f"head {k}: {n}" for k, n in enumerate(stats.accepted_per_head, start=1) if n)
+    line = (
+        f"{num_tokens} tokens in {stats.num_steps} steps = {num_tokens / max(1, stats.num_steps):.2f} tokens/step; "
+        f"{num_tokens / total_s:.1f} tokens/s, first after {first_s:.2f} s"
+    )
+    return f"{line}; {stats.num_accepted} of {stats.num_drafted} drafts accepted" + (f" ({heads})" if heads else "")

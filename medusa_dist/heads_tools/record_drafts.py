@@ -1,0 +1,91 @@
+"""The served model's own answers, and what its heads guess at every place of them.
+
+Owns the recording, through the engine's own step. Not here: what is made of it (medusa/trees/replay.py), the questions
+(prompts.py). Each step runs the heads but verifies no draft, so that no place of an answer is skipped.
+"""
+
+from collections.abc import Callable, Sequence
+
+from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.engine import Engine
+from medusa_dist.engine.scheduler.scheduler import Scheduler
+from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.state.sequence import Sequence as Running
+from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.errors import ConfigError
+from medusa_dist.llm import LLM
+from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
+from medusa_dist.medusa.trees.replay import Answer
+from medusa_dist.medusa.trees.tree import Candidates, Tree
+from medusa_dist.request import Request, SamplingParams
+from medusa_dist.tools.progress import Count
+
+
+class _Recording(Speculation):
+    """Verifies nothing and keeps what was guessed: (request id, tokens emitted before) -> candidates."""
+
+    def __init__(self) -> None:
+        super().__init__(SpeculationConfig(mode="auto", max_nodes=0, min_accepted=0.0))
+        self.guesses: dict[tuple[str, int], Candidates] = {}
+
+    def trees(self, decoding: list[Running], num_other_rows: int, max_model_len: int) -> list[tuple[Running, Tree]]:
+        """None."""
+        return []
+
+    def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """All: also the guess at a last token is judged."""
+        return verdicts
+
+    def learn(self, verdicts: Sequence[Verdict]) -> None:
+        """The candidates were drafted behind the last token known before this step."""
+        for sequence in (verdict.sequence for verdict in verdicts):
+            if sequence.candidates is not None:
+                self.guesses[sequence.request.request_id, sequence.num_output] = sequence.candidates
+
+
+def engine_with_heads(llm: LLM) -> Engine:
+    """The engine of this process. Raises ConfigError if it has no heads."""
+    if llm.engine.drafter is None:
+        raise ConfigError(f"heads are needed, and there are none: speculation is {llm.facts['speculation']}")
+    return llm.engine
+
+
+def watched_engine(engine: Engine, speculation: Speculation) -> Engine:
+    """Another engine over the same model, KV blocks and heads, with a policy of its own; the first one must be idle."""
+    assert not engine.has_work
+    scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, speculation, engine.ranks.generation)
+    return Engine(scheduler, engine.ranks, engine.chooser, engine.drafter, speculation)
+
+
+def record(
+    engine: Engine,
+    prompts: Sequence[tuple[Sequence[int], str]],
+    params: SamplingParams,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Answer]:
+    """Answer all prompts (token ids, category), as many at a time as fit. report: told how far it is.
+
+    Prompt i has seed i where params sample. Raises RequestError for a prompt that cannot be served.
+    """
+    recording = _Recording()
+    watched = watched_engine(engine, recording)
+    for i, (ids, _) in enumerate(prompts):
+        watched.submit(Request(request_id=str(i), prompt_ids=tuple(ids), params=params, seed=i))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    report(Count("recording", done, len(prompts), "answers"))
+    while watched.has_work:
+        for output in watched.step():
+            tokens[int(output.request_id)] += output.token_ids
+            done += output.finish_reason is not None
+        report(Count("recording", done, len(prompts), "answers"))
+    band = SAMPLED if params.temperature > 0 else GREEDY
+    return [
+        Answer(
+            tuple(answer),
+            tuple(recording.guesses[str(i), place + 1] for place in range(len(answer) - 1)),
+            band,
+            category,
+        )
+        for i, (answer, (_, category)) in enumerate(zip(tokens, prompts, strict=True))
+    ]

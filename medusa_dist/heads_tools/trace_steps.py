@@ -1,0 +1,80 @@
+"""One request, step by step: what was drafted, what the model chose, what was accepted.
+
+Owns the watching, through the engine's own step. Not here: how it is drawn (explain.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.engine import Engine
+from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.heads_tools.record_drafts import watched_engine
+from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
+from medusa_dist.medusa.trees.replay import believed, node_chances
+from medusa_dist.medusa.trees.tree import Tree, check_paths
+from medusa_dist.request import Request, SamplingParams
+
+
+@dataclass(frozen=True)
+class Step:
+    """tree: the drafts below the root. chances[i]: of node i, given that its parent is accepted. nodes: the accepted
+    ones. tokens: what the step emits: the accepted tokens, then the model's own choice behind them."""
+
+    root: int
+    tree: Tree
+    chances: tuple[float, ...]
+    nodes: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """Chance of each node that all of its path is accepted; their sum is the expected number of accepted drafts."""
+        values: list[float] = []
+        for parent, chance in zip(self.tree.parents, self.chances, strict=True):
+            values.append(chance * (1.0 if parent < 0 else values[parent]))
+        return values
+
+
+class _Watching(Speculation):
+    """Serves as configured, and keeps the last verdict with what led to it."""
+
+    def __init__(self, config: SpeculationConfig) -> None:
+        super().__init__(config)
+        self.last: Step | None = None
+
+    def learn(self, verdicts: Sequence[Verdict]) -> None:
+        """Look before the calibration changes and the tree is taken away."""
+        for verdict in verdicts:
+            sequence, walk = verdict.sequence, verdict.accepted
+            guesses, tree = sequence.candidates, sequence.tree
+            band = SAMPLED if sequence.request.params.temperature > 0 else GREEDY
+            self.last = Step(
+                root=sequence.tokens[-1],
+                tree=tree,
+                chances=() if guesses is None else tuple(node_chances(tree, believed(guesses, self.calibration, band))),
+                nodes=walk.nodes,
+                tokens=walk.tokens,
+            )
+        super().learn(verdicts)
+
+
+def watch(engine: Engine, prompt: Sequence[int], params: SamplingParams, config: SpeculationConfig) -> Iterator[Step]:
+    """The steps of one answer. Every step verifies as many drafts as config allows, whether they pay or not.
+
+    Raises ConfigError for a static tree that these heads cannot draft, RequestError for an unfit prompt.
+    """
+    if config.tree is not None and engine.drafter is not None:
+        check_paths(config.tree, engine.drafter.num_heads, engine.drafter.num_ranks)
+    watching = _Watching(config)
+    watched = watched_engine(engine, watching)
+    watched.submit(Request(request_id="watched", prompt_ids=tuple(prompt), params=params, seed=params.seed or 0))
+    try:
+        while watched.has_work:
+            watching.last = None
+            watched.step()
+            if watching.last is not None:
+                yield watching.last
+    finally:
+        watched.abort("watched")

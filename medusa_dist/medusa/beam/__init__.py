@@ -1,0 +1,1 @@
+"""Beam search over Medusa trees, as pure functions."""

@@ -1,0 +1,1 @@
+"""Draft heads: their forms, file format and training loss."""

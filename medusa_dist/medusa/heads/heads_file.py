@@ -1,0 +1,245 @@
+"""The head file: one folder with heads.safetensors and heads.json, format version 1.
+
+Owns the format: reading, checking against a base model, writing. Not here: the module that runs them (heads.py),
+other projects' formats (heads_tools/convert_heads.py).
+Tensors: `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or
+2 H for the first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
+the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight`
+[H, width], and where it taps T layers, whose states are W wide, `taps.weight` [H, T W];
+`draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medusa_dist.config import Strict, explain_validation
+from medusa_dist.errors import HeadsError
+
+FORMAT_VERSION = 1
+TENSORS, DESCRIPTION = "heads.safetensors", "heads.json"
+
+
+class BaseModelFacts(Strict):
+    """The model the heads were made for."""
+
+    name: str = Field(description="Where it came from, for people.")
+    fingerprint: str | None = Field(description="model/fingerprint.py of its folder; None: not recorded.")
+    hidden_size: Annotated[int, Field(ge=1)]
+    vocab_size: Annotated[int, Field(ge=1)]
+    layer_width: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Width of the states between layers, for heads that tap them; None: hidden_size."
+    )
+
+
+class HeadsDescription(Strict):
+    """heads.json. Head k (1-based) guesses the token k places behind the one just emitted: offsets[k-1] = k."""
+
+    format_version: Literal[1] = 1
+    form: Literal["hidden", "hidden+embedding", "sequential"] = Field(
+        description="hidden: Medusa's own form, x = last hidden state after the final norm. hidden+embedding: x = that "
+        "and the input embedding of the token just emitted, times embedding_scale. sequential: one cell, applied head "
+        "by head to its own last state and the embedding of the token guessed last (medusa/heads/sequential.py)."
+    )
+    width: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Inner width of the cell; only for the form sequential, which needs it."
+    )
+    embedding_scale: float = 1.0
+    tapped_layers: tuple[int, ...] = Field(
+        default=(-1,),
+        description="Layers whose output the heads read. First -1: what the output matrix reads, after the final norm. "
+        "Then, for the form sequential alone, inner layers in ascending order, the first layer being 0.",
+    )
+    num_heads: Annotated[int, Field(ge=1, le=16)]
+    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
+    bias: bool = True
+    lm_head: Literal["shared", "own"] = "shared"
+    draft_vocab_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="None: the heads know the whole vocabulary."
+    )
+    offsets: tuple[int, ...] = Field(description="Distance of each head's token from the one just emitted.")
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    base: BaseModelFacts
+    training: dict[str, Any] = Field(default_factory=dict, description="Data and recipe, for people.")
+    top_accuracies: tuple[tuple[float, ...], ...] = Field(
+        default=(), description="Measured: [head][rank] = share of positions where that guess was right."
+    )
+
+    @model_validator(mode="after")
+    def _cell_belongs_to_sequential(self) -> "HeadsDescription":
+        if (self.form == "sequential") != (self.width is not None):
+            raise ValueError("width is needed by the form 'sequential' and belongs to no other form")
+        if self.form == "sequential" and (self.lm_head != "shared" or self.num_blocks != 1 or not self.bias):
+            raise ValueError("the form 'sequential' has lm_head 'shared', num_blocks 1 and bias")
+        return self
+
+    @model_validator(mode="after")
+    def _taps_in_order(self) -> "HeadsDescription":
+        if self.tapped_layers[:1] != (-1,) or list(self.taps) != sorted({layer for layer in self.taps if layer >= 0}):
+            raise ValueError(f"tapped_layers {list(self.tapped_layers)} must be -1 and then ascending layers from 0 on")
+        if self.taps and self.form != "sequential":
+            raise ValueError(f"tapped_layers other than [-1] belong to the form 'sequential', not to {self.form!r}")
+        return self
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The inner layers whose states the heads read besides the last one."""
+        return self.tapped_layers[1:]
+
+    @property
+    def tap_width(self) -> int:
+        """Width of one tapped state."""
+        return self.base.layer_width or self.base.hidden_size
+
+    @property
+    def input_width(self) -> int:
+        """Width of the rows that the heads read: the last hidden state and, behind it, the tapped ones."""
+        return self.base.hidden_size + len(self.taps) * self.tap_width
+
+
+class HeadsFile:
+    """A read head file: its description and tensors."""
+
+    def __init__(self, description: HeadsDescription, tensors: dict[str, Tensor]) -> None:
+        self.description = description
+        self.tensors = tensors
+        _check_shapes(description, tensors)
+
+    @property
+    def draft_vocab(self) -> Tensor | None:
+        """[D] int64 token ids that the heads know, or None for all."""
+        return self.tensors["draft_vocab"].long() if "draft_vocab" in self.tensors else None
+
+    def check_base(self, hidden_size: int, vocab_size: int, fingerprint: str | None, allow_other: bool) -> None:
+        """Raise HeadsError if these heads cannot draft for the model, or were made for another one."""
+        base = self.description.base
+        for what, theirs, ours in (
+            ("hidden size", base.hidden_size, hidden_size),
+            ("vocabulary", base.vocab_size, vocab_size),
+        ):
+            if theirs != ours:
+                raise HeadsError(f"heads: made for {base.name!r} with {what} {theirs}, but the model has {ours}")
+        if base.fingerprint and fingerprint and base.fingerprint != fingerprint and not allow_other:
+            raise HeadsError(
+                f"heads: made for another base model ({base.name!r}; fingerprints differ). Train heads for this model, "
+                "or set heads.allow_untrained: true to draft with them anyway (output stays exact, speed may suffer)"
+            )
+
+    def check_layers(self, num_layers: int, layer_width: int) -> None:
+        """Raise HeadsError if the model lacks a layer that these heads tap, or its layers are of another width."""
+        about = self.description
+        missing = [layer for layer in about.taps if layer >= num_layers]
+        if missing:
+            raise HeadsError(f"heads: tapped_layers has layer {missing[0]}, but the model's are 0 to {num_layers - 1}")
+        if about.taps and about.tap_width != layer_width:
+            raise HeadsError(
+                f"heads: base.layer_width says that states between layers are {about.tap_width} wide, but the model's "
+                f"are {layer_width}"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / TENSORS)
+        (folder / DESCRIPTION).write_text(self.description.model_dump_json(indent=2) + "\n")
+
+
+def read_heads(folder: Path, shapes_only: bool = False) -> HeadsFile:
+    """Read and check a head file. Raises HeadsError naming the file and what is wrong.
+
+    shapes_only: look at the header; all tensors but draft_vocab are without values (device meta).
+    """
+    for name in (DESCRIPTION, TENSORS):
+        if not (folder / name).is_file():
+            raise HeadsError(
+                f"heads: {folder / name} is not there; a head file is a folder with {DESCRIPTION} and {TENSORS}"
+            )
+    description = read_description(folder)
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            names = list(file.keys())
+            blank = [name for name in names if shapes_only and name != "draft_vocab"]
+            tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in blank}
+            tensors |= {name: file.get_tensor(name) for name in names if name not in blank}
+    except (SafetensorError, OSError) as error:
+        raise HeadsError(f"heads: {folder / TENSORS} cannot be read: {error}") from None
+    return HeadsFile(description, tensors)
+
+
+def described_heads(description: HeadsDescription) -> HeadsFile:
+    """The head file that a description promises, without values, where only heads.json is at hand."""
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(description).items()}
+    if description.draft_vocab_size is not None:
+        tensors["draft_vocab"] = torch.arange(description.draft_vocab_size)  # their number is known, the ids are not
+    return HeadsFile(description, tensors)
+
+
+def read_description(folder: Path) -> HeadsDescription:
+    """heads.json alone."""
+    try:
+        return HeadsDescription.model_validate(json.loads((folder / DESCRIPTION).read_text()))
+    except ValidationError as error:
+        raise HeadsError(f"heads: {folder / DESCRIPTION}: {explain_validation(error)}") from None
+    except json.JSONDecodeError as error:
+        raise HeadsError(f"heads: {folder / DESCRIPTION} is not JSON: {error}") from None
+
+
+def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the description promises."""
+    hidden = description.base.hidden_size
+    known = description.draft_vocab_size or description.base.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    if description.width is not None:
+        shapes["cell.up.weight"] = (description.width, 2 * hidden)
+        shapes["cell.up.bias"] = (description.width,)
+        shapes["cell.down.weight"] = (hidden, description.width)
+    if description.taps:
+        shapes["taps.weight"] = (hidden, len(description.taps) * description.tap_width)
+    for head in range(description.num_heads if description.width is None else 0):
+        for block in range(description.num_blocks):
+            doubled = block == 0 and description.form == "hidden+embedding"
+            shapes[f"heads.{head}.blocks.{block}.weight"] = (hidden, 2 * hidden if doubled else hidden)
+            if description.bias:
+                shapes[f"heads.{head}.blocks.{block}.bias"] = (hidden,)
+        if description.lm_head == "own":
+            shapes[f"heads.{head}.lm_head.weight"] = (known, hidden)
+    if description.draft_vocab_size is not None:
+        shapes["draft_vocab"] = (description.draft_vocab_size,)
+    return shapes
+
+
+def _check_shapes(description: HeadsDescription, tensors: dict[str, Tensor]) -> None:
+    expected = expected_shapes(description)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise HeadsError(f"heads: tensor {name} is missing ({description.num_heads} heads are described)")
+        if tuple(tensors[name].shape) != shape:
+            raise HeadsError(f"heads: tensor {name} has shape {tuple(tensors[name].shape)}, described is {shape}")
+    extra = sorted(set(tensors) - set(expected))
+    if extra:
+        raise HeadsError(f"heads: tensor {extra[0]} is not in the description; is num_heads or num_blocks wrong?")
+    if description.offsets != tuple(range(1, description.num_heads + 1)):
+        raise HeadsError(f"heads: offsets {list(description.offsets)} are not 1..{description.num_heads}")
+    ids = tensors.get("draft_vocab")
+    if ids is not None:
+        ordered = bool((ids[1:] > ids[:-1]).all())
+        if not ordered or int(ids[0]) < 0 or int(ids[-1]) >= description.base.vocab_size:
+            raise HeadsError("heads: draft_vocab must be ascending token ids inside the base's vocabulary")
+
+
+def dtype_name(dtype: torch.dtype) -> Literal["float32", "bfloat16", "float16"]:
+    """The name used in heads.json."""
+    names: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]

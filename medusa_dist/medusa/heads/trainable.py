@@ -1,0 +1,99 @@
+"""Heads with gradients: the forms of the head file as plain modules, told the true path.
+
+Owns their forward pass in training and their starting values. Its state_dict is a head file's tensors, name by name;
+the tests hold its logits against those of the modules that serve (heads.py, sequential.py). Not here: losses (loss.py).
+Shapes: N places, K heads, H hidden size, I width of what the heads read (H, and all tapped states behind it), D tokens
+the heads know.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medusa_dist.medusa.heads.heads_file import HeadsDescription
+from medusa_dist.medusa.heads.sequential import split_taps
+
+
+class _Head(nn.Module):
+    """One of Medusa's heads: residual blocks, and output rows of its own if the file says so."""
+
+    def __init__(self, about: HeadsDescription, known: int) -> None:
+        super().__init__()
+        hidden = about.base.hidden_size
+        doubled = about.form == "hidden+embedding"
+        self.blocks = nn.ModuleList(
+            nn.Linear(2 * hidden if doubled and block == 0 else hidden, hidden, about.bias)
+            for block in range(about.num_blocks)
+        )
+        for block in self.blocks:
+            assert isinstance(block, nn.Linear)
+            nn.init.zeros_(block.weight)  # it starts as the base's own guess
+            if about.bias:
+                nn.init.zeros_(block.bias)
+        self.lm_head = nn.Linear(hidden, known, bias=False) if about.lm_head == "own" else None
+
+
+class _Cell(nn.Module):
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(2 * hidden, width)
+        self.down = nn.Linear(width, hidden, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+
+class TrainableHeads(nn.Module):
+    """output_rows: [D, H] lm_head rows of the tokens the heads know. embedding: the base's input embedding [V, H].
+
+    Both stay as they are and are no part of the state.
+    """
+
+    rows: Tensor
+    embedding: Tensor
+
+    def __init__(self, about: HeadsDescription, output_rows: Tensor, embedding: Tensor) -> None:
+        super().__init__()
+        self.about = about
+        self.register_buffer("rows", output_rows, persistent=False)
+        self.register_buffer("embedding", embedding, persistent=False)
+        if about.width is not None:
+            self.cell = _Cell(about.base.hidden_size, about.width)
+            if about.taps:
+                self.taps = nn.Linear(len(about.taps) * about.tap_width, about.base.hidden_size, bias=False)
+                nn.init.zeros_(self.taps.weight)  # it starts as if nothing were tapped
+        else:
+            self.heads = nn.ModuleList(_Head(about, len(output_rows)) for _ in range(about.num_heads))
+            for head in self.heads:
+                assert isinstance(head, _Head)
+                if head.lm_head is not None:
+                    with torch.no_grad():
+                        head.lm_head.weight.copy_(output_rows)
+
+    def forward(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
+        """hidden: [N, I]. tokens: [N, K], the token just emitted and those truly after it -> logits [N, D] per head."""
+        if self.about.width is not None:
+            yield from self._sequential(hidden, tokens)
+            return
+        x = hidden
+        if self.about.form == "hidden+embedding":
+            x = torch.cat([hidden, self._embed(tokens[:, 0], hidden)], dim=-1)
+        for head in self.heads:
+            assert isinstance(head, _Head)
+            state = hidden + F.silu(head.blocks[0](x))
+            for block in head.blocks[1:]:
+                state = state + F.silu(block(state))
+            yield F.linear(state, self.rows) if head.lm_head is None else head.lm_head(state)
+
+    def _sequential(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
+        state = hidden
+        if self.about.taps:
+            last, tapped = split_taps(self.about, hidden)
+            state = last + self.taps(tapped).to(last.dtype)
+        for k in range(self.about.num_heads):
+            x = torch.cat([state, self._embed(tokens[:, k], hidden)], dim=-1)
+            state = state + self.cell.down(F.silu(self.cell.up(x)))
+            yield F.linear(state, self.rows)
+
+    def _embed(self, tokens: Tensor, like: Tensor) -> Tensor:
+        return (self.embedding[tokens] * self.about.embedding_scale).to(like.dtype)

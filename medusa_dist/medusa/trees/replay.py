@@ -1,0 +1,217 @@
+"""What any tree would have gained on answers whose guesses are known: steps counted without running the model again.
+
+Owns the replay and what is counted on the way: ranks of the truth, tokens per step by tree size, the best static trees,
+how far confidences can be believed. Pure. Not here: recording (heads_tools/record_drafts.py), what a step costs
+(budget.py). It is exact, not a model: verification emits the answer whatever the tree, and what the heads guess at a
+place depends on the tokens before it alone. So guesses recorded at every place of an answer tell where each step of
+each tree would have ended; the next step begins there. Places right after a rejection are harder than the average
+place, and a replay walks over just those that a tree would meet.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medusa_dist.medusa.trees.calibration import Calibration, Label, labels_of
+from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Floats, Tree, best_tree, order_paths, values_of
+
+Path = tuple[int, ...]
+_LEARNING_NODES = 15  # of the trees whose verdicts fit a calibration
+
+
+@dataclass(frozen=True)
+class Answer:
+    """tokens: the model's output. guesses[i]: what the heads offer after tokens[i], for all tokens but the last.
+
+    band: of calibrate.py, by the temperature.
+    """
+
+    tokens: tuple[int, ...]
+    guesses: tuple[Candidates, ...]
+    band: int
+    category: str = ""
+
+    def __post_init__(self) -> None:
+        assert len(self.guesses) == max(0, len(self.tokens) - 1)
+
+    def after(self, place: int) -> tuple[int, ...]:
+        """The tokens behind the root tokens[place]."""
+        return self.tokens[place + 1 :]
+
+
+def truth_ranks(guesses: Candidates, truth: Sequence[int]) -> Path:
+    """At which ranks the truth stands, head by head, up to the first head that does not have it."""
+    return guesses.ranks(truth)
+
+
+def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
+    """The nodes that verification would accept, from the root down."""
+    nodes: list[int] = []
+    for token in truth:
+        child = tree.children.get(nodes[-1] if nodes else ROOT, {}).get(token)
+        if child is None:
+            break
+        nodes.append(child)
+    return nodes
+
+
+def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
+    """The confidence behind each node, given that its parent is accepted."""
+    values = values_of(tree, guesses)
+    above = [1.0 if parent == ROOT else values[parent] for parent in tree.parents]
+    return [value / before if before else 0.0 for value, before in zip(values, above, strict=True)]
+
+
+def num_steps(answer: Answer, accepted: Sequence[int]) -> int:
+    """Steps that the answer takes. accepted[i]: drafts accepted by a step whose root is tokens[i].
+
+    The first step reads the prompt and emits tokens[0], without drafts.
+    """
+    steps, place = 1, 0
+    while place < len(answer.tokens) - 1:
+        place += accepted[place] + 1
+        steps += 1
+    return steps
+
+
+def tokens_per_step(answers: Sequence[Answer], accepted: Sequence[Sequence[int]]) -> float:
+    """Over all answers; 1 without drafts."""
+    steps = sum(num_steps(answer, each) for answer, each in zip(answers, accepted, strict=True))
+    return sum(len(answer.tokens) for answer in answers) / steps
+
+
+def accuracies(answers: Iterable[Answer]) -> list[list[float]]:
+    """[head][r]: share of places where one of the head's r + 1 best guesses was right. Places near the end of an answer
+    that a head guesses beyond are left out; of heads that see the guesses before theirs, places where those were wrong.
+    """
+    hits: list[Floats] = []
+    counts: list[int] = []
+    for answer in answers:
+        for place, guesses in enumerate(answer.guesses):
+            at = 0
+            for head, token in enumerate(answer.after(place)):
+                if at == NOWHERE:
+                    break
+                if head == len(hits):
+                    hits.append(np.zeros(guesses.tokens.shape[1], dtype=np.float32))
+                    counts.append(0)
+                hits[head] += guesses.tokens[at] == token
+                counts[head] += 1
+                at = guesses.behind(at, token)
+    return [[float(x) for x in np.cumsum(hit) / count] for hit, count in zip(hits, counts, strict=True)]
+
+
+def fit(answers: Iterable[Answer]) -> Calibration:
+    """A calibration that has seen all places once, learning as it does while serving."""
+    calibration = Calibration()
+    for answer in answers:
+        for place, guesses in enumerate(answer.guesses):
+            tree, _ = best_tree(believed(guesses, calibration, answer.band), _LEARNING_NODES, len(guesses.tokens))
+            accepted = truth_nodes(tree, answer.after(place))
+            calibration.learn(labels_of(tree, tuple(accepted), guesses), answer.band)
+    return calibration
+
+
+def believed(guesses: Candidates, calibration: Calibration, band: int) -> Candidates:
+    """The same guesses with calibrated chances."""
+    return calibration.believe(guesses, band)
+
+
+def dynamic_curve(answers: Sequence[Answer], max_nodes: int, calibration: Calibration) -> list[float]:
+    """[n - 1]: tokens per step if each step verifies the n most promising drafts, n = 1..max_nodes."""
+    # The best n nodes are the first n of the best max_nodes, so one tree a place is enough.
+    paths = []
+    for answer in answers:
+        each = []
+        for place, guesses in enumerate(answer.guesses):
+            tree, _ = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
+            each.append(truth_nodes(tree, answer.after(place)))
+        paths.append(each)
+    return [
+        tokens_per_step(answers, [[sum(node < n for node in nodes) for nodes in each] for each in paths])
+        for n in range(1, max_nodes + 1)
+    ]
+
+
+def static_accepted(answer: Answer, paths: Iterable[Path]) -> list[int]:
+    """Drafts that the static tree gains at each place."""
+    known = set(paths)
+    accepted = []
+    for place, guesses in enumerate(answer.guesses):
+        ranks = truth_ranks(guesses, answer.after(place))
+        depth = 0
+        while depth < len(ranks) and ranks[: depth + 1] in known:
+            depth += 1
+        accepted.append(depth)
+    return accepted
+
+
+def path_chances(answers: Iterable[Answer]) -> dict[Path, float]:
+    """For each path of ranks that ever held the truth: in what share of the places it did, all of it."""
+    counts: Counter[Path] = Counter()
+    num_places = 0
+    for answer in answers:
+        for place, guesses in enumerate(answer.guesses):
+            ranks = truth_ranks(guesses, answer.after(place))
+            counts.update(ranks[:depth] for depth in range(1, len(ranks) + 1))
+            num_places += 1
+    return {path: count / num_places for path, count in counts.items()}
+
+
+def best_static(chances: dict[Path, float], num_nodes: int) -> list[Path]:
+    """The static tree of at most num_nodes nodes that gains most: a path is never likelier than its parent, so the
+    likeliest paths form a tree. Ties: shallower first, then the lower ranks."""
+    ranked = sorted(chances, key=lambda path: (-chances[path], len(path), sum(path), path))
+    return order_paths(ranked[:num_nodes])
+
+
+def static_curve(answers: Sequence[Answer], max_nodes: int) -> list[float]:
+    """[n - 1]: tokens per step of the best static tree of n nodes, found on one half of the answers and measured on the
+    other, both ways round, so that luck does not count as skill."""
+    halves = answers[::2], answers[1::2]
+    chances = [path_chances(half) for half in halves]
+    curve = []
+    for n in range(1, max_nodes + 1):
+        accepted: list[list[int]] = [[] for _ in answers]
+        for side in (0, 1):
+            tree = best_static(chances[1 - side], n)
+            accepted[side::2] = [static_accepted(answer, tree) for answer in halves[side]]
+        curve.append(tokens_per_step(answers, accepted))
+    return curve
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Drafts whose predicted chance, given that their parent was accepted, lay in one tenth."""
+
+    count: int
+    predicted: float  # their mean
+    measured: float  # share that was accepted
+
+
+def reliability(answers: Iterable[Answer], calibration: Calibration | None) -> list[Bin]:
+    """Ten bins by predicted chance, empty ones left out. calibration: None believes the heads' own confidences."""
+    labels: list[Label] = []
+    for answer in answers:
+        for place, guesses in enumerate(answer.guesses):
+            seen = guesses if calibration is None else believed(guesses, calibration, answer.band)
+            tree, _ = best_tree(seen, _LEARNING_NODES, len(guesses.tokens))
+            labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(place))), seen)
+    bins: dict[int, list[Label]] = {}
+    for label in labels:
+        bins.setdefault(min(9, int(10 * label.confidence)), []).append(label)
+    return [
+        Bin(
+            len(each),
+            sum(label.confidence for label in each) / len(each),
+            sum(label.accepted for label in each) / len(each),
+        )
+        for _, each in sorted(bins.items())
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean distance between predicted and measured, weighted by count."""
+    return sum(b.count * abs(b.predicted - b.measured) for b in bins) / max(1, sum(b.count for b in bins))

@@ -1,0 +1,257 @@
+"""The candidate tree: what is drafted for one sequence in one step, and how it is chosen.
+
+Owns Tree, its laws, the best-N rule and static trees. Not here: where scores come from (draft.py), which drafted
+tokens survive (accept.py), masks and KV rows (engine/runner/batch_builder.py).
+root = the last emitted token, whose KV is not computed yet; it is not a node. Nodes are numbered 0..N-1 in the order
+their rows are laid out behind the root: parents before children, most promising first.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from medusa_dist.errors import ConfigError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """tokens[i] is drafted below parents[i] (ROOT = -1). A node at depth k was guessed by head k (1 is the first)."""
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.parents)
+        assert all(ROOT <= parent < node for node, parent in enumerate(self.parents)), "parents come before children"
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Depth of each node; children of the root have depth 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return tuple(depths)
+
+    @property
+    def num_per_depth(self) -> tuple[int, ...]:
+        """How many nodes there are at depth 1, 2, ..."""
+        return tuple(self.depths.count(depth) for depth in range(1, max(self.depths, default=0) + 1))
+
+    @cached_property
+    def children(self) -> dict[int, dict[int, int]]:
+        """parent -> {token: node}. Among equal siblings the first, most promising one counts."""
+        table: dict[int, dict[int, int]] = {}
+        for node, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True)):
+            table.setdefault(parent, {}).setdefault(token, node)
+        return table
+
+    def first(self, num_nodes: int) -> "Tree":
+        """The tree of its first num_nodes nodes; prefix-closed, since parents come before children."""
+        return self if num_nodes >= len(self) else Tree(self.tokens[:num_nodes], self.parents[:num_nodes])
+
+
+EMPTY = Tree()
+
+
+NOWHERE = -1  # in place of a list: nothing was drafted there
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the heads guess after one sequence's root: lists of guesses, and which list goes on behind which guess.
+
+    tokens, confidences: [lists, R], each list by falling score; list 0 follows the root. confidences[i, r] stands for
+    the chance that this guess is the model's own choice, given that its parent is: the head's word, or what
+    calibrate.py makes of it.
+    follows: [lists, R], the list behind each guess (NOWHERE: none), parents before children. None: Medusa's own heads,
+    which do not see each other's guesses; behind every guess of list i comes list i + 1.
+    """
+
+    tokens: Ints
+    confidences: Floats
+    follows: Ints | None = None
+
+    def after(self, place: int, rank: int) -> int:
+        """The list behind guess `rank` of list `place`, or NOWHERE."""
+        if self.follows is not None:
+            return int(self.follows[place, rank])
+        return place + 1 if place + 1 < len(self.tokens) else NOWHERE
+
+    def behind(self, place: int, token: int) -> int:
+        """The list behind `token`, which stands in list `place`; heads that see no guesses go on behind any token."""
+        if place == NOWHERE or self.follows is None:
+            return place if place == NOWHERE else self.after(place, 0)
+        found = np.flatnonzero(self.tokens[place] == token)
+        return self.after(place, int(found[0])) if found.size else NOWHERE
+
+    @cached_property
+    def depths(self) -> Ints:
+        """[lists]: which head made each list; 1 is the first."""
+        if self.follows is None:
+            return np.arange(1, len(self.tokens) + 1)
+        depths = np.ones(len(self.tokens), dtype=np.int64)
+        for place, behind in enumerate(self.follows):
+            depths[behind[behind != NOWHERE]] = depths[place] + 1
+        return depths
+
+    def ranks(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """At which ranks a run of tokens behind the root stands, as far as it was drafted."""
+        ranks: list[int] = []
+        place = 0
+        for token in tokens:
+            found = np.flatnonzero(self.tokens[place] == token) if place != NOWHERE else np.zeros(0)
+            if not found.size:
+                break
+            ranks.append(int(found[0]))
+            place = self.after(place, ranks[-1])
+        return tuple(ranks)
+
+    def led_by(self, tokens: Sequence[int]) -> "Candidates":
+        """These guesses, but `tokens` for certain at the first depths, and deeper than the heads if they are more."""
+        if not tokens:
+            return self
+        num_forced, num_ranks = len(tokens), self.tokens.shape[1]
+        sure: Ints = np.zeros((num_forced, num_ranks), dtype=np.int64)
+        sure[:, 0] = tokens
+        chances: Floats = np.zeros((num_forced, num_ranks), dtype=np.float32)
+        chances[:, 0] = 1.0
+        if self.follows is None:
+            tails = self.tokens[num_forced:], self.confidences[num_forced:]
+            return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
+        behind = 0
+        for token in tokens:
+            behind = self.behind(behind, token)
+        chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
+        chain[:, 0] = [*range(1, num_forced), NOWHERE if behind == NOWHERE else behind + num_forced]
+        moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
+        return Candidates(
+            np.concatenate([sure, self.tokens]),
+            np.concatenate([chances, self.confidences]),
+            np.concatenate([chain, moved]),
+        )
+
+
+def any_path(_path: tuple[int, ...]) -> bool:
+    """Forbids nothing."""
+    return True
+
+
+def best_tree(
+    candidates: Candidates,
+    max_nodes: int,
+    max_depth: int,
+    floor: float = 0.0,
+    may_follow: Callable[[tuple[int, ...]], bool] = any_path,
+) -> tuple[Tree, list[float]]:
+    """The max_nodes candidates of highest value, and their values in that order.
+
+    A node's value is the product of the confidences on its path: the chance that it is accepted, so the sum of values
+    is the expected number of accepted tokens. Values fall along a path, hence the N best nodes always form a tree and
+    best-first search finds them (FasterDecoding/Medusa's sparse trees; here for each step anew). Ties: shallower first,
+    then the lower rank. Left out: nodes whose value is not above `floor`, and those whose path (the tokens below the
+    root) may not follow, with all that is below them.
+    """
+    num_ranks = candidates.tokens.shape[1]
+    tokens: list[int] = []
+    parents: list[int] = []
+    values: list[float] = []
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    # A heap entry is a node not yet in the tree: (-value, depth, rank, parent node, list, value of the parent).
+    heap: list[tuple[float, int, int, int, int, float]] = []
+
+    def offer(depth: int, rank: int, parent: int, place: int, parent_value: float) -> None:
+        if depth <= max_depth and rank < num_ranks and place != NOWHERE:
+            value = parent_value * float(candidates.confidences[place, rank])
+            if value > floor:
+                heapq.heappush(heap, (-value, depth, rank, parent, place, parent_value))
+
+    offer(1, 0, ROOT, 0, 1.0)
+    while heap and len(tokens) < max_nodes:
+        negative, depth, rank, parent, place, parent_value = heapq.heappop(heap)
+        offer(depth, rank + 1, parent, place, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[place, rank]))
+        if not may_follow(path):
+            continue
+        node = len(tokens)
+        paths[node] = path
+        tokens.append(path[-1])
+        parents.append(parent)
+        values.append(-negative)
+        offer(depth + 1, 0, node, candidates.after(place, rank), -negative)  # the first child
+    return Tree(tuple(tokens), tuple(parents)), values
+
+
+def static_tree(
+    candidates: Candidates,
+    paths: tuple[tuple[int, ...], ...],
+    max_nodes: int,
+    max_depth: int,
+    may_follow: Callable[[tuple[int, ...]], bool] = any_path,
+) -> Tree:
+    """The tree of the given paths of ranks (as Medusa publishes them), filled with this step's tokens.
+
+    Left out: nodes behind a guess that no list follows, and those whose path of tokens may not follow, with all that
+    is below them.
+    """
+    # Path of ranks -> its tokens, its node, and the list behind it.
+    reached: dict[tuple[int, ...], tuple[tuple[int, ...], int, int]] = {(): ((), ROOT, 0)}
+    tokens: list[int] = []
+    parents: list[int] = []
+    for path in order_paths(paths):
+        before, parent, place = reached.get(path[:-1], ((), ROOT, NOWHERE))
+        if len(path) <= max_depth and len(tokens) < max_nodes and place != NOWHERE:
+            spelt = (*before, int(candidates.tokens[place, path[-1]]))
+            if may_follow(spelt):
+                reached[path] = spelt, len(tokens), candidates.after(place, path[-1])
+                tokens.append(spelt[-1])
+                parents.append(parent)
+    return Tree(tuple(tokens), tuple(parents))
+
+
+def values_of(tree: Tree, candidates: Candidates) -> list[float]:
+    """The values, as best_tree has them, of a tree made of these candidates in another way."""
+    values: list[float] = []
+    places = {ROOT: 0}
+    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
+        place = places[parent]
+        rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
+        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[place, rank]))
+        places[node] = candidates.after(place, rank)
+    return values
+
+
+def order_paths(paths: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Paths with parents before children: by depth, then by the sum of ranks (the likelier first), then as they are."""
+    return sorted(paths, key=lambda path: (len(path), sum(path), path))
+
+
+def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_ranks: int) -> None:
+    """Raise ConfigError if a static tree cannot be drafted: each breach has its own message."""
+    known = set(paths)
+    if len(known) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ConfigError(f"speculation.tree: path {list(twice)} is listed twice")
+    for path in paths:
+        if not path:
+            raise ConfigError("speculation.tree: an empty path; the root is implied and must not be listed")
+        if len(path) > num_heads:
+            raise ConfigError(
+                f"speculation.tree: path {list(path)} is {len(path)} deep, but the model has {num_heads} heads"
+            )
+        if any(not 0 <= rank < num_ranks for rank in path):
+            raise ConfigError(f"speculation.tree: path {list(path)} has a rank outside 0..{num_ranks - 1}")
+        if len(path) > 1 and path[:-1] not in known:
+            raise ConfigError(
+                f"speculation.tree: path {list(path)} is listed without its parent {list(path[:-1])}; add the parent"
+            )

@@ -1,0 +1,67 @@
+"""Which tree is fastest here: tokens per step from replayed answers, over the measured seconds of a step.
+
+Owns that arithmetic. Pure. Not here: the replay (replay.py), the budget rule of dynamic trees (budget.py), measuring
+(heads_tools/tune_tree.py).
+B sequences that each verify n drafts make B E(n) tokens in t(B (1 + n)) + t_draft(B) seconds, E from the replay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medusa_dist.medusa.trees.budget import StepCost, best_budget
+from medusa_dist.medusa.trees.calibration import Calibration
+from medusa_dist.medusa.trees.replay import Answer, believed, truth_nodes
+from medusa_dist.medusa.trees.tree import best_tree
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a tree of at most `nodes` nodes does for a batch: tokens per step of each sequence, seconds per step."""
+
+    batch: int
+    nodes: int
+    tokens_per_step: float
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all sequences together."""
+        return self.batch * self.tokens_per_step / self.seconds
+
+
+def plain(batch: int, cost: StepCost) -> Point:
+    """No drafts, and no heads run."""
+    return Point(batch, 0, 1.0, cost(batch))
+
+
+def fixed(curve: Sequence[float], batch: int, cost: StepCost) -> list[Point]:
+    """Trees of always the same size. curve: [n - 1] tokens per step with n nodes."""
+    return [
+        Point(batch, n, tokens, cost(batch * (1 + n)) + cost.drafting(batch)) for n, tokens in enumerate(curve, start=1)
+    ]
+
+
+def budgeted(answers: Sequence[Answer], calibration: Calibration, cost: StepCost, batch: int, max_nodes: int) -> Point:
+    """Dynamic trees as served: each step verifies as many drafts as pay, at most max_nodes a sequence.
+
+    The batch is taken as `batch` sequences at equal places, since one answer at a time is replayed.
+    """
+    tokens, steps, seconds = 0, 0, 0.0
+    for answer in answers:
+        place = 0
+        while place < len(answer.guesses):
+            guesses = answer.guesses[place]
+            tree, values = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
+            repeated = [value for value in values for _ in range(batch)]
+            count, _ = best_budget(repeated, batch, 0, cost)
+            nodes = count // batch
+            accepted = sum(node < nodes for node in truth_nodes(tree, answer.after(place)))
+            emitted = min(accepted + 1, len(answer.guesses) - place)
+            seconds += cost(batch * (1 + nodes)) + cost.drafting(batch)
+            tokens, steps, place = tokens + emitted, steps + 1, place + emitted
+    return Point(batch, max_nodes, tokens / steps, seconds / steps)
+
+
+def fastest(points: Sequence[Point]) -> Point:
+    """Most tokens per second; among equals the smallest tree."""
+    return max(points, key=lambda point: (point.tokens_per_s, -point.nodes))

@@ -1,0 +1,124 @@
+"""Our attention inside transformers' models: one function, registered once, that hands q, k, v to the worker.
+
+Owns the bridge and the gate that proves a model really uses it. Not here: the attention itself
+(ops/attention/padded.py), which gets q, k, v after rotary embedding and q/k norms, with this rank's heads only.
+transformers makes no mask for an implementation it has no mask function for, so causality, trees and windows are
+entirely the worker's. Shapes: T rows, Hq / Hkv query and key-value heads of this rank, D head size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from medusa_dist.errors import ModelError
+
+IMPLEMENTATION = "medusa_paged"
+
+# attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D], scale, window, softcap, sinks [Hq] | None) -> [T, Hq, D]
+# window: a key is seen if 0 <= q position - k position < window; None = all. softcap: scores -> c * tanh(scores / c).
+# sinks: one more score per head that takes part in the softmax and carries no value.
+Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
+
+# Words that transformers passes along and that change nothing in our attention; anything else set is refused.
+_HARMLESS = frozenset(
+    {
+        "dropout",  # zero outside training
+        "is_causal",  # checked below
+        "position_ids",
+        "position_embeddings",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "logits_to_keep",
+    }
+)
+
+
+class AttentionContext:
+    """What the models' attention layers call at the moment. One per process, since transformers' modules call us
+    without arguments of ours; the worker sets it around each forward pass."""
+
+    def __init__(self) -> None:
+        self._attend: Attend | None = None
+
+    @property
+    def attend(self) -> Attend:
+        """The current function; an assertion outside `using`."""
+        assert self._attend is not None, "a model ran outside attention_context.using(...)"
+        return self._attend
+
+    @contextmanager
+    def using(self, attend: Attend) -> Iterator[None]:
+        """Within the block, attention layers call `attend`."""
+        before, self._attend = self._attend, attend
+        try:
+            yield
+        finally:
+            self._attend = before
+
+
+attention_context = AttentionContext()
+
+
+def paged_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. query [1, Hq, T, D], key and value [1, Hkv, T, D] -> ([1, T, Hq, D], None).
+
+    Raises ModelError for an option that would change the result and that we do not implement.
+    """
+    scale = options.pop("scaling", None)
+    window, softcap, sinks = (options.pop(name, None) for name in ("sliding_window", "softcap", "s_aux"))
+    unknown = [name for name, option in options.items() if option is not None and name not in _HARMLESS]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if options.get("is_causal") is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise ModelError(f"{type(module).__name__} wants attention options that are not served: {', '.join(unknown)}")
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out = attention_context.attend(module.layer_idx, q, k, v, scale, window, softcap, sinks)
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(IMPLEMENTATION, paged_attention)
+
+
+def check_attention(
+    forward: Callable[[Tensor, Tensor, Tensor], object],
+    heads: tuple[int, int, int],
+    windows: list[int | None],
+    device: torch.device,
+) -> None:
+    """Run `forward` on two tokens and prove that attention goes through us, once per layer and in order.
+
+    heads = (Hq, Hkv, D) of this rank. windows: what the config says each layer's sliding window is; a model that cuts
+    its window by a mask alone would otherwise silently attend to everything. Raises ModelError.
+    """
+    num_heads, num_kv_heads, head_dim = heads
+    seen: list[tuple[int, tuple[int, int, int], int | None]] = []
+
+    def probe(layer: int, q: Tensor, k: Tensor, v: Tensor, _scale: float, window: int | None, *_: object) -> Tensor:
+        seen.append((layer, (q.shape[1], k.shape[1], q.shape[2]), window))
+        return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+
+    two = torch.arange(2, device=device)
+    try:
+        with attention_context.using(probe):
+            forward(two, two, two[1:])
+    except (RuntimeError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        raise ModelError(f"the model does not run as it was cut and loaded: {error}") from error
+    wanted = [(layer, (num_heads, num_kv_heads, head_dim), window) for layer, window in enumerate(windows)]
+    if seen != wanted:
+        raise ModelError(
+            "this model's attention is not served: expected one call per layer as (layer, (query heads, key-value "
+            f"heads, head size), window) {wanted[:2]}... ({len(wanted)}), saw {seen[:2]}... ({len(seen)})"
+        )

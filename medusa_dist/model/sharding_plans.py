@@ -1,0 +1,253 @@
+"""How an architecture is cut over ranks, as data.
+
+Owns the plans: transformers' own (`config.base_model_tp_plan`) translated into ours, and hand-made ones where it has
+none or one that does not cut attention. Not here: the layers (ops/tp_group.py), the reading
+(model/source/checkpoint.py). Attention is cut by whole key-value groups, so a rank holds one or more key-value heads
+and all their query heads.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from medusa_dist.errors import ConfigError, ModelError
+from medusa_dist.model.source.checkpoint import Cut
+from medusa_dist.ops.tp_group import Parallel
+
+
+class Style(Enum):
+    """How a linear layer (or a mixture's expert tensor) is cut."""
+
+    QUERY = auto()  # rows by query heads
+    KEY_VALUE = auto()  # rows by key-value heads
+    FUSED_QKV = auto()  # rows [all q | all k | all v]
+    FUSED_BY_HEAD = auto()  # rows (q, k, v) of head 0, of head 1, ...
+    ATTENTION_OUT = auto()  # columns by query heads, then summed
+    COLUMN = auto()  # rows dealt evenly
+    GATE_UP = auto()  # rows [gate | up], each dealt evenly
+    ROW = auto()  # columns dealt evenly, then summed
+    EXPERTS = auto()  # a module whose output is a partial sum
+    EXPERTS_GATE_UP = auto()  # a tensor [experts, gate | up, hidden]
+    EXPERTS_DOWN = auto()  # a tensor [experts, hidden, middle]
+
+    @property
+    def is_summed(self) -> bool:
+        """True if the layer's outputs are partial sums, so its bias must be added once, after the sum."""
+        return self in (Style.ATTENTION_OUT, Style.ROW)
+
+    @property
+    def is_attention_input(self) -> bool:
+        """True for the projections whose parent is the attention module."""
+        return self in (Style.QUERY, Style.KEY_VALUE, Style.FUSED_QKV, Style.FUSED_BY_HEAD)
+
+
+Plan = dict[str, Style]  # module path below the base model, * = a layer number -> style
+
+# Hand-made plans by model_type. Phi3's own plan leaves attention whole on every rank, so ours replaces it.
+_HAND_PLANS: dict[str, Plan] = {
+    "gpt2": {
+        "h.*.attn.c_attn": Style.FUSED_QKV,
+        "h.*.attn.c_proj": Style.ATTENTION_OUT,
+        "h.*.mlp.c_fc": Style.COLUMN,
+        "h.*.mlp.c_proj": Style.ROW,
+    },
+    "opt": {
+        "decoder.layers.*.self_attn.q_proj": Style.QUERY,
+        "decoder.layers.*.self_attn.k_proj": Style.KEY_VALUE,
+        "decoder.layers.*.self_attn.v_proj": Style.KEY_VALUE,
+        "decoder.layers.*.self_attn.out_proj": Style.ATTENTION_OUT,
+        "decoder.layers.*.fc1": Style.COLUMN,
+        "decoder.layers.*.fc2": Style.ROW,
+    },
+    "bert-generation": {
+        "encoder.layer.*.attention.self.query": Style.QUERY,
+        "encoder.layer.*.attention.self.key": Style.KEY_VALUE,
+        "encoder.layer.*.attention.self.value": Style.KEY_VALUE,
+        "encoder.layer.*.attention.output.dense": Style.ATTENTION_OUT,
+        "encoder.layer.*.intermediate.dense": Style.COLUMN,
+        "encoder.layer.*.output.dense": Style.ROW,
+    },
+    "phi3": {
+        "layers.*.self_attn.qkv_proj": Style.FUSED_QKV,
+        "layers.*.self_attn.o_proj": Style.ATTENTION_OUT,
+        "layers.*.mlp.gate_up_proj": Style.GATE_UP,
+        "layers.*.mlp.down_proj": Style.ROW,
+    },
+}
+
+_ATTENTION = re.compile(r"\b(self_attn|attn|attention)\.")
+_ATTENTION_LEAF = {
+    "q_proj": Style.QUERY,
+    "k_proj": Style.KEY_VALUE,
+    "v_proj": Style.KEY_VALUE,
+    "query_key_value": Style.FUSED_BY_HEAD,
+}
+
+# Attributes that attention modules derive from the config and use in forward: their value on a rank, by name.
+LOCAL_ATTRIBUTES = {
+    "num_heads": "num_heads",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "num_kv_heads": "num_kv_heads",
+    "split_size": "query_width",
+}
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Attention heads of the whole model and of one rank. Head sizes in elements."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    groups: tuple[int, int]  # this rank's key-value heads [start, stop)
+
+    @staticmethod
+    def of(config: Any, parallel: Parallel) -> "HeadShape":
+        """From a transformers config."""
+        heads = int(config.num_attention_heads)
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return HeadShape(heads, kv_heads, head_dim, parallel.chunk(kv_heads))
+
+    @property
+    def queries(self) -> tuple[int, int]:
+        """This rank's query heads [start, stop)."""
+        group = self.num_heads // self.num_kv_heads
+        return self.groups[0] * group, self.groups[1] * group
+
+    def local(self) -> dict[str, int]:
+        """This rank's numbers, under the names LOCAL_ATTRIBUTES uses."""
+        num_heads = self.queries[1] - self.queries[0]
+        return {
+            "num_heads": num_heads,
+            "num_kv_heads": self.groups[1] - self.groups[0],
+            "query_width": num_heads * self.head_dim,
+        }
+
+    def cut(self, style: Style, size: int) -> Cut:
+        """Rows (or columns) of a layer in attention; `size` = its extent before cutting."""
+        queries, groups = _scaled(self.queries, self.head_dim), _scaled(self.groups, self.head_dim)
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        dim, expected, ranges = {
+            Style.QUERY: (0, q_size, (queries,)),
+            Style.KEY_VALUE: (0, kv_size, (groups,)),
+            Style.ATTENTION_OUT: (1, q_size, (queries,)),
+            Style.FUSED_BY_HEAD: (0, 3 * q_size, (_scaled(self.queries, 3 * self.head_dim),)),
+            Style.FUSED_QKV: (
+                0,
+                q_size + 2 * kv_size,
+                (queries, _shifted(groups, q_size), _shifted(groups, q_size + kv_size)),
+            ),
+        }[style]
+        if size != expected:
+            raise ModelError(f"an attention layer of {size} rows cannot be cut by heads ({style.name}: {expected})")
+        return Cut(dim, ranges)
+
+
+def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: Parallel) -> Cut:
+    """What this rank holds of a weight of `shape` [O, I] (or an expert tensor [experts, O, I])."""
+    if style is Style.ATTENTION_OUT:
+        return heads.cut(style, shape[1])
+    if style.is_attention_input:
+        return heads.cut(style, shape[0])
+    if style in (Style.GATE_UP, Style.EXPERTS_GATE_UP):
+        dim = 0 if style is Style.GATE_UP else 1
+        half = shape[dim] // 2
+        mine = parallel.chunk(half)
+        return Cut(dim, (mine, _shifted(mine, half)))
+    dim = {Style.COLUMN: 0, Style.ROW: 1, Style.EXPERTS_DOWN: 2}[style]
+    return Cut(dim, (parallel.chunk(shape[dim]),))
+
+
+def vocab_cut(vocab_size: int, parallel: Parallel) -> Cut | None:
+    """This rank's vocabulary rows, padded to the same count on every rank; None on one rank."""
+    if parallel.world == 1:
+        return None
+    start, stop, rows = parallel.vocab_shard(vocab_size)
+    return Cut(0, ((start, stop),), rows - (stop - start))
+
+
+def plan_of(config: Any) -> Plan:
+    """The plan of a config's architecture. Raises ModelError, saying why, where it cannot be cut."""
+    if config.model_type in _HAND_PLANS:
+        return _HAND_PLANS[config.model_type]
+    published = getattr(config, "base_model_tp_plan", None)
+    if not published:
+        raise ModelError(f"no sharding plan is known for {config.model_type}")
+    experts = [path for path, word in published.items() if word == "moe_tp_experts"]
+    plan: Plan = {}
+    for path, word in published.items():
+        if word not in ("replicated_with_grad_allreduce", "embedding_rowwise"):
+            plan[path] = _translate(config, path, word, any(path.startswith(e + ".") for e in experts))
+    if not any(style.is_attention_input for style in plan.values()):
+        raise ModelError(f"the sharding plan of {config.model_type} leaves attention whole")
+    return plan
+
+
+def _translate(config: Any, path: str, word: str, of_experts: bool) -> Style:
+    leaf = path.rsplit(".", 1)[-1]
+    style: Style | None = None
+    if of_experts:
+        style = {"packed_colwise": Style.EXPERTS_GATE_UP, "rowwise": Style.EXPERTS_DOWN}.get(word)
+    elif word == "moe_tp_experts":
+        style = Style.EXPERTS
+    elif _ATTENTION.search(path):
+        style = _ATTENTION_LEAF.get(leaf) if word == "colwise" else {"rowwise": Style.ATTENTION_OUT}.get(word)
+        if style is Style.FUSED_BY_HEAD and getattr(config, "num_key_value_heads", None):
+            style = None  # the order of its rows is not that of GPT-NeoX
+    else:
+        style = {"colwise": Style.COLUMN, "rowwise": Style.ROW}.get(word)
+    if style is None:
+        raise ModelError(f"the sharding plan of {config.model_type} has {path}: {word}, which is not served")
+    return style
+
+
+def match(plan: Plan, base_prefix: str) -> re.Pattern[str]:
+    """A pattern over full module paths with one group per plan entry, in the plan's order."""
+    entries = (re.escape(path).replace(r"\*", r"\d+") for path in plan)
+    return re.compile(rf"(?:{re.escape(base_prefix)}\.)?(?:{'|'.join(f'({entry})' for entry in entries)})")
+
+
+def style_of(name: str, plan: Plan, pattern: re.Pattern[str]) -> Style | None:
+    """The style of the module called `name`, or None if it is whole on every rank."""
+    found = pattern.fullmatch(name)
+    return None if found is None else list(plan.values())[(found.lastindex or 1) - 1]
+
+
+def legal_tp_sizes(config: Any) -> list[int]:
+    """Rank counts this model can be cut over: every rank needs a key-value head; 1 alone where there is no plan."""
+    try:
+        plan_of(config)
+    except ModelError:
+        return [1]
+    return list(range(1, HeadShape.of(config, Parallel()).num_kv_heads + 1))
+
+
+def check_tp_size(config: Any, world: int) -> None:
+    """Raises ConfigError naming the legal sizes if the model cannot be cut over `world` ranks."""
+    legal = legal_tp_sizes(config)
+    if world in legal:
+        return
+    if len(legal) > 1:
+        why = f"each rank needs at least one of the model's {legal[-1]} key-value heads"
+    else:
+        try:
+            plan_of(config)
+            why = "the model has a single key-value head"
+        except ModelError as error:
+            why = error.message
+    raise ConfigError(f"tensor_parallel_size {world} does not fit {config.model_type}: {why}; legal: {_listed(legal)}")
+
+
+def _listed(sizes: list[int]) -> str:
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def _scaled(span: tuple[int, int], factor: int) -> tuple[int, int]:
+    return span[0] * factor, span[1] * factor
+
+
+def _shifted(span: tuple[int, int], offset: int) -> tuple[int, int]:
+    return span[0] + offset, span[1] + offset

@@ -1,0 +1,1 @@
+"""Where a model comes from: hub id, folder, GGUF file, the demo."""

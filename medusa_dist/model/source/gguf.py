@@ -1,0 +1,123 @@
+"""A GGUF file as a transformers folder, converted once.
+
+Owns the conversion (weights dequantised to float32, tokenizer, chat template) and the place it is kept. Not here:
+where GGUF files come from (model/source/resolve_model.py, model/source/demo.py). Serving itself reads safetensors only.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+from rich.console import Console
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from medusa_dist.errors import ModelError
+
+MARKER = "converted.json"  # written last; names the source's hash and the size of every file
+_FORMAT = 1  # raise it when a conversion comes out differently, and old ones are made anew
+_LOCK_S = 1800.0
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: the user's cache folder, or the environment's MEDUSA_DIST_CACHE."""
+    return Path(os.environ.get("MEDUSA_DIST_CACHE") or user_cache_dir("medusa_dist")).expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_converted(folder: Path, sha256: str) -> bool:
+    """True if `folder` is a complete conversion of the GGUF file with that hash."""
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in marker["sizes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(marker == {"format": _FORMAT, "sha256": sha256, "sizes": sizes})
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes `folder`; the others wait. Raises ModelError after half an hour."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        with lock.acquire(timeout=_LOCK_S):
+            yield
+    except Timeout:
+        raise ModelError(
+            f"another process has been making {folder} for {_LOCK_S:.0f} s; see whether it hangs"
+        ) from None
+
+
+def cached_conversion(gguf: Path) -> Path:
+    """The folder of a user's GGUF file, converted now if it was not before."""
+    sha256 = sha256_of(gguf)
+    folder = cache_dir() / "gguf" / f"{gguf.stem}-{sha256[:12]}"
+    with locked(folder):
+        if not is_converted(folder, sha256):
+            with Console(stderr=True).status(f"converting {gguf.name} to {folder} (once)"):
+                convert(gguf, folder, sha256)
+    return folder
+
+
+def convert(gguf: Path, folder: Path, sha256: str) -> None:
+    """Make `folder` from a GGUF file: complete or not at all (a temporary folder, then a rename).
+
+    Raises ModelError if transformers cannot read the file or its architecture.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(gguf, temporary)
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        (temporary / MARKER).write_text(json.dumps({"format": _FORMAT, "sha256": sha256, "sizes": sizes}))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(gguf: Path, folder: Path) -> None:
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # ours is on the screen
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError, ImportError, struct.error) as error:
+        raise ModelError(f"{gguf} cannot be converted: {str(error).splitlines()[0]}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    config = model.config
+    tokenizer.model_max_length = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    tokenizer.save_pretrained(folder)
+    special = {f"{word}_token_id": getattr(tokenizer, f"{word}_token_id") for word in ("bos", "eos", "pad")}
+    settings: dict[str, Any] = {
+        **config.to_dict(),
+        **special,
+        "dtype": "float32",
+        "architectures": [type(model).__name__],
+    }
+    settings.pop("quantization_config", None)  # the weights are plain from here on
+    type(config)(**settings).save_pretrained(folder)
+    GenerationConfig(**special).save_pretrained(folder)
+    tied = set(model.all_tied_weights_keys)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

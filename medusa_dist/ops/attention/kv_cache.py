@@ -1,0 +1,59 @@
+"""The KV pool's memory and the one primitive that moves rows in it.
+
+Owns the tensor layout. Not here: which block belongs to whom (engine/state/block_pool.py), reading for attention
+(ops/attention/padded.py).
+Layout: one tensor [layers, 2, kv heads, slots, head_dim], keys at index 0; slot = block * BLOCK_TOKENS + offset.
+Heads come before slots so that a gathered block is ready for a batched matrix product. Block 0 is scratch: padding
+rows write there, nobody reads it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_TOKENS = 16
+SCRATCH_BLOCK = 0
+
+
+@dataclass(frozen=True)
+class KVPool:
+    """Keys and values of all layers on one rank."""
+
+    rows: Tensor  # [layers, 2, kv heads, slots, head_dim]
+
+    @classmethod
+    def allocate(
+        cls,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "KVPool":
+        """A zeroed pool of num_blocks blocks, the scratch block included.
+
+        Zeroed, since masked columns still enter products with weight 0, and 0 x NaN from stale memory is NaN.
+        """
+        shape = (num_layers, 2, num_kv_heads, num_blocks * BLOCK_TOKENS, head_dim)
+        return cls(torch.zeros(shape, dtype=dtype, device=device))
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool, the scratch block included."""
+        return self.rows.shape[3] // BLOCK_TOKENS
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [T, kv heads, head_dim] of one layer at slots [T] int64."""
+        self.rows[layer, 0].index_copy_(1, slots, keys.transpose(0, 1))
+        self.rows[layer, 1].index_copy_(1, slots, values.transpose(0, 1))
+
+    def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
+        """Move rows in all layers: gather all sources, then scatter to all targets, so overlaps are safe."""
+        self.rows.index_copy_(3, targets, self.rows.index_select(3, sources))
+
+
+def block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one block of BLOCK_TOKENS tokens on one rank."""
+    return 2 * num_layers * num_kv_heads * head_dim * BLOCK_TOKENS * dtype.itemsize

@@ -1,0 +1,173 @@
+"""Attention of a ForwardBatch over the paged KV pool, trees included.
+
+Owns two backends in tensor operations with one signature, chosen by name: `exact` (products and a softmax whose rows do
+not depend on their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs), and the choice. Each
+is the other's oracle in the tests, and both are that of `fused`, the compiled one for CPUs
+(ops/attention/paged_cpu.py). Not here: the bridge to transformers (model/attention_bridge.py), masks
+(engine/runner/batch_builder.py).
+
+Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
+ - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
+   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
+ - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length
+   (seen: beyond 256 keys on Intel's CPUs, beyond 192 on AMD's); the scheduler keeps a tree's columns inside one chunk,
+   so a drafted key is summed in the chunk of its position;
+ - there are at least two products, which threads share whole;
+ - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
+tests/unit/ops/attention/test_padded.py checks this on the machine it runs on.
+Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
+from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
+
+KEY_CHUNK = 192
+_ONES_COLUMNS = 8
+_ones_of: dict[torch.device, Tensor] = {}  # the largest asked for so far
+
+
+def min_queries(head_dim: int, per_head: int) -> int:
+    """Queries a sequence brings to a product at least, padding included; per_head query heads share a kv head.
+
+    A product with few rows takes another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
+    128 and 10 at 256 on, all row counts agree; this asks for a few more.
+    """
+    rows = max(4, -(-head_dim // 16))
+    return -(-rows // per_head)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a layer asks of its scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+GroupAttention = Callable[[Tensor, Tensor, Tensor, AttentionGroup, Scoring], Tensor]
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
+
+    pool: KVPool
+    batch: ForwardBatch
+    backend: GroupAttention
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
+        self.pool.write(layer, self.batch.slots, keys, values)
+        num_rows, num_heads, head_dim = queries.shape
+        num_kv_heads = keys.shape[1]
+
+        def attend(rows: Tensor, group: AttentionGroup) -> Tensor:
+            """[B * Q, Hq, D] -> the same. The query heads of one kv head are rows of one product: [Hk, B, Q, G, D]."""
+            size, width = group.query_rows.shape
+            q = rows.view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
+            k, v = self._gather(layer, group, size)
+            return self.backend(q, k, v, group, scoring).permute(1, 2, 0, 3, 4).reshape(rows.shape)
+
+        if self.batch.in_order:
+            return attend(queries, self.batch.groups[0])
+        padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
+        # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
+        out = torch.zeros_like(padded)
+        for group in self.batch.groups:
+            rows = group.query_rows.flatten()
+            out.index_copy_(0, rows, attend(padded.index_select(0, rows), group))
+        return out[:num_rows]
+
+    def _gather(self, layer: int, group: AttentionGroup, size: int) -> Tensor:
+        """Keys and values of a group: [2, Hk, B, L, D]."""
+        rows = self.pool.rows[layer]
+        _, num_kv_heads, _, head_dim = rows.shape
+        # As rows of one matrix, a CPU copies whole blocks; along an inner dimension it took up to 3 times as long.
+        pieces = group.pieces(2 * num_kv_heads, self.pool.num_blocks)
+        blocks = rows.view(-1, BLOCK_TOKENS * head_dim).index_select(0, pieces)
+        return blocks.view(2, num_kv_heads, size, -1, head_dim)
+
+
+def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; see the top of the file for what is exact."""
+    num_kv_heads, size, width, per_head, head_dim = q.shape
+    length = k.shape[2]
+    batch, rows = num_kv_heads * size, width * per_head
+    flat, keys = q.reshape(batch, rows, head_dim), k.reshape(batch, length, head_dim).transpose(1, 2)
+    # In float32 whatever the model's dtype: a CPU's batched products of bfloat16 are several times slower.
+    scores = _products(flat.float() * scoring.scale, keys.float())
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+    shaped = scores.view(num_kv_heads, size, width, per_head, length)
+    shaped += group.bias(scoring.window, scores.dtype)[None, :, :, None, :]
+    highest = shaped.amax(dim=-1, keepdim=True)
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().view(num_kv_heads, 1, 1, per_head, 1)
+        highest = torch.maximum(highest, sinks)
+    weights = shaped.sub_(highest).exp_().view(batch, rows, length)
+    values = v.reshape(batch, length, head_dim).float()
+    ones = _ones(batch, values.device)
+    total: Tensor | None = None
+    norm: Tensor | None = None
+    for start in range(0, length, KEY_CHUNK):
+        part = weights[:, :, start : start + KEY_CHUNK]
+        part_total = _products(part, values[:, start : start + KEY_CHUNK])
+        part_norm = _products(part, ones[:, : part.shape[2]])[:, :, :1]
+        total = part_total if total is None else total + part_total
+        norm = part_norm if norm is None else norm + part_norm
+    assert total is not None and norm is not None
+    norm = norm.view(num_kv_heads, size, width, per_head, 1)
+    if scoring.sinks is not None:
+        norm = norm + (sinks - highest).exp()
+    return (total.view(q.shape) / norm).to(q.dtype)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """torch.bmm, but never of one product alone: threads would share its rows, and few rows take another kernel."""
+    return torch.bmm(a, b) if a.shape[0] > 1 else torch.bmm(torch.cat([a, a]), torch.cat([b, b]))[:1]
+
+
+def _ones(batch: int, device: torch.device) -> Tensor:
+    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, laid out in memory: a product would copy expanded ones."""
+    known = _ones_of.get(device)
+    if known is None or known.shape[0] < batch:
+        known = _ones_of[device] = torch.ones(batch, KEY_CHUNK, _ONES_COLUMNS, device=device)
+    return known[:batch]
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+    """The same through torch's fused attention. Softcap and sinks are not offered there and take the exact path."""
+    if scoring.softcap is not None or scoring.sinks is not None:
+        return attend_exact(q, k, v, group, scoring)
+    num_kv_heads, size, width, per_head, head_dim = q.shape
+    # [B, Hk, G * Q, D]: queries of one kv head read the same keys, so grouped heads need no copy of them.
+    queries = q.permute(1, 0, 3, 2, 4).reshape(size, num_kv_heads, per_head * width, head_dim)
+    bias = group.bias(scoring.window, q.dtype)[:, None].repeat(1, 1, per_head, 1)
+    out = F.scaled_dot_product_attention(
+        queries, k.transpose(0, 1), v.transpose(0, 1), attn_mask=bias, scale=scoring.scale
+    )
+    return out.view(size, num_kv_heads, per_head, width, head_dim).permute(1, 0, 3, 2, 4)
+
+
+BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdpa}
+
+
+def default_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """`fused` on a CPU, or `exact` for a dtype it does not know; `sdpa` elsewhere."""
+    if device.type != "cpu":
+        return "sdpa"
+    return "fused" if dtype in (torch.float32, torch.bfloat16) else "exact"
+
+
+def key_chunk(backend: str) -> int | None:
+    """Columns at whose multiples a tree must end, so that its keys are summed where they will stay; None: nowhere."""
+    return KEY_CHUNK if backend == "exact" else None

@@ -1,0 +1,82 @@
+"""Attention on a CPU in one compiled pass over the block tables (`fused`), the same results for a query in any batch.
+
+Owns how tensors become what the kernel reads, when it is compiled, and on how many threads it runs. Not here: the
+arithmetic (ops/attention/paged_cpu_kernel.py), when it is chosen and the backends in tensor operations, which are its
+oracles (ops/attention/padded.py).
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
+from medusa_dist.ops.attention.padded import Scoring
+from medusa_dist.ops.attention.paged_cpu_kernel import Array, Rules, attend, write
+from medusa_dist.ops.forward_batch import ForwardBatch, Reads
+from medusa_dist.ops.numba_cache import first_calls
+from medusa_dist.ops.openmp import run_shares
+
+_BITS = {torch.float32: (torch.float32, np.float32), torch.bfloat16: (torch.int16, np.uint16)}
+_WORTH_SHARING = 20_000  # query-key pairs; below, waking threads costs more than they save
+_NO_SINKS = np.zeros(0, np.float32)
+
+
+@cache
+def compile_kernel(dtype: torch.dtype) -> None:
+    """Compile the kernel for pools of this dtype (4 to 10 s), or read it from disk, so that no step waits for it."""
+    shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
+    reads = Reads(0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool))
+    pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
+    q = np.zeros(shape, np.float32)
+    with first_calls(attend):
+        with suppress(OSError):  # a full disk: what was compiled and could not be kept is in memory
+            write(pool, none, rows, rows)
+        with suppress(OSError):
+            attend(q, pool, q, reads, Rules(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
+
+    pool: KVPool
+    batch: ForwardBatch
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows come out as zeros."""
+        reads = self.batch.reads
+        assert reads is not None
+        pool = _bits(self.pool.rows[layer])
+        # The kernel checks nothing: what does not fit would be read and written beside the arrays.
+        assert keys.dtype == values.dtype == self.pool.rows.dtype
+        num_rows, (_, num_kv_heads, _, head_dim) = self.batch.slots.numel(), pool.shape
+        assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
+        assert queries.shape == (num_rows, queries.shape[1] // num_kv_heads * num_kv_heads, head_dim)
+        assert scoring.sinks is None or scoring.sinks.shape == queries.shape[1:2]
+        write(pool, self.batch.slots.numpy(), _bits(keys), _bits(values))
+        out = torch.zeros(queries.shape, dtype=torch.float32)
+        rules = Rules(
+            np.float32(scoring.scale),
+            scoring.window or 0,
+            np.float32(scoring.softcap or 0),
+            _NO_SINKS if scoring.sinks is None else scoring.sinks.float().numpy(),
+        )
+        q = queries.float().contiguous().numpy()
+        work = partial(attend, q, pool, out.numpy(), reads, rules)
+        if reads.cost * queries.shape[1] < _WORTH_SHARING:
+            work(0, 1)
+        else:
+            run_shares(work)
+        return out.to(queries.dtype)
+
+
+def _bits(x: Tensor) -> Array:
+    """A float32 tensor as it is, a bfloat16 one as its bits, which numpy has no type for."""
+    as_torch, as_numpy = _BITS[x.dtype]
+    bits: npt.NDArray[np.generic] = x.contiguous().view(as_torch).numpy().view(as_numpy)
+    return bits

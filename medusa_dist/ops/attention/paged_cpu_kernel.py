@@ -1,0 +1,275 @@
+"""The attention of one layer on a CPU as one compiled loop: keys and values are read where they lie, nothing is copied.
+
+Owns the arithmetic, compiled by numba for each dtype of the pool and kept on disk for the next process. Not here: what
+calls it and has it compiled (ops/attention/paged_cpu.py), the same in tensor operations (ops/attention/padded.py).
+Nothing here checks bounds or that arrays fit each other: a block table must cover its sequence, as
+engine/runner/batch_builder.py makes it.
+
+Why a query's result is bitwise the same whatever else is in the batch: every score is one run of the same inner loop
+over head_dim; maxima do not depend on order; a weight is the same few operations in a loop's vector part and in its
+remainder; the normaliser and each output element are one chain of additions over the columns, in their order, and a
+column that is not seen has weight 0 and changes no sum (values are finite). So it does not matter where in a tree a key
+stands, how many queries are computed beside it, or which thread does it. tests/unit/ops/attention/test_padded.py checks
+this on the machine it runs on. Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L columns of a
+sequence up to its block's end.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.ops.forward_batch import Reads
+from medusa_dist.ops.numba_cache import kept_on_disk
+
+Array = np.ndarray[Any, Any]
+_UNROLL = 8  # columns whose values are added in one go; divides BLOCK_TOKENS
+_ZERO = np.float32(0)
+# Multiply-adds may be fused, anywhere alike. Reordering is allowed in one place only: inside a score.
+_FUSED = {"contract"}
+_REORDERED = {"contract", "reassoc", "nsz"}
+
+# Code on disk is taken as long as this file is the same. What it is made of elsewhere is named here, so that whoever
+# changes it there has to change this file, too.
+assert BLOCK_TOKENS == 16
+assert " ".join(Reads._fields) == "cost items rows starts chains nodes tables first_nodes depths ancestors"
+
+
+class Rules(NamedTuple):
+    """Scoring for the kernel: window and softcap 0: none. sinks: [Hq], or empty."""
+
+    scale: np.float32
+    window: int
+    softcap: np.float32
+    sinks: Array
+
+
+@intrinsic
+def _as_float(_context: Any, _bits: Any) -> Any:
+    """float32 of the same 32 bits."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _read(_context: Any, stored: Any) -> Any:
+    """float32 of a stored number: float32 as it is, bfloat16 (as uint16) from its bits."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        if stored == types.float32:
+            return arguments[0]
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(stored), generate
+
+
+@njit(inline="always", fastmath=_FUSED)
+def _exp(x: np.float32) -> Any:
+    """e**x for x <= 0 within 2 units in the last place, without a branch, so that loops over it use vectors (Cephes).
+
+    Below -87 as at -87, where it is 1e-38; not a number stays that.
+    """
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    # Adding 1.5 * 2**23 rounds to a whole number. ln 2 comes in two parts, the first exact in few bits.
+    n = (x * np.float32(1.44269504) + np.float32(12582912.0)) - np.float32(12582912.0)
+    r = x - n * np.float32(0.693359375)
+    r = r - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    return p * _as_float((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@njit(fastmath=_REORDERED, nogil=True)
+def _score(queries: Array, keys: Array, table: Array, first: int, scores: Array) -> None:
+    """queries [R, D], keys [slots, D], table [blocks] -> scores [R, L], from block `first` on."""
+    for block in range(first, scores.shape[1] // BLOCK_TOKENS):
+        base = table[block] * BLOCK_TOKENS
+        for i in range(BLOCK_TOKENS):
+            key = keys[base + i]
+            for r in range(queries.shape[0]):
+                query = queries[r]
+                total = _ZERO
+                for d in range(query.size):
+                    total += query[d] * _read(key[d])
+                scores[r, block * BLOCK_TOKENS + i] = total
+
+
+@njit(fastmath=_FUSED, nogil=True)
+def _cap(scores: Array, softcap: np.float32) -> None:
+    """softcap * tanh(scores / softcap) in place."""
+    for j in range(scores.size):
+        t = _exp(np.float32(-2) * abs(scores[j] / softcap))
+        capped = softcap * ((np.float32(1) - t) / (np.float32(1) + t))
+        scores[j] = capped if scores[j] > _ZERO else -capped
+
+
+@njit(nogil=True)
+def _highest(scores: Array, low: int, known: int, tree: int, own: Array) -> np.float32:
+    """The highest score that is seen."""
+    seen = scores[low:known]
+    fours = seen.size // 4 * 4
+    a = b = c = d = np.float32(-np.inf)  # four at a time: one comparison would wait for the one before
+    for j in range(0, fours, 4):
+        a, b, c, d = max(a, seen[j]), max(b, seen[j + 1]), max(c, seen[j + 2]), max(d, seen[j + 3])
+    for j in range(fours, seen.size):
+        a = max(a, seen[j])
+    for node in range(own.size):
+        if own[node]:
+            a = max(a, scores[tree + node])
+    return max(a, b, c, d)
+
+
+@njit(fastmath=_FUSED, nogil=True)
+def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: np.float32) -> None:
+    """Scores [L] of one query become weights, e**(score - highest), in place.
+
+    Seen are columns low .. known - 1 and, from column `tree` on, those of own [nodes]; others get weight 0.
+    """
+    part = scores[low // BLOCK_TOKENS * BLOCK_TOKENS :]
+    for j in range(part.size):
+        part[j] = _exp(part[j] - highest)
+    for j in range(low):
+        scores[j] = _ZERO
+    for j in range(known, scores.size):
+        node = j - tree
+        if node < 0 or node >= own.size or not own[node]:
+            scores[j] = _ZERO
+
+
+@njit(fastmath=_FUSED, nogil=True)
+def _add_up(weights: Array, first: int, sums: Array) -> None:
+    """sums [R] += the sum over columns of weights [R, L] from block `first` on: one chain each, four side by side."""
+    begin, fours = first * BLOCK_TOKENS, weights.shape[0] // 4 * 4
+    for r in range(0, fours, 4):
+        a, b, c, d = weights[r], weights[r + 1], weights[r + 2], weights[r + 3]
+        w, x, y, z = sums[r], sums[r + 1], sums[r + 2], sums[r + 3]
+        for j in range(begin, weights.shape[1]):
+            w, x, y, z = w + a[j], x + b[j], y + c[j], z + d[j]
+        sums[r], sums[r + 1], sums[r + 2], sums[r + 3] = w, x, y, z
+    for r in range(fours, weights.shape[0]):
+        for j in range(begin, weights.shape[1]):
+            sums[r] += weights[r, j]
+
+
+@njit(fastmath=_FUSED, nogil=True)
+def _mix(weights: Array, values: Array, table: Array, first: int, out: Array) -> None:
+    """out [R, D] += weights [R, L] @ values [slots, D] of the table's blocks, from block `first` on."""
+    for step in range(first * BLOCK_TOKENS // _UNROLL, weights.shape[1] // _UNROLL):
+        j = step * _UNROLL
+        base = table[j // BLOCK_TOKENS] * BLOCK_TOKENS + j % BLOCK_TOKENS
+        v0, v1, v2, v3 = values[base], values[base + 1], values[base + 2], values[base + 3]
+        v4, v5, v6, v7 = values[base + 4], values[base + 5], values[base + 6], values[base + 7]
+        for r in range(out.shape[0]):
+            w0, w1, w2, w3 = weights[r, j], weights[r, j + 1], weights[r, j + 2], weights[r, j + 3]
+            w4, w5, w6, w7 = weights[r, j + 4], weights[r, j + 5], weights[r, j + 6], weights[r, j + 7]
+            total = out[r]
+            for d in range(total.size):
+                x = total[d]
+                x = x + w0 * _read(v0[d])
+                x = x + w1 * _read(v1[d])
+                x = x + w2 * _read(v2[d])
+                x = x + w3 * _read(v3[d])
+                x = x + w4 * _read(v4[d])
+                x = x + w5 * _read(v5[d])
+                x = x + w6 * _read(v6[d])
+                x = x + w7 * _read(v7[d])
+                total[d] = x
+
+
+@njit(nogil=True)
+def _low(position: int, window: int) -> int:
+    """The first position that a query at `position` may see."""
+    return max(0, position - window + 1) if window else 0
+
+
+@njit(nogil=True)
+def _own(ancestors: Array, depths: Array, depth: int, window: int) -> Array:
+    """Which nodes of its tree a node at `depth` sees: [nodes]."""
+    own = ancestors.copy()
+    if window:
+        for node in range(own.size):
+            own[node] = own[node] and depth - depths[node] < window
+    return own
+
+
+@njit(fastmath=_FUSED, nogil=True)
+def _attend_item(q: Array, pool: Array, out: Array, item: Array, head: int, reads: Reads, rules: Rules) -> None:
+    """Some rows of one sequence, for the query heads of one kv head."""
+    s, begin, end = item[0], item[1], item[2]
+    start, chain, nodes, row = reads.starts[s], reads.chains[s], reads.nodes[s], reads.rows[s]
+    table, per_head = reads.tables[s], q.shape[1] // pool.shape[1]
+    columns = start + (end if end <= chain else chain + nodes)
+    length = (columns + BLOCK_TOKENS - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    num, dim = (end - begin) * per_head, q.shape[2]
+    queries, scores = np.empty((num, dim), np.float32), np.empty((num, length), np.float32)
+    for r in range(num):
+        source = q[row + begin + r // per_head, head * per_head + r % per_head]
+        for d in range(dim):
+            queries[r, d] = source[d] * rules.scale
+    # Rows come in the order of their positions but for a tree's, which stand behind the last known token.
+    first = _low(start + min(begin, chain), rules.window) // BLOCK_TOKENS
+    _score(queries, pool[0, head], table, first, scores)
+    norms = np.zeros(num, np.float32)
+    for r in range(num):
+        place = begin + r // per_head
+        known, position = start + min(place, chain - 1) + 1, start + place
+        own = reads.ancestors[0, :0].copy()
+        if place >= chain:
+            node = reads.first_nodes[s] + place - chain
+            position = start + chain - 1 + reads.depths[node]
+            own = _own(
+                reads.ancestors[node, :nodes], reads.depths[reads.first_nodes[s] :], reads.depths[node], rules.window
+            )
+        if rules.softcap > 0:
+            _cap(scores[r], rules.softcap)
+        low = _low(position, rules.window)
+        highest = _highest(scores[r], low, known, start + chain, own)
+        if rules.sinks.size:
+            sink = rules.sinks[head * per_head + r % per_head]
+            highest = max(highest, sink)
+            norms[r] = _exp(sink - highest)
+        _weigh(scores[r], low, known, start + chain, own, highest)
+    _add_up(scores, first, norms)
+    mixed = np.zeros((num, dim), np.float32)
+    _mix(scores, pool[1, head], table, first, mixed)
+    for r in range(num):
+        target = out[row + begin + r // per_head, head * per_head + r % per_head]
+        for d in range(dim):
+            target[d] = mixed[r, d] / norms[r]
+
+
+@kept_on_disk
+@njit(fastmath=_FUSED, nogil=True)
+def attend(q: Array, pool: Array, out: Array, reads: Reads, rules: Rules, share: int, shares: int) -> None:
+    """The share-th of `shares` parts of a layer's work, all together: the layer's.
+
+    q and out [T, Hq, D] float32; pool [2, Hk, slots, D] float32, or bfloat16 as uint16.
+    """
+    num_heads = pool.shape[1]
+    work = reads.items.shape[0] * num_heads
+    for index in range(share * work // shares, (share + 1) * work // shares):
+        _attend_item(q, pool, out, reads.items[index // num_heads], index % num_heads, reads, rules)
+
+
+@kept_on_disk
+@njit(nogil=True)
+def write(pool: Array, slots: Array, keys: Array, values: Array) -> None:
+    """keys and values [T, Hk, D] go to slots [T] of pool [2, Hk, slots, D]; all of one type."""
+    for row in range(slots.size):
+        for head in range(keys.shape[1]):
+            key, value = pool[0, head, slots[row]], pool[1, head, slots[row]]
+            for d in range(keys.shape[2]):
+                key[d] = keys[row, head, d]
+                value[d] = values[row, head, d]

@@ -1,0 +1,43 @@
+"""How our loops for CPUs come to be compiled: by numba, kept on disk, one process at a time.
+
+Owns the cache and its lock. Not here: the loops (ops/attention/paged_cpu_kernel.py, ops/noise_kernel.py).
+numba and not an extension in C, since that needs no compiler on the user's machine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+_LOCK_S = 300.0  # then compile beside whoever holds the lock
+
+
+def kept_on_disk(function: Any) -> Any:
+    """A numba function that keeps its compiled code beside its file or in the user's cache.
+
+    Where neither can be written, each process compiles for itself.
+    """
+    with suppress(RuntimeError):  # "no locator available": no such folder
+        function.enable_caching()
+    return function
+
+
+@contextmanager
+def first_calls(function: Any) -> Iterator[None]:
+    """Around the first calls of functions of function's file, which compile them or read them from disk.
+
+    One process at a time: numba numbers its files, and two at once, perhaps on two kinds of CPU with one file system,
+    may give the same number to different code. A file system without locks, or without room, is no error.
+    """
+    lock = None
+    if (folder := function.stats.cache_path) is not None:
+        with suppress(OSError):  # also if a process holds it too long
+            lock = FileLock(Path(folder, f".{function.py_func.__module__}.lock"), timeout=_LOCK_S, mode=0o666)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()

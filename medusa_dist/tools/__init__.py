@@ -1,0 +1,1 @@
+"""What several commands share: progress, prompts, opening a model."""

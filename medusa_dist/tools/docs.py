@@ -1,0 +1,96 @@
+"""What is written in the docs from the code itself: docs/config.md and the README's file tree (`make docs`).
+
+Owns the form of both. Not here: the keys and their words (config.py), the words on a file (its docstring).
+Works on a checkout, not on an installed package.
+"""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from medusa_dist.config import Config
+
+ROOT = Path(__file__).parents[2]
+TREE_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
+_HEAD = """# Keys of a service
+
+What may stand under `args:` of an application in a Serve config, and as keyword arguments of `LLM` (but for those of a
+service: `max_queued`, `autoscaling` and `resources.front_cpus`, which it refuses). Unknown keys are
+errors. Written from the code; `make docs` writes it anew.
+
+| key | type | default | what it is |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return _HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows(Config, ""))
+
+
+def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, str]]:
+    """One row per key, nested ones with dots."""
+    found: list[tuple[str, str, str, str]] = []
+    for name, field in model.model_fields.items():
+        nested = _nested(field)
+        if nested is not None:
+            found += rows(nested, f"{prefix}{name}.")
+        else:
+            found.append((f"`{prefix}{name}`", f"`{_type(field)}`", _default(field), _escaped(field.description or "")))
+    return found
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a nested group of keys, also where the group may be left out."""
+    options: list[Any] = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _type(field: FieldInfo) -> str:
+    annotation = field.annotation
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace(" | ", " or ")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "`none`" if field.default is None else f"`{field.default}`".lower()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def file_tree() -> str:
+    """One line per folder and file of the package: its name and the first line of its docstring."""
+    return "```\n" + "\n".join(_tree(ROOT / "medusa_dist", 0)) + "\n```\n"
+
+
+def _tree(folder: Path, depth: int) -> list[str]:
+    """A folder's line, then its files, then its folders."""
+    lines = [_line(folder / "__init__.py", depth, f"{folder.name}/")]
+    lines += [_line(file, depth + 1, file.name) for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
+    for inner in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        lines += _tree(inner, depth + 1)
+    return lines
+
+
+def _line(file: Path, depth: int, name: str) -> str:
+    words = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0].rstrip(".")
+    return f"{'  ' * depth + name:<34} {words}"
+
+
+def with_tree(text: str) -> str:
+    """docs/architecture.md with the tree between its marks."""
+    begin, end = (text.index(mark) for mark in TREE_MARKS)
+    return text[: begin + len(TREE_MARKS[0])] + file_tree() + text[end:]
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "config.md").write_text(page())
+    architecture = ROOT / "docs" / "architecture.md"
+    architecture.write_text(with_tree(architecture.read_text()))

@@ -1,0 +1,1 @@
+"""`medusa-dist distill` and `train-heads`: heads trained on the model's own answers."""

@@ -1,0 +1,237 @@
+"""What the base model thought at each place of its own answers: computed once, read in every epoch.
+
+Owns the teacher-forced pass and the store of its results. Not here: answers (answers_file.py), training
+(train_heads.py).
+A place is one emitted token ("the token just emitted" when heads draft): `hidden` is the state that chose it, and the
+next places of the same answer hold what the heads should have guessed after it.
+Shapes: N places of all answers, in order; I width of what heads read (the hidden state, and tapped ones behind it), M
+tokens kept of each distribution.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from medusa_dist.errors import ConfigError
+from medusa_dist.model.attention_bridge import Attend, attention_context
+from medusa_dist.model.load import ShardedModel
+from medusa_dist.training.distilled_dataset import Answer, Origin, read_answers
+
+KEPT = 12  # tokens of each distribution; the model is sure enough that these hold nearly all of it
+PASS_ROWS = 2048  # tokens of one pass
+_PIECE_ROWS = 256  # rows of float32 logits beside each other
+_FEWEST = 20  # answers below which there is nothing to hold out
+
+
+@dataclass(frozen=True)
+class Data:
+    """Answers, and the file they came from."""
+
+    origin: Origin
+    answers: list[Answer]
+    path: Path
+
+    def held_out(self, share: float) -> Tensor:
+        """[number of answers]: whether an answer is held out. All answers of a prompt are, or none."""
+        marks = torch.tensor([_mark(answer.id.split(":")[0]) for answer in self.answers])
+        return marks <= max(share, float(marks.min()))
+
+
+def _mark(prompt: str) -> float:
+    """0 to 1, the same for the same prompt."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
+
+
+def read_data(path: Path, model: str, found: str) -> Data:
+    """The answers to learn from. found: fingerprint of the model to train for. Raises ConfigError."""
+    origin, answers = read_answers(path)
+    if origin.fingerprint is not None and origin.fingerprint != found:
+        raise ConfigError(f"{path} holds answers of another model ({origin.model}); heads for {model} need its own")
+    answers = [answer for answer in answers if len(answer.output_ids) > 1]
+    if len(answers) < _FEWEST:
+        raise ConfigError(f"{path} has {len(answers)} answers of 2 tokens and more; {_FEWEST} are the least")
+    return Data(origin, answers, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: what the base would have emitted here; answers [N]."""
+
+    hidden: Tensor
+    tokens: Tensor
+    base_ids: Tensor
+    base_chances: Tensor
+    answers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def follows(self, places: Tensor, distance: int) -> Tensor:
+        """Which of `places` have a place `distance` further in the same answer."""
+        further = (places + distance).clamp_max(len(self) - 1)
+        return (places + distance < len(self)) & (self.answers[further] == self.answers[places])
+
+    def of(self, wanted: Tensor) -> "Places":
+        """Those of the answers for which wanted [number of answers] is true."""
+        rows = wanted[self.answers].nonzero().flatten()
+        return Places(*(getattr(self, name)[rows] for name in _FIELDS))
+
+
+_FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
+
+
+def data_key(answers: Sequence[Answer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()) -> str:
+    """Hash of all that decides the places."""
+    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *taps]).encode())
+    for answer in answers:
+        digest.update(json.dumps([answer.prompt_ids, answer.output_ids]).encode())
+    return digest.hexdigest()
+
+
+def save_places(places: Places, path: Path, key: str) -> None:
+    """Write them, whole or not at all."""
+    scratch = path.with_suffix(".part")
+    save_file({name: getattr(places, name).contiguous() for name in _FIELDS}, scratch, metadata={"key": key})
+    scratch.replace(path)
+
+
+def load_places(path: Path, key: str) -> Places | None:
+    """What save_places wrote, if it was made of the same data."""
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("key") != key:
+            return None
+        return Places(*(file.get_tensor(name) for name in _FIELDS))
+
+
+@torch.inference_mode()
+def collect(model: ShardedModel, answers: Sequence[Answer], advance: Callable[[int], None]) -> Places | None:
+    """One pass of the model over all answers, several at a time. advance: told how many tokens are done.
+
+    All ranks call it together; rank 0 gets the places, the others None.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    begin = 0
+    while begin < len(answers):
+        end, rows = begin + 1, _length(answers[begin])
+        while end < len(answers) and rows + _length(answers[end]) <= PASS_ROWS:
+            rows += _length(answers[end])
+            end += 1
+        if (part := _pass(model, answers[begin:end], begin)) is not None:
+            parts.append(part)
+        advance(sum(len(answer.output_ids) for answer in answers[begin:end]))
+        begin = end
+    return Places(*(torch.cat(each) for each in zip(*parts, strict=True))) if parts else None
+
+
+def _length(answer: Answer) -> int:
+    return len(answer.prompt_ids) + len(answer.output_ids)
+
+
+def _pass(model: ShardedModel, answers: Sequence[Answer], first: int) -> tuple[Tensor, ...] | None:
+    """Places of a few answers, flattened into one row of tokens; None on ranks other than 0."""
+    ids: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    tokens: list[int] = []
+    owners: list[int] = []
+    lengths: list[int] = []
+    for number, answer in enumerate(answers, start=first):
+        begin = len(ids)
+        ids += [*answer.prompt_ids, *answer.output_ids]
+        lengths.append(len(ids) - begin)
+        positions += range(lengths[-1])
+        # The state after the last token of the prompt chose the first of the answer, and so on.
+        start = begin + len(answer.prompt_ids) - 1
+        rows += range(start, start + len(answer.output_ids))
+        tokens += answer.output_ids
+        owners += [number] * len(answer.output_ids)
+    device = model.device
+    with attention_context.using(packed_attention(lengths)):
+        logits, hidden = model.forward(*(torch.tensor(x, device=device) for x in (ids, positions, rows)))
+    likeliest = _likeliest(model, logits)
+    if likeliest is None:
+        return None
+    made = (hidden, torch.tensor(tokens), *likeliest, torch.tensor(owners))
+    return tuple(x.cpu() for x in made)
+
+
+def _likeliest(model: ShardedModel, logits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """logits [R, Vs] of this rank -> the likeliest ids and their chances, [R, M] on rank 0; None on the others.
+
+    Each rank finds the best of its columns, so that a few numbers of each row travel and not the row.
+    """
+    parallel, kept = model.parallel, min(KEPT, model.vocab_size)
+    num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))  # padding is behind them
+    ids, chances = [], []
+    for part in torch.split(logits, _PIECE_ROWS):  # a whole float32 copy would be large
+        mine = part.float()
+        mine[:, num_valid:] = float("-inf")
+        values, columns = mine.topk(min(kept, model.vocab_shard), dim=-1)
+        sums = mine.logsumexp(dim=-1, keepdim=True)
+        told = [parallel.gather_to_rank0(x) for x in (values, columns + model.vocab_start, sums)]
+        every = [torch.cat(shards, dim=1) for shards in told if shards is not None]
+        if every:
+            best, places = every[0].topk(kept, dim=-1)
+            ids.append(every[1].gather(1, places).int())
+            chances.append((best - every[2].logsumexp(dim=-1, keepdim=True)).exp().half())
+    return (torch.cat(ids), torch.cat(chances)) if ids else None
+
+
+def packed_attention(lengths: Sequence[int]) -> Attend:
+    """Attention for sequences laid end to end, each causal within itself; everything a layer can ask for, plainly."""
+
+    def attend(
+        _layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        out = []
+        parts = (torch.split(x, list(lengths)) for x in (q, k, v))
+        for one_q, one_k, one_v in zip(*parts, strict=True):
+            # [1, heads, T, D] each
+            qs, ks, vs = one_q.transpose(0, 1)[None], one_k.transpose(0, 1)[None], one_v.transpose(0, 1)[None]
+            if window is None and softcap is None and sinks is None:
+                made = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=True)
+            else:
+                made = _plain(qs, ks, vs, scale, (window, softcap, sinks))
+            out.append(made[0].transpose(0, 1))
+        return torch.cat(out)
+
+    return attend
+
+
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, extras: tuple[int | None, float | None, Tensor | None]
+) -> Tensor:
+    """q [1, Hq, T, D], k and v [1, Hk, T, D] -> [1, Hq, T, D], with window, softcap and sinks."""
+    window, softcap, sinks = extras
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1).float(), v.repeat_interleave(groups, dim=1).float()
+    scores = scale * (q.float() @ k.transpose(-1, -2))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    place = torch.arange(q.shape[2], device=q.device)
+    behind = place[:, None] - place[None, :]
+    seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        column = sinks.float()[None, :, None, None].expand(1, -1, q.shape[2], 1)
+        weights = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    return (weights @ v).to(q.dtype)

@@ -1,0 +1,78 @@
+"""One rank of the pass over the answers: what serve/rank.py runs as a Ray actor in place of
+engine/startup/bootstrap.py.
+
+Owns the order of things on a rank. Not here: the pass (train_data.py), the group (serve/local_group.py). With one rank
+it runs in the process that asks for it. All ranks read the same answers in the same order, each with its part of the
+model; the heads' states and the places are rank 0's.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import Store
+
+from medusa_dist.engine.startup.bootstrap import choose_device, join_group, join_store, model_folder, open_store
+from medusa_dist.errors import ConfigError
+from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.load import load_model
+from medusa_dist.tools.progress import Count
+from medusa_dist.training.hidden_states import collect, data_key, read_data, save_places
+from medusa_dist.training.hidden_states_config import PlacesConfig
+
+__all__ = ["STACK", "EngineRank", "join_store", "model_folder", "open_store"]
+STACK = __name__
+
+
+class EngineRank:
+    """A rank without an engine. facts: bytes of its part of the model, seconds of its start."""
+
+    engine = None
+
+    def __init__(
+        self,
+        config: PlacesConfig,
+        folder: Path,
+        rank: int = 0,
+        store: Store | None = None,
+        generation: int = 0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Raises ConfigError if this rank sees other answers or another model than the driver."""
+        begin = time.perf_counter()
+        self._config, self._progress = config, progress
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        found = fingerprint(folder)
+        self._answers = read_data(config.answers, config.model, found).answers
+        if data_key(self._answers, found, dtype, config.taps) != config.key:
+            raise ConfigError(f"rank {rank} sees other answers in {config.answers}, or another model, than the driver")
+        device = choose_device(config)
+        progress("meeting the other ranks")
+        parallel, _ = join_group(config, device, rank, store, generation)
+        progress("loading the model")
+        self._model = load_model(
+            folder,
+            dtype=dtype,
+            device=device,
+            parallel=parallel,
+            trust_remote_code=config.trust_remote_code,
+            taps=config.taps if rank == 0 else (),
+        )
+        seconds = {"load": round(time.perf_counter() - begin, 3)}
+        self.facts: dict[str, Any] = {"weight_bytes": self._model.weight_bytes(), "seconds": seconds}
+
+    def follow(self) -> None:
+        """Read all answers; rank 0 writes the places down."""
+        total, done = sum(len(answer.output_ids) for answer in self._answers), 0
+        self._progress(Count("reading the answers", done, total, "tokens"))
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(Count("reading the answers", done, total, "tokens"))
+
+        places = collect(self._model, self._answers, advance)
+        if places is not None:
+            save_places(places, self._config.target, self._config.key)

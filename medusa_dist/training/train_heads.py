@@ -1,0 +1,232 @@
+"""`medusa-dist train-heads`: from a model without heads to a head file that serves.
+
+Owns the course: one pass of the model over its answers, training, packing. Not here: the answers (distill.py), the
+parts (train_data.py, train_loop.py).
+The base model stays as it is: only heads learn, so what the service answers does not change.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from medusa_dist.config import Config, Strict
+from medusa_dist.engine.startup.bootstrap import model_folder
+from medusa_dist.errors import ConfigError
+from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
+from medusa_dist.medusa.heads.trainable import TrainableHeads
+from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.load import Outline, check_servable, load_full_rows, read_outline
+from medusa_dist.serve.local_group import run_ranks
+from medusa_dist.training import hidden_states_rank as places_rank
+from medusa_dist.training.distill import PROMPTS
+from medusa_dist.training.hidden_states import KEPT, Data, Places, data_key, load_places, read_data
+from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.train_loop import Recipe, Score, Trainer, mixed_precision
+from medusa_dist.training.training_memory import reading_bytes, training_bytes
+
+
+class Shape(Strict):
+    """The heads to train."""
+
+    form: Literal["hidden", "hidden+embedding", "sequential"] = "sequential"
+    num_heads: Annotated[int, Field(ge=1, le=16)] = 4
+    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not of the form sequential.")
+    width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only of the form sequential.")
+    taps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        description="Inner layers that the heads read as well, the first being 0; only of the form sequential. None: "
+        "two, at 3/8 and 7/10 of the depth.",
+    )
+    draft_vocab_size: Annotated[int, Field(ge=1)] = Field(
+        default=8192, description="The tokens that the model emits most; the whole vocabulary if that is smaller."
+    )
+    lm_head: Literal["shared", "own"] = "shared"
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=0.05, description="Share of the prompts whose answers are kept for judging."
+    )
+
+    @model_validator(mode="after")
+    def _taps_belong_to_sequential(self) -> "Shape":
+        if self.taps and self.form != "sequential":
+            raise ValueError(f"taps belong to the form 'sequential', not to {self.form!r}")
+        return self
+
+    def tapped(self, num_layers: int) -> tuple[int, ...]:
+        """The layers to tap of a model that has so many, ascending. Raises ConfigError for one that it lacks."""
+        if self.form != "sequential":
+            return ()
+        if self.taps is None:  # the last layer says nothing new
+            return tuple(sorted({num_layers * 3 // 8, num_layers * 7 // 10} - {num_layers - 1}))
+        missing = [layer for layer in self.taps if layer >= num_layers]
+        if missing:
+            raise ConfigError(f"taps: there is no layer {missing[0]}; the model's are 0 to {num_layers - 1}")
+        return tuple(sorted(set(self.taps)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, from what, and where to keep things. The pass over the answers is in the config's dtype."""
+
+    config: Config
+    data: Path
+    target: Path
+    work: Path
+    shape: Shape
+    recipe: Recipe
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model while it reads the answers."""
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
+
+
+def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], None]) -> HeadsFile:
+    """Train, pack into job.target, and return what was packed. Goes on after a kill.
+
+    note: told what is worth keeping on the screen; status: what is going on now. Raises ConfigError or EngineError.
+    """
+    folder = model_folder(job.config)
+    found = fingerprint(folder)
+    data = read_data(job.data, job.config.model, found)
+    job.work.mkdir(parents=True, exist_ok=True)
+    check_servable(folder, job.config.tensor_parallel_size, job.config.trust_remote_code)
+    base = read_outline(
+        folder, dtype=job.dtype, device=torch.device("cpu"), trust_remote_code=job.config.trust_remote_code
+    )
+    places, key = _places(job, base, data, found, note, status)
+    held = data.held_out(job.shape.held_out)
+    train, judge = places.of(~held), places.of(held)
+    vocab = draft_vocab(train, min(job.shape.draft_vocab_size, base.vocab_size), base.vocab_size)
+    covered = float(torch.isin(judge.tokens, vocab).float().mean())
+    note(
+        f"{len(data.answers)} answers, {len(train):,} places to learn from and {len(judge):,} held out; "
+        f"{len(vocab)} tokens to draft, {covered:.1%} of the held-out ones"
+    )
+    embedding = load_full_rows(base, "input").float()
+    about = describe(job, base, found, vocab, places, embedding)
+    rows = load_full_rows(base, "output", vocab)
+    heads = TrainableHeads(about, rows.bfloat16() if mixed_precision() == "bf16" else rows.float(), embedding)
+    note(f"memory: about {training_bytes(heads, places, vocab, job.recipe) / 1e9:.1f} GB at the peak of training")
+    trainer = Trainer(heads, (train, judge), vocab, job.recipe, job.work, key)
+    if trainer.progress.step:
+        note(f"going on after step {trainer.progress.step}")
+    best = trainer.run(status, note)
+    trainer.load(best)
+    score = trainer.score()
+    file = pack(about, best, vocab, score, data, job, trainer)
+    file.save(job.target)
+    note(summary(score, trainer))
+    return file
+
+
+def _places(
+    job: Job,
+    base: Outline,
+    data: Data,
+    found: str,
+    note: Callable[[str], None],
+    status: Callable[[str], None],
+) -> tuple[Places, str]:
+    """The pass over the answers, or what an earlier run kept of it, and its key."""
+    taps = job.shape.tapped(base.num_layers)
+    key, path = data_key(data.answers, found, job.dtype, taps), job.work.resolve() / "places.safetensors"
+    places = load_places(path, key)
+    if places is None:
+        told = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
+        config = PlacesConfig.model_validate(job.config.model_dump() | told)
+        peak = reading_bytes(config, base, sum(len(answer.output_ids) for answer in data.answers))
+        where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"
+        note(f"memory: about {peak / 1e9:.2g} GB{where} while the answers are read")
+        if config.tensor_parallel_size == 1:
+            places_rank.EngineRank(config, base.checkpoint.folder, progress=status).follow()
+        else:
+            run_ranks(config, places_rank.STACK, status)
+        places = load_places(path, key)
+        assert places is not None, "the pass left no places"
+    return places, key
+
+
+def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
+    """[size], sorted: the tokens that the base most expects in its answers; ties to the lower id."""
+    weights = torch.zeros(vocab_size, dtype=torch.float64)
+    weights.index_add_(0, places.base_ids.flatten().long(), places.base_chances.flatten().double())
+    weights -= 1e-9 * torch.arange(vocab_size)
+    return weights.topk(size).indices.sort().values
+
+
+def describe(
+    job: Job, model: Outline, found: str, vocab: Tensor, places: Places, embedding: Tensor
+) -> HeadsDescription:
+    """heads.json before anything is learned."""
+    shape, sequential = job.shape, job.shape.form == "sequential"
+    sample = places.hidden[:: max(1, len(places) // 4096), : model.hidden_size].float()
+    used = embedding[places.tokens[:: max(1, len(places) // 4096)]]
+    scale = float(sample.pow(2).mean().sqrt() / used.pow(2).mean().sqrt().clamp_min(1e-6))
+    return HeadsDescription(
+        form=shape.form,
+        width=shape.width if sequential else None,
+        embedding_scale=1.0 if shape.form == "hidden" else round(scale, 3),
+        tapped_layers=(-1, *shape.tapped(model.num_layers)),
+        num_heads=shape.num_heads,
+        num_blocks=1 if sequential else shape.num_blocks,
+        lm_head="shared" if sequential else shape.lm_head,
+        draft_vocab_size=None if len(vocab) == model.vocab_size else len(vocab),
+        offsets=tuple(range(1, shape.num_heads + 1)),
+        dtype="bfloat16",
+        base=BaseModelFacts(
+            name=job.config.model,
+            fingerprint=found,
+            hidden_size=model.hidden_size,
+            vocab_size=model.vocab_size,
+            layer_width=None if model.layer_width == model.hidden_size else model.layer_width,
+        ),
+    )
+
+
+def pack(
+    about: HeadsDescription,
+    state: dict[str, Tensor],
+    vocab: Tensor,
+    score: Score,
+    data: Data,
+    job: Job,
+    trainer: Trainer,
+) -> HeadsFile:
+    """The head file: tensors in bfloat16, and where they come from."""
+    tensors = {name: t.to(torch.bfloat16) for name, t in state.items()}
+    if about.draft_vocab_size is not None:
+        tensors["draft_vocab"] = vocab.int()
+    training = {
+        "answers": data.path.name,
+        "answers_sha256": hashlib.sha256(data.path.read_bytes()).hexdigest(),
+        "origin": data.origin.model_dump(),
+        "categories": dict(sorted(Counter(answer.category for answer in data.answers).items())),
+        "sources_and_licences": "medusa_dist/data/train_prompts.md" if data.origin.prompts == PROMPTS.name else "",
+        "places": len(trainer.train),
+        "places_held_out": len(trainer.held),
+        "recipe": job.recipe.model_dump() | {"kept_of_each_distribution": KEPT, "held_out": job.shape.held_out},
+        "steps": trainer.progress.best_step,
+        "held_out_chain_tokens_per_step": round(score.chain, 3),
+    }
+    packed = about.model_copy(
+        update={"training": training, "top_accuracies": tuple(tuple(head) for head in score.accuracies)}
+    )
+    return HeadsFile(packed, tensors)
+
+
+def summary(score: Score, trainer: Trainer) -> str:
+    """One line per head."""
+    lines = [
+        f"head {k}: right {head[0]:.1%}, among its best {len(head)} {head[-1]:.1%}"
+        for k, head in enumerate(score.accuracies, start=1)
+    ]
+    lines.append(f"best after step {trainer.progress.best_step}: {score.chain:.3f} tokens per step, best guesses alone")
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""How much memory training heads takes at its peaks: the pass over the answers, and the training.
+
+Owns the arithmetic. Not here: what a rank holds of a model (model/sizing.py).
+"""
+
+from torch import Tensor
+
+from medusa_dist.engine.startup.bootstrap import choose_device
+from medusa_dist.medusa.heads.trainable import TrainableHeads
+from medusa_dist.model.load import Outline
+from medusa_dist.model.sizing import rank_size
+from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Places
+from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.train_loop import Recipe
+
+
+def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
+    """Bytes at the peak of the pass on rank 0, which holds most: its part of the model, one pass's activations and
+    logits, and twice the places, which are joined at the end."""
+    parallel = Parallel(0, config.tensor_parallel_size)
+    device = choose_device(config).type
+    size = rank_size(base.config, base.checkpoint, parallel, base.dtype, device, config.trust_remote_code)
+    row = (6 * base.layer_width + 3 * size.widest + size.vocab_shard) * base.dtype.itemsize
+    width = base.hidden_size + len(config.taps) * base.layer_width
+    place = width * base.dtype.itemsize + KEPT * 6 + 16
+    return size.weight_bytes + PASS_ROWS * row + 2 * num_places * place
+
+
+def training_bytes(heads: TrainableHeads, places: Places, vocab: Tensor, recipe: Recipe) -> int:
+    """Bytes at the peak: places, parameters with gradients, Adam's moments and two copies, frozen rows, and one batch's
+    logits with what their gradients need."""
+    kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))
+    learned = sum(t.numel() for t in heads.parameters()) * 4 * 6
+    frozen = sum(t.numel() * t.element_size() for t in heads.buffers())
+    logits = recipe.batch_places * len(vocab) * heads.about.num_heads * 12
+    return 2 * kept + learned + frozen + logits

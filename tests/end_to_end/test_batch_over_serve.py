@@ -1,0 +1,178 @@
+"""Batch jobs on a real Serve with the stand-in engine: through Ray Data, through HTTP, and what both must refuse."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from rich.console import Console
+
+from medusa_dist.app import DEPLOYMENT, assemble
+from medusa_dist.batch.job import run_batch
+from medusa_dist.batch.over_http import HttpSender
+from medusa_dist.batch.over_serve import ServeSender, refuse_if_serving
+from medusa_dist.batch.service import Target, open_sender
+from medusa_dist.errors import ConfigError
+from tests.support.batch_lines import records, write
+from tests.support.fake_stack import expected
+from tests.support.served_fake import STACK, config, folder  # noqa: F401 - a fixture
+
+WORDS = "t5 t0"  # token 5: 5 ms a step
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster, folder):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    small = config(folder, tensor_parallel_size=1, max_running=4, max_queued=4)
+    serve.run(assemble(small, STACK), name="batch", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.delete("batch")
+    serve.shutdown()
+
+
+def completion(custom_id: str, prompt, max_tokens: int = 6, **more) -> dict:
+    body = {"model": "fake", "prompt": prompt, "max_tokens": max_tokens, **more}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def job(count: int) -> list:
+    """Good lines, of which every eighth has three choices, and one line for each way to be bad."""
+    lines: list = [completion(f"id{i}", [2, 0, i % 900], n=3 if i % 8 == 0 else 1) for i in range(count)]
+    lines[3:3] = [b"{", completion("no model", "t5 t0") | {"body": {"model": "other", "prompt": "t1 t0"}}]
+    lines += [completion("bad field", [1, 0], top_p=7), completion("the engine refuses", [1])]
+    return lines
+
+
+def run(sender, tmp_path, lines, **changes):
+    write(tmp_path / "in.jsonl", lines)
+    out = io.StringIO()
+    counts = run_batch(
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        lambda: sender,
+        Console(file=out),
+        4,
+        changes.get("existing", "refuse"),
+    )
+    return counts, {r["custom_id"]: r for r in records(tmp_path / "out.jsonl")}, out.getvalue()
+
+
+def check(found: dict, lines: list) -> None:
+    assert len(found) == len(lines)
+    for name, record in found.items():
+        if name and name.startswith("id"):
+            ids = expected((2, 0, int(name[2:]) % 900), 6)
+            texts = [choice["text"] for choice in record["response"]["body"]["choices"]]
+            assert [[int(word[1:]) for word in text.split()] for text in texts] == [ids] * len(texts)
+            assert len(texts) == (3 if int(name[2:]) % 8 == 0 else 1)
+    assert found[None]["response"] is None
+    assert {k: found[k]["response"]["status_code"] for k in ("no model", "bad field", "the engine refuses")} == {
+        "no model": 404,
+        "bad field": 400,
+        "the engine refuses": 400,
+    }
+
+
+def stable(record: dict) -> dict:
+    """Without what differs from call to call."""
+    response = record["response"]
+    body = {k: v for k, v in response["body"].items() if k not in ("id", "created")} if response else None
+    return {**record, "response": response and {"status_code": response["status_code"], "body": body}}
+
+
+def test_through_ray_data_and_through_http_each_line_gets_the_same_answer(url, tmp_path):
+    lines = job(60)
+    answers = {}
+    for sender in (ServeSender(None, DEPLOYMENT, None, print), HttpSender(url, None)):
+        place = tmp_path / type(sender).__name__
+        place.mkdir()
+        counts, found, _ = run(sender, place, lines)
+        assert (counts.num_lines, counts.num_failed) == (len(lines), 4)
+        check(found, lines)
+        answers[type(sender)] = {name: stable(record) for name, record in found.items()}
+    assert answers[ServeSender] == answers[HttpSender]
+    body = next(line["body"] for line in lines if isinstance(line, dict) and line["custom_id"] == "id1")
+    seed = found["id1"]["response"]["body"]["seed"]
+    direct = httpx.post(f"{url}/v1/completions", json={**body, "seed": seed}, timeout=30).json()
+    assert direct["choices"] == found["id1"]["response"]["body"]["choices"]
+
+
+def test_an_application_that_is_not_there_is_named(url):
+    with pytest.raises(ConfigError, match="application 'nope' is not there"):
+        ServeSender("nope", DEPLOYMENT, None, print)
+    with pytest.raises(ConfigError, match="no service answers there"):
+        HttpSender("http://127.0.0.1:9", None).describe()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"config": Path("c.yaml"), "address": "http://h"}, "give one of them"),
+        ({"app": "a", "address": "https://h"}, "the URL itself says which"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_at_once(target, message):
+    with pytest.raises(ConfigError, match=message), open_sender(Target(deployment=DEPLOYMENT, **target), print, print):
+        raise AssertionError("opened")
+
+
+def test_a_config_is_not_deployed_over_what_a_cluster_serves(url, monkeypatch):
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the tests' own cluster
+    with pytest.raises(ConfigError, match="already serves batch"):
+        refuse_if_serving("auto")
+
+
+def test_a_killed_job_goes_on_where_it_was(url, tmp_path):
+    """kill -9 in the middle, then --resume: each id exactly once, and little done twice."""
+    lines = [completion(f"id{i}", [5, 0, i], 20) for i in range(80)]
+    write(tmp_path / "in.jsonl", lines)
+    command = [sys.executable, "-m", "medusa_dist.cli.main", "batch", "in.jsonl", "out.jsonl", "--address", url]
+    partial = tmp_path / "out.jsonl.partial"
+    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}}
+    first = subprocess.Popen(command, **here)
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and len(partial.read_bytes().splitlines()) >= 30):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = len(partial.read_bytes().splitlines())
+    assert done < 80
+    command.append("--resume")
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **here)
+    assert resumed.returncode == 0, resumed.stderr
+    found = records(tmp_path / "out.jsonl")
+    assert sorted(r["custom_id"] for r in found) == sorted(line["custom_id"] for line in lines)
+    assert f"80 lines, job seed 0, {done} done before" in resumed.stderr
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_in_the_middle_loses_no_line(url, tmp_path):
+    lines = [completion(f"id{i}", [20, 0, i], 50) for i in range(60)]
+    names = ray.util.list_named_actors(all_namespaces=True)
+    replica = next(n for n in names if n["name"].startswith("SERVE_REPLICA::batch#"))
+    handle = ray.get_actor(replica["name"], namespace=replica["namespace"])
+    killed = []
+
+    class Killing(ServeSender):
+        def send(self, lines_, deliver):
+            def kill_then(answer):
+                if not killed:
+                    killed.append(True)
+                    ray.kill(handle, no_restart=True)
+                deliver(answer)
+
+            super().send(lines_, kill_then)
+
+    counts, found, _ = run(Killing(None, DEPLOYMENT, None, print), tmp_path, lines)
+    assert killed and counts.num_failed == 0 and len(found) == 60

@@ -1,0 +1,98 @@
+"""The files in cluster/: what they name exists, and nothing opens a door."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medusa_dist.app import DEPLOYMENT
+from medusa_dist.serve.config_file import read_serve_file
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+YAMLS = sorted(CLUSTER.rglob("*.y*ml"))
+
+
+def metric_names() -> set[str]:
+    """Every name that serve/metrics.py can export, as Prometheus sees it."""
+    source = (ROOT / "medusa_dist/serve/metrics.py").read_text()
+
+    def named(call: str) -> list[str]:
+        return re.findall(rf"\._{call}\(\s*\"(\w+)\"", source)
+
+    names = {f"ray_medusa_dist_{name}_total" for name in named("count")}
+    names |= {f"ray_medusa_dist_{name}" for name in named("gauge")}
+    return names | {f"ray_medusa_dist_{name}_bucket" for name in named("histogram")}
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    dashboard = json.loads((CLUSTER / "monitoring/grafana/dashboards/medusa_dist.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = set(re.findall(r"ray_medusa_dist_\w+", " ".join(expressions)))
+    assert len(used) > 10
+    assert used <= metric_names()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    source = yaml.safe_load((CLUSTER / "monitoring/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    uids = {panel["datasource"]["uid"] for panel in dashboard["panels"]}
+    assert uids == {one["uid"] for one in source["datasources"]}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_is_yaml_and_keeps_doors_shut(path: Path) -> None:
+    text = path.read_text()
+    assert [document for document in yaml.safe_load_all(text) if document]
+    for line in text.splitlines():
+        # The one exception is the API inside a Kubernetes pod, and that has a key.
+        assert "0.0.0.0" not in line or "MEDUSA_DIST_API_KEY" in text
+        assert not re.search(r"dashboard-host[ =:]+(?!127\.0\.0\.1)", line)
+
+
+def test_the_service_on_kubernetes_is_one_of_ours(tmp_path: Path) -> None:
+    service = yaml.safe_load((CLUSTER / "kuberay/llama8b.yaml").read_text())["spec"]
+    (tmp_path / "serve.yaml").write_text(service["serveConfigV2"])
+    (config,) = read_serve_file(tmp_path / "serve.yaml", DEPLOYMENT).configs.values()
+    workers = service["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert config.autoscaling is not None and config.autoscaling.max_replicas == workers["maxReplicas"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["nvidia.com/gpu"]) == config.tensor_parallel_size
+    needed = config.resources.cpus_per_rank * config.tensor_parallel_size + config.resources.front_cpus
+    assert int(container["resources"]["limits"]["cpu"]) >= needed
+    assert service["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+    image = re.search(r"rayproject/ray:([\d.]+)", (CLUSTER / "kuberay/Dockerfile").read_text())
+    assert image is not None and image[1] == service["rayClusterConfig"]["rayVersion"]
+
+
+def start_head(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run start_head.sh with a `ray` that only says how it was called."""
+    fake = tmp_path / "ray"
+    fake.write_text('#!/bin/sh\necho "ray $@"\n')
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return subprocess.run(
+        [str(CLUSTER / "start_head.sh"), *arguments],
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_start_head_keeps_the_dashboard_local(tmp_path: Path) -> None:
+    done = start_head(tmp_path, "--port", "6379", METRICS_PORT="9999")
+    assert done.returncode == 0
+    assert done.stdout.split()[:3] == ["ray", "start", "--head"]
+    assert "--dashboard-host 127.0.0.1 --metrics-export-port 9999" in done.stdout and "--port 6379" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--dashboard-host", "0.0.0.0"), ("--dashboard-host=10.0.0.1",)])
+def test_start_head_refuses_an_open_dashboard(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    refused = start_head(tmp_path, *arguments)
+    assert refused.returncode == 1 and not refused.stdout
+    assert "RAY_AUTH_MODE=token" in refused.stderr
+    assert start_head(tmp_path, *arguments, RAY_AUTH_MODE="token").returncode == 0
+    assert start_head(tmp_path, *arguments, MEDUSA_DIST_OPEN_DASHBOARD="yes").returncode == 0

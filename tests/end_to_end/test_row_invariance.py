@@ -1,0 +1,186 @@
+"""A row's logits do not depend on its company: bitwise the same alone and among 2 to 64 sequences with trees.
+
+On a CPU in float32, this is what makes speculation exact without a tolerance. Whole models here; attention alone, over
+more lengths and shapes: tests/unit/ops/attention/test_padded.py.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medusa_dist.config import parse_config
+from medusa_dist.engine.runner.plan import Ints, Op, Plan
+from medusa_dist.engine.runner.worker import Worker
+from medusa_dist.engine.startup.bootstrap import model_folder
+from medusa_dist.medusa.trees.tree import ROOT
+from medusa_dist.model.load import ShardedModel, load_model
+from medusa_dist.ops.attention.kv_cache import KVPool
+from medusa_dist.ops.tp_group import Parallel
+from tests.support.plan_helpers import ints, random_parents
+from tests.support.tiny_engine import VOCAB, save_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+DENSE = [
+    "llama",
+    "llama-tied",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt-neox",
+    "gpt2",
+    "opt",
+    "opt-projected",
+]
+DENSE += ["bert-generation"]
+ROUTED = ["mixtral", "qwen2-moe"]
+BLOCKS_EACH = 12
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sequence: tokens known, the last of them the root, and a tree behind it."""
+
+    known: list[int]
+    drafted: list[int]
+    parents: tuple[int, ...]
+
+    def path(self, node: int) -> list[int]:
+        """What the row of a node (ROOT: of the root) is computed from."""
+        below: list[int] = []
+        while node != ROOT:
+            below.append(self.drafted[node])
+            node = self.parents[node]
+        return [*self.known, *reversed(below)]
+
+
+def random_parts(count: int, seed: int, vocab: int = VOCAB) -> list[Part]:
+    rng = random.Random(seed)
+    parts = []
+    for _ in range(count):
+        parents = random_parents(rng, rng.choice([0, 0, 1, 5, 15]))
+        known = rng.choices(range(vocab), k=rng.choice([1, 4, 17, 41, 64, 101]))
+        parts.append(Part(known, rng.choices(range(vocab), k=len(parents)), parents))
+    return parts
+
+
+class Bench:
+    """A worker with a cache for so many sequences, in shuffled blocks."""
+
+    def __init__(self, model: ShardedModel, count: int) -> None:
+        pool = KVPool.allocate(
+            model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, torch.float32, CPU
+        )
+        pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
+        self.worker = Worker(model, pool, count, BLOCKS_EACH, "fused")
+        blocks = torch.randperm(count * BLOCKS_EACH, generator=torch.Generator().manual_seed(4)) + 1
+        self.worker._tables[:] = blocks.view(count, BLOCKS_EACH).numpy()
+        self.worker._whole[:] = 1
+
+    def logits(self, parts: list[Part]) -> list[Tensor]:
+        """[1 + nodes, V] of each: known tokens but the root in one pass of all, then a step of all."""
+        prompts = [i for i, part in enumerate(parts) if len(part.known) > 1]
+        if prompts:
+            self._pass(prompts, [0] * len(prompts), [parts[i].known[:-1] for i in prompts], [()] * len(prompts), False)
+        starts = [len(part.known) - 1 for part in parts]
+        tokens = [[part.known[-1], *part.drafted] for part in parts]
+        whole = self._pass(list(range(len(parts))), starts, tokens, [part.parents for part in parts], True)
+        rows = torch.stack([whole[row] for row in range(len(whole))])
+        return list(rows.split([1 + len(part.parents) for part in parts]))
+
+    def _pass(
+        self, slots: list[int], starts: list[int], tokens: list[list[int]], parents: list[tuple[int, ...]], wanted: bool
+    ) -> dict[int, Tensor]:
+        nodes = [len(tree) for tree in parents]
+        nothing: Ints = np.zeros(len(slots), dtype=np.int64)
+        plan = Plan(
+            Op.STEP,
+            0,
+            0,
+            slots=ints(slots),
+            starts=ints(starts),
+            chains=ints([len(rows) - tree for rows, tree in zip(tokens, nodes, strict=True)]),
+            nodes=ints(nodes),
+            wanted=ints([int(wanted)] * len(slots)),
+            kept=nothing,
+            new_blocks=nothing,
+            tokens=ints([token for rows in tokens for token in rows]),
+            parents=ints([parent for tree in parents for parent in tree]),
+        )
+        return self.worker.execute(plan).whole
+
+
+def differing(model: ShardedModel, count: int, sample: int = 8, vocab: int = VOCAB) -> list[float]:
+    """By how much rows among `count` sequences differ from the same rows alone: those that do, of `sample` rows."""
+    parts = random_parts(count, count, vocab)
+    together = Bench(model, count).logits(parts)
+    every = [(i, node) for i, part in enumerate(parts) for node in range(ROOT, len(part.parents))]
+    found = []
+    for i, node in random.Random(count).sample(every, min(sample, len(every))):
+        alone = Bench(model, 1).logits([Part(parts[i].path(node), [], ())])[0][0]
+        if not torch.equal(together[i][1 + node], alone):
+            found.append(float((together[i][1 + node] - alone).abs().max()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def tiny(name: str, root: Path) -> ShardedModel:
+    folder = root / name
+    if not folder.exists():
+        save_model(name, folder)
+    return load_model(folder, dtype=torch.float32, device=CPU, parallel=Parallel())
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_rows_alone_and_in_company(name: str, root: Path) -> None:
+    model = tiny(name, root)
+    assert [count for count in (2, 7, 33) if differing(model, count)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENSE)
+def test_every_number_of_rows_from_2_to_64(name: str, root: Path) -> None:
+    model = tiny(name, root)
+    assert [count for count in range(1, 65) if differing(model, count, 40)] == []
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
+def test_with_two_threads(name: str, root: Path) -> None:
+    model = tiny(name, root)
+    torch.set_num_threads(2)
+    try:
+        assert [count for count in (2, 33) if differing(model, count, 3)] == []
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_routed_models_differ_in_the_last_bits_alone(name: str, root: Path) -> None:
+    """Not promised: experts see as many rows as are routed to them. How far it goes is."""
+    model = tiny(name, root)
+    assert max((most for count in (3, 16) for most in differing(model, count)), default=0.0) < 1e-4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
+@pytest.mark.real
+def test_rows_of_the_demo_model(threads: int) -> None:
+    config = parse_config({"model": "demo:smollm2-135m"})
+    torch.set_num_threads(threads)
+    try:
+        model = load_model(model_folder(config), dtype=torch.float32, device=CPU, parallel=Parallel())
+        counts = (2, 3, 4, 8, 31, 32, 33, 64)
+        assert [count for count in counts if differing(model, count, 8, model.vocab_size)] == []
+    finally:
+        torch.set_num_threads(1)

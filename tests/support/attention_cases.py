@@ -1,0 +1,98 @@
+"""Random batches of rows for attention, and one call of a backend on them."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medusa_dist.engine.runner.batch_builder import prepare
+from medusa_dist.ops.attention.kv_cache import KVPool
+from medusa_dist.ops.attention.padded import BACKENDS, PagedAttention, Scoring, min_queries
+from medusa_dist.ops.attention.paged_cpu import FusedAttention
+from tests.support.plan_helpers import Piece, make_step, random_parents
+
+CPU = torch.device("cpu")
+
+LAYERS, LAYER = 2, 1
+
+
+@dataclass(frozen=True)
+class Heads:
+    query: int
+    kv: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Queries, keys and values of a step: of the rows of the pass, and of each sequence's computed columns."""
+
+    heads: Heads
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    old: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def random(cls, pieces: list[Piece], heads: Heads, seed: int) -> "Contents":
+        g = torch.Generator().manual_seed(seed)
+        total = sum(p.chain + len(p.parents) for p in pieces)
+        q = 2 * torch.randn(total, heads.query, heads.dim, generator=g)
+        k, v = (torch.randn(total, heads.kv, heads.dim, generator=g) for _ in range(2))
+        old = [tuple(torch.randn(p.start, heads.kv, heads.dim, generator=g) for _ in range(2)) for p in pieces]
+        return cls(heads, q, k, v, old)
+
+    def to(self, dtype: torch.dtype) -> "Contents":
+        old = [(k.to(dtype), v.to(dtype)) for k, v in self.old]
+        return Contents(self.heads, self.q.to(dtype), self.k.to(dtype), self.v.to(dtype), old)
+
+    def columns(self, pieces: list[Piece], piece: int, columns: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, Hk, D] of some columns of a sequence."""
+        first = sum(p.chain + len(p.parents) for p in pieces[:piece])
+        start = pieces[piece].start
+        end = first + pieces[piece].chain + len(pieces[piece].parents)
+        both = ((self.k, self.old[piece][0]), (self.v, self.old[piece][1]))
+        return tuple(torch.cat([old[:start], new[first:end]])[columns] for new, old in both)
+
+
+def attend(pieces: list[Piece], contents: Contents, scoring: Scoring, backend: str, seed: int = 0) -> Tensor:
+    """[T, Hq, D] through plan, tables, pool and backend."""
+    plan, tables, num_blocks = make_step(pieces, seed)
+    heads, dtype = contents.heads, contents.q.dtype
+    fewest = None if backend == "fused" else min_queries(heads.dim, heads.query // heads.kv)
+    batch = prepare(plan, tables, CPU, fewest)
+    pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
+    pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
+    for index, piece in enumerate(pieces):
+        columns = torch.arange(piece.start)
+        slots = torch.from_numpy(tables[plan.slots[index]])[columns // 16] * 16 + columns % 16
+        pool.write(LAYER, slots, *contents.old[index])
+    padding = batch.input_ids.numel() - contents.q.shape[0]
+    q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
+    attention = FusedAttention(pool, batch) if fewest is None else PagedAttention(pool, batch, BACKENDS[backend])
+    out = attention(LAYER, q, k, v, scoring)
+    assert out.shape == q.shape and out.dtype == q.dtype and not out[contents.q.shape[0] :].isnan().any()
+    return out[: contents.q.shape[0]]
+
+
+def random_pieces(seed: int) -> list[Piece]:
+    rng = random.Random(seed)
+    return [
+        Piece(
+            rng.choice([0, 3, 16, 40, 70]),
+            rng.choice([1, 1, 2, 19]),
+            random_parents(rng, rng.choice([0, 1, 5, 9])),
+        )
+        for _ in range(5)
+    ]
+
+
+SCORINGS = {
+    "plain": Scoring(0.3),
+    "window": Scoring(0.3, window=7),
+    "window of one": Scoring(0.3, window=1),
+    "softcap": Scoring(0.5, softcap=2.0),
+    "sinks": Scoring(0.3, sinks=torch.tensor([0.5, -1.0, 3.0, 20.0, -50.0, 0.0])),
+    "all": Scoring(0.4, window=5, softcap=3.0, sinks=torch.linspace(-2, 2, 6)),
+}

@@ -1,0 +1,281 @@
+"""Keys that Ray Serve, the front and the group obey: each is changed, and the change is seen there.
+
+Part of tests/end_to_end/test_config_keys.py, as tests/support/config_checks_engine.py is.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from ray.exceptions import GetTimeoutError
+
+from medusa_dist import llm_backend
+from medusa_dist.app import replicas
+from medusa_dist.config import Config
+from medusa_dist.engine.loop import Abort
+from medusa_dist.engine.startup import bootstrap as start
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.stats import EngineStats
+from medusa_dist.errors import GroupError, OverloadedError
+from medusa_dist.serve import placement
+from medusa_dist.serve import supervisor as supervisor_module
+from medusa_dist.serve.autoscaling import METRIC, QueueDepthPolicy
+from medusa_dist.serve.group import Group
+from medusa_dist.serve.placement import bundles
+from medusa_dist.serve.rank import Place, Rank
+from medusa_dist.serve.replica import Front
+from medusa_dist.serve.supervisor import Supervisor
+from tests.support.config_checks_engine import World, request
+from tests.support.fake_groups import Silent
+
+# --- what Serve and Ray are told ---
+
+
+def served_model_name(world: World) -> None:
+    for value, expected in (("mine", "mine"), (None, world.folder.name)):
+        front = SimpleNamespace(_config=world.config("served_model_name", value))
+        assert Front.name.fget(front) == expected
+
+
+def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llm_backend, "DriverGroup", lambda config: f"{config.tensor_parallel_size} ranks")
+    for value in (1, 2, 3):
+        config = world.config("tensor_parallel_size", value)
+        assert len(bundles(config, True)) == value
+        made = llm_backend.start_backend(config)
+        assert isinstance(made, llm_backend.LocalBackend) if value == 1 else made == f"{value} ranks"
+
+
+def max_queued(world: World) -> None:
+    for value in (0, 3):
+        config = world.config("max_queued", value, max_running=2)
+        supervisor = Supervisor(config, MagicMock(), Silent())
+        for i in range(2 + value):
+            supervisor._admit(request(str(i)))
+        with pytest.raises(OverloadedError, match=f"{2 + value} requests"):
+            supervisor._admit(request("one more"))
+
+
+def scaled(world: World, key: str, value: object, **more: object) -> Any:
+    """Options of the deployment."""
+    return replicas(world.config(f"autoscaling.{key}", value, autoscaling={"max_replicas": 9, **more}))
+
+
+def option(name: str, key: str, *values: float) -> Callable[[World], None]:
+    """A key that becomes one of Serve's own options."""
+
+    def check(world: World) -> None:
+        for value in values:
+            assert getattr(scaled(world, key, value)["autoscaling_config"], name) == value
+
+    return check
+
+
+def target_sequences(world: World) -> None:
+    """20 sequences in one replica."""
+    now = time.time()
+    reports = {METRIC: {"r": [SimpleNamespace(timestamp=now, value=20.0)]}}
+    load = SimpleNamespace(
+        raw_metrics=reports, running_replicas=["r"], current_time=now, total_queued_requests=0, target_num_replicas=1
+    )
+    for value, wanted in ((5.0, 4), (10.0, 2), (None, 5)):  # None: max_running, which is 4
+        options = scaled(world, "target_sequences", value)["autoscaling_config"].policy.policy_kwargs
+        if value is None:
+            config = world.config("autoscaling.target_sequences", None, autoscaling={"max_replicas": 9}, max_running=4)
+            options = replicas(config)["autoscaling_config"].policy.policy_kwargs
+        assert QueueDepthPolicy(**options)(load)[0] == wanted
+
+
+def interval_s(world: World) -> None:
+    for value in (0.5, 7.0):
+        made = scaled(world, "interval_s", value)["autoscaling_config"]
+        assert (made.metrics_interval_s, made.look_back_period_s) == (value, 5 * value)
+        assert made.policy.policy_kwargs["stale_s"] == 10.0 + 3 * value
+
+
+def cpus_per_rank(world: World) -> None:
+    for value in (0.5, 3.0):
+        config = world.config("resources.cpus_per_rank", value, tensor_parallel_size=2)
+        assert [bundle["CPU"] for bundle in bundles(config, False)] == [value, value]
+
+
+def front_cpus(world: World) -> None:
+    for value in (0.25, 2.0):
+        config = world.config("resources.front_cpus", value, tensor_parallel_size=2)
+        assert [bundle["CPU"] for bundle in bundles(config, True)] == [1.0 + value, 1.0]
+        assert replicas(config)["ray_actor_options"]["num_cpus"] == value
+
+
+def threads_per_rank(world: World, patch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        patch.setenv(name, "9")  # and set back afterwards
+    try:
+        for value in (2, 1):
+            config = world.config("resources.threads_per_rank", value)
+            EngineRank(config, world.folder)
+            assert torch.get_num_threads() == value
+            Rank(config, 0, 0, "tests.support.fake_stack")
+            assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == str(value)
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- deadlines ---
+
+
+def start_group(config: Config, patch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What a group of stand-in ranks waits for at its start, and for how long."""
+    waits: dict[str, float] = {}
+    place = Place(1, "node", "host", "127.0.0.1", None, {})
+    answers = {"be placed": [place] * 2, "open the rendezvous": [1], "load and warm up": [{"seconds": {}}] * 2}
+
+    def gather(what: str, _refs: list[Any], timeout_s: float) -> list[Any]:
+        waits[what] = timeout_s
+        return answers[what]
+
+    group = Group(config, MagicMock())
+    group._ranks = [MagicMock(), MagicMock()]
+    patch.setattr(group, "_create", lambda: None)
+    patch.setattr(group, "_gather", gather)
+    group.start()
+    return waits
+
+
+def placement_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def get(_ref: object, timeout: float) -> None:
+        asked.append(timeout)
+        raise GetTimeoutError
+
+    patch.setattr(placement.ray, "get", get)
+    for name in ("placement_group", "remove_placement_group", "explain_room"):
+        patch.setattr(placement, name, MagicMock())
+    for value in (3.0, 40.0):
+        config = world.config("timeouts.placement_s", value)
+        with pytest.raises(GroupError, match=rf"within {value:g} s \(timeouts\.placement_s\)"):
+            placement.reserve(config)
+        waits = start_group(config, patch)
+        assert (waits["be placed"], waits["open the rendezvous"]) == (value, value)
+    assert asked == [3.0, 40.0]
+
+
+def groups_of(config: Config, patch: pytest.MonkeyPatch) -> list[timedelta]:
+    """Deadlines of the data group and of the control group, as torch is told them."""
+    asked: list[timedelta] = []
+    patch.setattr(start.dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
+    patch.setattr(start.dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
+    patch.setattr(start, "PrefixStore", MagicMock())
+    start.join_group(config, torch.device("cpu"), 0, MagicMock(), 0)
+    return asked
+
+
+def load_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    for value in (9.0, 100.0):
+        config = world.config("timeouts.load_s", value, tensor_parallel_size=2)
+        assert start_group(config, patch)["load and warm up"] == value
+        assert groups_of(config, patch)[0] == timedelta(seconds=value)
+
+
+def step_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    """The deadline of the group that plans travel by; and rank 0 may not be in one step for longer."""
+    for value in (30.0, 90.0):
+        config = world.config("timeouts.step_s", value, tensor_parallel_size=2)
+        assert groups_of(config, patch)[1] == timedelta(seconds=value)
+        supervisor = Supervisor(config, MagicMock(), Silent())
+        supervisor._generation = 0
+        for age_s, is_dead in ((value + 4.0, False), (value + 6.0, True)):
+            assert fell(supervisor, age_s) is is_dead
+
+
+def fell(supervisor: Supervisor, age_s: float) -> bool:
+    """Whether a batch of that age ends the generation."""
+
+    async def batches() -> Any:
+        batch = SimpleNamespace(generation=0, number=0, age_s=age_s, messages=(), stats=EngineStats())
+        yield asyncio.sleep(0, batch)
+
+    try:
+        asyncio.run(supervisor._read(SimpleNamespace(batches=batches)))
+    except GroupError as error:
+        assert "timeouts.step_s" in str(error)
+        return True
+    return False
+
+
+def heartbeat_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    """The loop that a rank makes, around a stand-in engine without work, with a clock of ours."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        patch.setenv(name, "1")  # and set back afterwards
+    for value in (2.0, 20.0):
+        keys = {"model": "fake:ok", "resources": {"threads_per_rank": 1}}
+        rank = Rank(world.config("timeouts.heartbeat_s", value, **keys), 0, 0, "tests.support.fake_stack")
+        rank.start("127.0.0.1", 0)
+        loop, beats = rank._loop, []
+        assert loop is not None
+        patch.setattr(loop._engine, "heartbeat", lambda seen=beats: seen.append(1), raising=False)
+        for after, expected in ((0.9 * value, 0), (1.1 * value, 1)):
+            patch.setattr(loop, "_clock", lambda later=loop._beat_at + after: later)
+            loop.post([Abort("nobody")])  # so that the turn does not wait for a command
+            loop._turn()
+            assert len(beats) == expected
+
+
+def stall_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    """A client reads nothing while output waits: it is cut off after that long."""
+    patch.setattr(supervisor_module, "PATROL_S", 0.0)
+    for value in (5.0, 50.0):
+        for waited, is_cut in ((0.9 * value, False), (1.1 * value, True)):
+            supervisor = Supervisor(world.config("timeouts.stall_s", value), MagicMock(), Silent())
+            pending = supervisor._admit(request("a"))
+            pending.waiting_since = time.monotonic() - waited
+
+            async def patrol(one: Supervisor = supervisor) -> None:
+                task = asyncio.create_task(one._patrol())
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                task.cancel()
+
+            asyncio.run(patrol())
+            assert pending.is_over is is_cut
+
+
+def restart_s(world: World, patch: pytest.MonkeyPatch) -> None:
+    """What is left of it is the limit of the next group's start."""
+    for value in (30.0, 500.0):
+        limits: list[float] = []
+        group = SimpleNamespace(start=limits.append, kill=lambda: None, seconds={})
+        supervisor = Supervisor(world.config("timeouts.restart_s", value), lambda _, g=group: g, Silent())
+        supervisor._group = group
+        asyncio.run(supervisor._restart(GroupError("fell")))
+        assert len(limits) == 1 and value - 5.0 < limits[0] <= value
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "served_model_name": served_model_name,
+    "tensor_parallel_size": tensor_parallel_size,
+    "max_queued": max_queued,
+    "autoscaling.min_replicas": option("min_replicas", "min_replicas", 1, 3),
+    "autoscaling.max_replicas": option("max_replicas", "max_replicas", 2, 5),
+    "autoscaling.target_sequences": target_sequences,
+    "autoscaling.upscale_delay_s": option("upscale_delay_s", "upscale_delay_s", 1.5, 20.0),
+    "autoscaling.downscale_delay_s": option("downscale_delay_s", "downscale_delay_s", 15.0, 400.0),
+    "autoscaling.interval_s": interval_s,
+    "resources.cpus_per_rank": cpus_per_rank,
+    "resources.front_cpus": front_cpus,
+    "resources.threads_per_rank": threads_per_rank,
+    "timeouts.placement_s": placement_s,
+    "timeouts.load_s": load_s,
+    "timeouts.step_s": step_s,
+    "timeouts.heartbeat_s": heartbeat_s,
+    "timeouts.stall_s": stall_s,
+    "timeouts.restart_s": restart_s,
+}

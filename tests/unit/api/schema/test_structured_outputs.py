@@ -1,0 +1,126 @@
+"""response_format and structured_outputs: what they ask for, and how a wrong one is answered."""
+
+import json
+
+import pytest
+
+from medusa_dist.errors import EngineError, RequestError
+from medusa_dist.grammar import MAX_CHARS, Grammar
+from tests.support.fake_service import FakeService, chat, client_of, completion
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum": ["é"]}}}
+FORM, OUTPUTS = "response_format", "structured_outputs"
+
+
+async def ask(route, body, service=None):
+    service = service or FakeService("ok")
+    async with client_of(service) as client:
+        headers = {"content-type": "application/json"}
+        return await client.post(route, content=json.dumps(body), headers=headers), service
+
+
+FORMATS = {
+    "text": ({"type": "text"}, None),
+    "object": ({"type": "json_object"}, Grammar.json()),
+    "schema": (
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
+        Grammar.json_schema(SCHEMA),
+    ),
+    "strict": (
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": False, "description": "d"}},
+        Grammar.json_schema(SCHEMA),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+async def test_response_format(case):
+    value, grammar = FORMATS[case]
+    reply, service = await ask(CHAT, chat(response_format=value, n=2))
+    assert reply.status_code == 200, reply.text
+    assert [r.params.grammar for r in service.requests] == [grammar] * 2
+    if grammar is not None:
+        assert service.requests[0].params.grammar.param == FORM and service.requests[0].params.needs_whole_row
+
+
+KINDS = {
+    "json": (SCHEMA, Grammar.json_schema(SCHEMA)),
+    "regex": ("[ab]+", Grammar.regex("[ab]+")),
+    "choice": (["é", "b"], Grammar.choice(["é", "b"])),
+    "grammar": ('root ::= "a"', Grammar.ebnf('root ::= "a"')),
+    "json_object": (True, Grammar.json()),
+}
+
+
+@pytest.mark.parametrize(("route", "make"), [(CHAT, chat), (COMPLETIONS, completion)])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_structured_outputs(kind, route, make):
+    value, grammar = KINDS[kind]
+    reply, service = await ask(route, make(structured_outputs={kind: value}))
+    assert reply.status_code == 200, reply.text
+    asked = service.requests[0].params.grammar
+    assert asked == grammar and asked.param == OUTPUTS
+
+
+async def test_a_schema_keeps_the_order_of_its_properties_and_may_be_text():
+    reply, service = await ask(CHAT, chat(structured_outputs={"json": '{"properties": {"b": {}, "a": {}}}'}))
+    assert reply.status_code == 200
+    text = service.requests[0].params.grammar.text
+    assert text.index('"b"') < text.index('"a"')
+
+
+BAD = {
+    "no type": ({FORM: {}}, FORM, "response_format.type is required"),
+    "odd type": ({FORM: {"type": "xml"}}, FORM, "'text', 'json_object' or 'json_schema'"),
+    "no schema": ({FORM: {"type": "json_schema"}}, FORM, "goes with type"),
+    "schema beside": ({FORM: {"type": "text", "json_schema": {"name": "x", "schema": {}}}}, FORM, "goes with type"),
+    "empty wrapping": ({FORM: {"type": "json_schema", "json_schema": {"name": "x"}}}, FORM, "schema is required"),
+    "unknown inside": (
+        {FORM: {"type": "json_schema", "json_schema": {"schem": {}}}},
+        "response_format.json_schema.schem",
+        "did you mean response_format.json_schema.schema?",
+    ),
+    "nothing": ({OUTPUTS: {}}, OUTPUTS, "exactly one of json, regex, choice, grammar, json_object"),
+    "false": ({OUTPUTS: {"json_object": False}}, OUTPUTS, "exactly one of"),
+    "two": ({OUTPUTS: {"regex": "a", "choice": ["b"]}}, OUTPUTS, "exactly one of"),
+    "not here": ({OUTPUTS: {"structural_tag": "x"}}, "structured_outputs.structural_tag", "known are json, regex"),
+    "both": ({FORM: {"type": "json_object"}, OUTPUTS: {"regex": "a"}}, OUTPUTS, "give one"),
+    "no choices": ({OUTPUTS: {"choice": []}}, OUTPUTS, "none of them empty"),
+    "an empty choice": ({OUTPUTS: {"choice": ["a", ""]}}, OUTPUTS, "none of them empty"),
+    "too many": ({OUTPUTS: {"choice": [str(i) for i in range(3000)]}}, OUTPUTS, "at most 2000"),
+    "an empty regex": ({OUTPUTS: {"regex": ""}}, OUTPUTS, "it is empty"),
+    "a long regex": ({OUTPUTS: {"regex": "a" * (MAX_CHARS + 1)}}, OUTPUTS, "at most 65536"),
+    "a schema that is no JSON": ({OUTPUTS: {"json": "{"}}, OUTPUTS, "the schema is not JSON"),
+    "a schema that is a list": ({OUTPUTS: {"json": "[]"}}, OUTPUTS, "is an object"),
+    "half a character": ({OUTPUTS: {"choice": ["\ud800"]}}, OUTPUTS, "surrogate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_a_wrong_form_is_answered_by_the_field(case):
+    fields, param, text = BAD[case]
+    reply, service = await ask(CHAT, chat(**fields))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param), error
+    assert text in error["message"] and not service.requests
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_engine_finds_wrong_is_a_400_of_the_same_field(stream):
+    """The engine's own refusal, as it comes back from there."""
+    service = FakeService("ok")
+    service.before = Grammar.regex("(a", OUTPUTS).error("unclosed group")
+    reply, _ = await ask(CHAT, chat(structured_outputs={"regex": "(a"}, stream=stream), service)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"] == {
+        "message": "structured_outputs: this regex cannot be used: unclosed group",
+        "type": "invalid_request_error",
+        "param": OUTPUTS,
+        "code": None,
+    }
+
+
+def test_the_error_is_the_requests_fault():
+    assert isinstance(Grammar.json().error("x"), RequestError)
+    assert not isinstance(Grammar.json().error("x"), EngineError)

@@ -1,0 +1,55 @@
+import pytest
+
+from medusa_dist.api.routes import build_api
+from medusa_dist.api.schema.responses import ErrorReply
+from medusa_dist.errors import ConfigError
+from tests.support.fake_service import FakeService, chat, client_of
+
+ROUTES = ["/v1/models", "/v1/models/org/tiny", "/openapi.json", "/docs", "/nothing", "/healthy", "/health/"]
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer ", "Bearer s3cret2", "Basic s3cret", "s3cret"])
+async def test_without_the_key_every_route_but_health_is_401(given):
+    headers = {} if given is None else {"authorization": given}
+    service = FakeService()
+    async with client_of(service, api_key="s3cret") as client:
+        replies = [await client.get(route, headers=headers) for route in ROUTES]
+        replies.append(await client.post("/v1/chat/completions", json=chat(), headers=headers))
+        for reply in replies:
+            assert reply.status_code == 401 and reply.headers["www-authenticate"] == "Bearer"
+            assert reply.headers["x-request-id"]
+            ErrorReply.model_validate(reply.json())
+            assert reply.json()["error"]["code"] == "invalid_api_key" and "s3cret" not in reply.text
+        assert (await client.get("/health", headers=headers)).status_code == 200
+    assert not service.requests
+
+
+@pytest.mark.parametrize("given", ["Bearer s3cret", "bearer s3cret", "Bearer  s3cret "])
+async def test_with_the_key_all_is_open(given):
+    async with client_of(FakeService(), api_key="s3cret") as client:
+        reply = await client.post("/v1/chat/completions", json=chat(), headers={"authorization": given})
+        assert reply.status_code == 200
+        assert (await client.get("/nothing", headers={"authorization": given})).status_code == 404
+
+
+async def test_a_key_header_that_is_no_ascii_is_wrong_not_a_crash():
+    async with client_of(FakeService(), api_key="s3cret") as client:
+        reply = await client.get("/v1/models", headers={"authorization": b"Bearer \xe9\xff"})
+        assert reply.status_code == 401
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel", "line\n"])
+def test_an_unusable_key_stops_the_start(key):
+    with pytest.raises(ConfigError, match="api_key"):
+        build_api(FakeService, key)
+
+
+async def test_a_sane_request_id_is_kept_and_others_are_replaced():
+    async with client_of(FakeService()) as client:
+        kept = await client.get("/health", headers={"x-request-id": "abc-1"})
+        assert kept.headers["x-request-id"] == "abc-1"
+        for odd in (b"", b"a b", b"x" * 129, b"\xff"):
+            reply = await client.get("/health", headers={"x-request-id": odd})
+            assert reply.headers["x-request-id"].startswith("req-")
+        first, second = [await client.get("/health") for _ in range(2)]
+        assert first.headers["x-request-id"] != second.headers["x-request-id"]

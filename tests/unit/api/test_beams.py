@@ -1,0 +1,115 @@
+"""Beam search over HTTP: n hypotheses of one request, and what is refused beside it."""
+
+import pytest
+
+from medusa_dist.api.beams import split_choices
+from medusa_dist.api.schema.responses import ChatReply, CompletionReply
+from medusa_dist.request import FinishReason, Hypothesis, Output, SpeculationStats
+from tests.support.fake_service import EOS, FakeService, chat, client_of, completion, ids_of
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+class BeamService(FakeService):
+    """Finds "text", "text.", "text..", ...: the first by an end token, the others cut."""
+
+    async def generate(self, request):
+        self.requests.append(request)
+        found = [Hypothesis((*ids_of(self.text), EOS), -0.5, FinishReason.STOP)]
+        for i in range(1, request.params.beam_width):
+            found.append(Hypothesis(ids_of(self.text + "." * i), -0.5 - i, FinishReason.LENGTH))
+        yield Output(
+            request_id=request.request_id,
+            token_ids=found[0].token_ids,
+            heads=(0,) * len(found[0].token_ids),
+            finish_reason=FinishReason.STOP,
+            stats=SpeculationStats(4, 9, (2,)),
+            num_cached_tokens=1,
+            hypotheses=tuple(found),
+        )
+
+
+async def ask(route, body, service=None):
+    service = service or BeamService("Hello")
+    async with client_of(service) as client:
+        return await client.post(route, json=body), service
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+async def test_the_n_best_of_a_completion(n):
+    reply, service = await ask(COMPLETIONS, completion(beam_width=4, n=n, length_penalty=0.5, early_stopping=True))
+    body = CompletionReply.model_validate(reply.json())
+    assert [c.text for c in body.choices] == ["Hello" + "." * i for i in range(n)]
+    assert [c.finish_reason for c in body.choices] == ["stop", "length", "length", "length"][:n]
+    assert [c.index for c in body.choices] == list(range(n))
+    lengths = [6, *(len(ids_of("Hello" + "." * i)) for i in range(1, n))]
+    assert body.usage.completion_tokens == sum(lengths)
+    assert (body.usage.prompt_tokens, body.usage.prompt_tokens_details.cached_tokens) == (len(ids_of("Hi")), 1)
+    (request,) = service.requests
+    params = request.params
+    assert (params.beam_width, params.length_penalty, params.early_stopping) == (4, 0.5, True)
+    assert params.temperature == 0.0 and not service.aborted
+
+
+async def test_a_chat_and_vllms_spelling():
+    reply, service = await ask(CHAT, chat(use_beam_search=True, n=3, max_tokens=20))
+    body = ChatReply.model_validate(reply.json())
+    assert [c.message.content for c in body.choices] == ["Hello", "Hello.", "Hello.."]
+    assert len(service.requests) == 1 and service.requests[0].params.beam_width == 3
+
+
+async def test_several_prompts_with_echo():
+    reply, service = await ask(COMPLETIONS, completion(prompt=["a", "bc"], beam_width=3, n=2, echo=True))
+    assert [c["text"] for c in reply.json()["choices"]] == ["aHello", "aHello.", "bcHello", "bcHello."]
+    assert reply.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert len(service.requests) == 2
+
+
+async def test_beams_off_in_vllms_spelling():
+    reply, service = await ask(CHAT, chat(use_beam_search=False, n=2), FakeService("ok"))
+    assert reply.status_code == 200
+    assert [r.params.beam_width for r in service.requests] == [None, None]
+
+
+BAD = {
+    "stream": ({"stream": True}, "stream", "known at the end only"),
+    "more choices than beams": ({"n": 3}, "n", "n (3) exceeds beam_width (2)"),
+    "two minds": ({"use_beam_search": False}, "use_beam_search", "leave one out"),
+    "temperature": ({"temperature": 0.7}, "temperature", "cannot be used with beam_width"),
+    "top_p": ({"top_p": 0.9}, "top_p", "does not sample"),
+    "top_k": ({"top_k": 4}, "top_k", "does not sample"),
+    "min_p": ({"min_p": 0.1}, "min_p", "does not sample"),
+    "stop": ({"stop": "x"}, "stop", "stop_token_ids"),
+    "presence": ({"presence_penalty": 1.0}, "presence_penalty", "repetition_penalty"),
+    "frequency": ({"frequency_penalty": 1.0}, "frequency_penalty", "repetition_penalty"),
+    "logprobs": ({"logprobs": 1}, "logprobs", "one score each"),
+    "prompt logprobs": ({"prompt_logprobs": 1}, "prompt_logprobs", "one score each"),
+    "typical": ({"acceptance": "typical", "temperature": 1.0}, "acceptance", "what was drafted"),
+    "a grammar": ({"structured_outputs": {"regex": "a+"}}, "structured_outputs", "must not fork"),
+    "too many": ({"beam_width": 65}, "beam_width", "less than or equal to 64"),
+    "none": ({"beam_width": 0}, "beam_width", "greater than or equal to 1"),
+    "a strange end": ({"early_stopping": "always"}, "early_stopping", "never"),
+    "a strange penalty": ({"length_penalty": 11.0}, "length_penalty", "less than or equal to 10"),
+    "penalty alone": ({"beam_width": None, "length_penalty": 2.0}, "length_penalty", "give beam_width"),
+    "early alone": ({"beam_width": None, "early_stopping": True}, "early_stopping", "give beam_width"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_what_does_not_go_together_is_named(case):
+    fields, param, text = BAD[case]
+    reply, service = await ask(COMPLETIONS, completion(**{"beam_width": 2} | fields))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param) and text in error["message"], error
+    assert not service.requests
+
+
+async def test_neutral_fields_ask_for_nothing():
+    fields = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "seed": 7, "acceptance": "exact"}
+    reply, _ = await ask(COMPLETIONS, completion(beam_width=2, **fields))
+    assert reply.status_code == 200 and reply.json()["seed"] == 7
+
+
+def test_other_outputs_stay_whole():
+    output = Output(request_id="x", token_ids=(1, 2))
+    assert split_choices(output, 1) == [output]

@@ -1,0 +1,244 @@
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS
+from medusa_dist.api.schema.responses import ErrorReply
+from medusa_dist.errors import ConfigError, EngineError, GroupError, OverloadedError, RequestError
+from tests.support.fake_service import FakeService, chat, client_of, completion
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+async def fail(route, service=None, **kwargs):
+    async with client_of(service or FakeService()) as client:
+        reply = await client.post(route, **kwargs)
+    ErrorReply.model_validate(reply.json())
+    assert reply.headers["x-request-id"]
+    return reply, reply.json()["error"]
+
+
+def say(**message):
+    return chat(messages=[{"role": "user", "content": "x"} | message])
+
+
+BAD_CHATS = {
+    "unknown field": (chat(max_token=3), "max_token", "did you mean max_tokens?"),
+    "unknown field, no guess": (chat(zzz=3), "zzz", "unknown field zzz"),
+    "unknown option": (chat(stream=True, stream_options={"usage": True}), "stream_options.usage", "include_usage"),
+    "unknown in message": (say(nme="x"), "messages[].nme", "did you mean messages[].name?"),
+    "no model": ({"messages": chat()["messages"]}, "model", "model is required"),
+    "no messages": ({"model": "org/tiny"}, "messages", "messages is required"),
+    "empty messages": (chat(messages=[]), "messages", "at least 1 item"),
+    "text for number": (chat(temperature="0.5"), "temperature", "temperature: Input should be a valid number"),
+    "boolean for number": (chat(n=True), "n", "n: Input should be a valid integer"),
+    "temperature too high": (chat(temperature=1000), "temperature", "less than or equal to 100"),
+    "no tokens": (chat(max_completion_tokens=0), "max_completion_tokens", "greater than or equal to 1"),
+    "two limits": (chat(max_tokens=1, max_completion_tokens=2), "max_tokens", "two names of one limit"),
+    "too many choices": (chat(n=129), "n", "less than or equal to 128"),
+    "top_logprobs alone": (chat(top_logprobs=2), "top_logprobs", "needs logprobs"),
+    "stream options alone": (chat(stream_options={}), "stream_options", "needs stream"),
+    "obfuscation": (chat(stream=True, stream_options={"include_obfuscation": True}), "stream_options", "obfuscation"),
+    "huge seed": (chat(seed=2**70), "seed", "seed: "),
+    "empty stop": (chat(stop=["a", ""]), "stop", "stop: "),
+    "bias on no id": (chat(logit_bias={"x": 1}), "logit_bias", "'x' is no token id"),
+    "bias on a strange id": (chat(logit_bias={"99999": 1}), "logit_bias", "outside the vocabulary"),
+    "bias too strong": (chat(logit_bias={"1": 101}), "logit_bias", "less than or equal to 100"),
+    "bias twice": (chat(logit_bias={"1": 1, "01": 2}), "logit_bias", "names one token id twice"),
+    "strange stop id": (chat(stop_token_ids=[-1]), "stop_token_ids", "outside the vocabulary"),
+    "min above max": (chat(min_tokens=5, max_tokens=4), "min_tokens", "exceeds max_tokens"),
+    "no priority": (chat(priority=2**31 + 1), "priority", "less than or equal to"),
+    "typical and greedy": (chat(acceptance="typical", temperature=0), "acceptance", "at temperature 0"),
+    "typical without drafts": (chat(acceptance="typical", speculation="off"), "acceptance", "nothing is drafted"),
+    "a bound of nothing": (chat(typical_delta=0.5), "typical_delta", 'acceptance "typical"'),
+    "unknown acceptance": (chat(acceptance="lossy"), "acceptance", "acceptance: "),
+    "empty salt": (chat(cache_salt=""), "cache_salt", "cache_salt: "),
+    "an image": (say(content=[{"type": "image_url", "image_url": {}}]), "messages", "'image_url'"),
+    "a part without text": (say(content=[{"type": "text"}]), "messages", "messages"),
+    "a tool's message": (say(role="tool"), "messages", "tools are not served"),
+    "a tool call": (say(role="assistant", tool_calls=[{"id": "1"}]), "messages", "messages[].tool_calls"),
+    "unknown role": (say(role="judge"), "messages", "messages[0].role"),
+    "no content": (say(content=None), "messages", "needs content"),
+    "an odd template": (
+        chat(messages=[{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]),
+        "messages",
+        "the system message must come first",
+    ),
+    "too long": (say(content="x" * 500), "messages", "context is 200 tokens"),
+    "too much wanted": (chat(max_completion_tokens=199), "max_completion_tokens", "context is 200 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHATS)
+async def test_a_bad_chat_is_answered_by_the_field(case):
+    body, param, text = BAD_CHATS[case]
+    service = FakeService()
+    reply, error = await fail(CHAT, service, json=body)
+    assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
+    assert text in error["message"]
+    assert not service.requests
+
+
+BAD_COMPLETIONS = {
+    "no prompt": (completion(prompt=[]), "prompt", "prompt is empty"),
+    "empty text": (completion(prompt=""), "prompt", "prompt is empty"),
+    "strange id": (completion(prompt=[1, 10**6]), "prompt", "outside the vocabulary"),
+    "negative id": (completion(prompt=[[1], [-5]]), "prompt", "outside the vocabulary"),
+    "mixed": (completion(prompt=["a", 1]), "prompt", "prompt: "),
+    "too long": (completion(prompt="x" * 500), "prompt", "context is 200 tokens"),
+    "too much wanted": (completion(max_tokens=199), "max_tokens", "context is 200 tokens"),
+    "logprobs": (completion(logprobs=21), "logprobs", "less than or equal to 20"),
+    "nothing": (
+        completion(max_tokens=0, logprobs=1),
+        "max_tokens",
+        "asks for nothing; it needs echo or prompt_logprobs",
+    ),
+    "prompt scores in a stream": (completion(prompt_logprobs=1, stream=True), "prompt_logprobs", "whole answers only"),
+    "too many": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMPLETIONS)
+async def test_a_bad_completion_is_answered_by_the_field(case):
+    body, param, text = BAD_COMPLETIONS[case]
+    reply, error = await fail(COMPLETIONS, json=body)
+    assert (reply.status_code, error["param"]) == (400, param), error
+    assert text in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'{"model": ', "not valid JSON"),
+        (b"", "must be a JSON object"),
+        (b"[1]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"\xff\xfe", "body"),
+        (b"[" * 100_000, "body"),
+        (b'{"model": "org/tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
+        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "lone surrogate"),
+        (b'{"\\ud800": 1}', "unknown field"),
+    ],
+    ids=[
+        "cut",
+        "empty",
+        "list",
+        "null",
+        "no utf-8",
+        "deep",
+        "surrogate as content",
+        "surrogate as model",
+        "surrogate as field",
+    ],
+)
+async def test_a_body_that_is_no_object(content, text):
+    reply, error = await fail(CHAT, content=content, headers={"content-type": "application/json"})
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    assert text in error["message"]
+
+
+async def test_a_body_of_another_content_type():
+    reply, error = await fail(CHAT, data={"model": "org/tiny"})
+    assert reply.status_code == 400 and "content-type: application/json" in error["message"]
+
+
+async def test_an_unknown_model_is_404_and_names_the_served_one():
+    reply, error = await fail(CHAT, json=chat(model="gpt-x"))
+    assert (reply.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'org/tiny'" in error["message"]
+    async with client_of(FakeService()) as client:
+        assert (await client.get("/v1/models/other")).status_code == 404
+        unknown = await client.get("/v2/nothing")
+        assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "invalid_request_error"
+        wrong = await client.get(CHAT)
+        assert wrong.status_code == 405 and wrong.headers["allow"] == "POST" and "error" in wrong.json()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "seconds", "millis", "text"),
+    [
+        (
+            OverloadedError("queue full", 2.5),
+            429,
+            "rate_limit_error",
+            "3",
+            "2500",
+            "queue full",
+        ),
+        (EngineError("draining"), 503, "server_error", "1", "1000", "draining"),
+        (
+            GroupError("10.0.0.7 died", 0.0),
+            503,
+            "server_error",
+            "1",
+            "1",
+            "the model is restarting; try again",
+        ),
+    ],
+    ids=["overloaded", "engine", "group"],
+)
+async def test_an_engine_that_cannot_answer_says_when_to_retry(stream, error, status, kind, seconds, millis, text):
+    service = FakeService()
+    service.before = error
+    reply, body = await fail(CHAT, service, json=chat(stream=stream, n=2))
+    assert (reply.status_code, body["type"], body["message"]) == (status, kind, text)
+    assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == (seconds, millis)
+    assert "x-should-retry" not in reply.headers
+
+
+async def test_a_request_error_of_the_engine_is_400():
+    service = FakeService()
+    service.before = RequestError("no", "seed")
+    reply, error = await fail(CHAT, service, json=chat())
+    assert (reply.status_code, error["param"]) == (400, "seed")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret path"), ConfigError("secret path"), KeyError("secret path")])
+async def test_a_bug_is_500_with_the_request_id_and_no_internals(error, caplog):
+    service = FakeService()
+    service.before = error
+    headers = {"x-request-id": "abc-1"}
+    reply, body = await fail(CHAT, service, json=chat(), headers=headers)
+    assert reply.status_code == 500 and "abc-1" in body["message"] and "secret" not in reply.text
+    assert reply.headers["x-request-id"] == "abc-1" and reply.headers["x-should-retry"] == "false"
+    assert "secret path" in caplog.text and "abc-1" in caplog.text
+
+
+async def test_a_model_without_chat_template_says_so():
+    service = FakeService()
+    service.tokenizer = type(service.tokenizer)(tokenizer_object=service.tokenizer.backend_tokenizer)
+    reply, error = await fail(CHAT, service, json=chat())
+    assert reply.status_code == 400 and "/v1/completions" in error["message"]
+
+
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 1, 2**31, 2**63, 1e308, 10**400])
+STRINGS = st.text(max_size=5) | st.sampled_from(["\ud800", "user", "text", "off", "org/tiny", "5"])
+KEYS = STRINGS | st.sampled_from(["role", "content", "type"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | STRINGS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_body_makes_a_bug(data):
+    route, rules, make = data.draw(
+        st.sampled_from([(CHAT, CHAT_FIELDS, chat), (COMPLETIONS, COMPLETION_FIELDS, completion)])
+    )
+    odd = data.draw(st.dictionaries(st.sampled_from(sorted(rules)), VALUES, min_size=1, max_size=3))
+
+    async def send():
+        async with client_of(FakeService("ok")) as client:
+            content = json.dumps(make(**odd)).encode()
+            return await client.post(route, content=content, headers={"content-type": "application/json"})
+
+    reply = asyncio.run(send())
+    assert reply.status_code in (200, 400, 404), (odd, reply.text)
+    if reply.status_code != 200:
+        assert reply.json()["error"]["message"]

@@ -1,0 +1,23 @@
+from medusa_dist.api.response_builder import speculation_metrics
+from medusa_dist.request import SpeculationStats
+
+
+def test_speculation_metrics_in_vllms_words():
+    # 10 steps: 4 accepted nothing, 3 one token, 2 two, 1 three.
+    metrics = speculation_metrics(SpeculationStats(num_steps=10, num_drafted=50, accepted_per_head=(6, 3, 1)))
+    assert metrics == {
+        "mean_acceptance_length": 2.0,
+        "draft_acceptance_rate": 0.2,
+        "acceptance_histogram": [4, 3, 2, 1],
+        "num_spec_steps": 10,
+        "num_accepted_draft_tokens": 10,
+        "num_draft_tokens": 50,
+        "num_spec_tokens": 3,
+    }
+
+
+def test_without_drafts_every_step_gives_one_token():
+    metrics = speculation_metrics(SpeculationStats(num_steps=4))
+    assert metrics["acceptance_histogram"] == [4] and metrics["num_spec_tokens"] == 0
+    assert (metrics["mean_acceptance_length"], metrics["draft_acceptance_rate"]) == (1.0, 0.0)
+    assert speculation_metrics(SpeculationStats())["acceptance_histogram"] == [0]

@@ -1,0 +1,151 @@
+import asyncio
+import json
+
+import pytest
+
+from medusa_dist.api import sse
+from medusa_dist.api.routes import build_api
+from medusa_dist.errors import EngineError, GroupError
+from medusa_dist.request import FinishReason, Output
+from tests.support.fake_service import FakeService, chat, client_of, ids_of
+
+CHAT = "/v1/chat/completions"
+
+
+def test_an_event_is_one_ascii_line():
+    text = sse.event({"a": "line\u2028break\n\u0085é"})
+    assert text.isascii() and text.endswith("\n\n") and text.count("\n") == 2
+    assert json.loads(text.removeprefix("data: ")) == {"a": "line\u2028break\n\u0085é"}
+
+
+class Browser:
+    """A bare ASGI client: sees each body message when it is sent, and can go at any time."""
+
+    def __init__(self, service, body, broken=False):
+        self._broken = broken
+        self.gone, self.sent, self.arrived = asyncio.Event(), [], asyncio.Queue()
+        self._body = json.dumps(body).encode()
+        self._asked = False
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": CHAT,
+            "root_path": "",
+            "raw_path": CHAT.encode(),
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "client": ("test", 1),
+            "server": ("test", 80),
+            "scheme": "http",
+        }
+        self.task = asyncio.create_task(build_api(lambda: service)(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        if self._broken:
+            raise OSError("connection reset")
+        self.sent.append(message)
+        if message.get("body"):
+            await self.arrived.put(message["body"].decode())
+
+
+async def test_the_first_token_is_sent_before_the_second_exists():
+    service = FakeService()
+    service.hang_after = 1
+    browser = Browser(service, chat(stream=True))
+    text = await asyncio.wait_for(browser.arrived.get(), 2)
+    assert '"content":"Hel"' in text and '"role":"assistant"' in text
+    browser.gone.set()
+    await asyncio.wait_for(browser.task, 2)
+
+
+async def test_a_silent_wait_is_filled_with_comments(monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    service = FakeService("x", portion=9)
+    service.pause_s = 0.1
+    async with client_of(service) as client:
+        reply = await client.post(CHAT, json=chat(stream=True))
+    assert reply.text.startswith(sse.KEEP_ALIVE) and reply.text.endswith(sse.DONE)
+    assert '"content":"x"' in reply.text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("hang_after", [0, 1], ids=["queued", "running"])
+async def test_a_client_that_goes_frees_its_requests(stream, hang_after):
+    service = FakeService()
+    service.hang_after = hang_after
+    browser = Browser(service, chat(stream=stream, n=3))
+    while len(service.requests) < 3:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not service.aborted
+    browser.gone.set()
+    await asyncio.wait_for(browser.task, 2)
+    assert sorted(service.aborted) == sorted(r.request_id for r in service.requests)
+    if not stream:
+        assert browser.sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_cancelled_handler_frees_its_requests(stream):
+    service = FakeService()
+    service.hang_after = 1
+    browser = Browser(service, chat(stream=stream, n=2))
+    while len(service.requests) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    browser.task.cancel()
+    await asyncio.wait([browser.task])
+    await asyncio.sleep(0.01)
+    assert sorted(service.aborted) == sorted(r.request_id for r in service.requests)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_connection_that_breaks_at_the_first_byte_frees_its_requests():
+    service = FakeService()
+    service.hang_after = 1
+    browser = Browser(service, chat(stream=True), broken=True)
+    await asyncio.wait([browser.task], timeout=2)
+    assert browser.task.exception() is not None
+    assert service.aborted == [service.requests[0].request_id]
+
+
+async def test_an_error_in_mid_stream_is_an_event_and_no_done():
+    for error, text in ((EngineError("draining", 2), "draining"), (GroupError("rank 1"), "the model is restarting")):
+        service = FakeService()
+        service.between = error
+        async with client_of(service) as client:
+            reply = await client.post(CHAT, json=chat(stream=True, stream_options={"include_usage": True}))
+        assert reply.status_code == 200
+        last = json.loads(reply.text.strip().split("\n\n")[-1].removeprefix("data: "))
+        assert text in last["error"]["message"] and set(last["error"]) == {"message", "type", "param", "code"}
+        assert "[DONE]" not in reply.text and '"usage":{' not in reply.text
+
+
+async def test_a_bug_in_mid_stream_shows_nothing_internal(caplog):
+    service = FakeService()
+    service.between = RuntimeError("secret path")
+    async with client_of(service) as client:
+        reply = await client.post(CHAT, json=chat(stream=True), headers={"x-request-id": "abc-2"})
+    assert "secret" not in reply.text and "abc-2" in reply.text
+    assert "secret path" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["abort", "nothing"])
+async def test_an_output_that_breaks_off_is_an_error_not_an_answer(ending):
+    class Broken(FakeService):
+        async def generate(self, request):
+            reason = FinishReason.ABORT if ending == "abort" else None
+            yield Output(request_id=request.request_id, token_ids=ids_of("x"), heads=(0,), finish_reason=reason)
+
+    async with client_of(Broken()) as client:
+        reply = await client.post(CHAT, json=chat())
+    assert reply.status_code == 503 and "send it again" in reply.json()["error"]["message"]

@@ -1,0 +1,156 @@
+"""Batch files: every line has a place in the output, bad ones included; a killed job's output can be taken up again."""
+
+import json
+
+import pytest
+
+from medusa_dist.batch.files import Answer, OutputFile, check_input, parse_line, read_lines, refusal
+from medusa_dist.errors import ConfigError
+from medusa_dist.request import choice_seed
+from tests.support.batch_lines import BODY, line, records, write
+
+
+def parse(given, number=7, seed=1):
+    raw = given if isinstance(given, bytes) else json.dumps(given).encode()
+    return parse_line(raw, number, seed)
+
+
+def test_a_good_line_gets_a_seed_of_its_own_unless_it_has_one():
+    parsed = parse(line("a"))
+    assert parsed.problem is None and parsed.url == "/v1/completions" and parsed.custom_id == "a"
+    assert parsed.body == {**BODY, "seed": choice_seed(1, "a") % 2**53}
+    assert parse(line("b")).body["seed"] != parsed.body["seed"] != parse(line("a"), seed=2).body["seed"]
+    assert parse(line("a"), number=9).body == parsed.body
+    assert parse(line(body={**BODY, "seed": 5})).body["seed"] == 5
+    assert parse(line(body={**BODY, "seed": 0})).body["seed"] == 0
+    assert parse(line(body={**BODY, "seed": None})).body["seed"] == parsed.body["seed"]
+
+
+def test_ids_name_the_line_its_place_and_the_jobs_seed():
+    assert parse(line()).id == parse(json.dumps(line()).encode() + b"\r\n").id
+    assert len({parse(line()).id, parse(line(), number=8).id, parse(line(), seed=2).id, parse(line("b")).id}) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "custom_id", "problem"),
+    [
+        (b'{"custom_id": "a"', None, "line 7 is not JSON"),
+        (b'{"custom_id": "\xff"}', None, "line 7 is not JSON"),
+        (b"[1]", None, "not a JSON object"),
+        (line(""), None, "custom_id must be"),
+        (line(custom_id=3), None, "custom_id must be"),
+        (line(url="/v1/embeddings"), "a", "url must be /v1/chat/completions or /v1/completions, got '/v1/embeddings'"),
+        (line(method="GET"), "a", "method must be POST, got 'GET'"),
+        (line(body=[]), "a", "body must be a JSON object"),
+        (line(body={**BODY, "stream": True}), "a", "body.stream"),
+        (line(bodi={}), "a", "unknown key 'bodi'"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(given, custom_id, problem):
+    parsed = parse(given)
+    assert problem in parsed.problem and "line 7" in parsed.problem and parsed.custom_id == custom_id
+    record = refusal(parsed)
+    assert record["response"] is None and record["custom_id"] == custom_id
+    assert record["error"] == {"code": "invalid_line", "message": parsed.problem}
+
+
+def test_an_answer_and_an_error_as_output_lines():
+    good = Answer("batch_req_1", "a", 200, "req", {"choices": []}).record()
+    assert good == {
+        "id": "batch_req_1",
+        "custom_id": "a",
+        "response": {"status_code": 200, "request_id": "req", "body": {"choices": []}},
+        "error": None,
+    }
+    body = {"error": {"message": "no", "type": "invalid_request_error", "param": "n", "code": None}}
+    bad = Answer("batch_req_1", "a", 400, "req", body).record()
+    assert bad["response"]["status_code"] == 400 and bad["response"]["body"] == body
+    assert bad["error"] == {"code": "invalid_request_error", "message": "no"}
+
+
+def test_files_that_are_refused_before_anything_starts(tmp_path):
+    path = tmp_path / "in.jsonl"
+    with pytest.raises(ConfigError, match=r"in.jsonl cannot be read: No such file"):
+        check_input(path, 0)
+    path.write_text("\n \n")
+    with pytest.raises(ConfigError, match="is empty"):
+        check_input(path, 0)
+    write(path, [line("a"), b"", line("b"), b"{", b"{", line("a")])
+    with pytest.raises(ConfigError, match=r"custom_ids must be unique; repeated: 'a' in lines 1 and 6$"):
+        check_input(path, 0)
+    write(path, [line(str(i % 10)) for i in range(20)])
+    with pytest.raises(ConfigError, match=r"and 5 more$"):
+        check_input(path, 0)
+    write(path, [line("a"), b"", line("b"), b"{", b"{"])
+    assert check_input(path, 0) == 4  # two lines without an id are no duplicates
+
+
+def test_an_output_that_exists_is_refused_in_each_state(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="exists; --overwrite replaces it"):
+        OutputFile(path, "refuse")
+    with pytest.raises(ConfigError, match="is complete; there is nothing to resume"):
+        OutputFile(path, "resume")
+    assert path.read_text() == "precious"
+    path.unlink()
+    (tmp_path / "out.jsonl.partial").write_text("")
+    with pytest.raises(ConfigError, match=r"out.jsonl.partial exists: .* --resume goes on with it"):
+        OutputFile(path, "refuse")
+    with pytest.raises(ConfigError, match=r"the folder .* does not exist"):
+        OutputFile(tmp_path / "no" / "out.jsonl", "refuse")
+
+
+def test_a_torn_output_is_taken_up_after_its_last_whole_line(tmp_path):
+    path = tmp_path / "out.jsonl"
+    answers = [Answer(f"batch_req_{i}", str(i), 200, "r", {"system_fingerprint": "f"}).record() for i in range(3)]
+    with OutputFile(path, "refuse") as output:
+        output.write(answers[0])
+        output.write(refusal(parse(b"{")))
+    partial = tmp_path / "out.jsonl.partial"
+    whole = partial.read_bytes()
+    partial.write_bytes(whole + json.dumps(answers[1]).encode()[:40])
+    assert not path.exists()
+    with OutputFile(path, "resume") as output:
+        assert output.done == {"batch_req_0", parse(b"{").id}
+        assert (output.num_failed, output.fingerprints) == (1, {"f"})
+        output.write(answers[1])
+        output.complete()
+    assert path.read_bytes().startswith(whole)
+    assert [r["custom_id"] for r in records(path)] == ["0", None, "1"]
+    assert not partial.exists()
+
+
+def test_overwriting_keeps_the_old_output_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with OutputFile(path, "overwrite") as output:
+        output.write(refusal(parse(b"{")))
+        assert path.read_text() == "old"
+        output.complete()
+    assert len(records(path)) == 1
+
+
+def test_two_jobs_never_write_one_output(tmp_path):
+    with OutputFile(tmp_path / "out.jsonl", "refuse") as output:
+        output.write(refusal(parse(b"{")))
+        with pytest.raises(ConfigError, match="being written by another job"):
+            OutputFile(tmp_path / "out.jsonl", "resume")
+
+
+def test_a_job_that_wrote_nothing_leaves_nothing(tmp_path):
+    with OutputFile(tmp_path / "out.jsonl", "refuse"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_partial_file_is_refused(tmp_path):
+    (tmp_path / "out.jsonl.partial").write_text("[1]\n")
+    with pytest.raises(ConfigError, match="is no output of this command"):
+        OutputFile(tmp_path / "out.jsonl", "resume")
+
+
+def test_lines_are_read_one_by_one(tmp_path):
+    path = tmp_path / "in.jsonl"
+    write(path, [line("a"), b"", line("b")])
+    assert [(one.number, one.custom_id) for one in read_lines(path, 0)] == [(1, "a"), (3, "b")]

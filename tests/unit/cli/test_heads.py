@@ -1,0 +1,55 @@
+"""The words of the commands around heads, where no model is needed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from medusa_dist.cli.main import app
+from tests.support.tiny_tool_llm import save_llm, service_config
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def test_a_named_tree_is_drawn() -> None:
+    done = run("explain", "--tree", "chain4")
+    assert done.exit_code == 0 and "[0, 0, 0, 0] best guess of head 4" in done.output
+    assert "4 nodes, 4 deep, by depth 1/1/1/1" in done.output
+
+
+def test_a_configs_own_tree_is_drawn(tmp_path: Path) -> None:
+    save_llm(tmp_path)
+    file = tmp_path / "serve.yaml"
+    file.write_text(service_config(tmp_path, speculation="{mode: static, tree: [[0], [1], [1, 0]]}"))
+    done = run("explain", str(file))
+    assert done.exit_code == 0 and "speculation.tree" in done.output and "no accuracies for it" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("explain", "--tree", "oak"), "there is no tree named 'oak'"),
+        (("tune-tree", "--mode", "fast"), "--mode takes best, auto or static, not 'fast'"),
+        (("tune-tree", "--batch", "none"), "--batch takes positive numbers"),
+        (("train-heads", "out", "--taps", "3,x"), "--taps takes layer numbers separated by commas, none, or auto"),
+        (("train-heads", "out", "--taps", "3", "--form", "hidden"), "taps belong to the form 'sequential'"),
+        (("train-heads", "out", "--taps=-1"), "taps.0: "),
+        (("eval-heads", "gone.yaml"), "gone.yaml cannot be read"),
+        (("convert-heads", "nowhere/at/all", "out", "--base", "x"), "there is no folder"),
+    ],
+)
+def test_one_readable_error(arguments: tuple[str, ...], error: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 1 and error in done.output and "Traceback" not in done.output
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "medusa_dist.heads_tools.plots", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run("eval-heads", "--plot", "heads.png")
+    assert done.exit_code == 1 and "pip install 'medusa-dist[plots]'" in done.output

@@ -1,0 +1,125 @@
+"""Broadcast and obedience, over two threads; tests/end_to_end/test_equivalence.py does it over two processes."""
+
+import queue
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from medusa_dist.engine.runner import broadcast as ranks
+from medusa_dist.engine.runner.broadcast import MESSAGE_WORDS, Ranks
+from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.plan import Ints, Op, Plan
+from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.errors import GroupError
+
+
+class Recorder:
+    """A worker that remembers what it was told."""
+
+    def __init__(self, returns: Scores | None) -> None:
+        self.plans: list[Plan] = []
+        self.returns = returns
+
+    def execute(self, plan: Plan, _clock: PhaseClock | None = None) -> Scores | None:
+        self.plans.append(plan)
+        return self.returns
+
+
+class Wired(Ranks):
+    """Broadcasts through a queue; says how long its messages were."""
+
+    def __init__(self, worker: Recorder, wire: queue.Queue, sends: bool, generation: int = 2) -> None:
+        super().__init__(worker, object(), generation)
+        self.wire, self.sends = wire, sends
+        self.sizes: list[int] = []
+
+    def _broadcast(self, words: Ints) -> None:
+        self.sizes.append(words.size)
+        if self.sends:
+            self.wire.put(words.copy())
+        else:
+            words[:] = self.wire.get(timeout=10)
+
+
+SCORES = Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0))
+
+
+def pair(generation: int = 2) -> tuple[Wired, Wired]:
+    wire: queue.Queue = queue.Queue()
+    return Wired(Recorder(SCORES), wire, True), Wired(Recorder(None), wire, False, generation)
+
+
+def plan(leader: Ranks, num_tokens: int) -> Plan:
+    return Plan(Op.STEP, leader.generation, leader.next_step(), tokens=np.arange(num_tokens))
+
+
+def test_followers_execute_what_rank_0_executes() -> None:
+    leader, follower = pair()
+    thread = threading.Thread(target=follower.follow)
+    thread.start()
+    sizes = [5, MESSAGE_WORDS - 100, MESSAGE_WORDS, 5 * MESSAGE_WORDS, 0]
+    for size in sizes:
+        assert leader.verify(plan(leader, size)) is SCORES
+        leader.announce(Op.HEARTBEAT)
+    leader.announce(Op.STOP)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [p.tokens.tolist() for p in follower.worker.plans] == [list(range(size)) for size in sizes]
+    assert [p.step for p in follower.worker.plans] == [0, 2, 4, 6, 8]
+    assert leader.sizes == follower.sizes  # collectives must match one to one
+    assert len(leader.sizes) == 2 * len(sizes) + 1 + 2  # two plans were longer than a message
+
+
+def test_following_until_ready_then_until_stop() -> None:
+    leader, follower = pair()
+    leader.verify(plan(leader, 3))
+    leader.announce(Op.READY)
+    leader.verify(plan(leader, 4))
+    leader.announce(Op.STOP)
+    follower.follow(until=Op.READY)
+    assert len(follower.worker.plans) == 1
+    follower.follow()
+    assert len(follower.worker.plans) == 2
+
+
+def test_a_plan_that_is_longer_by_one_word_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = Plan(Op.STEP, 0, 0).pack().size
+    monkeypatch.setattr(ranks, "MESSAGE_WORDS", header + 7)
+    leader, follower = pair()
+    for size in (6, 7, 8):
+        leader.verify(plan(leader, size))
+    leader.announce(Op.STOP)
+    follower.follow()
+    assert [p.tokens.size for p in follower.worker.plans] == [6, 7, 8]
+    assert follower.sizes == [header + 7] * 3 + [1, header + 7]
+
+
+def test_ranks_out_of_step() -> None:
+    leader, follower = pair()
+    leader.next_step()
+    leader.verify(plan(leader, 3))
+    with pytest.raises(GroupError, match="rank 0 is at step 1 of generation 2, this rank awaits step 0"):
+        follower.follow()
+    leader, follower = pair(generation=3)
+    leader.announce(Op.HEARTBEAT)
+    with pytest.raises(GroupError, match="awaits step 0 of generation 3"):
+        follower.follow()
+
+
+def test_one_rank_sends_nothing() -> None:
+    alone = Ranks(Recorder(SCORES), None, 0)
+    assert alone.verify(plan(alone, 2)) is SCORES
+    alone.announce(Op.STOP)
+    assert len(alone.worker.plans) == 1 and alone.next_step() == 2
+
+
+def test_a_failed_broadcast_is_a_group_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(ranks.dist, "broadcast", broken)
+    leader = Ranks(Recorder(SCORES), object(), 0)
+    with pytest.raises(GroupError, match=r"broadcast of step 1 failed: Connection closed by peer"):
+        leader.announce(Op.HEARTBEAT)

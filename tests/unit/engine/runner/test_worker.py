@@ -1,0 +1,182 @@
+"""One rank executing plans by hand: block tables, copies before writes, choices, and what is gathered whole."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medusa_dist.engine.runner.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.runner.worker import Worker, _best_of_shards
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
+from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.tp_group import Parallel
+from tests.support.plan_helpers import ints
+from tests.support.tiny_engine import VOCAB, save_model, tiny_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_model("llama", folder)
+    return EngineRank(tiny_config(folder), folder).engine.ranks.worker.model
+
+
+@pytest.fixture
+def worker(model) -> Worker:
+    pool = KVPool.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
+    return Worker(model, pool, max_running=4, max_blocks=6, backend="fused")
+
+
+def step(slot: int, start: int, tokens: list[int], **fields: object) -> Plan:
+    """One sequence; its tree, blocks and copies in `fields`."""
+    parents: Ints = ints(fields.pop("parents", []))
+    blocks: Ints = ints(fields.pop("blocks", []))
+    keys = {
+        "slots": ints([slot]),
+        "starts": ints([start]),
+        "chains": ints([len(tokens) - parents.size]),
+        "nodes": ints([parents.size]),
+        "wanted": ints([1]),
+        "kept": ints([fields.pop("kept", 0)]),
+        "new_blocks": ints([blocks.size]),
+        "tokens": ints(tokens),
+        "parents": parents,
+        "blocks": blocks,
+    }
+    return Plan(Op.STEP, 0, 0, **(keys | fields))
+
+
+def admit(slot: int, seed: int = 0, temperature: float = 0.0, whole: int = 0) -> dict:
+    names = ("slots", "seeds", "temperatures", "whole")
+    values = (slot, seed, bits_of(temperature), whole)
+    return {f"admitted_{name}": ints([value]) for name, value in zip(names, values, strict=True)}
+
+
+def logits_of(worker: Worker, tokens: list[int]) -> torch.Tensor:
+    """[V] after the last token, from a pass of its own in the pool's last block."""
+    whole = worker.execute(step(3, 0, tokens, blocks=[11], **admit(3, whole=1))).whole
+    return whole[0]
+
+
+def test_greedy_choices_come_without_rows(worker: Worker) -> None:
+    scores = worker.execute(step(1, 0, [3, 4, 5], blocks=[2], **admit(1)))
+    assert scores.whole == {} and scores.hidden.shape == (1, worker.model.hidden_size)
+    assert scores.choices.tolist() == [int(logits_of(worker, [3, 4, 5]).argmax())]
+
+
+def test_a_tree_in_one_pass(worker: Worker) -> None:
+    scores = worker.execute(step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1)))
+    paths = ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10])
+    assert scores.choices.tolist() == [int(logits_of(worker, path).argmax()) for path in paths]
+
+
+def test_whole_rows_for_those_that_need_them(worker: Worker) -> None:
+    scores = worker.execute(step(1, 0, [3, 4], blocks=[2], **admit(1, whole=1)))
+    assert scores.choices.tolist() == [-1]
+    assert torch.equal(scores.whole[0], logits_of(worker, [3, 4])) and scores.whole[0].shape == (VOCAB,)
+
+
+def test_sampling_parameters_stay_until_the_slot_begins_anew(worker: Worker) -> None:
+    worker.execute(step(1, 0, [3], blocks=[2], **admit(1, whole=1)))
+    assert worker.execute(step(1, 1, [4])).choices.tolist() == [-1]
+    assert worker.execute(step(1, 0, [3], blocks=[2], **admit(1))).choices.tolist() != [-1]
+
+
+def test_plain_scores_are_temperature_and_noise(worker: Worker) -> None:
+    worker._seeds[[0, 2]], worker._temperatures[[0, 2]] = (-9, 5), (0.5, 2.0)
+    logits = torch.randn(4, VOCAB)
+    slots, positions = ints([0, 1, 2, 0]), torch.tensor([7, 8, 9, 7])
+    got = worker._plain_scores(logits, slots, positions)
+    columns = NoiseColumns.of_range(0, VOCAB, CPU)
+    for row, (seed, temperature) in enumerate([(-9, 0.5), (0, 0.0), (5, 2.0), (-9, 0.5)]):
+        expected = logits[row]
+        if temperature:
+            expected = expected / temperature + gumbel(torch.tensor([seed]), positions[row : row + 1], columns)[0]
+        assert torch.equal(got[row], expected)
+
+
+class Alone(Parallel):
+    """One of two ranks, whose shard happens to be everything: choices are made where the logits are."""
+
+    def gather_to_rank0(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
+
+
+def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker) -> None:
+    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "fused")
+    plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
+    scores = rank.execute(plan)
+    assert scores.whole == {}
+    columns = NoiseColumns.of_range(0, VOCAB, CPU)
+    for choice, path in zip(scores.choices, ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10]), strict=True):
+        noise = gumbel(torch.tensor([6]), torch.tensor([len(path)]), columns)[0]  # of the token behind the path
+        assert choice == int((logits_of(worker, path) / 2.5 + noise).argmax())
+
+
+def test_rows_move_before_any_is_written(worker: Worker) -> None:
+    """The block that a moved row leaves can be another's in the same plan."""
+    worker.execute(step(1, 0, [3, 4, 8, 9], parents=[-1, -1], blocks=[2], **admit(1)))
+    expected = worker.execute(step(2, 0, [3, 4, 9, 6], blocks=[5], **admit(2))).choices
+    # Accept node 1 (9, column 3) into column 2, whose slot a new sequence's block does not touch, while that
+    # sequence takes over the slot the row comes from.
+    source, target = 2 * BLOCK_TOKENS + 3, 7 * BLOCK_TOKENS + 2
+    first_two = [2 * BLOCK_TOKENS, 2 * BLOCK_TOKENS + 1]
+    both = Plan(
+        Op.STEP,
+        0,
+        0,
+        **admit(0),
+        slots=ints([1, 0]),
+        starts=ints([3, 0]),
+        chains=ints([1, 5]),
+        nodes=ints([0, 0]),
+        wanted=ints([1, 1]),
+        kept=ints([0, 0]),
+        new_blocks=ints([1, 1]),
+        tokens=ints([6, 20, 21, 22, 23, 24]),
+        blocks=ints([7, 2]),
+        copy_sources=ints([*first_two, source]),
+        copy_targets=ints([7 * BLOCK_TOKENS, 7 * BLOCK_TOKENS + 1, target]),
+    )
+    choices = worker.execute(both).choices
+    assert choices[0] == expected[0]
+    assert choices[1] == int(logits_of(worker, [20, 21, 22, 23, 24]).argmax())
+
+
+def test_block_tables_travel_as_deltas(worker: Worker) -> None:
+    prompt = [(5 * i) % VOCAB for i in range(20)]
+    worker.execute(step(1, 0, prompt[:16], blocks=[4], **admit(1)))
+    got = worker.execute(step(1, 16, prompt[16:], kept=1, blocks=[9])).choices
+    assert worker._tables[1, :2].tolist() == [4, 9]
+    again = worker.execute(step(2, 0, prompt, blocks=[5, 3], **admit(2))).choices
+    assert got.tolist() == again.tolist()
+
+
+def test_a_plan_of_moves_only(worker: Worker) -> None:
+    worker.pool.rows[..., 20, :] = 3.0
+    nothing = worker.execute(Plan(Op.STEP, 0, 0, copy_sources=ints([20]), copy_targets=ints([40])))
+    assert nothing.choices.size == 0 and (worker.pool.rows[..., 40, :] == 3.0).all()
+
+
+def test_best_of_shards_ties_go_to_the_lowest_id() -> None:
+    nan = float("nan")
+    pairs = torch.tensor(
+        [[[1.0, 3.0], [5.0, 9.0], [2.0, 4.0], [nan, 31.0]], [[2.0, 20.0], [5.0, 16.0], [1.0, 17.0], [0.0, 16.0]]]
+    ).double()
+    chosen = _best_of_shards(pairs)
+    assert chosen[:3].tolist() == [20, 9, 4]
+    assert not 0 <= chosen[3] < VOCAB, "NaN in one shard must not hide behind the other"
+
+
+def test_padding_of_a_shard_is_never_chosen(model) -> None:
+    """A rank's logits may be wider than its tokens."""
+    worker = Worker.__new__(Worker)
+    worker._num_valid, worker._temperatures = VOCAB - 4, np.zeros(1)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, -4:] = 100.0
+    assert worker._plain_scores(logits, ints([0]), torch.tensor([1])).shape == (1, VOCAB - 4)

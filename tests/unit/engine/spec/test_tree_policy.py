@@ -1,0 +1,302 @@
+"""Which trees a step verifies: bounds, static trees, the budget over a batch, and when heads rest."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.medusa.trees.accept import Accepted
+from medusa_dist.medusa.trees.budget import StepCost, best_budget
+from medusa_dist.medusa.trees.calibration import SAMPLED
+from medusa_dist.medusa.trees.tree import Candidates, Tree, values_of
+from medusa_dist.ops.attention.padded import KEY_CHUNK
+from medusa_dist.request import Request, SamplingParams
+
+MAX_LEN = 2000
+FLAT = StepCost((4, 1000), (1.0, 1.0), 0.1)
+STEEP = StepCost((1, 1000), (1.0, 1000.0), 0.1)
+
+
+def sequence(known: int = 20, chance: float = 0.6, heads: int = 4, **params: object) -> Sequence:
+    """Guess r of head k is token 10 k + r; each is half as likely as the one before."""
+    fields = {"max_tokens": 1000} | params
+    request = Request(request_id="x", prompt_ids=(1, 2, 3), params=SamplingParams(**fields), seed=0)
+    made = Sequence.of(request, (5,) * (known - 3))
+    tokens = 10 * np.arange(1, heads + 1)[:, None] + np.arange(5)
+    chances = np.full((heads, 1), chance) * 0.5 ** np.arange(5)
+    made.candidates = Candidates(tokens.astype(np.int64), chances.astype(np.float32))
+    return made
+
+
+def policy(nodes: int = 7, cost: StepCost | None = None) -> Speculation:
+    return Speculation(SpeculationConfig(mode="auto", max_nodes=nodes), cost)
+
+
+def only_tree(made: Speculation, one: Sequence, max_len: int = MAX_LEN) -> Tree:
+    ((found, tree),) = made.trees([one], 0, max_len)
+    assert found is one
+    return tree
+
+
+def test_sequences_without_candidates_get_no_tree() -> None:
+    drafted, bare = sequence(), sequence()
+    bare.candidates = None
+    assert [s for s, _ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
+    assert policy().trees([bare], 0, MAX_LEN) == policy().trees([], 0, MAX_LEN) == []
+
+
+def test_trees_are_as_large_as_allowed() -> None:
+    for nodes in (1, 7, 31):
+        tree = only_tree(policy(nodes), sequence())
+        assert len(tree) == nodes and tree.tokens[0] == 10
+    assert len(policy(0).trees([sequence()], 0, MAX_LEN)[0][1]) == 0
+
+
+@pytest.mark.parametrize(("known", "most"), [(192, 100), (575, 1), (574, 2), (564, 12), (576, 100)])
+def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
+    tree = only_tree(policy(100), sequence(known))
+    assert len(tree) == most
+    assert known // KEY_CHUNK == (known + len(tree) - 1) // KEY_CHUNK
+    static = Speculation(SpeculationConfig(mode="static", tree=tuple((r,) for r in range(5))))
+    assert len(only_tree(static, sequence(known))) == min(5, most)
+    unbound = Speculation(SpeculationConfig(max_nodes=100), key_chunk=None)
+    assert len(only_tree(unbound, sequence(known))) == 100
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 50])
+def test_a_tree_is_no_deeper_than_what_may_be_emitted(left: int) -> None:
+    """Accepted and bonus together: the deepest useful node is one above what is left."""
+    for one, max_len in ((sequence(20, max_tokens=17 + left), MAX_LEN), (sequence(20, max_tokens=None), 20 + left)):
+        trees = policy(100).trees([one], 0, max_len)
+        assert (max(trees[0][1].depths) if trees else 0) == min(left - 1, 4)
+
+
+def test_a_static_tree_is_always_the_same() -> None:
+    paths = ((0,), (1,), (0, 0), (1, 2))
+    made = Speculation(SpeculationConfig(mode="static", tree=paths, max_nodes=1), STEEP)
+    assert only_tree(made, sequence()) == Tree((10, 11, 20, 22), (-1, -1, 0, 1))
+    assert made.should_draft(1)
+
+
+def test_the_budget_goes_where_the_chances_are() -> None:
+    likely, unlikely = sequence(chance=0.95), sequence(chance=0.02)
+    sizes = {id(s): len(tree) for s, tree in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {id(likely): 7, id(unlikely): 7}  # rows cost nothing
+    kinked = StepCost((2, 6, 7), (1.0, 1.0, 3.0), 0.1)  # four rows are free, the fifth costs a step
+    sizes = {id(s): len(tree) for s, tree in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {id(likely): 4, id(unlikely): 0}
+    assert all(len(tree) == 0 for _, tree in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
+
+
+def test_rows_of_prompts_count() -> None:
+    stepped = StepCost((1, 8, 9), (1.0, 1.0, 5.0), 0.1)
+    assert [len(policy(7, stepped).trees([sequence()], other, MAX_LEN)[0][1]) for other in (0, 4, 7)] == [7, 3, 0]
+
+
+def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
+    made = policy(7, STEEP)
+    calls = [made.should_draft(1) for _ in range(3)]
+    for _ in range(40):
+        if made.should_draft(1):
+            made.trees([sequence()], 0, MAX_LEN)
+    ran = [made.should_draft(1 + step % 5) for step in range(1000)]
+    assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred, whatever the batches
+
+
+def test_what_was_drafted_in_one_batch_says_what_it_is_worth_in_another() -> None:
+    """Rows are free up to 12 and dear beyond, so a tree of a few nodes pays for 3 sequences and none does for 12."""
+    made = policy(7, StepCost((1, 12, 13, 60), (1.0, 1.0, 2.0, 49.0), 0.05))
+    for _ in range(20):
+        made.trees([sequence(chance=0.7) for _ in range(2)], 0, MAX_LEN)
+    assert made.gain(3) > 1.2 and made.should_draft(3)
+    assert made.gain(12) < 1.0 and not made.should_draft(12)
+    assert made.gain(200) < 1.0  # more than are remembered
+
+
+def test_a_gain_is_that_of_the_budget() -> None:
+    made = policy(7, FLAT)
+    for _ in range(64):
+        made.trees([sequence(chance=0.9)], 0, MAX_LEN)
+    values = values_of(only_tree(made, one := sequence(chance=0.9)), made.calibration.believe(one.candidates, SAMPLED))
+    assert made.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
+    assert made.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
+
+
+def test_heads_that_pay_run_but_for_probes() -> None:
+    made = policy(7, FLAT)
+    ran = []
+    for _ in range(1000):
+        ran.append(made.should_draft(3))
+        made.trees([sequence(chance=0.9) for _ in range(3)], 0, MAX_LEN)
+    assert 5 <= ran.count(False) <= 10  # at most one step in a hundred
+
+
+def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
+    made = policy(7, STEEP)
+    assert len(only_tree(made, sequence())) == 0  # each row costs as much as the whole step
+    for _ in range(200):
+        made.observe(1, 0, 50.0)
+    assert len(only_tree(made, sequence())) > 0
+    for _ in range(200):
+        made.observe(8, 0, STEEP(8))
+    assert len(made.trees([sequence() for _ in range(8)], 0, MAX_LEN)[0][1]) == 0  # learned for each batch size
+
+
+def test_drafting_for_many_costs_more() -> None:
+    cost = StepCost((4, 64), (1.0, 1.0), 0.1, 0.05)
+    assert cost.drafting(1) == pytest.approx(0.15) and cost.drafting(20) == pytest.approx(1.1)
+    assert cost.raised(0.5, 0.0, 0.0)(4) == 1.5 and cost.raised(0.5, 0.0, 0.0).drafting(20) == pytest.approx(1.1)
+
+
+def verdict(one: Sequence) -> Verdict:
+    return Verdict(one, Accepted((), (5,)), (), 0)
+
+
+def test_who_is_drafted_for() -> None:
+    made = policy(7, FLAT)
+    good, bad = verdict(sequence()), verdict(sequence())
+    bad.sequence.tree = Tree((10,), (-1,))
+    for _ in range(20):
+        made.learn([bad])
+    assert made.worth_drafting([good, bad]) == [good] and (made.num_rested, made.num_steps_off) == (1, 0)
+    assert made.worth_drafting([]) == [] and made.num_steps_off == 0
+    never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
+    assert never.worth_drafting([good, bad]) == [good, bad]
+
+
+def test_those_at_rest_are_tried_together() -> None:
+    """One step in 64 runs the heads for them, however many there are."""
+    made = policy(7, FLAT)
+    resting = [verdict(sequence()) for _ in range(5)]
+    for number, one in enumerate(resting):
+        one.sequence.tree = Tree((10,), (-1,))
+        for _ in range(20 + number):
+            made.learn([one])
+    asked = [len(made.worth_drafting(resting)) for _ in range(640)]
+    assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
+
+
+def test_beams_rest_together() -> None:
+    made = policy(7, FLAT)
+    beams = [verdict(sequence()) for _ in range(2)]
+    for beam in beams:
+        beam.sequence.group = SimpleNamespace(beams=[v.sequence for v in beams])
+        beam.sequence.tree = Tree((10,), (-1,))
+    for number in (0, 1):
+        assert made.worth_drafting(beams) == beams  # while one of them does well
+        for _ in range(20):
+            made.learn(beams[number : number + 1])
+    assert made.worth_drafting(beams) == []
+
+
+def test_nothing_is_drafted_behind_a_last_token() -> None:
+    made = policy(7, FLAT)
+    last, other = (verdict(sequence(20, max_tokens=17 + left)) for left in (1, 2))
+    assert made.worth_drafting([last, other]) == [other] and made.worth_drafting([last]) == []
+
+
+def test_heads_rest_while_no_tree_finds_room() -> None:
+    """Prompts that take all rows, say: the scheduler cuts all trees to nothing."""
+    made = policy(7, FLAT)
+
+    def steps(count: int, room: bool) -> int:
+        ran = 0
+        for _ in range(count):
+            one = sequence(chance=0.9)
+            one.candidates = one.candidates if (drafts := bool(made.worth_drafting([verdict(one)]))) else None
+            trees = made.trees([one], 0, MAX_LEN)
+            one.tree = trees[0][1] if trees and room else Tree((), ())
+            made.learn([Verdict(one, Accepted(one.tree.tokens[:1], (5,)), (), 0)])
+            ran += drafts
+        return ran
+
+    assert steps(50, room=True) == 50
+    assert steps(320, room=False) <= 22
+    assert steps(100, room=True) > 80
+
+
+def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6, size: int = 3) -> list[bool]:
+    """Steps of a batch, a second each. hidden: what drafted ones take beyond; hits: of each tree. -> drafted?"""
+    drafted, owed = [], 0.0
+    for _ in range(count):
+        batch = [sequence(chance=0.3) for _ in range(size)]
+        if not made.worth_drafting([verdict(one) for one in batch]):
+            for one in batch:
+                one.candidates = None
+        for one, tree in made.trees(batch, 0, MAX_LEN):
+            one.tree = tree
+        nodes = sum(len(one.tree) for one in batch)
+        verdicts = []
+        for one in batch:
+            owed += hits if len(one.tree) else 0.0
+            path = one.tree.tokens[: int(owed)]
+            owed -= len(path)
+            verdicts.append(Verdict(one, Accepted(tuple(range(len(path))), (*path, 5)), (), 0))
+        made.learn(verdicts)
+        made.observe(size, nodes, 1.0 + (hidden if nodes else 0.0))
+        drafted.append(nodes > 0)
+    return drafted
+
+
+@pytest.mark.parametrize("hidden", [0.6, 1.5])
+def test_drafts_that_cost_what_nobody_foretold_end(hidden: float) -> None:
+    assert sum(served(policy(7, FLAT), 2000)[-1000:]) > 980
+    dear = served(policy(7, FLAT), 6000, hidden)  # 1.6 tokens a step, in 1.7 times the time and more
+    assert sum(dear[-3000:]) < 0.05 * 3000
+
+
+def test_drafts_that_are_never_accepted_end() -> None:
+    made = Speculation(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
+    made.calibration.learn = lambda *_: None  # confidences that stay wrong
+    assert sum(served(made, 6000, hits=0.0)[-3000:]) < 0.05 * 3000
+
+
+def test_steps_without_drafts_are_counted() -> None:
+    made = policy(7, STEEP)
+    ran = 0
+    for _ in range(300):
+        if made.worth_drafting([verdict(sequence())]):
+            ran += 1
+            made.trees([sequence()], 0, MAX_LEN)
+    assert made.num_steps_off == 300 - ran > 250
+
+
+STATIC = Speculation(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (1, 0))))
+
+
+@pytest.mark.parametrize("made", [policy(7, None), policy(7, FLAT), STATIC], ids=["no curve", "curve", "static"])
+def test_what_is_expected_is_what_was_verified(made: Speculation) -> None:
+    """The scheduler cuts trees where rows or blocks are short."""
+    one = sequence(chance=0.8)
+    tree = only_tree(made, one)
+    chances = made.calibration.believe(one.candidates, SAMPLED).confidences
+    one.tree = tree.first(3)
+    assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
+    expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]
+    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    assert made.num_expected == pytest.approx(float(expected), rel=1e-5)
+    made.trees([], 0, MAX_LEN)
+    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    assert made.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
+
+
+def test_what_drafting_really_takes_counts() -> None:
+    made = policy(7, FLAT)
+    for _ in range(40):
+        made.observe_drafting(1, 100.0)  # the curve was measured with a tenth of a second
+        made.observe_drafting(30, 0.1)
+        made.trees([sequence(chance=0.9)], 0, MAX_LEN)
+    assert not any(made.should_draft(1) for _ in range(50))
+    assert made.should_draft(30)
+
+
+def test_nodes_that_cost_more_than_their_rows_are_fewer() -> None:
+    made = policy(7, FLAT)
+    assert len(only_tree(made, sequence(chance=0.5))) == 7
+    for nodes in [0, 7] * 100:
+        made.observe(1, nodes, 1.0 + 0.3 * nodes)
+    assert len(only_tree(made, sequence(chance=0.5))) < 7

@@ -1,0 +1,105 @@
+"""EngineRank: what it finds, shares out and refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medusa_dist.engine.startup.bootstrap import EngineRank, choose_device, find_heads
+from medusa_dist.errors import ConfigError, HeadsError
+from tests.support.tiny_engine import EOS, VOCAB, decode, request, save_model, tiny_config
+from tests.support.tiny_heads import save_heads
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("llama")
+    save_model("llama", made)
+    return made
+
+
+def test_facts(folder: Path) -> None:
+    phases: list[str] = []
+    rank = EngineRank(tiny_config(folder, max_model_len=96), folder, progress=phases.append)
+    assert phases == list(rank.facts["seconds"]) == ["connect", "load", "warm up"]
+    assert rank.facts["vocab_size"] == VOCAB and rank.facts["max_model_len"] == 96
+    assert rank.facts["kv_blocks"] == 2048 // 16 + 1 == rank.engine.scheduler.pool.num_blocks
+    assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 drafted tokens a step"
+    assert rank.engine.scheduler.limits.eos_ids == (EOS,)
+    assert rank.engine.speculation.cost is not None and rank.engine.speculation.cost.draft_s > 0
+
+
+def test_without_heads_or_speculation(folder: Path) -> None:
+    for keys, words in (
+        ({"heads": {}}, "off: no heads for this model"),
+        ({"speculation": {"mode": "off"}}, "off"),
+    ):
+        rank = EngineRank(tiny_config(folder, **keys), folder)
+        assert rank.facts["speculation"] == words and rank.engine.drafter is None
+        run = decode(rank.engine, [request("x", [3, 4], max_tokens=5, ignore_eos=True)])
+        assert len(run.outputs["x"].token_ids) == 5 and run.drafted == 0
+
+
+def test_the_default_pool_on_a_cpu_holds_all_that_may_run(folder: Path) -> None:
+    rank = EngineRank(tiny_config(folder, kv_cache_tokens=None, max_running=3, max_model_len=100), folder)
+    assert rank.facts["kv_blocks"] == 3 * 7 + 1
+
+
+def test_a_static_tree_larger_than_max_nodes(folder: Path) -> None:
+    """The default of max_nodes (7) does not bound a static tree, nor may it bound its place in the block tables."""
+    tree = [[i] for i in range(10)] + [[i, j] for i in range(4) for j in range(10)]
+    outputs = []
+    for speculation in ({"mode": "static", "tree": tree}, {"mode": "off"}):
+        config = tiny_config(folder, max_model_len=64, speculation=speculation)
+        rank = EngineRank(config, folder)
+        run = decode(rank.engine, [request("x", [5] * 40, temperature=0.0, max_tokens=24, ignore_eos=True)])
+        outputs.append(run.outputs["x"].token_ids)
+        assert (run.drafted > 24) == (speculation["mode"] == "static")
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 24
+
+
+def test_a_tree_deeper_than_the_heads(folder: Path) -> None:
+    config = tiny_config(folder, speculation={"mode": "static", "tree": [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]})
+    with pytest.raises(ConfigError, match=r"speculation\.tree: path \[0, 0, 0, 0\] is 4 deep, .* 3 heads"):
+        EngineRank(config, folder)
+
+
+def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder: Path, tmp_path: Path) -> None:
+    """Ranks are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
+    save_heads(tmp_path, 72, VOCAB, draft_vocab_size=5)
+    keys = {"heads": {"source": str(tmp_path)}}
+    with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has a rank outside 0\.\.4"):
+        EngineRank(tiny_config(folder, speculation={"mode": "static", "tree": [[0], [5]]}, **keys), folder)
+    outputs = []
+    for speculation in ({"mode": "static", "tree": [[0], [4], [4, 4]]}, {"mode": "off"}):
+        rank = EngineRank(tiny_config(folder, speculation=speculation, **keys), folder)
+        run = decode(rank.engine, [request("x", [5, 6], temperature=0.0, max_tokens=24, ignore_eos=True)])
+        outputs.append(run.outputs["x"].token_ids)
+        assert (run.drafted > 0) == (speculation["mode"] == "static")
+    assert outputs[0] == outputs[1]
+
+
+def test_heads_for_another_model(folder: Path, tmp_path: Path) -> None:
+    save_heads(tmp_path, 71, VOCAB)
+    with pytest.raises(HeadsError, match="hidden size 71, but the model has 72"):
+        EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
+
+
+def test_find_heads(folder: Path) -> None:
+    assert find_heads(tiny_config(folder)) == folder / "heads"
+    assert find_heads(tiny_config(folder, heads={})) is None
+    assert find_heads(tiny_config(folder, speculation={"mode": "off"})) is None
+
+
+def test_cuda_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(tiny_config(folder, device="auto")).type == "cpu"
+    with pytest.raises(ConfigError, match="device: cuda is asked for, but torch sees no GPU"):
+        choose_device(tiny_config(folder, device="cuda"))
+
+
+def test_no_room_for_a_cache(folder: Path) -> None:
+    config = tiny_config(folder, kv_cache_tokens=32)
+    assert EngineRank(config, folder).facts["kv_blocks"] == 3

@@ -1,0 +1,84 @@
+"""A sequence whose drafts fail rests, is tried now and then, and wakes up; in an engine, beside one that does well."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.state.acceptance_tracker import MIN_TRIES, DraftRecord
+from medusa_dist.medusa.trees.tree import Candidates
+from tests.support.tiny_engine import VOCAB, Oracle, Setting, decode, engine_over, request, save_model, tiny_config
+
+FLOOR = 0.05
+
+
+def test_it_rests_after_enough_failures_and_not_before() -> None:
+    record = DraftRecord()
+    for tries in range(MIN_TRIES):
+        assert not record.rests(FLOOR), tries
+        record.learn(0, FLOOR)
+    assert record.rests(FLOOR) and not record.rests(0.0)
+
+
+def test_one_hit_in_a_try_wakes_it_up() -> None:
+    record = DraftRecord()
+    for _ in range(50):
+        record.learn(0, FLOOR)
+    record.learn(1, FLOOR)
+    assert not record.rests(FLOOR)
+    tries = 0
+    while not record.rests(FLOOR):
+        record.learn(0, FLOOR)
+        tries += 1
+    assert 20 < tries < 100  # and it falls asleep again if that was all
+
+
+def test_one_hit_in_ten_is_enough() -> None:
+    record = DraftRecord()
+    for tries in range(400):
+        record.learn(int(tries % 10 == 0), FLOOR)
+        assert not record.rests(FLOOR)
+    assert record.mean == pytest.approx(0.1, abs=0.02)
+
+
+class Halves(Oracle):
+    """Right for one request, never for the other; counts whom it was asked about."""
+
+    def __init__(self, truth: dict[str, tuple[int, ...]]) -> None:
+        super().__init__(truth, 1.0)
+        self.asked: dict[str, int] = {}
+
+    def draft(self, verdicts: list, scores: Scores) -> None:
+        super().draft(verdicts, scores)
+        for sequence in (v.sequence for v in verdicts if v.sequence.candidates is not None):
+            name = sequence.request.request_id
+            self.asked[name] = self.asked.get(name, 0) + 1
+            if name == "bad":
+                coming = self.truth[name][sequence.num_output :][:1] or (0,)
+                wrong = (coming[0] + 1 + np.arange(self.num_ranks)) % VOCAB
+                chances = sequence.candidates.confidences
+                sequence.candidates = Candidates(np.tile(wrong, (self.num_heads, 1)), chances)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("nodes", [7, None], ids=["dynamic", "static"])
+def test_a_hopeless_sequence_is_left_out_and_its_neighbour_is_not(tmp_path: Path, nodes: int | None) -> None:
+    save_model("llama", tmp_path)
+    rank = EngineRank(tiny_config(tmp_path), tmp_path)
+    each = [request(name, [3, 4, 5], seed=i, max_tokens=200, ignore_eos=True) for i, name in enumerate(("good", "bad"))]
+    plain = decode(engine_over(rank, Setting()), each)
+    truth = {name: output.token_ids for name, output in plain.outputs.items()}
+    engine = engine_over(rank, Setting(nodes=nodes))
+    engine.drafter = oracle = Halves(truth)  # type: ignore[assignment]
+    resting: list[int] = []
+    run = decode(engine, each, after_step=lambda made: resting.append(made.stats().num_resting))
+    assert {name: output.token_ids for name, output in run.outputs.items()} == truth
+    # 199 steps or so: 16 tries, and one in 64 of the rest.
+    assert MIN_TRIES <= oracle.asked["bad"] <= MIN_TRIES + 4
+    assert run.outputs["bad"].stats.num_accepted == 0 and run.outputs["good"].stats.num_accepted > 100
+    stats = engine.stats()
+    assert max(resting) == 1 and 170 < stats.num_rested < 190 and stats.num_steps_off == 0
+    assert run.outputs["bad"].stats.num_drafted == sum(run.outputs["bad"].stats.drafted_per_head)
+    assert len(stats.accepted_per_head) >= 3 and stats.num_sequence_steps > 200

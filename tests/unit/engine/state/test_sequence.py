@@ -1,0 +1,61 @@
+"""A sequence's columns, blocks and invariants."""
+
+import numpy as np
+import pytest
+
+from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
+from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
+from medusa_dist.request import FinishReason, Request, SamplingParams
+
+
+def sequence(prompt: int = 20, output: int = 0) -> Sequence:
+    request = Request(request_id="x", prompt_ids=tuple(range(prompt)), params=SamplingParams(), seed=0)
+    return Sequence.of(request, tuple(range(output)))
+
+
+def test_a_new_sequence_waits_with_all_its_tokens() -> None:
+    made = sequence(20, 3)
+    assert made.tokens == [*range(20), 0, 1, 2]
+    assert (made.num_prompt, made.num_output, made.num_missing, made.slot) == (20, 3, 23, NO_SLOT)
+    made.check_integrity()
+
+
+def test_places() -> None:
+    made = sequence()
+    made.blocks = [7, 3]
+    assert [made.slot_of(column) for column in (0, 15, 16, 31)] == [112, 127, 48, 63]
+    assert [made.missing_blocks(n) for n in (1, 32, 33, 64, 65)] == [0, 0, 1, 2, 3]
+
+
+def test_forgetting_keeps_the_tokens_only() -> None:
+    made = sequence(20, 2)
+    made.slot, made.num_computed, made.blocks, made.num_sent_blocks = 3, 21, [4, 5], 2
+    made.candidates = Candidates(np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.float32))
+    made.tree, made.pending_copies = Tree((1,), (-1,)), [(23, 22)]
+    made.check_integrity()
+    assert made.forget_kv() == [4, 5]
+    assert (made.slot, made.num_computed, made.blocks, made.num_sent_blocks) == (NO_SLOT, 0, [], 0)
+    assert (made.candidates, made.tree, made.pending_copies) == (None, EMPTY, []) and made.num_missing == 22
+    made.check_integrity()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"slot": 1, "num_computed": 20, "blocks": [1, 2]},  # nothing left to compute, yet not finished
+        {"slot": 1, "num_computed": -1, "blocks": [1, 2]},
+        {"slot": 1, "num_computed": 17, "blocks": [1]},  # computed columns without a place
+        {"blocks": [1]},  # waiting, and holding blocks
+        {"num_computed": 3},
+        {"pending_copies": [(1, 2)]},
+    ],
+)
+def test_breaches_are_found(fields: dict) -> None:
+    made = sequence()
+    for name, value in fields.items():
+        setattr(made, name, value)
+    with pytest.raises(AssertionError):
+        made.check_integrity()
+    if fields.get("num_computed") == 20:
+        made.finish_reason = FinishReason.LENGTH
+        made.check_integrity()

@@ -1,0 +1,37 @@
+"""Which tree explain draws."""
+
+import pytest
+
+from medusa_dist.config import parse_config
+from medusa_dist.errors import ConfigError
+from medusa_dist.heads_tools.explain_config import accuracies_of, tree_of
+from medusa_dist.named_trees import NAMED_TREES
+
+PLAIN = parse_config({"model": "demo:smollm2-135m"})
+
+
+def test_a_tree_by_name_or_by_paths() -> None:
+    name, speculation = tree_of(PLAIN, "mc_sim_7b_63", 7)
+    assert name == "mc_sim_7b_63" and speculation.tree == NAMED_TREES[name]
+    assert tree_of(PLAIN, "[[0], [0, 1]]", 7)[1].tree == ((0,), (0, 1))
+
+
+def test_the_configs_tree_or_dynamic_ones() -> None:
+    own = parse_config({"model": "x", "speculation": {"mode": "static", "tree": [[0]]}})
+    assert tree_of(own, None, 7)[1] == own.speculation
+    _, speculation = tree_of(PLAIN, None, 5)
+    assert (speculation.mode, speculation.max_nodes, speculation.tree) == ("auto", 5, None)
+
+
+@pytest.mark.parametrize(
+    ("tree", "error"),
+    [("oak", "no tree named 'oak'"), ("[[0", "no list of paths"), ("[[-1, [2]]]", "speculation.tree")],
+)
+def test_no_trees(tree: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        tree_of(PLAIN, tree, 7)
+
+
+def test_accuracies_of_the_demos_heads() -> None:
+    assert accuracies_of(parse_config({"model": "x"})) == ()
+    assert all(list(ranks) == sorted(ranks) for ranks in accuracies_of(PLAIN))

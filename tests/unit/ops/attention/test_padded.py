@@ -1,0 +1,240 @@
+"""Paged attention against the definition, and the bitwise independence of `exact` and `fused` from what else is in the
+batch."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from medusa_dist.ops.attention.kv_cache import KVPool
+from medusa_dist.ops.attention.padded import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend
+from medusa_dist.ops.forward_batch import ForwardBatch
+from tests.support.attention_cases import CPU, SCORINGS, Contents, Heads, attend, random_pieces
+from tests.support.plan_helpers import Piece, make_step, random_parents, rows_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALL = [*BACKENDS, "fused"]
+BITWISE = ["exact", "fused"]
+
+
+def by_definition(pieces: list[Piece], contents: Contents, scoring: Scoring) -> Tensor:
+    """The same in float64, query by query."""
+    plan, tables, _ = make_step(pieces)
+    out = torch.zeros(contents.q.shape, dtype=torch.float64)
+    per_head = contents.heads.query // contents.heads.kv
+    for index, row in enumerate(rows_of(pieces, plan, tables)):
+        visible = row.visible if scoring.window is None else row.visible[-scoring.window :]  # by position
+        keys, values = (x.double() for x in contents.columns(pieces, row.piece, visible))
+        for head in range(contents.heads.query):
+            scores = keys[:, head // per_head] @ contents.q[index, head].double() * scoring.scale
+            if scoring.softcap is not None:
+                scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+            if scoring.sinks is not None:
+                scores = torch.cat([scores, scoring.sinks[head : head + 1].double()])
+            out[index, head] = torch.softmax(scores, 0)[: keys.shape[0]] @ values[:, head // per_head]
+    return out
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+@pytest.mark.parametrize("backend", ALL)
+def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
+    for seed in range(2):
+        pieces = random_pieces(seed)
+        contents = Contents.random(pieces, Heads(6, 3, 8), seed)
+        got = attend(pieces, contents, scoring, backend, seed)
+        assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("per_head", [1, 2, 3, 8])
+def test_grouped_heads(backend: str, per_head: int) -> None:
+    pieces = random_pieces(7)
+    contents = Contents.random(pieces, Heads(2 * per_head, 2, 8), 1)
+    got = attend(pieces, contents, Scoring(0.35), backend)
+    assert torch.allclose(got.double(), by_definition(pieces, contents, Scoring(0.35)), atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_long_contexts(backend: str) -> None:
+    pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), 2)
+    for scoring in (Scoring(0.3), Scoring(0.3, window=200)):
+        got = attend(pieces, contents, scoring, backend)
+        assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_window_counts_positions_not_columns(backend: str) -> None:
+    """Siblings stand between a node and its parent; the window must not be used up by them."""
+    pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
+    contents = Contents.random(pieces, Heads(2, 1, 8), 3)
+    got = attend(pieces, contents, Scoring(0.3, window=2), backend)
+    keys, values = contents.columns(pieces, 0, [11, 15])  # its parent and itself
+    weights = torch.softmax(keys[:, 0] @ contents.q[5, 0] * 0.3, 0)
+    assert torch.allclose(got[5, 0], weights @ values[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+def test_unknown_rows_do_not_leak(backend: str) -> None:
+    """What a query may not see can be anything finite: the result is the same, bit for bit."""
+    pieces = [Piece(20, 1, (-1, 0, -1, 2)), Piece(40, 3)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), 4)
+    before = attend(pieces, contents, Scoring(0.3), backend)
+    for x in (contents.k, contents.v):
+        x[3:5] = 100.0  # the second branch
+    after = attend(pieces, contents, Scoring(0.3), backend)
+    assert torch.equal(after[:3], before[:3]) and torch.equal(after[5:], before[5:])
+    assert not torch.equal(after[3], before[3])
+
+
+def test_default_backend() -> None:
+    assert default_backend(CPU, torch.float32) == default_backend(CPU, torch.bfloat16) == "fused"
+    assert default_backend(CPU, torch.float16) == "exact"
+    assert default_backend(torch.device("cuda", 0), torch.float32) == "sdpa"
+
+
+# --- bitwise ---
+
+
+def lone(pieces: list[Piece], contents: Contents, index: int, visible: list[int], piece: int) -> tuple:
+    """The row as non-speculative decoding has it: alone, everything it sees at its position, already written."""
+    keys, values = contents.columns(pieces, piece, visible)
+    one = Piece(len(visible) - 1, 1)
+    parts = (contents.q[index : index + 1], keys[-1:], values[-1:])
+    return [one], Contents(contents.heads, *parts, [(keys[:-1], values[:-1])])
+
+
+def chain(pieces: list[Piece], contents: Contents, index: int, visible: list[int], piece: int, length: int) -> tuple:
+    """The row as the last of a prompt chunk."""
+    keys, values = contents.columns(pieces, piece, visible)
+    start = len(visible) - length
+    q = torch.randn(length, *contents.q.shape[1:])
+    q[-1] = contents.q[index]
+    return [Piece(start, length)], Contents(
+        contents.heads, q, keys[start:], values[start:], [(keys[:start], values[:start])]
+    )
+
+
+def check_bitwise(pieces: list[Piece], contents: Contents, scoring: Scoring, seed: int, backend: str) -> None:
+    plan, tables, _ = make_step(pieces, seed)
+    together = attend(pieces, contents, scoring, backend, seed)
+    for index, row in enumerate(rows_of(pieces, plan, tables)):
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), scoring, backend, seed)
+        assert torch.equal(together[index], alone[0]), f"row {index} of {pieces}"
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("scoring", ["plain", "window", "all"])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str, backend: str) -> None:
+    pieces = random_pieces(100 + seed)
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed, backend)
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("known", [17, 191, 192, 193, 255, 256, 257, 300, 383, 384, 385, 500, 512, 577, 700])
+def test_rows_at_any_length(known: int, backend: str) -> None:
+    """Across the borders of key chunks and blocks; with `exact`, the scheduler keeps a tree inside one chunk."""
+    rng = random.Random(known)
+    size = 15 if backend == "fused" else min(15, KEY_CHUNK - known % KEY_CHUNK)
+    pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0, backend)
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64), Heads(5, 1, 64), Heads(7, 1, 64)], ids=str)
+def test_rows_with_several_threads(heads: Heads, backend: str) -> None:
+    torch.set_num_threads(2)
+    pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
+    contents = Contents.random(pieces, heads, 6)
+    check_bitwise(pieces, contents, Scoring(0.125), 2, backend)
+    two = attend(pieces, contents, Scoring(0.125), backend)
+    torch.set_num_threads(1)
+    assert torch.equal(attend(pieces, contents, Scoring(0.125), backend), two)
+
+
+SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 256), (12, 4, 80)]
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("heads", [Heads(*shape) for shape in SHAPES], ids=str)
+def test_rows_of_any_head_shape(heads: Heads, backend: str) -> None:
+    pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
+    check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1, backend)
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("num", [2, 3, 8, 31, 64])
+def test_a_row_among_many_sequences(num: int, backend: str) -> None:
+    rng = random.Random(num)
+    pieces = [Piece(rng.randrange(33, 120), 1, random_parents(rng, rng.choice([0, 2]))) for _ in range(num)]
+    contents = Contents.random(pieces, Heads(6, 3, 8), num)
+    plan, tables, _ = make_step(pieces, 0)
+    together = attend(pieces, contents, Scoring(0.3), backend)
+    rows = rows_of(pieces, plan, tables)
+    for index in rng.sample(range(len(rows)), min(6, len(rows))):
+        row = rows[index]
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), Scoring(0.3), backend)
+        assert torch.equal(together[index], alone[0])
+
+
+@pytest.mark.parametrize("backend", BITWISE)
+@pytest.mark.parametrize("length", [2, 5, 16, 40, 64, 260])
+def test_a_row_at_the_end_of_a_chunk(length: int, backend: str) -> None:
+    for known in (270, 290, 515):
+        pieces = [Piece(known, 1)]
+        contents = Contents.random(pieces, Heads(6, 3, 8), known)
+        visible = list(range(known + 1))
+        torch.manual_seed(0)
+        expected = attend(pieces, contents, Scoring(0.3), backend)[0]
+        assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), backend)[-1], expected)
+
+
+def test_rows_of_no_group_come_out_as_zeros() -> None:
+    """Padding rows belong to no group; garbage in them would enter the scratch block, and 0 x NaN is NaN for others."""
+    pool = KVPool.allocate(1, 1, 8, 3, torch.float32, torch.device("cpu"))
+    filler = torch.full((64, 8), float("nan"))  # memory that an allocator may hand out again
+    del filler
+    batch = ForwardBatch(
+        *(torch.zeros(4, dtype=torch.int64) for _ in range(3)),
+        copy_sources=torch.zeros(0, dtype=torch.int64),
+        copy_targets=torch.zeros(0, dtype=torch.int64),
+        wanted=torch.zeros(0, dtype=torch.int64),
+        scored=torch.zeros(0, dtype=torch.int64),
+        groups=(),
+    )
+    rows = torch.ones(4, 1, 8)
+    out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, Scoring(1.0))
+    assert torch.equal(out, torch.zeros(4, 1, 8))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Any head size, rows per piece of work, window and number of threads; trees of up to 63 nodes, block edges."""
+    rng = random.Random(seed)
+    torch.set_num_threads(rng.choice([1, 2]))
+    monkeypatch.setattr("medusa_dist.ops.attention.paged_cpu._WORTH_SHARING", rng.choice([0, 20_000]))
+    groups = rng.choice([1, 2, 3])
+    heads = Heads(groups * rng.choice([1, 2, 3, 4, 5, 8]), groups, rng.randrange(1, 131))
+    starts, chains, sizes = [0, 1, 15, 16, 17, 31, 32, 200], [1, 1, 2, 15, 16, 17, 33], [0, 1, 16, 63]
+    pieces = [
+        Piece(rng.choice(starts), rng.choice(chains), random_parents(rng, rng.choice(sizes)))
+        for _ in range(rng.choice([1, 2, 4]))
+    ]
+    contents = Contents.random(pieces, heads, seed)
+    scoring = Scoring(
+        heads.dim**-0.5,
+        window=rng.choice([None, 1, 2, 16, 17, 100]),
+        softcap=rng.choice([None, 30.0]),
+        sinks=rng.choice([None, torch.randn(heads.query)]),
+    )
+    monkeypatch.setattr("medusa_dist.engine.runner.batch_builder.ROWS_OF_ITEM", rng.choice([1, 2, 3, 7, 64]))
+    together = attend(pieces, contents, scoring, "fused", seed)
+    assert torch.allclose(together.double(), by_definition(pieces, contents, scoring), atol=2e-5)
+    monkeypatch.setattr("medusa_dist.engine.runner.batch_builder.ROWS_OF_ITEM", 16)
+    assert torch.equal(attend(pieces, contents, scoring, "fused", seed + 1), together)
+    rows = rows_of(pieces, *make_step(pieces)[:2])
+    for index in rng.sample(range(len(rows)), min(3, len(rows))):
+        alone = attend(*lone(pieces, contents, index, rows[index].visible, rows[index].piece), scoring, "fused")
+        assert torch.equal(together[index], alone[0]), f"row {index}"

@@ -1,0 +1,162 @@
+"""`medusa-dist serve` as a user runs it: real Ray with its default security, real engine, a tiny model, two ranks."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.tiny_models import save_tiny
+from tests.support.tiny_tokenizers import byte_tokenizer
+
+ROOT = Path(__file__).parents[3]
+HANG_S = 300  # no claim about speed: only that a test which hangs comes to an end
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    save_tiny("llama", folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def write_config(folder: Path, model: object, port: int, **changes) -> Path:
+    args = {
+        "model": str(model),
+        "dtype": "float32",
+        "device": "cpu",
+        "tensor_parallel_size": 2,
+        "max_model_len": 128,
+        "max_running": 4,
+        "resources": {"cpus_per_rank": 0.3, "front_cpus": 0.2, "threads_per_rank": 1},
+        **changes,
+    }
+    application = {"name": "tiny", "import_path": "medusa_dist.app:build_app", "args": args}
+    path = folder / "serve.yaml"
+    path.write_text(
+        yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
+    )
+    return path
+
+
+class Command:
+    """`medusa-dist serve` in a session of its own, with a home of its own."""
+
+    def __init__(self, config: Path, home: Path, **env: str):
+        base = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "medusa_dist.cli.main", "serve", str(config)],
+            cwd=ROOT,
+            env={**base, "HOME": str(home), "PYTHONUNBUFFERED": "1", **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def read_until(self, text: str, seconds: float = HANG_S) -> None:
+        deadline = time.monotonic() + seconds
+        assert self.process.stdout is not None
+        while text not in self.output and time.monotonic() < deadline:
+            line = self.process.stdout.readline()
+            if not line:
+                break
+            self.output += line
+        assert text in self.output, self.output
+
+    def offspring(self) -> set[int]:
+        """Pids of all that descend from the command now."""
+        parents = {}
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = entry.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue  # it ended meanwhile
+            parents[int(entry.parent.name)] = int(fields[1])
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found - {self.process.pid}
+
+    def end(self, number: int = signal.SIGINT) -> None:
+        """Signal it, and nothing that it started is left."""
+        started = self.offspring()
+        self.process.send_signal(number)
+        self.process.wait(60)
+        deadline = time.monotonic() + 15
+        while (left := {pid for pid in started if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left, left
+
+
+def command_line(pid: int) -> str:
+    """Empty if the process ended meanwhile, as short-lived ones among the offspring do."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def answer(url: str, key: str | None, **more):
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    body = {"model": "tiny-llama", "prompt": "Once", "max_tokens": 24, "temperature": 0, "ignore_eos": True, **more}
+    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=HANG_S)
+
+
+def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
+    port = free_port()
+    command = Command(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
+    try:
+        command.read_until("Ctrl-C ends")
+        assert "start Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
+        url = f"http://127.0.0.1:{port}"
+        assert answer(url, None).status_code == 401
+        before = answer(url, "secret").json()["choices"][0]["text"]
+        ranks = [pid for pid in command.offspring() if "ray::Rank" in command_line(pid)]
+        assert len(ranks) == 2
+        os.kill(ranks[0], signal.SIGKILL)
+        assert answer(url, "secret").json()["choices"][0]["text"] == before
+        command.end(signal.SIGTERM)
+        assert command.process.returncode == 0
+    finally:
+        if command.process.poll() is None:
+            command.end()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": "/no/such/model"}, "there is no folder /no/such/model"),
+        ({"tensor_parallel_size": 5, "resources": {"cpus_per_rank": 0.1, "front_cpus": 0.1}}, "legal: 1"),
+        ({"resources": {"cpus_per_rank": 500}}, "asked on one node: 1000.5 CPU"),
+    ],
+)
+def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, changes, text):
+    command = Command(write_config(tmp_path, changes.pop("model", model), free_port(), **changes), tmp_path)
+    output, _ = command.process.communicate(timeout=HANG_S)
+    assert command.process.returncode == 1
+    assert re.search("^error: ", output, re.MULTILINE) and text in output
+    assert "Traceback" not in output
+
+
+def test_a_port_in_use_is_told_before_anything_starts(model, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = Command(write_config(tmp_path, model, taken.getsockname()[1]), tmp_path)
+        output, _ = command.process.communicate(timeout=HANG_S)
+    assert command.process.returncode == 1
+    assert "http_options.port: cannot listen on" in output and "start Ray" not in output

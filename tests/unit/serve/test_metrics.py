@@ -1,0 +1,78 @@
+"""What is counted for Prometheus, on instruments that remember what they were told."""
+
+from collections import defaultdict
+
+import pytest
+
+from medusa_dist.engine.loop import Batch
+from medusa_dist.engine.stats import EngineStats
+from medusa_dist.request import Output, Request, SamplingParams, SpeculationStats
+from medusa_dist.serve import metrics
+from medusa_dist.serve.inflight import Pending
+from medusa_dist.serve.metrics import ServiceMetrics
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+def samples(monkeypatch: pytest.MonkeyPatch) -> Samples:
+    """(name, labels other than model) -> value."""
+    made: Samples = defaultdict(float)
+
+    class Instrument:
+        def __init__(self, name: str, **_: object) -> None:
+            self.name = name.removeprefix("medusa_dist_")
+
+        def key(self, tags: dict[str, str]) -> tuple[str, ...]:
+            assert tags["model"] == "m"
+            return (self.name, *(value for label, value in tags.items() if label != "model"))
+
+        def inc(self, amount: float, tags: dict[str, str]) -> None:
+            made[self.key(tags)] += amount
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            made[self.key(tags)] = value
+
+        def set_default_tags(self, tags: dict[str, str]) -> None:
+            pass
+
+        def observe(self, value: float) -> None:
+            pass
+
+    for name in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(metrics, name, Instrument)
+    return made
+
+
+def batch(generation: int = 0, **counts: object) -> Batch:
+    return Batch(generation, 0, (), 0.0, EngineStats(**counts))
+
+
+def test_drafts_by_head(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    pending = Pending(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), 0.0)
+    for drafted, accepted in (((3, 2, 1), (1, 1, 0)), ((3,), (1,))):
+        stats = SpeculationStats(1, sum(drafted), accepted, drafted)
+        made.on_output(pending, Output(request_id="x", token_ids=(1, 2), heads=(1, 0), stats=stats), 1.0)
+    assert [samples["drafted_tokens_total", head] for head in "123"] == [6, 2, 1]
+    assert [samples["accepted_tokens_total", head] for head in "123"] == [2, 1, 0]
+    assert samples["sequence_steps_total",] == 2 and samples["tokens_total",] == 4
+
+
+def test_prediction_beside_measurement(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    made.on_batch(batch(num_expected=0.0, num_sequence_steps=0), 1)
+    assert ("predicted_tokens_per_step",) not in samples
+    for step in range(1, 6):
+        made.on_batch(batch(num_expected=0.6 * step, num_sequence_steps=step, num_steps=step), 1)
+    assert samples["predicted_tokens_per_step",] == pytest.approx(1.6)
+    assert samples["expected_tokens_total",] == pytest.approx(3.0) and samples["steps_total",] == 5
+
+
+def test_speculation_off_and_sequences_at_rest(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    made.on_batch(batch(num_steps_off=3, num_rested=5, num_resting=2), 1)
+    made.on_batch(batch(num_steps_off=7, num_rested=6, num_resting=1), 1)
+    assert samples["steps_off_total",] == 7 and samples["rested_total",] == 6 and samples["resting_sequences",] == 1
+    made.on_batch(batch(generation=1, num_steps_off=2), 1)  # a new group counts from zero
+    assert samples["steps_off_total",] == 9

@@ -1,0 +1,146 @@
+"""The whole service over Ray Serve and HTTP, with the stand-in engine: what a client sees when things go wrong."""
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from medusa_dist.app import assemble
+from tests.support.fake_stack import expected
+from tests.support.served_fake import STACK, alive, body, config, stream_ids, until
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster, folder):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(assemble(config(folder), STACK), name="fake", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    pids = rank_pids()
+    serve.delete("fake")
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if alive(pid)]
+    serve.shutdown()
+
+
+def rank_pids() -> list[int]:
+    names = sorted(name for name in ray.util.list_named_actors() if name.startswith("medusa:fake:rank"))
+    return [ray.get(ray.get_actor(name).place.remote()).pid for name in names]
+
+
+def requests_inside() -> float:
+    replica = serve.get_app_handle("fake")
+    return replica.record_autoscaling_stats.remote().result(timeout_s=5)["sequences"]
+
+
+def test_a_completion_and_what_the_model_says_about_itself(url):
+    answer = httpx.post(f"{url}/v1/completions", json=body([1, 0, 5], 6), timeout=60).json()
+    assert [int(word[1:]) for word in answer["choices"][0]["text"].split()] == expected((1, 0, 5), 6)
+    assert answer["system_fingerprint"].startswith("medusa-")
+    card = httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]
+    assert card["id"] == "fake" and card["tensor_parallel_size"] == 2 and card["max_model_len"] == 10_000
+    health = httpx.get(f"{url}/health", timeout=10)
+    assert (health.status_code, health.text) == (200, "ok")
+
+
+def test_the_engines_refusal_is_a_400_in_openais_shape(url):
+    answer = httpx.post(f"{url}/v1/completions", json=body([1], 5), timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_lost_rank_in_mid_stream_changes_no_token(url, how):
+    before = rank_pids()
+    seen_health = set()
+    done = threading.Event()
+
+    def watch_health():
+        while not done.is_set():
+            seen_health.add(httpx.get(f"{url}/health", timeout=10).status_code)
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch_health)
+
+    def kill(count):
+        if count >= 30 and not watcher.is_alive() and not done.is_set():
+            watcher.start()
+            os.kill(before[1], how)
+
+    assert stream_ids(url, [10, 0], 200, kill) == expected((10, 0), 200)
+    until(lambda: httpx.get(f"{url}/health", timeout=10).status_code == 200)
+    done.set()
+    watcher.join()
+    assert 503 in seen_health
+    assert not [pid for pid in before if alive(pid)]
+    assert len(rank_pids()) == 2
+
+
+def scrape() -> dict[str, float]:
+    """All samples of ours on Ray's metrics ports, summed over labels other than head and reason."""
+    samples: dict[str, float] = {}
+    for node in ray.nodes():
+        text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10).text
+        for line in text.splitlines():
+            if line.startswith("ray_medusa_dist_") and "_bucket" not in line:
+                name, value = line.split("{")[0], float(line.rsplit(" ", 1)[1])
+                assert 'model="fake"' in line and 'deployment="Medusa"' in line and "replica=" in line
+                samples[name] = samples.get(name, 0.0) + value
+    return samples
+
+
+def test_what_happened_is_on_rays_metrics_port(url):
+    before = scrape().get("ray_medusa_dist_tokens_total", 0.0)
+    stream_ids(url, [1, 0, 9], 50)
+    until(lambda: scrape().get("ray_medusa_dist_tokens_total", 0.0) >= before + 50, seconds=30)
+    names = scrape()
+    for name in (
+        "requests",
+        "running_sequences",
+        "kv_used_fraction",
+        "tokens_per_step",
+        "group_up",
+        "group_start_seconds",
+        "sequence_steps_total",
+        "requests_ended_total",
+        "time_to_first_token_seconds_count",
+        "time_per_token_seconds_sum",
+    ):
+        assert f"ray_medusa_dist_{name}" in names
+
+
+def test_a_client_that_goes_away_frees_its_place(url):
+    with httpx.stream("POST", f"{url}/v1/completions", json=body([10, 0], 5000, stream=True), timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert requests_inside() == 1
+    until(lambda: requests_inside() == 0)
+
+
+def test_beyond_its_bound_the_replica_answers_429_at_once_and_the_others_finish(url):
+    results: dict[int, list[int]] = {}
+
+    def read(i):
+        results[i] = stream_ids(url, [10, 0, i], 200)
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for reader in readers:
+        reader.start()
+    until(lambda: requests_inside() == 6)
+    start = time.monotonic()
+    answer = httpx.post(f"{url}/v1/completions", json=body([1, 0], 5), timeout=10)
+    assert time.monotonic() - start < 1.0
+    assert answer.status_code == 429 and float(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    for reader in readers:
+        reader.join()
+    assert results == {i: expected((10, 0, i), 200) for i in range(6)}

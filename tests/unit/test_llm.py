@@ -1,0 +1,265 @@
+"""LLM: text in, text out, on a tiny model with a byte tokenizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from medusa_dist import LLM, SamplingParams
+from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
+from medusa_dist.request import FinishReason, Request
+from tests.support.tiny_llm import TREE, save_llm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPTS = ["the cat", "é", "a longer text, to be continued"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llm(tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path):
+    """Speculation over a static tree, so that the clock has no say in how much is drafted."""
+    with LLM(str(folder), heads=str(folder / "heads"), speculation=TREE, kv_cache_tokens=1024) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path):
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024) as made:
+        yield made
+
+
+def test_on_equals_off(llm: LLM, plain: LLM) -> None:
+    each = [
+        SamplingParams(temperature=0.0, max_tokens=40),
+        SamplingParams(temperature=0.8, seed=4, max_tokens=30, logprobs=2),
+        SamplingParams(temperature=1.0, top_p=0.8, repetition_penalty=1.2, seed=-1, max_tokens=20),
+    ]
+    on, off = llm.generate(PROMPTS, each), plain.generate(PROMPTS, each)
+    for a, b in zip(on, off, strict=True):
+        assert (a.token_ids, a.text, a.finish_reason, a.logprobs) == (b.token_ids, b.text, b.finish_reason, b.logprobs)
+        assert a.prompt_token_ids == b.prompt_token_ids and len(a.heads) == len(a.token_ids)
+    assert 0 < sum(a.stats.num_accepted for a in on) < sum(a.stats.num_drafted for a in on)
+    assert sum(b.stats.num_drafted for b in off) == 0
+    assert [len(entry.top_ids) for entry in on[1].logprobs] == [2] * len(on[1].token_ids)
+
+
+def test_prompts_of_all_forms(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, seed=0)
+    ids = plain.tokenizer("the cat")["input_ids"]
+    expected = plain.generate("the cat", params)
+    assert [plain.generate(p, params) for p in (ids, [ids], ["the cat"])] == [expected] * 3
+    assert plain.generate(["the cat", ids], params) == expected * 2
+    assert plain.generate([], params) == []
+
+
+def test_a_drawn_seed_is_reported_and_repeats(plain: LLM) -> None:
+    first = plain.generate("the", SamplingParams(max_tokens=12))[0]
+    again = plain.generate("the", SamplingParams(max_tokens=12, seed=first.seed))[0]
+    other = plain.generate("the", SamplingParams(max_tokens=12))[0]
+    assert again.token_ids == first.token_ids and other.seed != first.seed
+
+
+def test_priorities_decide_who_ends_first(folder: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+        ended: list[str] = []
+        run = one._run
+
+        def watched(requests: list, streams: dict):
+            for name, delta in run(requests, streams):
+                ended.extend([name] if delta.finish_reason else [])
+                yield name, delta
+
+        one._run = watched
+        outputs = one.generate(["a", "b", "c"], params, priority=[2, 1, 0])
+        assert ended == ["llm-3", "llm-2", "llm-1"]
+        assert [o.token_ids for o in outputs] == [o.token_ids for o in one.generate(["a", "b", "c"], params)]
+        with pytest.raises(RequestError, match="3 prompts, but 2 priority"):
+            one.generate(["a", "b", "c"], params, priority=[0, 1])
+
+
+def test_a_salt_keeps_prompts_apart(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=2)
+    prompt = "a prompt of its own, longer than two blocks of tokens"
+    outputs = [plain.generate(prompt, params, cache_salt=salt)[0] for salt in (None, "x", "x", "y", None)]
+    assert [output.num_cached_tokens for output in outputs] == [0, 0, 48, 0, 48]
+    assert len({output.token_ids for output in outputs}) == 1
+    with pytest.raises(RequestError, match="cache_salt must not be empty"):
+        plain.generate(prompt, params, cache_salt="")
+
+
+LONG = "longer than one block of the prefix cache"
+WAYS = {
+    "generate": lambda llm, **fields: llm.generate(LONG, **fields),
+    "as_finished": lambda llm, **fields: list(llm.as_finished([[*range(7, 40)]], **fields)),
+    "chat": lambda llm, **fields: llm.chat([{"role": "user", "content": LONG}], **fields),
+    "stream": lambda llm, **fields: list(llm.stream(LONG, **fields)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_asking_has_a_priority(folder: Path, way: str) -> None:
+    """One seat, and a request of priority 3 that waits for it: who goes first?"""
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+        for priority, goes_first in ((2, True), (4, False)):
+            one.engine.submit(Request(request_id="other", prompt_ids=(5, 6), params=params, seed=0, priority=3))
+            WAYS[way](one, params=params, priority=priority)
+            assert one.engine.has_work is goes_first, "the other one has not begun"
+            while one.engine.has_work:
+                one.engine.step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_asking_has_a_salt(plain: LLM, way: str) -> None:
+    """A second one finds the prefix that the first one left, if their salts are the same."""
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    asked: list[Request] = []
+    submit, plain.engine.submit = plain.engine.submit, lambda one, *rest: (asked.append(one), submit(one, *rest))
+    try:
+        WAYS[way](plain, params=params, cache_salt=f"salt of {way}")
+    finally:
+        plain.engine.submit = submit
+    assert [one.cache_salt for one in asked] == [f"salt of {way}"]
+    more = [*asked[0].prompt_ids, *range(20)]
+    found = [
+        plain.generate([more], params, cache_salt=salt)[0].num_cached_tokens
+        for salt in (f"other of {way}", f"salt of {way}")
+    ]
+    assert found == [0, len(asked[0].prompt_ids) // 16 * 16] and found[1] > 0
+
+
+def test_as_many_of_each_as_prompts_and_one_for_all(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=3, seed=0)
+    both = dict(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 0]))
+    assert [both[0], both[1]] == plain.generate([[5, 6], [7, 8]], params)
+    with pytest.raises(RequestError, match="2 prompts, but 1 params"):
+        next(plain.as_finished([[5, 6], [7, 8]], [params]))
+    with pytest.raises(RequestError, match="2 prompts, but 3 priority"):
+        next(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 2, 3]))
+
+
+def test_streams_may_take_turns(llm: LLM) -> None:
+    """What a step brings for one stream, while another one is read, is kept for it."""
+    params = [SamplingParams(temperature=0.7, seed=i, max_tokens=25, ignore_eos=True) for i in range(3)]
+    whole = [llm.generate(prompt, each)[0] for prompt, each in zip(PROMPTS, params, strict=True)]
+    streams = [llm.stream(prompt, each) for prompt, each in zip(PROMPTS, params, strict=True)]
+    seen: list[list[int]] = [[], [], []]
+    for turn in (0, 1, 1, 1):
+        seen[turn] += next(streams[turn]).token_ids
+    between = llm.generate(PROMPTS[2], params[2])[0]
+    for stream, tokens in zip(streams, seen, strict=True):
+        tokens.extend(token for delta in stream for token in delta.token_ids)
+    assert [tuple(tokens) for tokens in seen] == [each.token_ids for each in whole]
+    assert between == whole[2] and not llm.engine.has_work and not llm._kept and not llm._open_ids
+
+
+def test_streaming_gives_the_same_text(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.7, seed=1, max_tokens=25)
+    whole = llm.generate("the cat", params)[0]
+    deltas = list(llm.stream("the cat", params))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert tuple(i for delta in deltas for i in delta.token_ids) == whole.token_ids
+    assert [delta.finish_reason for delta in deltas][-1] is whole.finish_reason
+
+
+def test_leaving_a_stream_aborts(llm: LLM) -> None:
+    for delta in llm.stream("the cat", SamplingParams(max_tokens=100)):
+        assert delta.finish_reason is None
+        break
+    assert not llm._backend.engine.has_work
+    assert len(llm.generate("the", SamplingParams(max_tokens=3))[0].token_ids) <= 3
+
+
+@pytest.mark.parametrize("speculating", [True, False])
+def test_a_stop_string_ends_the_text_and_the_request(llm: LLM, plain: LLM, speculating: bool) -> None:
+    model = llm if speculating else plain
+    free = plain.generate("the cat", SamplingParams(temperature=0.0, max_tokens=40))[0]
+    places = [i for i in range(6, len(free.text) - 3) if "\ufffd" not in free.text[i : i + 2]]
+    stop = free.text[places[0] : places[0] + 2]
+    got = model.generate("the cat", SamplingParams(temperature=0.0, max_tokens=40, stop=(stop,)))[0]
+    assert got.text == free.text[: free.text.index(stop)] and got.finish_reason is FinishReason.STOP
+    assert got.token_ids == free.token_ids[: len(got.token_ids)] and len(got.token_ids) < 40
+    assert len(got.heads) == len(got.token_ids)
+    assert not model._backend.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param"),
+    [
+        ("", SamplingParams(), "prompt"),
+        ([5, 9999], SamplingParams(), "prompt"),
+        ("the", SamplingParams(max_tokens=500), "max_tokens"),
+        ("the", SamplingParams(stop_token_ids=(9999,), min_tokens=1), "stop_token_ids"),
+    ],
+)
+def test_requests_that_cannot_be_served(plain: LLM, prompt: object, params: SamplingParams, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        plain.generate(["the", prompt], params)
+    assert caught.value.param == param
+    assert not plain._backend.engine.has_work, "nothing is decoded then"
+
+
+def test_as_many_params_as_prompts(plain: LLM) -> None:
+    with pytest.raises(RequestError, match="3 prompts, but 2 params"):
+        plain.generate(PROMPTS, [SamplingParams()] * 2)
+
+
+def test_chat(plain: LLM) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    answer = plain.chat(messages, SamplingParams(temperature=0.0, max_tokens=4))
+    assert list(answer.prompt_token_ids) == plain.chat_ids(messages)
+    assert plain.tokenizer.decode(answer.prompt_token_ids).endswith("<s>assistant\n")
+
+
+def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wings: unknown key"):
+        LLM(str(folder), wings=2)
+    for key, value in (("max_queued", 4), ("autoscaling", {}), ("resources", {"front_cpus": 1})):
+        with pytest.raises(ConfigError, match=rf"{key}.*is about a service"):
+            LLM(str(folder), **{key: value})
+    with pytest.raises(ModelError):
+        LLM(str(tmp_path))
+    with pytest.raises(HeadsError, match=r"heads\.json is not there"):
+        LLM(str(folder), heads=str(tmp_path))
+
+
+def test_the_configs_own_keys_for_heads_and_speculation(folder: Path) -> None:
+    heads = {"source": str(folder / "heads"), "allow_untrained": True}
+    with LLM(str(folder), heads=heads, speculation={"mode": "auto", "max_nodes": 2}, kv_cache_tokens=1024) as made:
+        assert made.config.heads.allow_untrained and made.config.heads.source == heads["source"]
+        assert made.config.speculation.max_nodes == 2 and made.facts["heads_check"] is None
+    with pytest.raises(ConfigError, match=r"heads\.placements: unknown key"):
+        LLM(str(folder), heads={"placements": "rank0"})
+
+
+def test_beam_search(llm: LLM, plain: LLM, folder: Path) -> None:
+    """W hypotheses, best first; text and ids are the best one's; drafts change nothing; samples beside it neither."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    beams = SamplingParams(beam_width=3, max_tokens=12, length_penalty=0.0)
+    sampled = SamplingParams(max_tokens=10, seed=5)
+    on = llm.generate(PROMPTS[:2], [beams, sampled])
+    off = plain.generate(PROMPTS[:2], [beams, sampled])
+    assert [r.hypotheses for r in on] == [r.hypotheses for r in off] and on[1].token_ids == off[1].token_ids
+    found = on[0]
+    assert len(found.hypotheses) == 3 and not on[1].hypotheses
+    assert [h.score for h in found.hypotheses] == sorted((h.score for h in found.hypotheses), reverse=True)
+    assert (found.token_ids, found.finish_reason) == (found.hypotheses[0].token_ids, found.hypotheses[0].finish_reason)
+    prompt = torch.tensor([found.prompt_token_ids])
+    made = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.0,
+        max_new_tokens=12,
+        do_sample=False,
+        pad_token_id=-7,
+    )
+    theirs = [tuple(t for t in row if t != -7) for row in made[:, prompt.shape[1] :].tolist()]
+    assert [h.token_ids for h in found.hypotheses] == theirs
