@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medusa_dist.grammar import Grammar
     from medusa_dist.llm import LLM, RequestOutput
-    from medusa_dist.request import SamplingParams
+    from medusa_dist.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Grammar", "RequestOutput", "SamplingParams", "__version__"]

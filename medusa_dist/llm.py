@@ -16,21 +16,14 @@ from transformers import AutoTokenizer
 
 from medusa_dist.config import parse_config
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.loop import Abort, Submit
-from medusa_dist.engine.outbox import Refusal
-from medusa_dist.engine.startup.bootstrap import model_folder
+from medusa_dist.engine.messages import Abort, Refusal, Submit
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.llm_backend import LocalBackend, refuse_service_keys, start_backend
+from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import check_servable
-from medusa_dist.request import (
-    FinishReason,
-    Hypothesis,
-    Output,
-    Request,
-    SamplingParams,
-    SpeculationStats,
-    TokenLogprobs,
-)
+from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta, TextStream
 
 Prompt = str | Sequence[int]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Command, Submit
-from medusa_dist.engine.outbox import Refusal
-from medusa_dist.engine.startup.bootstrap import EngineRank, model_folder
+from medusa_dist.engine.messages import Command, Refusal, Submit
+from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
-from medusa_dist.request import Output
+from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.outputs import Output
 from medusa_dist.serve.local_group import DriverGroup
 
 OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus": True}}

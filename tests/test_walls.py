@@ -36,6 +36,7 @@ LAYERS = [
     {"ops"},
     {"text"},
     {"config", "request"},
+    {"sampling_params"},
     {"outputs"},
     {"beam_fields", "grammar", "named_trees"},
     {"errors"},

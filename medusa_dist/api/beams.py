@@ -7,7 +7,7 @@ Owns how many beams a body asks for. Not here: which sampling fields go with bea
 from typing import Protocol
 
 from medusa_dist.errors import RequestError
-from medusa_dist.request import Output
+from medusa_dist.outputs import Output
 
 
 class BeamBody(Protocol):

@@ -13,7 +13,8 @@ from starlette.types import Receive
 from medusa_dist.api.beams import split_choices
 from medusa_dist.api.service import Service
 from medusa_dist.errors import EngineError
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from medusa_dist.text.text_stream import TextDelta, TextStream
 
 

@@ -22,7 +22,8 @@ from medusa_dist.api.schema.structured_outputs import asked_grammar
 from medusa_dist.api.service import Service
 from medusa_dist.beam_fields import GRAMMAR_REASON
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
-from medusa_dist.request import Request, SamplingParams, check_prompt, choice_seed
+from medusa_dist.request import Request, check_prompt, choice_seed
+from medusa_dist.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

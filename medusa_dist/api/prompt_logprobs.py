@@ -6,8 +6,9 @@ Owns these words and how a token is named in them. Not here: scores of output to
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medusa_dist.request import TokenLogprobs
-from medusa_dist.text.text_stream import UNFINISHED, Detokenizer, token_text
+from medusa_dist.outputs import TokenLogprobs
+from medusa_dist.text.detokenizer import Detokenizer
+from medusa_dist.text.token_text import UNFINISHED, token_text
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from medusa_dist.api.convert import Prompt
 from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
-from medusa_dist.request import SpeculationStats, TokenLogprobs
-from medusa_dist.text.text_stream import TextDelta, TextStream, token_text
+from medusa_dist.outputs import SpeculationStats, TokenLogprobs
+from medusa_dist.text.text_stream import TextDelta, TextStream
+from medusa_dist.text.token_text import token_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

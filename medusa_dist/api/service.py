@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 
 
 @dataclass(frozen=True, slots=True)

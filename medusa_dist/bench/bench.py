@@ -22,7 +22,7 @@ from medusa_dist.bench.report import PEER_TIMED, TIMED, PeerRow, Report, Row, Si
 from medusa_dist.bench.timed_run import Run, run_prompts
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import Count
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"

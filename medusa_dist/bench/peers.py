@@ -21,9 +21,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from medusa_dist.engine.startup.bootstrap import model_folder
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
+from medusa_dist.model.source.resolve_model import model_folder
 
 _START_S = 1800.0  # vLLM compiles its kernels when it starts
 _ANSWER_S = 1800.0

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from medusa_dist.engine.engine import Engine
-from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 @dataclass

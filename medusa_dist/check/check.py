@@ -15,7 +15,7 @@ from medusa_dist.check.memory import DraftBytes, GroupMemory, draft_bytes, group
 from medusa_dist.check.placement import Placement, misplacements, place
 from medusa_dist.check.roofline import GPU, Step, Work, find_gpu, knee, steps
 from medusa_dist.config import Config
-from medusa_dist.engine.startup.bootstrap import find_heads
+from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import (
     DESCRIPTION,

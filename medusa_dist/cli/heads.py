@@ -68,10 +68,10 @@ def eval_heads(
 ) -> None:
     """Judge heads on the model's own answers: accuracy, calibration, tokens per step by tree size, measured speed."""
     with clear_errors():
-        from medusa_dist.engine.startup.bootstrap import find_heads
+        from medusa_dist.engine.startup.find_heads import find_heads
         from medusa_dist.heads_tools import eval_heads as job
         from medusa_dist.heads_tools.eval_report import show
-        from medusa_dist.request import SamplingParams
+        from medusa_dist.sampling_params import SamplingParams
         from medusa_dist.tools.progress import ProgressDisplay
         from medusa_dist.tools.prompts import SHIPPED
         from medusa_dist.tools.tool_llm import open_llm
@@ -114,7 +114,7 @@ def tune_tree(
         from medusa_dist.heads_tools.tune_report import as_yaml, recommended, show
         from medusa_dist.heads_tools.tune_tree import MAX_NODES
         from medusa_dist.heads_tools.tune_tree import tune_tree as run
-        from medusa_dist.request import SamplingParams
+        from medusa_dist.sampling_params import SamplingParams
         from medusa_dist.tools.progress import ProgressDisplay
         from medusa_dist.tools.prompts import SHIPPED, prompt_ids, read_prompts
         from medusa_dist.tools.tool_llm import open_llm
@@ -160,7 +160,7 @@ def explain(
         from medusa_dist.heads_tools.explain_config import accuracies_of, tree_of
         from medusa_dist.heads_tools.record_drafts import engine_with_heads
         from medusa_dist.heads_tools.trace_steps import watch
-        from medusa_dist.request import SamplingParams
+        from medusa_dist.sampling_params import SamplingParams
         from medusa_dist.tools.prompts import prompt_ids
         from medusa_dist.tools.tool_llm import open_llm
 

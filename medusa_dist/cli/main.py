@@ -117,7 +117,7 @@ def generate(
     with clear_errors():
         from medusa_dist.heads_tools.generate import generate as run
         from medusa_dist.llm import LLM
-        from medusa_dist.request import SamplingParams
+        from medusa_dist.sampling_params import SamplingParams
 
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
         with console.status("loading"):

@@ -16,7 +16,8 @@ from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.matcher import Grammars, Matcher
 from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.request import Output, Request, SpeculationStats
+from medusa_dist.outputs import Output, SpeculationStats
+from medusa_dist.request import Request
 
 
 class Engine:

@@ -8,13 +8,14 @@ what a step does (engine.py), merging (outbox.py), Ray (serve/rank.py).
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
-from medusa_dist.engine.outbox import Message, Outbox, Refusal
+from medusa_dist.engine.messages import Abort, Batch, Close, Command, Refusal, Submit
+from medusa_dist.engine.outbox import Outbox
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import MedusaError
-from medusa_dist.request import FinishReason, Output, Request
+from medusa_dist.outputs import FinishReason, Output
+from medusa_dist.request import Request
 
 MAX_WAITING_TOKENS = 1024  # of one request in the outbox; several seconds of decoding, so only a dead reader gets there
 TURN_S = 1.0  # an idle engine comes around, and an idle stream says so, this often
@@ -47,44 +48,6 @@ class SteppingEngine(Protocol):
 
     def stats(self) -> EngineStats:
         """Counts as of now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Decode this request; output_ids are tokens that an earlier engine already produced for it."""
-
-    request: Request
-    output_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Stop decoding this request and free what it holds."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Stop the engine, after the commands before."""
-
-
-Command = Submit | Abort
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One item of the output stream; without messages it is a sign of life.
-
-    generation: of the group that made it. number: 0, 1, 2, ... within the generation. age_s: seconds since the engine
-    thread last came around; a step or a hang in progress makes it grow.
-    """
-
-    generation: int
-    number: int
-    messages: tuple[Message, ...]
-    age_s: float
-    stats: EngineStats
 
 
 class EngineLoop:

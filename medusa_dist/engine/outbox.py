@@ -8,21 +8,9 @@ output exceeds `max_tokens` for `stall_s` is reported by `stalled`, so that memo
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from medusa_dist.errors import MedusaError
-from medusa_dist.request import Output
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The engine does not take this request, or cannot go on with it; nothing else comes for it."""
-
-    request_id: str
-    error: MedusaError
-
-
-Message = Output | Refusal
+from medusa_dist.engine.messages import Message, Refusal
+from medusa_dist.outputs import Output
 
 
 class Outbox:

@@ -26,7 +26,8 @@ from medusa_dist.medusa.trees.replay import (
     reliability,
     static_curve,
 )
-from medusa_dist.request import SamplingParams, SpeculationStats
+from medusa_dist.outputs import SpeculationStats
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import Count
 from medusa_dist.tools.prompts import prompt_ids, read_prompts
 

@@ -6,7 +6,7 @@ Owns the reading of its options. Not here: the drawing (explain.py).
 import json
 
 from medusa_dist.config import Config, SpeculationConfig, parse_config
-from medusa_dist.engine.startup.bootstrap import find_heads
+from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import read_description
 

@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from medusa_dist.llm import LLM
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta
 
 # Colour i: the token was drafted by head i and verified; 0: the model's own choice, one per step.

@@ -17,7 +17,8 @@ from medusa_dist.llm import LLM
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import Answer
 from medusa_dist.medusa.trees.tree import Candidates, Tree
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import Count
 
 

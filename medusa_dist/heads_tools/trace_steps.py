@@ -14,7 +14,8 @@ from medusa_dist.heads_tools.record_drafts import watched_engine
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import believed, node_chances
 from medusa_dist.medusa.trees.tree import Tree, check_paths
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from medusa_dist.heads_tools.record_drafts import engine_with_heads, record, wat
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.trees.replay import Path, best_static, fit, path_chances, static_curve
 from medusa_dist.medusa.trees.tune import Point, budgeted, fastest, fixed, plain
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import Count
 
 MAX_NODES = 63

@@ -26,7 +26,8 @@ from medusa_dist.model.sharding_plans import (
     vocab_cut,
 )
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
-from medusa_dist.ops.tp_group import Linear, Parallel, RowLinear, Summed, VocabEmbedding, packing_refusal
+from medusa_dist.ops.linear import Linear, RowLinear, Summed, VocabEmbedding, packing_refusal
+from medusa_dist.ops.tp_group import Parallel
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
 from medusa_dist.model.support_check import check_servable, layer_windows, max_position, model_class, read_config
-from medusa_dist.ops.tp_group import Linear, Parallel
+from medusa_dist.ops.linear import Linear
+from medusa_dist.ops.tp_group import Parallel
 
 __all__ = [
     "Outline",

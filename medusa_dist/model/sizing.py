@@ -15,7 +15,8 @@ from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.sharding_plans import HeadShape
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor
 from medusa_dist.model.support_check import model_class
-from medusa_dist.ops.tp_group import Linear, Parallel, packing_refusal
+from medusa_dist.ops.linear import Linear, packing_refusal
+from medusa_dist.ops.tp_group import Parallel
 
 Shapes = dict[str, tuple[int, ...]]  # stored name -> shape
 _META = torch.device("meta")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medusa_dist.request import SamplingParams, TokenLogprobs
+from medusa_dist.outputs import TokenLogprobs
+from medusa_dist.sampling_params import SamplingParams
 
 NEVER = float("-inf")
 

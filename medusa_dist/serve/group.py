@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Command
+from medusa_dist.engine.messages import Command
 from medusa_dist.errors import GroupError, MedusaError
 from medusa_dist.serve.placement import rank_resources
 from medusa_dist.serve.rank import STACK, Place, RankActor

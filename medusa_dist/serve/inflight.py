@@ -6,9 +6,10 @@ Belongs to one event loop.
 
 import asyncio
 
-from medusa_dist.engine.loop import Submit
+from medusa_dist.engine.messages import Submit
 from medusa_dist.errors import EngineError, MedusaError
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 
 MAX_FALLS = 3  # of the group, one after the other, without a single new token of this request
 

@@ -15,8 +15,7 @@ from ray.exceptions import RayError
 from ray.util import remove_placement_group
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Batch, Command
-from medusa_dist.engine.outbox import Message
+from medusa_dist.engine.messages import Batch, Command, Message
 from medusa_dist.errors import GroupError
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.local_ray import start_local_ray

@@ -6,10 +6,10 @@ Ray Serve adds the labels application, deployment and replica; we add model.
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from medusa_dist.engine.loop import Batch
+from medusa_dist.engine.messages import Batch
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import GroupError
-from medusa_dist.request import Output
+from medusa_dist.outputs import Output
 from medusa_dist.serve.inflight import Pending
 
 FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import ray
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Batch, Command, EngineLoop, SteppingEngine
+from medusa_dist.engine.loop import EngineLoop, SteppingEngine
+from medusa_dist.engine.messages import Batch, Command
 from medusa_dist.errors import GroupError
 
 STACK = "medusa_dist.engine.startup.bootstrap"

@@ -15,7 +15,8 @@ import ray
 from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.metrics import ServiceMetrics
 from medusa_dist.serve.placement import check_bundles

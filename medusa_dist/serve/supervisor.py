@@ -16,10 +16,10 @@ from typing import Any
 from ray.exceptions import RayError
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Abort, Batch, Command
-from medusa_dist.engine.outbox import Message, Refusal
+from medusa_dist.engine.messages import Abort, Batch, Command, Message, Refusal
 from medusa_dist.errors import EngineError, GroupError, MedusaError, OverloadedError, RequestError
-from medusa_dist.request import FinishReason, Output, Request
+from medusa_dist.outputs import FinishReason, Output
+from medusa_dist.request import Request
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.inflight import Pending
 from medusa_dist.serve.metrics import ServiceMetrics

@@ -7,88 +7,13 @@ visible = what the reader sees; held = decoded, but perhaps the beginning of a s
 including the one that completes a stop string; what was decoded behind it in the same step is surplus and is dropped.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
-from medusa_dist.request import FinishReason, Hypothesis, Output, SamplingParams, SpeculationStats, TokenLogprobs
-
-UNFINISHED = "\ufffd"  # decoders write U+FFFD for bytes that are not, or not yet, a character
-CONTEXT_TOKENS = 6  # enough prompt to know whether the first word starts with a space
-MAX_HELD_TOKENS = 8  # a character spans at most 4 tokens; a longer wait means that the bytes are no text
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-class Detokenizer:
-    """Text of a growing token sequence; what was returned once is never changed.
-
-    tokenizer: a transformers tokenizer. context: the tokens before the first one (the prompt, for text completion),
-    so that sentencepiece models keep the space before their first word; leave it empty where the output is a text of
-    its own (chat).
-    A short window is decoded anew per token: the last tokens that gave text, then those since. Concatenated results
-    equal `tokenizer.decode` of all tokens without special ones.
-    """
-
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
-        self._window = list(context[-CONTEXT_TOKENS:])
-        self._settled = len(self._window)  # window[:settled]: tokens whose text was returned as a whole
-        self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
-
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; "" for special tokens and in the middle of a character."""
-        if token_id in self._special and not self._decode([token_id]):
-            return ""
-        self._window.append(token_id)
-        text = self._decode(self._window)
-        stable = len(text.rstrip(UNFINISHED))
-        if stable > self._shown:
-            new = text[self._shown : stable]
-            self._shown = stable
-            if stable == len(text):
-                self._slide()
-            return new
-        if len(self._window) - self._settled >= MAX_HELD_TOKENS:
-            return self._let_go(text)
-        return ""
-
-    def flush(self) -> str:
-        """What was held back for an unfinished character, as the decoder writes it (U+FFFD)."""
-        text = self._decode(self._window)
-        new = text[self._shown :]
-        self._shown = max(self._shown, len(text))
-        return new
-
-    def _decode(self, ids: list[int]) -> str:
-        # Cleaning up spaces would change text that was returned already.
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    def _slide(self) -> None:
-        """Start the window at the tokens whose text was just completed."""
-        recent = self._window[self._settled :]
-        text = self._decode(recent)
-        if text:
-            self._window, self._shown = recent, len(text)
-        self._settled = len(self._window)
-
-    def _let_go(self, text: str) -> str:
-        """Return garbage bytes, all but the last few tokens, from which a real character may still grow.
-
-        The window is cut where both sides decode to the whole, that is, not inside a character. Known limit: with a
-        byte-fallback decoder, three or more literal U+FFFD in a row come out as one per byte.
-        """
-        for keep in range(3, MAX_HELD_TOKENS):
-            head, tail = self._window[:-keep], self._window[-keep:]
-            rest = self._decode(tail)
-            if self._decode(head) + rest == text and len(text) - len(rest) >= self._shown:
-                new = text[self._shown : len(text) - len(rest)]
-                self._window, self._settled, self._shown = tail, 0, 0
-                return new
-        return ""
+from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.detokenizer import Detokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,41 +152,3 @@ def _without(stats: SpeculationStats, surplus_heads: Sequence[int]) -> Speculati
         if 0 < head <= len(accepted):
             accepted[head - 1] = max(0, accepted[head - 1] - 1)
     return replace(stats, accepted_per_head=tuple(accepted))
-
-
-@lru_cache(maxsize=4)
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of all special tokens, named or only reserved."""
-    added = tokenizer.added_tokens_decoder
-    return frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-
-
-@lru_cache(maxsize=2**16)
-def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes]:
-    """One token as (text, bytes), for logprobs: with its leading space; U+FFFD in the text for part of a character.
-
-    The text is what a second copy adds behind a first, since some decoders strip the space of the first word.
-    """
-    twice, once = (tokenizer.decode([token_id] * n, clean_up_tokenization_spaces=False) for n in (2, 1))
-    text: str = twice[len(once) :]
-    raw = _piece_bytes(tokenizer.convert_ids_to_tokens(token_id)) if UNFINISHED in text else None
-    return text, text.encode() if raw is None else raw
-
-
-def _piece_bytes(piece: str | None) -> bytes | None:
-    """The bytes behind a vocabulary entry: `<0xE4>` (sentencepiece) or GPT-2's printable alphabet; None if neither."""
-    if piece is None:
-        return None
-    match = _BYTE_PIECE.fullmatch(piece)
-    if match:
-        return bytes([int(match[1], 16)])
-    alphabet = _byte_alphabet()
-    return bytes(alphabet[c] for c in piece) if all(c in alphabet for c in piece) else None
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's map from printable characters to bytes: Latin-1's own where printable, else U+0100 and on, in order."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in set(own)]
-    return {chr(b): b for b in own} | {chr(0x100 + i): b for i, b in enumerate(rest)}

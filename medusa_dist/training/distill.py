@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from medusa_dist.llm import LLM
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import Count
 from medusa_dist.tools.prompts import Prompt, prompt_ids, read_prompts
 from medusa_dist.training.distilled_dataset import Answer, AnswersFile, Origin

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import Store
 
-from medusa_dist.engine.startup.bootstrap import choose_device, join_group, join_store, model_folder, open_store
+from medusa_dist.engine.startup.process_group import choose_device, join_group, join_store, open_store
 from medusa_dist.errors import ConfigError
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
+from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.tools.progress import Count
 from medusa_dist.training.hidden_states import collect, data_key, read_data, save_places
 from medusa_dist.training.hidden_states_config import PlacesConfig

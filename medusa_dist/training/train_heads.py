@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from medusa_dist.config import Config, Strict
-from medusa_dist.engine.startup.bootstrap import model_folder
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import Outline, check_servable, load_full_rows, read_outline
+from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.serve.local_group import run_ranks
 from medusa_dist.training import hidden_states_rank as places_rank
 from medusa_dist.training.distill import PROMPTS

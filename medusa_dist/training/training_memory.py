@@ -5,7 +5,7 @@ Owns the arithmetic. Not here: what a rank holds of a model (model/sizing.py).
 
 from torch import Tensor
 
-from medusa_dist.engine.startup.bootstrap import choose_device
+from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.load import Outline
 from medusa_dist.model.sizing import rank_size

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.startup.bootstrap import EngineRank, join_store, open_store
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile, read_heads

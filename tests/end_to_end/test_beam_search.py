@@ -10,9 +10,11 @@ import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.startup.bootstrap import EngineRank, join_store, open_store
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.model.attention_bridge import attention_context
-from medusa_dist.request import FinishReason, Hypothesis, Output, Request
+from medusa_dist.outputs import FinishReason, Hypothesis, Output
+from medusa_dist.request import Request
 from tests.support.beam_oracle import BeamOracle, Trace, search, traced
 from tests.support.tiny_engine import EOS, VOCAB, Setting, engine_over, request, save_model, tiny_config
 from tests.support.tiny_models import dense_attend

@@ -17,7 +17,8 @@ from medusa_dist.engine.spec.token_selector import Chooser
 from medusa_dist.medusa.trees.tree import ROOT
 from medusa_dist.ops import noise
 from medusa_dist.ops.tp_group import Parallel
-from medusa_dist.request import Request, SamplingParams, choice_seed
+from medusa_dist.request import Request, choice_seed
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.markov_model import Alone, MarkovHeads, finished, markov_engine, random_table
 
 pytestmark = pytest.mark.usefixtures("one_thread", "many_rows_at_once")

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.result import Known
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.matcher import Grammars
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Known, Verdict
+from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.errors import HeadsError, RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.medusa.beam.search import BeamRules
@@ -34,7 +35,8 @@ from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.draft import NUM_RANKS
 from medusa_dist.medusa.trees.tree import Tree
 from medusa_dist.named_trees import NAMED_TREES
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.tiny_heads import HIDDEN, VOCAB, random_heads
 from tests.support.tiny_tokenizers import json_tokenizer
 

@@ -14,8 +14,10 @@ import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
 from medusa_dist.engine.runner import broadcast as ranks
-from medusa_dist.engine.startup.bootstrap import EngineRank, join_store, open_store
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from tests.support.equivalence import SITUATIONS, TREES, ids, same, speculated
 from tests.support.fresh_pass import check_sequences
 from tests.support.tiny_engine import EOS, VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from medusa_dist.engine.startup.bootstrap import EngineRank, join_store, open_store
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.grammar import Grammar
 from medusa_dist.named_trees import NAMED_TREES
 from medusa_dist.request import Request, choice_seed

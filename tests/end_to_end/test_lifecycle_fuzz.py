@@ -27,7 +27,8 @@ from hypothesis.stateful import (
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 from tests.support.fresh_pass import check_cached_blocks, check_sequences
 from tests.support.tiny_engine import VOCAB, Setting, decode, engine_over, request, save_model, tiny_config
 

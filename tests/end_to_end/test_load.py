@@ -17,7 +17,8 @@ from medusa_dist.engine import engine as engine_module
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner import batch_builder as prepare
 from medusa_dist.medusa.trees.budget import StepCost
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.markov_model import MarkovHeads, markov_engine, random_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,9 +16,9 @@ from torch import Tensor
 from medusa_dist.config import parse_config
 from medusa_dist.engine.runner.plan import Ints, Op, Plan
 from medusa_dist.engine.runner.worker import Worker
-from medusa_dist.engine.startup.bootstrap import model_folder
 from medusa_dist.medusa.trees.tree import ROOT
 from medusa_dist.model.load import ShardedModel, load_model
+from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.ops.attention.kv_cache import KVPool
 from medusa_dist.ops.tp_group import Parallel
 from tests.support.plan_helpers import ints, random_parents

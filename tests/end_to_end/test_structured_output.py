@@ -19,7 +19,8 @@ from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.matcher import Grammars
 from medusa_dist.errors import RequestError
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from tests.support.equivalence import SITUATIONS, TREES, ids, same, speculated
 from tests.support.structured_cases import CHOICES, GRAMMARS, TOKENIZER, text_of
 from tests.support.tiny_engine import EOS, VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config

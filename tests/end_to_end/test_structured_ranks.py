@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from medusa_dist.engine.startup.bootstrap import EngineRank, join_store, open_store
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from tests.support.structured_cases import GRAMMARS, TOKENIZER, text_of
 from tests.support.tiny_engine import Run, Setting, decode, engine_over, request, save_model, tiny_config
 

@@ -12,7 +12,8 @@ from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.medusa.beam import search as beam
 from medusa_dist.medusa.trees.tree import Candidates
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 from tests.support.tiny_engine import VOCAB
 
 Trace = set[tuple[int, ...]]  # outputs of all beams of a search, at all lengths

@@ -13,12 +13,16 @@ import torch
 
 from medusa_dist.config import Config, parse_config
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.startup.bootstrap import EngineRank, choose_device, find_heads, model_folder
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.engine.startup.kv_sizing import DeviceMemory, kv_blocks
+from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
 from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.source import resolve_model as source
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve.placement import bundles
 from tests.support.tiny_heads import save_heads
 from tests.support.tiny_llm import save_llm

@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError
 from medusa_dist import llm_backend
 from medusa_dist.app import replicas
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Abort
+from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import bootstrap as start
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats

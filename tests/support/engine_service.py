@@ -7,7 +7,8 @@ from typing import Any
 
 from medusa_dist.api.service import Health
 from medusa_dist.llm import LLM
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 
 
 class EngineService:

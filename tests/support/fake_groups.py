@@ -4,7 +4,8 @@ import asyncio
 import time
 
 from medusa_dist.config import Config
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 STACK = "tests.support.fake_stack"
 

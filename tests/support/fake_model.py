@@ -17,7 +17,9 @@ from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.medusa.trees.accept import Stand, accept
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
-from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 VOCAB = 11
 EOS = 10

@@ -7,7 +7,7 @@ import httpx
 
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health
-from medusa_dist.request import FinishReason, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from tests.support.tiny_tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -15,7 +15,8 @@ from pathlib import Path
 from medusa_dist.config import Config
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import ModelError, RequestError
-from medusa_dist.request import FinishReason, Output, Request, SpeculationStats
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.request import Request
 
 
 def token(prompt_ids: tuple[int, ...], index: int) -> int:

@@ -21,7 +21,8 @@ from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.ops.attention.kv_cache import KVPool
 from medusa_dist.ops.tp_group import Parallel
-from medusa_dist.request import Output, Request
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
 
 CPU = torch.device("cpu")
 

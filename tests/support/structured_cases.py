@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jsonschema
 
 from medusa_dist import Grammar
-from medusa_dist.request import Output
+from medusa_dist.outputs import Output
 from tests.support.tiny_tokenizers import json_tokenizer
 
 CHOICES = ["true", "null", "ab", "ab ab", "tru"]

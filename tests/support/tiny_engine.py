@@ -20,7 +20,9 @@ from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.medusa.trees.tree import Candidates
-from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.tiny_heads import save_heads
 from tests.support.tiny_models import configs
 

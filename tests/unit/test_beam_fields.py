@@ -4,7 +4,7 @@ import pytest
 
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 
 BAD = {
     "width 0": ({"beam_width": 0}, "beam_width"),

@@ -8,7 +8,8 @@ from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from tests.support.tiny_llm import TREE, save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

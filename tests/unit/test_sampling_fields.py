@@ -13,7 +13,7 @@ import pytest
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.grammar import Grammar
 from medusa_dist.llm import RequestOutput
-from medusa_dist.request import FinishReason
+from medusa_dist.outputs import FinishReason
 from tests.support.tiny_llm import TREE, save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

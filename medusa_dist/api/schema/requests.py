@@ -15,7 +15,8 @@ from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
 from medusa_dist.beam_fields import MAX_BEAM_WIDTH, MAX_LENGTH_PENALTY
 from medusa_dist.errors import RequestError
-from medusa_dist.request import MAX_LOGPROBS, MAX_PRIORITY
+from medusa_dist.request import MAX_PRIORITY
+from medusa_dist.sampling_params import MAX_LOGPROBS
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medusa_dist.engine.beam.group import BeamGroup
-from medusa_dist.engine.state.step_result import Known
+from medusa_dist.engine.beam.result import Known
 from medusa_dist.medusa.beam.beam_tree import MAX_DEPTH, num_followed
 from medusa_dist.medusa.beam.search import Ranked
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads

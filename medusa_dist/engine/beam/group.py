@@ -14,15 +14,17 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from itertools import zip_longest
 
+from medusa_dist.engine.beam.result import BeamVerdict, Memory
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict, Memory, Verdict
+from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search
 from medusa_dist.medusa.trees.tree import EMPTY
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.request import Output, Request, SpeculationStats
+from medusa_dist.outputs import Output, SpeculationStats
+from medusa_dist.request import Request
 
 Moves = list[tuple[int, int]]  # (source, target) KV slots
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.result import BeamVerdict
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict, Verdict
+from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.medusa.beam.beam_tree import Completion, Levels, plant, rank_guesses, whole_runs
 from medusa_dist.medusa.trees.tree import Tree
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence as Seq
 import torch
 
 from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.result import BeamVerdict, Known, Memory
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict, Known, Memory
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.beam.beam_tree import Place
 from medusa_dist.medusa.beam.search import BeamWalk, Group, Ranked, Stand, walk_beams

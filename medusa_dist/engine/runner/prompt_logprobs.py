@@ -16,7 +16,7 @@ from torch import Tensor
 from medusa_dist.engine.runner.plan import Ints
 from medusa_dist.ops.sampling import top_tokens
 from medusa_dist.ops.tp_group import Parallel
-from medusa_dist.request import TokenLogprobs
+from medusa_dist.outputs import TokenLogprobs
 
 PIECE_ROWS = 64  # whole rows of 128k float32 logits: 32 MB
 Floats = npt.NDArray[np.float32]

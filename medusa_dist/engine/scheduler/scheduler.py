@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from medusa_dist.engine.beam.group import Moves, beam_group, settle_beams, shared_blocks, with_forks
+from medusa_dist.engine.beam.result import BeamVerdict
 from medusa_dist.engine.runner.plan import Ints, Plan
 from medusa_dist.engine.runner.prompt_logprobs import PromptScores
 from medusa_dist.engine.scheduler.plan_builder import make_plan
@@ -23,12 +24,13 @@ from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits, check_request
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict, Verdict
+from medusa_dist.engine.state.step_result import Verdict
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import EMPTY
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.request import FinishReason, Output, Request, SpeculationStats
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.request import Request
 
 
 class Scheduler:

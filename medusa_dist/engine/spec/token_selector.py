@@ -21,7 +21,7 @@ from medusa_dist.errors import EngineError
 from medusa_dist.medusa.trees.accept import Accepted, Stand, Weights, accept, accept_typical
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logprobs
-from medusa_dist.request import TokenLogprobs
+from medusa_dist.outputs import TokenLogprobs
 
 Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
 

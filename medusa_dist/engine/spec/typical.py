@@ -6,7 +6,7 @@ Owns the numbers. Not here: the rule (medusa/trees/accept.py), the adjusting of 
 import torch
 
 from medusa_dist.medusa.trees.accept import Weights
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 
 
 def typical_bounds(params: SamplingParams) -> tuple[float, float] | None:

@@ -4,11 +4,9 @@ Owns the order of starting and how memory is shared out. The same code runs on e
 together; only rank 0 adds heads and engine. Not here: Ray (serve/), the parts themselves.
 """
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 from transformers import AutoTokenizer
 
-from medusa_dist.config import Config, Paths
+from medusa_dist.config import Config
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import Ranks
 from medusa_dist.engine.runner.plan import Op
@@ -28,8 +26,10 @@ from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import Chooser
 from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
+from medusa_dist.engine.startup.process_group import choose_device, join_group
 from medusa_dist.engine.startup.step_cost import measure_step_cost
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
@@ -37,86 +37,16 @@ from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Grammars
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads
-from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
 from medusa_dist.medusa.trees.draft import NUM_RANKS
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
-from medusa_dist.model.load import ShardedModel, load_full_rows, load_model
+from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
-from medusa_dist.model.source.resolve_model import resolve_source
 from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool, block_bytes
 from medusa_dist.ops.attention.padded import default_backend, key_chunk
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
-from medusa_dist.ops.tp_group import Parallel
-
-_SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
-
-
-def choose_device(config: Config) -> torch.device:
-    """The device of this process. Raises ConfigError if cuda is asked for and not there."""
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device: cuda is asked for, but torch sees no GPU; set device: cpu, or check the driver")
-    return torch.device("cuda", 0)
-
-
-def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
-    """Rank 0's meeting point on a free port (store.port), bound to `host` alone and not to every interface."""
-    listener = socket.create_server((host, 0))
-    return TCPStore(
-        host,
-        listener.getsockname()[1],
-        world,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout_s),
-        master_listen_fd=listener.detach(),
-    )
-
-
-def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
-    """The meeting point, from ranks > 0."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
-
-
-def join_group(
-    config: Config, device: torch.device, rank: int, store: Store | None, generation: int
-) -> tuple[Parallel, dist.ProcessGroup | None]:
-    """Data group (nccl on GPUs) and control group (always gloo: plans live on the host); none for a rank alone."""
-    world = config.tensor_parallel_size
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world == 1:
-        return Parallel(), None
-    assert store is not None, "several ranks need a store to meet at"
-    timeout = timedelta(seconds=config.timeouts.load_s)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
-    )
-    # Loading may take minutes, a step may not: the control group has the step's deadline.
-    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
-    return Parallel(rank, world, dist.group.WORLD), control
-
-
-def model_folder(config: Config) -> Path:
-    """The model's folder on this node, fetched or made if it is not there yet. Raises ModelError."""
-    return resolve_source(config.model, config.revision)
-
-
-def find_heads(config: Config) -> Path | None:
-    """The folder of the heads: the one named, or what ships for the demo model; None: serve without speculation."""
-    if config.speculation.mode == "off":
-        return None
-    if config.heads.source is not None:
-        local = Path(config.heads.source).expanduser()
-        return local if local.is_dir() else resolve_source(config.heads.source)
-    shipped = _SHIPPED_HEADS.get(config.model)
-    return None if shipped is None else Path(__file__).parents[2] / "data" / "heads" / shipped
 
 
 class EngineRank:
@@ -278,15 +208,3 @@ class EngineRank:
                 f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
             )
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
-
-
-def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> Drafter:
-    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
-
-    static: the only tree they will draft for, if there is one.
-    """
-    shared = file.description.lm_head == "shared"
-    rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
-    heads = build_heads(file, rows, drafting_dtype(file, model.dtype, model.device), model.device)
-    embedding = load_full_rows(model, "input") if heads.needs_embedding else None
-    return Drafter(heads, embedding, model.vocab_size, static)

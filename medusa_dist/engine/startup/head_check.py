@@ -27,7 +27,8 @@ from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import best_tree
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 TEXT = """To add up the numbers in a list in Python, you can write a function like this:
 

@@ -18,7 +18,8 @@ from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.request import FinishReason, Request, SpeculationStats, TokenLogprobs
+from medusa_dist.outputs import FinishReason, SpeculationStats, TokenLogprobs
+from medusa_dist.request import Request
 
 if TYPE_CHECKING:
     from medusa_dist.engine.beam.group import BeamGroup

@@ -5,13 +5,9 @@ Owns the nouns between judging (choose.py, judge_beams.py) and what follows from
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.medusa.beam.beam_tree import Place
-from medusa_dist.medusa.beam.search import BeamWalk, Ranked
 from medusa_dist.medusa.trees.accept import Accepted
-from medusa_dist.request import TokenLogprobs
+from medusa_dist.outputs import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -27,32 +23,3 @@ class Verdict:
     def hits(self) -> tuple[int, ...]:
         """Nodes of the sequence's own tree that were right."""
         return self.accepted.nodes
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the model said of a row that was verified: its likeliest continuations, and what the heads read [I]."""
-
-    ranked: Ranked
-    hidden: Tensor
-
-
-Memory = dict[Place, Known]  # by the beam, in the order of search.outputs, and the tokens behind it
-
-
-@dataclass(frozen=True)
-class BeamVerdict(Verdict):
-    """What a step decided for one beam: `sequence` goes on as `source` along `accepted`, a path in source's tree.
-
-    All beams of a request have one, and share walk and memory. When the walk is over, `accepted` is empty.
-    """
-
-    source: Sequence
-    walk: BeamWalk
-    used: tuple[int, ...]  # nodes of `sequence`'s own tree that any beam went through
-    memory: Memory  # of beams that go on, or of what may follow them: verified, but their level was not complete
-
-    @property
-    def hits(self) -> tuple[int, ...]:
-        """Nodes of the sequence's own tree that were right."""
-        return self.used

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from medusa_dist.medusa.trees.tree import ROOT, Tree
-from medusa_dist.request import FinishReason, Hypothesis
+from medusa_dist.outputs import FinishReason, Hypothesis
 
 Ranked = Sequence[tuple[int, float]]  # (token, log-probability) of one beam's likeliest continuations
 

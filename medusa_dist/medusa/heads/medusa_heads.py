@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medusa_dist.medusa.heads.heads_file import HeadsFile
-from medusa_dist.ops.tp_group import Linear
+from medusa_dist.ops.linear import Linear
 
 
 class MedusaHeads(nn.Module):

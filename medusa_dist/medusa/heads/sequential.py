@@ -24,7 +24,7 @@ from medusa_dist.medusa.heads.heads_file import HeadsDescription, HeadsFile
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.draft import guess
 from medusa_dist.medusa.trees.tree import NOWHERE
-from medusa_dist.ops.tp_group import Linear
+from medusa_dist.ops.linear import Linear
 
 FOLLOWED = (3, 2, 1)  # guesses of a sequence that are followed up at depth 1, 2, ...; beyond: 1
 LEAST = 0.08  # confidence along a path below which following it up costs more than it can gain

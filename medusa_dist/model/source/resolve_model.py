@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.source import demo
 from medusa_dist.model.source.checkpoint import no_safetensors
@@ -100,3 +101,8 @@ def _no_revision(model: str, revision: str | None) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def model_folder(config: Config) -> Path:
+    """The model's folder on this node, fetched or made if it is not there yet. Raises ModelError."""
+    return resolve_source(config.model, config.revision)

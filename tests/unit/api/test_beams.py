@@ -4,7 +4,7 @@ import pytest
 
 from medusa_dist.api.beams import split_choices
 from medusa_dist.api.schema.responses import ChatReply, CompletionReply
-from medusa_dist.request import FinishReason, Hypothesis, Output, SpeculationStats
+from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats
 from tests.support.fake_service import EOS, FakeService, chat, client_of, completion, ids_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

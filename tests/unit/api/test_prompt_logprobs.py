@@ -6,7 +6,7 @@ import pytest
 
 from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
 from medusa_dist.api.schema.responses import ChatReply, CompletionReply
-from medusa_dist.request import TokenLogprobs
+from medusa_dist.outputs import TokenLogprobs
 from tests.support.fake_service import TOKENIZER, FakeService, chat, client_of, completion, ids_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

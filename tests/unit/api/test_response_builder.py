@@ -1,5 +1,5 @@
 from medusa_dist.api.response_builder import speculation_metrics
-from medusa_dist.request import SpeculationStats
+from medusa_dist.outputs import SpeculationStats
 
 
 def test_speculation_metrics_in_vllms_words():

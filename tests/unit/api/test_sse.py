@@ -6,7 +6,7 @@ import pytest
 from medusa_dist.api import sse
 from medusa_dist.api.routes import build_api
 from medusa_dist.errors import EngineError, GroupError
-from medusa_dist.request import FinishReason, Output
+from medusa_dist.outputs import FinishReason, Output
 from tests.support.fake_service import FakeService, chat, client_of, ids_of
 
 CHAT = "/v1/chat/completions"

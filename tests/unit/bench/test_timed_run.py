@@ -3,7 +3,9 @@
 import pytest
 
 from medusa_dist.bench.timed_run import run_prompts
-from medusa_dist.request import FinishReason, Output, Request, SamplingParams, SpeculationStats
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 class Engine:

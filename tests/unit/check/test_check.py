@@ -15,7 +15,8 @@ from medusa_dist.check.check import Options, Report, check
 from medusa_dist.check.memory import CONTEXT_BYTES
 from medusa_dist.check.roofline import GPU
 from medusa_dist.cli.main import app
-from medusa_dist.engine.startup.bootstrap import EngineRank, make_drafter
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.find_heads import make_drafter
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model

@@ -5,12 +5,14 @@ import time
 
 import pytest
 
-from medusa_dist.engine.loop import Abort, EngineLoop, Submit
-from medusa_dist.engine.outbox import Refusal
+from medusa_dist.engine.loop import EngineLoop
+from medusa_dist.engine.messages import Abort, Refusal, Submit
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
-from medusa_dist.request import FinishReason, Output, Request, SamplingParams
+from medusa_dist.outputs import FinishReason, Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 class CountingEngine:

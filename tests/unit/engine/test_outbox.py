@@ -4,9 +4,10 @@ import threading
 import time
 from dataclasses import replace
 
-from medusa_dist.engine.outbox import Outbox, Refusal
+from medusa_dist.engine.messages import Refusal
+from medusa_dist.engine.outbox import Outbox
 from medusa_dist.errors import RequestError
-from medusa_dist.request import FinishReason, Output, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Output, TokenLogprobs
 
 
 def out(request_id: str, *ids: int, finish: FinishReason | None = None) -> Output:

@@ -8,7 +8,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.heads_tools.record_drafts import record
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import num_steps, static_accepted
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.counting_model import save_counting_model, shifted
 from tests.support.counting_model import save_heads as save_counting_heads
 from tests.support.tiny_engine import STATIC, Setting, decode, engine_over, request, save_model, tiny_config

@@ -8,7 +8,7 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
 from medusa_dist.heads_tools.trace_steps import watch
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.counting_model import save_counting_model, save_heads, shifted
 from tests.support.tiny_engine import decode, request, tiny_config
 

@@ -13,7 +13,8 @@ from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, ran
 from medusa_dist.model.source.checkpoint import Checkpoint
 from medusa_dist.model.support_check import read_config
 from medusa_dist.ops.attention.kv_cache import KVPool, block_bytes
-from medusa_dist.ops.tp_group import Linear, Parallel
+from medusa_dist.ops.linear import Linear
+from medusa_dist.ops.tp_group import Parallel
 from tests.support.tiny_models import VOCAB, configs, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ import torch
 from medusa_dist.grammar import Grammar
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import NEVER, History, adjust, lowest_argmax, perturb, token_logprobs, top_tokens
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V = 31

@@ -12,9 +12,11 @@ import ray
 from ray.util import remove_placement_group
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Abort, Submit
+from medusa_dist.engine.messages import Abort, Submit
 from medusa_dist.errors import GroupError, ModelError
-from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve import group as module
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.placement import reserve

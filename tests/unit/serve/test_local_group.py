@@ -8,10 +8,10 @@ import pytest
 import ray
 
 from medusa_dist.config import Config
-from medusa_dist.engine.loop import Submit
-from medusa_dist.engine.outbox import Refusal
+from medusa_dist.engine.messages import Refusal, Submit
 from medusa_dist.errors import GroupError, ModelError
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve.local_group import DriverGroup, run_ranks
 from tests.support.fake_stack import expected
 

@@ -4,9 +4,11 @@ from collections import defaultdict
 
 import pytest
 
-from medusa_dist.engine.loop import Batch
+from medusa_dist.engine.messages import Batch
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.request import Output, Request, SamplingParams, SpeculationStats
+from medusa_dist.outputs import Output, SpeculationStats
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve import metrics
 from medusa_dist.serve.inflight import Pending
 from medusa_dist.serve.metrics import ServiceMetrics

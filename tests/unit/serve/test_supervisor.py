@@ -7,10 +7,11 @@ import signal
 import pytest
 from ray.util import remove_placement_group
 
-from medusa_dist.engine.loop import Abort, Batch, EngineLoop, Submit
+from medusa_dist.engine.loop import EngineLoop
+from medusa_dist.engine.messages import Abort, Batch, Submit
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import EngineError, GroupError, ModelError, OverloadedError, RequestError
-from medusa_dist.request import FinishReason
+from medusa_dist.outputs import FinishReason
 from medusa_dist.serve import supervisor as module
 from medusa_dist.serve.group import Group
 from medusa_dist.serve.placement import reserve

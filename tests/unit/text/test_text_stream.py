@@ -2,8 +2,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medusa_dist.request import FinishReason, Output, SamplingParams, SpeculationStats, TokenLogprobs
-from medusa_dist.text.text_stream import Detokenizer, TextStream, token_text
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.detokenizer import Detokenizer
+from medusa_dist.text.text_stream import TextStream
+from medusa_dist.text.token_text import token_text
 from tests.support.tiny_tokenizers import byte_tokenizer, sentencepiece_tokenizer
 
 BYTES, PIECES = byte_tokenizer(), sentencepiece_tokenizer()

@@ -7,7 +7,7 @@ import pytest
 
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.training.distill import distill, origin_of
 from medusa_dist.training.distilled_dataset import Answer, read_answers
 from tests.support.tiny_llm import save_llm

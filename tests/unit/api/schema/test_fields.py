@@ -7,7 +7,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Use
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
 from medusa_dist.grammar import Grammar
-from medusa_dist.request import SamplingParams
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.fake_service import FakeService, chat, client_of, completion
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -8,14 +8,15 @@ import torch
 
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.result import Known
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Known
 from medusa_dist.medusa.beam.beam_tree import num_followed, rank_guesses
 from medusa_dist.medusa.beam.search import BeamRules, Ranked, Search
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import SequentialHeads, build_heads
 from medusa_dist.medusa.trees.tree import NOWHERE, Candidates
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.tiny_heads import HIDDEN, VOCAB, random_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,9 @@ from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search, advance
 from medusa_dist.medusa.trees.tree import Candidates
-from medusa_dist.request import Output, Request, SamplingParams
+from medusa_dist.outputs import Output
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.fake_model import EOS, VOCAB, FakeEngine, FakeWorker, continuation, truth
 
 MAX_LEN = 120

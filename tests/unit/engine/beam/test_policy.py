@@ -6,14 +6,15 @@ import pytest
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.policy import BeamPolicy
+from medusa_dist.engine.beam.result import BeamVerdict
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict
 from medusa_dist.medusa.beam.search import BeamRules, BeamWalk, Search
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 W, MAX_LEN = 4, 2000
 

@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.result import BeamVerdict
 from medusa_dist.engine.beam.select import judge_beams
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import BeamVerdict
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.beam.search import BeamRules, Search
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import Tree
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 V, EOS = 13, (2,)
 

@@ -12,7 +12,8 @@ from medusa_dist.engine.runner.prompt_logprobs import score_prompts
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.ops.sampling import token_logprobs
 from medusa_dist.ops.tp_group import Parallel
-from medusa_dist.request import FinishReason, Output, Request, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Output, TokenLogprobs
+from medusa_dist.request import Request
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,8 @@ from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.trees.tree import Tree
-from medusa_dist.request import FinishReason, Request
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
 from tests.support.fake_model import EOS, VOCAB, FakeEngine, continuation
 
 LEAST, MOST = (-99, 0), (99, 0)  # turns

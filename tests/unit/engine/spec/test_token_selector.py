@@ -12,7 +12,8 @@ from medusa_dist.errors import EngineError
 from medusa_dist.medusa.trees.tree import EMPTY, Tree
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import token_logprobs
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.plan_helpers import Piece, make_step
 
 V, EOS = 31, (2,)

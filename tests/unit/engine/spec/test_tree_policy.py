@@ -14,7 +14,8 @@ from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import SAMPLED
 from medusa_dist.medusa.trees.tree import Candidates, Tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 MAX_LEN = 2000
 FLAT = StepCost((4, 1000), (1.0, 1.0), 0.1)

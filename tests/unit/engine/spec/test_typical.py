@@ -9,7 +9,8 @@ from medusa_dist.engine.spec.typical import typical_bounds, weights_of
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import RequestError
 from medusa_dist.ops.sampling import History, adjust
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 from tests.support.tiny_engine import EOS, Run, Setting, decode, engine_over, request, save_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medusa_dist.engine.startup.bootstrap import EngineRank, choose_device, find_heads
+from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.find_heads import find_heads
+from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.errors import ConfigError, HeadsError
 from tests.support.tiny_engine import EOS, VOCAB, decode, request, save_model, tiny_config
 from tests.support.tiny_heads import save_heads

@@ -4,7 +4,8 @@ import pytest
 
 from medusa_dist.engine.state.limits import Limits, check_request
 from medusa_dist.errors import RequestError
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 LIMITS = Limits(max_running=2, max_batched_tokens=64, max_model_len=100, vocab_size=11, eos_ids=(10,))
 

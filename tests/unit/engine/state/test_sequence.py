@@ -5,7 +5,9 @@ import pytest
 
 from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
-from medusa_dist.request import FinishReason, Request, SamplingParams
+from medusa_dist.outputs import FinishReason
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 def sequence(prompt: int = 20, output: int = 0) -> Sequence:

@@ -4,7 +4,8 @@ import random
 
 from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
-from medusa_dist.request import Request, SamplingParams
+from medusa_dist.request import Request
+from medusa_dist.sampling_params import SamplingParams
 
 
 def sequence(number: int, priority: int = 0) -> Sequence:

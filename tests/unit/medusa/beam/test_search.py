@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medusa_dist.medusa.beam.search import BeamRules, Fork, Group, Search, Stand, advance, walk_beams
 from medusa_dist.medusa.trees.tree import EMPTY, ROOT, Tree
-from medusa_dist.request import FinishReason, Hypothesis
+from medusa_dist.outputs import FinishReason, Hypothesis
 
 V = 11
 

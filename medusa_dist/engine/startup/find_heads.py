@@ -1,0 +1,38 @@
+"""Which heads draft for a model: found, read, checked against it, and built on rank 0.
+
+Owns the search and the checks before loading. Not here: the file format (medusa/heads/heads_file.py).
+"""
+
+from pathlib import Path
+
+from medusa_dist.config import Config, Paths
+from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.medusa.heads.heads_file import HeadsFile
+from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
+from medusa_dist.model.load import ShardedModel, load_full_rows
+from medusa_dist.model.source.resolve_model import resolve_source
+
+_SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
+
+
+def find_heads(config: Config) -> Path | None:
+    """The folder of the heads: the one named, or what ships for the demo model; None: serve without speculation."""
+    if config.speculation.mode == "off":
+        return None
+    if config.heads.source is not None:
+        local = Path(config.heads.source).expanduser()
+        return local if local.is_dir() else resolve_source(config.heads.source)
+    shipped = _SHIPPED_HEADS.get(config.model)
+    return None if shipped is None else Path(__file__).parents[2] / "data" / "heads" / shipped
+
+
+def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> Drafter:
+    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
+
+    static: the only tree they will draft for, if there is one.
+    """
+    shared = file.description.lm_head == "shared"
+    rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
+    heads = build_heads(file, rows, drafting_dtype(file, model.dtype, model.device), model.device)
+    embedding = load_full_rows(model, "input") if heads.needs_embedding else None
+    return Drafter(heads, embedding, model.vocab_size, static)

@@ -1,0 +1,64 @@
+"""A rank's device, and how ranks meet: TCP store and process groups.
+
+Owns ports, timeouts and backends of torch.distributed. Not here: what travels (engine/runner/broadcast.py).
+"""
+
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from medusa_dist.config import Config
+from medusa_dist.errors import ConfigError
+from medusa_dist.ops.tp_group import Parallel
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device of this process. Raises ConfigError if cuda is asked for and not there."""
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda is asked for, but torch sees no GPU; set device: cpu, or check the driver")
+    return torch.device("cuda", 0)
+
+
+def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
+    """Rank 0's meeting point on a free port (store.port), bound to `host` alone and not to every interface."""
+    listener = socket.create_server((host, 0))
+    return TCPStore(
+        host,
+        listener.getsockname()[1],
+        world,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener.detach(),
+    )
+
+
+def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
+    """The meeting point, from ranks > 0."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def join_group(
+    config: Config, device: torch.device, rank: int, store: Store | None, generation: int
+) -> tuple[Parallel, dist.ProcessGroup | None]:
+    """Data group (nccl on GPUs) and control group (always gloo: plans live on the host); none for a rank alone."""
+    world = config.tensor_parallel_size
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        return Parallel(), None
+    assert store is not None, "several ranks need a store to meet at"
+    timeout = timedelta(seconds=config.timeouts.load_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
+    )
+    # Loading may take minutes, a step may not: the control group has the step's deadline.
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
+    return Parallel(rank, world, dist.group.WORLD), control

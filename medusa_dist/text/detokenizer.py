@@ -1,0 +1,84 @@
+"""Detokenizer: the text of a growing token sequence, shown character by complete character.
+
+Owns incremental decoding. Not here: stop strings (text_stream.py), one token by itself (token_text.py). No torch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from medusa_dist.text.token_text import UNFINISHED, special_ids
+
+CONTEXT_TOKENS = 6  # enough prompt to know whether the first word starts with a space
+
+
+MAX_HELD_TOKENS = 8  # a character spans at most 4 tokens; a longer wait means that the bytes are no text
+
+
+class Detokenizer:
+    """Text of a growing token sequence; what was returned once is never changed.
+
+    tokenizer: a transformers tokenizer. context: the tokens before the first one (the prompt, for text completion),
+    so that sentencepiece models keep the space before their first word; leave it empty where the output is a text of
+    its own (chat).
+    A short window is decoded anew per token: the last tokens that gave text, then those since. Concatenated results
+    equal `tokenizer.decode` of all tokens without special ones.
+    """
+
+    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_ids(tokenizer)
+        self._window = list(context[-CONTEXT_TOKENS:])
+        self._settled = len(self._window)  # window[:settled]: tokens whose text was returned as a whole
+        self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; "" for special tokens and in the middle of a character."""
+        if token_id in self._special and not self._decode([token_id]):
+            return ""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        stable = len(text.rstrip(UNFINISHED))
+        if stable > self._shown:
+            new = text[self._shown : stable]
+            self._shown = stable
+            if stable == len(text):
+                self._slide()
+            return new
+        if len(self._window) - self._settled >= MAX_HELD_TOKENS:
+            return self._let_go(text)
+        return ""
+
+    def flush(self) -> str:
+        """What was held back for an unfinished character, as the decoder writes it (U+FFFD)."""
+        text = self._decode(self._window)
+        new = text[self._shown :]
+        self._shown = max(self._shown, len(text))
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        # Cleaning up spaces would change text that was returned already.
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _slide(self) -> None:
+        """Start the window at the tokens whose text was just completed."""
+        recent = self._window[self._settled :]
+        text = self._decode(recent)
+        if text:
+            self._window, self._shown = recent, len(text)
+        self._settled = len(self._window)
+
+    def _let_go(self, text: str) -> str:
+        """Return garbage bytes, all but the last few tokens, from which a real character may still grow.
+
+        The window is cut where both sides decode to the whole, that is, not inside a character. Known limit: with a
+        byte-fallback decoder, three or more literal U+FFFD in a row come out as one per byte.
+        """
+        for keep in range(3, MAX_HELD_TOKENS):
+            head, tail = self._window[:-keep], self._window[-keep:]
+            rest = self._decode(tail)
+            if self._decode(head) + rest == text and len(text) - len(rest) >= self._shown:
+                new = text[self._shown : len(text) - len(rest)]
+                self._window, self._settled, self._shown = tail, 0, 0
+                return new
+        return ""
