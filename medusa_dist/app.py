@@ -23,14 +23,14 @@ from medusa_dist.api.service import Health
 from medusa_dist.config import Config
 from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
-from medusa_dist.serve.replica import Front
+from medusa_dist.serve.replica import LLMReplica
 
 DEPLOYMENT = "Medusa"
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs to whoever may look
 STALE_S = 10.0  # a front's report may be that late: clocks of nodes differ, and a busy front is slow
 
 
-class Medusa(Front):
+class Medusa(LLMReplica):
     """The front as api.Service knows it."""
 
     def health(self) -> Health:

@@ -203,7 +203,7 @@ class Config(Strict):
         default="auto", description="auto: cuda where torch sees a GPU, else cpu."
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Ranks the model is cut over. Legal: 1 to the model's number of key/value heads."
+        default=1, description="RankGroup the model is cut over. Legal: 1 to the model's number of key/value heads."
     )
     max_model_len: int | None = Field(
         ge=2, default=None, description="Longest prompt + output, tokens. None: what the model was trained for."

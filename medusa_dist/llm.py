@@ -27,7 +27,7 @@ from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta, TextStream
 
 Prompt = str | Sequence[int]
-Speculation = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
+SpeculationSpec = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LLM:
         heads: str | Mapping[str, Any] | None = None,
         dtype: str = "float32",
         tensor_parallel_size: int = 1,
-        speculation: Speculation = "auto",
+        speculation: SpeculationSpec = "auto",
         **options: Any,
     ) -> None:
         refuse_service_keys(options)
@@ -244,7 +244,7 @@ class LLM:
         return mine
 
 
-def speculation_keys(speculation: Speculation) -> dict[str, Any]:
+def speculation_keys(speculation: SpeculationSpec) -> dict[str, Any]:
     """LLM's short forms as the config's keys."""
     if isinstance(speculation, str):
         return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}

@@ -12,7 +12,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.outputs import Output
-from medusa_dist.serve.local_group import DriverGroup
+from medusa_dist.serve.local_group import LocalGroup
 
 OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus": True}}
 
@@ -70,4 +70,4 @@ class LocalBackend:
 
 def start_backend(config: Config) -> Backend:
     """One rank runs in this process, more are started on Ray. Raises ConfigError, ModelError or GroupError."""
-    return LocalBackend(config) if config.tensor_parallel_size == 1 else DriverGroup(config)
+    return LocalBackend(config) if config.tensor_parallel_size == 1 else LocalGroup(config)

@@ -92,7 +92,7 @@ class SamplingParams:
             raise RequestError("without speculation nothing is drafted that could be accepted", "acceptance")
 
     @property
-    def needs_whole_row(self) -> bool:
+    def needs_full_logits(self) -> bool:
         """True if the choice needs more than each vocabulary shard's own argmax of logits / T + noise."""
         return (
             self.logprobs is not None

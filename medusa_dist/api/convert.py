@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
 from medusa_dist.api.beams import asked_beams
-from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, Message, Sampled
+from medusa_dist.api.schema.requests import ChatMessage, ChatRequest, CompletionRequest, Sampled
 from medusa_dist.api.schema.structured_outputs import asked_grammar
 from medusa_dist.api.service import Service
 from medusa_dist.beam_fields import GRAMMAR_REASON
@@ -34,7 +34,7 @@ _UNION_LABELS = {"str", "int", "float", "bool"}
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EncodedPrompt:
     """One prompt. text: as the client wrote it, for echo (ids decoded where it sent ids)."""
 
     text: str
@@ -54,7 +54,7 @@ def check_model(name: str, service: Service) -> None:
         )
 
 
-async def chat_prompt(messages: Sequence[Message], add_generation_prompt: bool, service: Service) -> Prompt:
+async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service) -> EncodedPrompt:
     """Messages through the model's chat template. Raises RequestError where there is none or it objects."""
     tokenizer = service.tokenizer
     if not getattr(tokenizer, "chat_template", None):
@@ -65,27 +65,27 @@ async def chat_prompt(messages: Sequence[Message], add_generation_prompt: bool, 
         for m in messages
     ]
 
-    def render() -> Prompt:
+    def render() -> EncodedPrompt:
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from None
         # The template wrote all special tokens already.
-        return Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return EncodedPrompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     return await off_loop(sum(len(m.text) for m in messages), render)
 
 
-async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> Prompt:
+async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> EncodedPrompt:
     """A plain text, with the special tokens the model expects at its start."""
 
-    def tokenize() -> Prompt:
-        return Prompt(text, tuple(service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
+    def tokenize() -> EncodedPrompt:
+        return EncodedPrompt(text, tuple(service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
 
     return await off_loop(len(text), tokenize)
 
 
-async def completion_prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
+async def completion_prompts(body: CompletionRequest, service: Service) -> list[EncodedPrompt]:
     """All prompts of a completions call: one text, one list of ids, or a list of either."""
     given = body.prompt
     listed: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
@@ -97,7 +97,7 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
             prompts.append(await text_prompt(item, service))
         else:
             check_prompt(item, service.max_model_len, service.vocab_size, None)  # before the tokenizer sees the ids
-            prompts.append(Prompt(service.tokenizer.decode(item), tuple(item)))
+            prompts.append(EncodedPrompt(service.tokenizer.decode(item), tuple(item)))
     return prompts
 
 
@@ -155,7 +155,7 @@ def _token_id(token_id: int, vocab_size: int, field: str) -> int:
 
 
 def make_requests(
-    body: ChatRequest | CompletionRequest, prompts: Sequence[Prompt], call_id: str, service: Service
+    body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], call_id: str, service: Service
 ) -> tuple[int, list[Request]]:
     """The seed that is reported, and one Request per choice: prompts outside, n inside. A beam search is one Request.
 

@@ -15,7 +15,7 @@ MAX_WAIT_S = 5.0  # between two tries at a full service
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class InProcessReply:
     """What HTTP would have sent. body: the JSON."""
 
     status: int
@@ -35,11 +35,11 @@ class Inside:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://inside", timeout=None)
 
-    async def post(self, path: str, body: Any) -> Reply:
+    async def post(self, path: str, body: Any) -> InProcessReply:
         """One call. While the service is full (429) it waits and tries again: a batch line has time."""
         while True:
             answer = await self._client.post(path, json=body)
             if answer.status_code != 429:
-                return Reply(answer.status_code, answer.headers["x-request-id"], answer.json())
+                return InProcessReply(answer.status_code, answer.headers["x-request-id"], answer.json())
             hint_s = float(answer.headers.get("retry-after", 1))
             await asyncio.sleep(min(hint_s, MAX_WAIT_S) * random.uniform(0.5, 1.0))

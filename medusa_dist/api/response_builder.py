@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from medusa_dist.api.convert import Prompt
+from medusa_dist.api.convert import EncodedPrompt
 from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
 from medusa_dist.outputs import SpeculationStats, TokenLogprobs
 from medusa_dist.text.text_stream import TextDelta, TextStream
@@ -37,7 +37,7 @@ class Facts:
     include_usage: bool
 
 
-class Answer(ABC):
+class ResponseBuilder(ABC):
     """The answer to one call. streams[i] is choice i; the two routes differ in the words only."""
 
     whole_object: ClassVar[str]
@@ -133,7 +133,7 @@ class Answer(ABC):
         return token_text(self._tokenizer, token_id)
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(ResponseBuilder):
     """/v1/chat/completions."""
 
     whole_object = "chat.completion"
@@ -169,14 +169,14 @@ class ChatAnswer(Answer):
         return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST_LOGPROB)}
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(ResponseBuilder):
     """/v1/completions. echoes[i]: the prompt that choice i repeats before its own text, None without echo."""
 
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
     def __init__(
-        self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[Prompt | None]
+        self, facts: Facts, streams: Sequence[TextStream], tokenizer: Any, echoes: Sequence[EncodedPrompt | None]
     ) -> None:
         super().__init__(facts, streams, tokenizer)
         self._echoes = echoes
@@ -201,7 +201,7 @@ class CompletionAnswer(Answer):
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
         return self._piece(index, delta.text, delta)
 
-    def _echo(self, index: int, echo: Prompt) -> dict[str, Any]:
+    def _echo(self, index: int, echo: EncodedPrompt) -> dict[str, Any]:
         """The prompt as a piece of its own."""
         logprobs, num_top = None, self._facts.num_logprobs
         if num_top is not None:

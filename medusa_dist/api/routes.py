@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from medusa_dist.api.auth import ApiKey, RequestId, check_api_key, request_id
 from medusa_dist.api.call import Call, ClientGone
 from medusa_dist.api.convert import (
-    Prompt,
+    EncodedPrompt,
     chat_prompt,
     check_model,
     completion_prompts,
@@ -26,7 +26,7 @@ from medusa_dist.api.convert import (
     make_requests,
     text_prompt,
 )
-from medusa_dist.api.response_builder import Answer, ChatAnswer, CompletionAnswer, Facts
+from medusa_dist.api.response_builder import ChatAnswer, CompletionAnswer, Facts, ResponseBuilder
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply, ModelCard, ModelList, TokenizeReply
 from medusa_dist.api.service import Service
@@ -92,7 +92,7 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
 
 
 async def _generate(
-    body: ChatRequest | CompletionRequest, prompts: Sequence[Prompt], request: Request, service: Service
+    body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], request: Request, service: Service
 ) -> Response:
     """Run all choices of a call, and answer in one piece or as a stream."""
     is_chat = isinstance(body, ChatRequest)
@@ -114,7 +114,7 @@ async def _generate(
         num_prompt_logprobs=body.prompt_logprobs,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    answer: Answer
+    answer: ResponseBuilder
     if isinstance(body, ChatRequest):
         answer = ChatAnswer(facts, streams, tokenizer)
     else:

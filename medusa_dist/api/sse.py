@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from medusa_dist.api.call import Call, ClientGone
 from medusa_dist.api.convert import failure
-from medusa_dist.api.response_builder import Answer
+from medusa_dist.api.response_builder import ResponseBuilder
 
 KEEP_ALIVE_S = 15.0  # proxies commonly cut a silent connection after 60 s
 KEEP_ALIVE = ": keep-alive\n\n"
@@ -29,7 +29,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, answer: Answer, first: str, request_id: str) -> None:
+    def __init__(self, call: Call, answer: ResponseBuilder, first: str, request_id: str) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold chunks back
         super().__init__(_events(call, answer, first, request_id), headers=headers)
         self._call = call
@@ -42,7 +42,7 @@ class EventStream(StreamingResponse):
             await self._call.close()
 
 
-async def open_stream(call: Call, answer: Answer, request_id: str) -> EventStream:
+async def open_stream(call: Call, answer: ResponseBuilder, request_id: str) -> EventStream:
     """Wait for the first token, so that a refusal still gets its own status, but not beyond the first keep-alive."""
     try:
         first = await _next_events(call, answer)
@@ -52,12 +52,12 @@ async def open_stream(call: Call, answer: Answer, request_id: str) -> EventStrea
     return EventStream(call, answer, first, request_id)
 
 
-async def _next_events(call: Call, answer: Answer) -> str:
+async def _next_events(call: Call, answer: ResponseBuilder) -> str:
     got = await call.next(KEEP_ALIVE_S)
     return KEEP_ALIVE if got is None else "".join(map(event, answer.chunks(*got)))
 
 
-async def _events(call: Call, answer: Answer, first: str, request_id: str) -> AsyncGenerator[str, None]:
+async def _events(call: Call, answer: ResponseBuilder, first: str, request_id: str) -> AsyncGenerator[str, None]:
     """First events, then one write per delta, usage if wanted, [DONE]; or an error event, and no [DONE]."""
     try:
         text = first

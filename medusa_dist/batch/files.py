@@ -25,7 +25,7 @@ _MAX_NAMED = 5  # duplicates listed in one error
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BatchLine:
     """One input line. id: of its output line, the same in every run over this file with this seed.
 
     number: in the file, from 1. problem: why it cannot be sent, else None. body has a seed, the line's own or one made
@@ -40,7 +40,7 @@ class Line:
     problem: str | None = None
 
 
-def read_lines(path: Path, seed: int) -> Iterator[Line]:
+def read_lines(path: Path, seed: int) -> Iterator[BatchLine]:
     """The lines of an input file, one at a time; blank ones are none."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -48,27 +48,27 @@ def read_lines(path: Path, seed: int) -> Iterator[Line]:
                 yield parse_line(raw, number, seed)
 
 
-def parse_line(raw: bytes, number: int, seed: int) -> Line:
+def parse_line(raw: bytes, number: int, seed: int) -> BatchLine:
     """One input line. number: from 1. seed: of the job, for lines without one."""
     digest = hashlib.blake2b(f"{seed}/{number}/".encode() + raw.strip(), digest_size=12).hexdigest()
     name = f"batch_req_{digest}"
     try:
         given = json.loads(raw.decode())
     except ValueError as error:
-        return Line(name, number, None, problem=f"line {number} is not JSON: {error}")
+        return BatchLine(name, number, None, problem=f"line {number} is not JSON: {error}")
     if not isinstance(given, dict):
-        return Line(name, number, None, problem=f"line {number} is not a JSON object")
+        return BatchLine(name, number, None, problem=f"line {number} is not a JSON object")
     custom_id = given.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        return Line(name, number, None, problem=f"line {number}: custom_id must be a text that is not empty")
+        return BatchLine(name, number, None, problem=f"line {number}: custom_id must be a text that is not empty")
     problem = _problem(given)
     if problem is not None:
-        return Line(name, number, custom_id, problem=f"line {number}: {problem}")
+        return BatchLine(name, number, custom_id, problem=f"line {number}: {problem}")
     body = given["body"]
     if body.get("seed") is None:
         # 53 bits, like seeds drawn by the service: JavaScript rounds larger ones when it reads the answer.
         body = {**body, "seed": choice_seed(seed, custom_id) % 2**53}
-    return Line(name, number, custom_id, given["url"], body)
+    return BatchLine(name, number, custom_id, given["url"], body)
 
 
 def _problem(given: dict[str, Any]) -> str | None:
@@ -112,7 +112,7 @@ def check_input(path: Path, seed: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LineAnswer:
     """What came back for a line. body: the JSON that HTTP gives, an error's included."""
 
     id: str
@@ -136,7 +136,7 @@ class Answer:
         return {"id": self.id, "custom_id": self.custom_id, "response": response, "error": error}
 
 
-def refusal(line: Line) -> dict[str, Any]:
+def refusal(line: BatchLine) -> dict[str, Any]:
     """The output line of an input line that was not sent."""
     error = {"code": "invalid_line", "message": line.problem}
     return {"id": line.id, "custom_id": line.custom_id, "response": None, "error": error}

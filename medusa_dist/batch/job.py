@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from medusa_dist.batch.files import Answer, Existing, Line, OutputFile, check_input, read_lines, refusal
+from medusa_dist.batch.files import BatchLine, Existing, LineAnswer, OutputFile, check_input, read_lines, refusal
 from medusa_dist.errors import ConfigError, EngineError
-from medusa_dist.tools.progress import Count, ProgressDisplay
+from medusa_dist.tools.progress import ProgressDisplay, ProgressText
 
-Deliver = Callable[[Answer], None]
+Deliver = Callable[[LineAnswer], None]
 MAX_TRIES = 3  # of a line that the service could not answer (503)
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # after a pass without a single answer; then the job gives up
 
@@ -27,7 +27,7 @@ class Sender(Protocol):
     def describe(self) -> dict[str, Any]:
         """The facts of /v1/models. Raises MedusaError if there is no such service."""
 
-    def send(self, lines: Iterator[Line], deliver: Deliver) -> None:
+    def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
         """Have all lines answered, in any order; each at most once.
 
         Lines that were lost with a part of the service may stay without an answer: the caller sends them again.
@@ -78,7 +78,7 @@ def run_batch(
 
                 def show() -> None:
                     failed = f"{output.num_failed} in error"
-                    progress.say(Count("answering", len(output.done), total, "lines", failed))
+                    progress.say(ProgressText("answering", len(output.done), total, "lines", failed))
 
                 show()
                 _answer_all(source, seed, output, sender, show)
@@ -110,7 +110,7 @@ def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, sho
     """Pass after pass over what has no output line yet, until nothing is left."""
     tries: dict[str, int] = {}
 
-    def todo() -> Iterator[Line]:
+    def todo() -> Iterator[BatchLine]:
         for line in read_lines(source, seed):
             if line.id in output.done:
                 continue
@@ -120,7 +120,7 @@ def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, sho
                 output.write(refusal(line))
                 show()
 
-    def deliver(answer: Answer) -> None:
+    def deliver(answer: LineAnswer) -> None:
         if answer.id in output.done:
             return
         if answer.status == 503:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from medusa_dist.batch.files import Answer, Line
+from medusa_dist.batch.files import BatchLine, LineAnswer
 from medusa_dist.batch.job import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
@@ -52,11 +52,11 @@ class HttpSender:
         """Calls in flight."""
         return self._concurrency or FILL * int(self._facts.get("max_running", 16))
 
-    def send(self, lines: Iterator[Line], deliver: Deliver) -> None:
+    def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
         """See batch.Sender. Raises EngineError if the service cannot be reached for PATIENCE_S."""
         asyncio.run(self._send(lines, deliver))
 
-    async def _send(self, lines: Iterator[Line], deliver: Deliver) -> None:
+    async def _send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
         limits = httpx.Limits(max_connections=self.window, max_keepalive_connections=self.window)
         timeout = httpx.Timeout(60.0, read=None)  # an answer comes when it is ready; a dead peer resets the connection
         async with httpx.AsyncClient(headers=self._headers, limits=limits, timeout=timeout) as client:
@@ -72,7 +72,7 @@ class HttpSender:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 
-    async def _answer(self, client: httpx.AsyncClient, line: Line) -> Answer:
+    async def _answer(self, client: httpx.AsyncClient, line: BatchLine) -> LineAnswer:
         """One line. Waits while the service is full, and for a while where it is gone."""
         pause_s, lost_since = 1.0, None
         while True:
@@ -90,7 +90,7 @@ class HttpSender:
             else:
                 if answer.status_code != 429:
                     request_id = answer.headers.get("x-request-id", "")
-                    return Answer(line.id, line.custom_id, answer.status_code, request_id, body)
+                    return LineAnswer(line.id, line.custom_id, answer.status_code, request_id, body)
                 lost_since = None
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)

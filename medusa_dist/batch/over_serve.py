@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
-from medusa_dist.batch.files import Answer, Line
+from medusa_dist.batch.files import BatchLine, LineAnswer
 from medusa_dist.batch.job import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
@@ -70,7 +70,7 @@ class ServeSender:
         running, queued = int(self._facts["max_running"]), int(self._facts["max_queued"])
         return max(1, min(max(MIN_BLOCK, running), (running + queued) // BLOCKS))
 
-    def send(self, lines: Iterator[Line], deliver: Deliver) -> None:
+    def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
         """See batch.Sender."""
         quiet_ray_data()
         size = self.block_size()
@@ -106,7 +106,7 @@ class ServeSender:
                 self._note(f"a line came back without an answer: {_last_line(row['__inference_error__'])}")
                 continue
             reply = json.loads(row["reply"])
-            deliver(Answer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))
+            deliver(LineAnswer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))
 
 
 def _last_line(error: object) -> str:
@@ -114,7 +114,7 @@ def _last_line(error: object) -> str:
     return ([type(error).__name__, *str(error).strip().splitlines()])[-1].strip()[:200]
 
 
-def _row(line: Line) -> dict[str, str]:
+def _row(line: BatchLine) -> dict[str, str]:
     """A line as texts: columns whose types differ from row to row are not for Arrow."""
     assert line.custom_id is not None
     return {"id": line.id, "custom_id": line.custom_id, "url": line.url, "body": json.dumps(line.body)}

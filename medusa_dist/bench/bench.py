@@ -18,12 +18,12 @@ import torch
 
 from medusa_dist.bench.machine import machine, read_bandwidth
 from medusa_dist.bench.peers import Answers, Peer
-from medusa_dist.bench.report import PEER_TIMED, TIMED, PeerRow, Report, Row, Side
-from medusa_dist.bench.timed_run import Run, run_prompts
+from medusa_dist.bench.report import PEER_TIMED, TIMED, BenchReport, PeerRow, Row, Side
+from medusa_dist.bench.timed_run import TimedRun, run_prompts
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
 _BOOTSTRAP_ROUNDS = 2000
@@ -72,7 +72,7 @@ class PromptSource:
         return list(self._llm.tokenizer(text)["input_ids"])
 
 
-def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> Report:
+def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> BenchReport:
     """Measure all batch sizes and temperatures, then against the peers. report: told what is being measured.
 
     Raises EngineError if any pair's tokens differ, ConfigError for an unfit prompt file.
@@ -93,7 +93,7 @@ def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[s
             peer_rows += _against(llm, source, setting, peer, batch, report)
     cost = llm.engine.speculation.cost
     points = () if cost is None else zip(cost.rows, cost.seconds, strict=True)
-    return Report(
+    return BenchReport(
         machine=machine(device),
         model=llm.config.model,
         dtype=llm.config.dtype,
@@ -122,14 +122,14 @@ def _row(
     """what: (batch, temperature)."""
     batch, temperature = what
     params = setting.params(temperature)
-    sides: dict[bool, list[Run]] = {True: [], False: []}
+    sides: dict[bool, list[TimedRun]] = {True: [], False: []}
     count = 1 if batch == 1 else setting.waves * batch
     name = f"batch {batch}, temperature {temperature:g}"
     report(f"{name}: warming up")
     for drafts in (True, False):  # kernels and the policy's averages warm up; a service has them after a minute
         run_prompts(llm.engine, source.take(0, count), batch, params, drafts)
     for pair in range(setting.pairs):
-        report(Count(name, pair, setting.pairs, "pairs"))
+        report(ProgressText(name, pair, setting.pairs, "pairs"))
         chosen = source.take(pair * count, count)
         for drafts in (True, False) if pair % 2 == 0 else (False, True):
             sides[drafts].append(run_prompts(llm.engine, chosen, batch, params, drafts))
@@ -142,7 +142,7 @@ def _row(
     return Row(batch, temperature, setting.pairs, on, off, mean, *bootstrap_interval(ratios), roof_share)
 
 
-def _side(runs: list[Run]) -> Side:
+def _side(runs: list[TimedRun]) -> Side:
     seconds, num_steps = sum(run.seconds for run in runs), sum(run.num_steps for run in runs)
     phases = {name: sum(run.phases.get(name, 0.0) for run in runs) for name in runs[0].phases}
     num_tokens = sum(run.num_tokens for run in runs)
@@ -160,13 +160,13 @@ def _against(
 ) -> list[PeerRow]:
     """Rounds of three: the peer, ours with drafts, ours without, in all orders, so that who follows whom evens out."""
     theirs: list[Answers] = []
-    ours: dict[bool, list[Run]] = {True: [], False: []}
+    ours: dict[bool, list[TimedRun]] = {True: [], False: []}
     params = setting.params(0.0)
     name = f"{peer.name}, batch {batch}"
     report(f"{name}: warming up")
     for number in range(-1, setting.pairs):  # the first one warms up
         if number >= 0:
-            report(Count(name, number, setting.pairs, "rounds"))
+            report(ProgressText(name, number, setting.pairs, "rounds"))
         chosen = source.take(max(0, number) * batch, batch)
         for side in _ORDERS[number % len(_ORDERS)]:
             if isinstance(side, str):
@@ -176,7 +176,7 @@ def _against(
     return [_peer_row(peer.name, batch, drafts, ours[drafts][1:], theirs[1:]) for drafts in (True, False)]
 
 
-def _peer_row(name: str, batch: int, drafts: bool, ours: list[Run], theirs: list[Answers]) -> PeerRow:
+def _peer_row(name: str, batch: int, drafts: bool, ours: list[TimedRun], theirs: list[Answers]) -> PeerRow:
     ratios = [run.total_rate / answers.rate for run, answers in zip(ours, theirs, strict=True)]
     low, high = bootstrap_interval(ratios)
     pairs = [

@@ -1,7 +1,7 @@
 """Other engines, made to decode the same prompts as ours: transformers in this process, vLLM in its own.
 
 Owns how a peer is started, asked and ended. Not here: the comparison (bench.py), what runs inside vLLM's Python
-(bench_vllm.py).
+(vllm_script.py).
 Both get the same folder, dtype and threads as our engine, decode greedily and go on past the end-of-sequence token.
 """
 
@@ -116,7 +116,7 @@ class VllmPeer:
 
     def __init__(self, python: str, folder: Path, dtype: str, max_model_len: int, batches: tuple[int, ...]) -> None:
         self.batches = batches
-        script = Path(__file__).with_name("bench_vllm.py")
+        script = Path(__file__).with_name("vllm_script.py")
         try:
             self._process = subprocess.Popen(
                 [python, str(script)],

@@ -70,7 +70,7 @@ class PeerRow:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All that is needed to quote the numbers. waves: how many times over a batch larger than 1 is filled in a run."""
 
     machine: dict[str, Any]
@@ -89,12 +89,12 @@ class Report:
     bandwidth_bytes_per_s: float  # of reading memory, measured in this process
 
 
-def as_json(report: Report) -> str:
+def as_json(report: BenchReport) -> str:
     """The report for machines."""
     return json.dumps(asdict(report), indent=2)
 
 
-def as_tables(report: Report) -> list[Table]:
+def as_tables(report: BenchReport) -> list[Table]:
     """The report for people: the comparison, a step's parts, the step-time curve, and the peers if there are any."""
     tables = [_comparison(report), _phases(report)]
     if report.step_cost_ms:
@@ -109,7 +109,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _comparison(report: Report) -> Table:
+def _comparison(report: BenchReport) -> Table:
     where = f"{report.machine['cpu']}, {report.machine['threads']} threads, {report.machine['device']}"
     table = _table(
         f"{report.model}, {report.dtype}, {report.max_tokens} tokens; {where}",
@@ -135,7 +135,7 @@ def _comparison(report: Report) -> Table:
     return table
 
 
-def _phases(report: Report) -> Table:
+def _phases(report: BenchReport) -> Table:
     names = list(dict.fromkeys(name for row in report.rows for name in row.off.phase_ms))
     table = _table("Milliseconds of a step, by phase", "batch", "T", "drafts", *names, "outside forward")
     for row in report.rows:
@@ -146,13 +146,13 @@ def _phases(report: Report) -> Table:
     return table
 
 
-def _curve(report: Report) -> Table:
+def _curve(report: BenchReport) -> Table:
     table = _table("Milliseconds of a step, by its rows", *(str(rows) for rows in report.step_cost_ms))
     table.add_row(*(f"{ms:.1f}" for ms in report.step_cost_ms.values()))
     return table
 
 
-def _peers(report: Report) -> Table:
+def _peers(report: BenchReport) -> Table:
     table = _table(
         "Side by side, greedy",
         *("peer", "batch", "drafts", "tokens/s", "theirs", "ours / theirs", "95 %", "same answers"),

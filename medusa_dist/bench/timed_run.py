@@ -15,7 +15,7 @@ from medusa_dist.sampling_params import SamplingParams
 
 
 @dataclass
-class Run:
+class TimedRun:
     """The tokens of every prompt, and counts of the time in which the batch was full."""
 
     tokens: list[tuple[int, ...]]
@@ -39,7 +39,7 @@ class Run:
 
 def run_prompts(
     engine: Engine, prompts: Sequence[Sequence[int]], batch: int, params: SamplingParams, speculation: bool
-) -> Run:
+) -> TimedRun:
     """Decode all prompts, `batch` at a time: when one ends the next begins. Each has its own seed, its number.
 
     Counting stops when the last prompt has begun and one ends: a draining batch would measure its slowest member.
@@ -49,7 +49,7 @@ def run_prompts(
     queue = deque(
         Request(request_id=str(i), prompt_ids=tuple(prompt), params=params, seed=i) for i, prompt in enumerate(prompts)
     )
-    run = Run([()] * len(prompts))
+    run = TimedRun([()] * len(prompts))
     num_running, is_full = 0, True
     before, begin = engine.stats().phase_seconds, time.perf_counter()
     while queue or num_running:
@@ -66,7 +66,7 @@ def run_prompts(
     return run
 
 
-def _keep(run: Run, outputs: Sequence[Output], is_full: bool) -> int:
+def _keep(run: TimedRun, outputs: Sequence[Output], is_full: bool) -> int:
     """Book one step; returns how many requests ended with it."""
     for output in outputs:
         run.tokens[int(output.request_id)] += output.token_ids

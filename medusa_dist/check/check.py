@@ -13,7 +13,7 @@ from ray.serve.schema import ServeApplicationSchema
 
 from medusa_dist.check.memory import DraftBytes, GroupMemory, draft_bytes, group_memory, memory_notes, misfits
 from medusa_dist.check.placement import Placement, misplacements, place
-from medusa_dist.check.roofline import GPU, Step, Work, find_gpu, knee, steps
+from medusa_dist.check.roofline import GPU, RooflineStep, Work, find_gpu, knee, steps
 from medusa_dist.config import Config
 from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.errors import ConfigError
@@ -25,7 +25,7 @@ from medusa_dist.medusa.heads.heads_file import (
     read_description,
     read_heads,
 )
-from medusa_dist.medusa.trees.draft import NUM_RANKS
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.safetensors_headers import Headers, read_headers
@@ -34,7 +34,7 @@ from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, ran
 from medusa_dist.model.source.resolve_model import hub_folder, is_hub_id
 from medusa_dist.model.support_check import max_position, model_class, output_width, read_config
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import ServeFile
 
 DEFAULT_GPU = "h100"
@@ -60,12 +60,12 @@ class Roof:
     """Steps by the roof formula, per batch size (plain, with trees), and the knee in rows."""
 
     context: int
-    steps: list[tuple[Step, Step]]
+    steps: list[tuple[RooflineStep, RooflineStep]]
     knee: int
 
 
 @dataclass
-class Report:
+class CheckReport:
     """All that was found about one application. problems: it cannot work. notes: it works, but will surprise."""
 
     application: str
@@ -86,18 +86,18 @@ class Report:
         return not self.problems
 
 
-def check(file: ServeFile, options: Options) -> list[Report]:
+def check(file: ServeFile, options: Options) -> list[CheckReport]:
     """One report per application of ours in a Serve config. Raises ConfigError for options that make no sense."""
     applications = {application.name: application for application in file.schema.applications}
     return [check_application(config, applications[name], options) for name, config in file.configs.items()]
 
 
-def check_application(config: Config, application: ServeApplicationSchema, options: Options) -> Report:
+def check_application(config: Config, application: ServeApplicationSchema, options: Options) -> CheckReport:
     """Placement, model, legal ranks, heads, memory and the roof, in this order."""
     gpu, notes = choose_gpu(config, options)
     resolved = config.model_copy(update={"device": "cpu" if gpu is None else "cuda"})
     plan = place(resolved, application, options.gpus_per_node)
-    report = Report(application.name, resolved, gpu, plan, notes=notes)
+    report = CheckReport(application.name, resolved, gpu, plan, notes=notes)
     report.problems += misplacements(resolved, plan, application)
     try:
         headers = read_headers(options.model or config.model, None if options.model else config.revision)
@@ -141,9 +141,9 @@ def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
     checkpoint = HeaderCheckpoint(headers.folder, shapes)
 
     def size(rank: int) -> RankSize:
-        return rank_size(base, checkpoint, Parallel(rank, world), dtype, config.device, trust)
+        return rank_size(base, checkpoint, TPGroup(rank, world), dtype, config.device, trust)
 
-    dimensions = {d for shape in shapes.values() for d in shape} | {HeadShape.of(base, Parallel()).num_kv_heads}
+    dimensions = {d for shape in shapes.values() for d in shape} | {HeadShape.of(base, TPGroup()).num_kv_heads}
     if all(d % world == 0 for d in dimensions):  # every cut is even, so all ranks are alike
         return [size(0)] * world
     return [size(rank) for rank in range(world)]
@@ -164,7 +164,7 @@ def heads_file(config: Config) -> HeadsFile | None:
     return read_heads(folder, shapes_only=True)
 
 
-def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
+def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None:
     """The heads, if they are there and fit; whatever is wrong goes into the report."""
     config = report.config
     try:
@@ -180,7 +180,7 @@ def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
         file.check_base(output_width(base), base.vocab_size, known, config.heads.allow_untrained)
         file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if config.speculation.tree is not None:
-            check_paths(config.speculation.tree, file.description.num_heads, NUM_RANKS)
+            check_paths(config.speculation.tree, file.description.num_heads, DRAFT_TOP_K)
     except ConfigError as error:
         report.problems.append(error.message if error.message.startswith(("heads", "spec")) else f"heads: {error}")
         return None
@@ -190,7 +190,7 @@ def _heads(report: Report, headers: Headers, base: Any) -> HeadsFile | None:
     return file
 
 
-def _measure(report: Report, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
+def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
     """Fill in memory and roof."""
     config, gpu = report.config, report.gpu
     longest = max_position(base)

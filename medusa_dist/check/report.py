@@ -11,19 +11,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medusa_dist.check.check import SEEN, Report, Roof
+from medusa_dist.check.check import SEEN, CheckReport, Roof
 from medusa_dist.check.memory import GroupMemory, RankMemory, gigabytes
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 
 _PIPE_COLUMNS = 140
 
 
-def as_json(reports: list[Report]) -> str:
+def as_json(reports: list[CheckReport]) -> str:
     """All reports: bytes, seconds and tokens as plain numbers."""
     return json.dumps([_plain(report) for report in reports], indent=2)
 
 
-def _plain(report: Report) -> dict[str, Any]:
+def _plain(report: CheckReport) -> dict[str, Any]:
     found = {
         "application": report.application,
         "ok": report.ok,
@@ -56,7 +56,7 @@ def stdout_console() -> Console:
     return console if console.is_terminal else Console(soft_wrap=True, width=_PIPE_COLUMNS)
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: CheckReport, console: Console) -> None:
     """Print one report."""
     config = report.config
     where = "a CPU" if report.gpu is None else f"{report.gpu.name} ({gigabytes(report.gpu.memory_bytes)})"
@@ -84,7 +84,7 @@ def show(report: Report, console: Console) -> None:
     console.print("[green]fits[/]" if report.ok else "[red]does not fit or cannot work[/]")
 
 
-def _placement(report: Report) -> str:
+def _placement(report: CheckReport) -> str:
     plan = report.placement
     least, most = plan.replicas
     count = _plural(most, "replica") if least == most else f"{least} to {most} replicas"
@@ -130,7 +130,7 @@ def _span(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
 
 
-def _cache(memory: GroupMemory, report: Report) -> str:
+def _cache(memory: GroupMemory, report: CheckReport) -> str:
     if memory.kv_blocks <= 0:
         return "KV cache: no room"
     least = min(memory.ranks, key=lambda rank: rank.kv_blocks).rank
@@ -167,7 +167,7 @@ def _roof_table(roof: Roof, console: Console) -> Table:
     return table
 
 
-def _roof_words(roof: Roof, report: Report) -> str:
+def _roof_words(roof: Roof, report: CheckReport) -> str:
     return (
         f"A step takes at least this, by the roof formula (weights and {roof.context:,} tokens of context per sequence "
         f"read once; no communication, no launch overhead).\nKnee: up to {roof.knee} rows a step costs what one row "

@@ -90,7 +90,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Step:
+class RooflineStep:
     """A step of `sequences` with `rows` rows in all. Seconds, at least; seconds = the larger of the two + drafting."""
 
     sequences: int
@@ -105,11 +105,11 @@ class Step:
         return max(self.memory_s, self.compute_s) + self.draft_s
 
 
-def step(gpu: GPU, dtype: str, work: Work, sequences: int, nodes: int) -> Step:
+def step(gpu: GPU, dtype: str, work: Work, sequences: int, nodes: int) -> RooflineStep:
     """A decoding step with `nodes` drafted tokens for each sequence, 0 = plain."""
     rows = sequences * (1 + nodes)
     read = work.weight_bytes(rows) + sequences * work.context * work.kv_token_bytes
-    return Step(
+    return RooflineStep(
         sequences,
         rows,
         read / gpu.bandwidth,
@@ -126,6 +126,8 @@ def knee(gpu: GPU, dtype: str, work: Work) -> int:
     return rows
 
 
-def steps(gpu: GPU, dtype: str, work: Work, batches: Sequence[int], nodes: int) -> list[tuple[Step, Step]]:
+def steps(
+    gpu: GPU, dtype: str, work: Work, batches: Sequence[int], nodes: int
+) -> list[tuple[RooflineStep, RooflineStep]]:
     """Per batch size, the plain step and the one with trees of `nodes` drafted tokens."""
     return [(step(gpu, dtype, work, size, 0), step(gpu, dtype, work, size, nodes)) for size in batches]

@@ -19,7 +19,8 @@ PromptsOption = Annotated[
 TemperaturesOption = Annotated[str, typer.Option(help="Taken in turn, prompt by prompt; 0 is greedy.")]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
 RanksOption = Annotated[
-    int, typer.Option("--tensor-parallel-size", min=1, help="Ranks the model is cut over; more than 1 start on Ray.")
+    int,
+    typer.Option("--tensor-parallel-size", min=1, help="RankGroup the model is cut over; more than 1 start on Ray."),
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=2, help="Tokens per answer, at most.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.")]

@@ -5,16 +5,16 @@ Owns the order of a step. Not here: each of its five parts. All methods are call
 
 import time
 
-from medusa_dist.engine.runner.broadcast import Ranks
-from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import Speculation
-from medusa_dist.engine.state.matcher import Grammars, Matcher
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.outputs import Output, SpeculationStats
 from medusa_dist.request import Request
@@ -26,11 +26,11 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
-        ranks: Ranks,
-        chooser: Chooser,
+        ranks: RankGroup,
+        chooser: TokenSelector,
         drafter: Drafter | None,
         speculation: Speculation,
-        grammars: Grammars | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
@@ -38,7 +38,7 @@ class Engine:
         self.drafter = drafter
         self.speculation = speculation
         self.grammars = grammars
-        self.clock = PhaseClock()
+        self.clock = PhaseTimer()
         self._begin = 0.0  # of this step
         self._num_steps = 0
         self._totals = SpeculationStats()
@@ -125,13 +125,13 @@ class Engine:
     def _verify(self, plan: Plan) -> Scores:
         return self.ranks.verify(plan, self.clock)
 
-    def _accept(self, plan: Plan, scores: Scores) -> list[Verdict]:
+    def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
         verdicts = self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
         self.speculation.learn(verdicts)
         self.clock.lap("accept")
         return verdicts
 
-    def _emit(self, plan: Plan, verdicts: list[Verdict], scores: Scores) -> list[Output]:
+    def _emit(self, plan: Plan, verdicts: list[StepResult], scores: Scores) -> list[Output]:
         outputs = self.scheduler.emit(plan, verdicts, scores.prompt)
         self._num_steps += 1
         for output in outputs:
@@ -142,8 +142,8 @@ class Engine:
             self.speculation.observe(plan.slots.size, int(plan.nodes.sum()), time.perf_counter() - self._begin)
         return outputs
 
-    def _draft(self, verdicts: list[Verdict], scores: Scores) -> None:
-        if self.drafter is not None and (worth := self.speculation.worth_drafting(verdicts)):
+    def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:
+        if self.drafter is not None and (worth := self.speculation.select_for_drafting(verdicts)):
             begin = time.perf_counter()
             self.drafter.draft(worth, scores)
             self.speculation.observe_drafting(len(verdicts), time.perf_counter() - begin)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from medusa_dist.engine.messages import Abort, Batch, Close, Command, Refusal, Submit
+from medusa_dist.engine.messages import Abort, Close, Command, OutputBatch, Refusal, Submit
 from medusa_dist.engine.outbox import Outbox
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import MedusaError
@@ -93,12 +93,12 @@ class EngineLoop:
         finally:
             self._outbox.close()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[OutputBatch]:
         """Blocking: what the engine puts out, merged while the reader was busy, and a sign of life every TURN_S."""
         number = 0
         while not self._outbox.finished:
             messages = tuple(self._outbox.take(TURN_S))
-            yield Batch(self._generation, number, messages, self._clock() - self._turned_at, self._stats)
+            yield OutputBatch(self._generation, number, messages, self._clock() - self._turned_at, self._stats)
             number += 1
 
     def _turn(self) -> bool:

@@ -42,11 +42,11 @@ class Refusal:
     error: MedusaError
 
 
-Message = Output | Refusal
+EngineMessage = Output | Refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class OutputBatch:
     """One item of the output stream; without messages it is a sign of life.
 
     generation: of the group that made it. number: 0, 1, 2, ... within the generation. age_s: seconds since the engine
@@ -55,6 +55,6 @@ class Batch:
 
     generation: int
     number: int
-    messages: tuple[Message, ...]
+    messages: tuple[EngineMessage, ...]
     age_s: float
     stats: EngineStats

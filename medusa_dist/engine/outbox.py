@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from medusa_dist.engine.messages import Message, Refusal
+from medusa_dist.engine.messages import EngineMessage, Refusal
 from medusa_dist.outputs import Output
 
 
@@ -24,11 +24,11 @@ class Outbox:
         self._stall_s = stall_s
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: dict[str, Message] = {}
+        self._waiting: dict[str, EngineMessage] = {}
         self._over_since: dict[str, float] = {}
         self._closed = False
 
-    def put(self, messages: Iterable[Message]) -> None:
+    def put(self, messages: Iterable[EngineMessage]) -> None:
         """Add messages; an Output is merged with what waits for the same request. Never blocks."""
         with self._changed:
             for new in messages:
@@ -41,7 +41,7 @@ class Outbox:
                     self._over_since.setdefault(message.request_id, self._clock())
             self._changed.notify()
 
-    def take(self, timeout_s: float) -> list[Message]:
+    def take(self, timeout_s: float) -> list[EngineMessage]:
         """All waiting messages, requests in the order of their first put; empty after timeout_s or when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)

@@ -17,8 +17,8 @@ from medusa_dist.heads_tools.record_drafts import engine_with_heads, record
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.heads.heads_file import DESCRIPTION, read_description
 from medusa_dist.medusa.trees.replay import (
-    Answer,
     Bin,
+    RecordedAnswer,
     accuracies,
     calibration_error,
     dynamic_curve,
@@ -28,7 +28,7 @@ from medusa_dist.medusa.trees.replay import (
 )
 from medusa_dist.outputs import SpeculationStats
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 from medusa_dist.tools.prompts import prompt_ids, read_prompts
 
 MAX_NODES = 63  # of the curves; published trees have as many
@@ -105,7 +105,7 @@ def eval_heads(llm: LLM, heads: str, asked: Asked, report: Callable[[str], None]
     names = sorted({category for _, category in prompts} - {""})
     timed: dict[str, Speed | None] = {}
     for number, name in enumerate(names or [""]):
-        report(Count("timing", number, len(names) or 1, "categories", name))
+        report(ProgressText("timing", number, len(names) or 1, "categories", name))
         chosen = [ids for ids, category in prompts if category == name][: asked.num_timed]
         timed[name] = measure_speed(llm, engine, chosen, asked.params) if chosen else None
     speeds = [speed for speed in timed.values() if speed is not None]
@@ -128,7 +128,7 @@ def eval_heads(llm: LLM, heads: str, asked: Asked, report: Callable[[str], None]
     )
 
 
-def _category(name: str, answers: Sequence[Answer], speed: Speed | None) -> Category:
+def _category(name: str, answers: Sequence[RecordedAnswer], speed: Speed | None) -> Category:
     curve = dynamic_curve(answers, MAX_NODES, fit(answers))
     return Category(
         name=name,

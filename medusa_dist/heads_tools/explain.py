@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree as Drawn
 
 from medusa_dist.heads_tools.generate import style_of
-from medusa_dist.heads_tools.trace_steps import Step
+from medusa_dist.heads_tools.trace_steps import TracedStep
 from medusa_dist.medusa.trees.replay import Path
 from medusa_dist.medusa.trees.tree import ROOT, order_paths
 
@@ -75,7 +75,7 @@ def draw_static(paths: Sequence[Path], accuracies: Sequence[Sequence[float]], na
     return Group(drawn, Text(summary, style="dim"))
 
 
-def draw_step(step: Step, tokenizer: Any, number: int, before: Sequence[int]) -> Group:
+def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[int]) -> Group:
     """A real step: accepted drafts in their head's colour, the model's own choice behind them, the rest dim.
 
     before: the answer's tokens up to and with the root.
@@ -98,7 +98,7 @@ def draw_step(step: Step, tokenizer: Any, number: int, before: Sequence[int]) ->
     return Group(drawn, Text(_verdict(step), style="dim"))
 
 
-def summary(steps: Sequence[Step]) -> str:
+def summary(steps: Sequence[TracedStep]) -> str:
     """Over all steps with drafts: drafted, expected, accepted."""
     num_tokens = sum(len(step.tokens) for step in steps)
     drafted = sum(len(step.tree) for step in steps)
@@ -110,7 +110,7 @@ def summary(steps: Sequence[Step]) -> str:
     )
 
 
-def show_steps(steps: Sequence[Step], tokenizer: Any, console: Console) -> None:
+def show_steps(steps: Sequence[TracedStep], tokenizer: Any, console: Console) -> None:
     """Draw them one below the other; then the whole answer, coloured by who guessed each token."""
     answer: list[int] = []
     text = Text()
@@ -126,7 +126,7 @@ def show_steps(steps: Sequence[Step], tokenizer: Any, console: Console) -> None:
     console.print(summary(steps), style="dim", highlight=False)
 
 
-def _verdict(step: Step) -> str:
+def _verdict(step: TracedStep) -> str:
     if not len(step.tree):
         return "nothing was drafted"
     expected = sum(step.values)

@@ -11,15 +11,15 @@ from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.sequence import Sequence as Running
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
-from medusa_dist.medusa.trees.replay import Answer
+from medusa_dist.medusa.trees.replay import RecordedAnswer
 from medusa_dist.medusa.trees.tree import Candidates, Tree
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 
 
 class _Recording(Speculation):
@@ -33,11 +33,11 @@ class _Recording(Speculation):
         """None."""
         return []
 
-    def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
+    def select_for_drafting(self, verdicts: list[StepResult]) -> list[StepResult]:
         """All: also the guess at a last token is judged."""
         return verdicts
 
-    def learn(self, verdicts: Sequence[Verdict]) -> None:
+    def learn(self, verdicts: Sequence[StepResult]) -> None:
         """The candidates were drafted behind the last token known before this step."""
         for sequence in (verdict.sequence for verdict in verdicts):
             if sequence.candidates is not None:
@@ -63,7 +63,7 @@ def record(
     prompts: Sequence[tuple[Sequence[int], str]],
     params: SamplingParams,
     report: Callable[[str], None] = lambda _: None,
-) -> list[Answer]:
+) -> list[RecordedAnswer]:
     """Answer all prompts (token ids, category), as many at a time as fit. report: told how far it is.
 
     Prompt i has seed i where params sample. Raises RequestError for a prompt that cannot be served.
@@ -74,15 +74,15 @@ def record(
         watched.submit(Request(request_id=str(i), prompt_ids=tuple(ids), params=params, seed=i))
     tokens: list[list[int]] = [[] for _ in prompts]
     done = 0
-    report(Count("recording", done, len(prompts), "answers"))
+    report(ProgressText("recording", done, len(prompts), "answers"))
     while watched.has_work:
         for output in watched.step():
             tokens[int(output.request_id)] += output.token_ids
             done += output.finish_reason is not None
-        report(Count("recording", done, len(prompts), "answers"))
+        report(ProgressText("recording", done, len(prompts), "answers"))
     band = SAMPLED if params.temperature > 0 else GREEDY
     return [
-        Answer(
+        RecordedAnswer(
             tuple(answer),
             tuple(recording.guesses[str(i), place + 1] for place in range(len(answer) - 1)),
             band,

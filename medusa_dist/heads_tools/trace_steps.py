@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.spec.tree_policy import Speculation
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.heads_tools.record_drafts import watched_engine
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import believed, node_chances
@@ -19,7 +19,7 @@ from medusa_dist.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """tree: the drafts below the root. chances[i]: of node i, given that its parent is accepted. nodes: the accepted
     ones. tokens: what the step emits: the accepted tokens, then the model's own choice behind them."""
 
@@ -43,15 +43,15 @@ class _Watching(Speculation):
 
     def __init__(self, config: SpeculationConfig) -> None:
         super().__init__(config)
-        self.last: Step | None = None
+        self.last: TracedStep | None = None
 
-    def learn(self, verdicts: Sequence[Verdict]) -> None:
+    def learn(self, verdicts: Sequence[StepResult]) -> None:
         """Look before the calibration changes and the tree is taken away."""
         for verdict in verdicts:
             sequence, walk = verdict.sequence, verdict.accepted
             guesses, tree = sequence.candidates, sequence.tree
             band = SAMPLED if sequence.request.params.temperature > 0 else GREEDY
-            self.last = Step(
+            self.last = TracedStep(
                 root=sequence.tokens[-1],
                 tree=tree,
                 chances=() if guesses is None else tuple(node_chances(tree, believed(guesses, self.calibration, band))),
@@ -61,7 +61,9 @@ class _Watching(Speculation):
         super().learn(verdicts)
 
 
-def watch(engine: Engine, prompt: Sequence[int], params: SamplingParams, config: SpeculationConfig) -> Iterator[Step]:
+def watch(
+    engine: Engine, prompt: Sequence[int], params: SamplingParams, config: SpeculationConfig
+) -> Iterator[TracedStep]:
     """The steps of one answer. Every step verifies as many drafts as config allows, whether they pay or not.
 
     Raises ConfigError for a static tree that these heads cannot draft, RequestError for an unfit prompt.

@@ -18,7 +18,7 @@ from medusa_dist.medusa.trees.replay import Path, best_static, fit, path_chances
 from medusa_dist.medusa.trees.tune import Point, budgeted, fastest, fixed, plain
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 
 MAX_NODES = 63
 CAPS = (1, 2, 3, 5, 7, 10, 15, 23, 31, 47, 63)  # values of max_nodes that are tried
@@ -75,7 +75,7 @@ def tune_tree(
     static, chances = static_curve(answers, MAX_NODES), path_chances(answers)
     results = []
     for number, batch in enumerate(sorted(batches)):
-        report(Count("trying trees", number, len(batches), "batch sizes", f"now {batch}"))
+        report(ProgressText("trying trees", number, len(batches), "batch sizes", f"now {batch}"))
         dynamic = [budgeted(answers, calibration, cost, batch, cap) for cap in CAPS]
         points = fixed(static, batch, cost)
         base, best = plain(batch, cost), fastest(points)

@@ -27,7 +27,7 @@ from medusa_dist.model.sharding_plans import (
 )
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
 from medusa_dist.ops.linear import Linear, RowLinear, Summed, VocabEmbedding, packing_refusal
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Builder:
         self,
         model: PreTrainedModel,
         checkpoint: Checkpoint,
-        parallel: Parallel,
+        parallel: TPGroup,
         *,
         dtype: torch.dtype,
         device: torch.device,

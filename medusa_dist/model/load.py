@@ -23,7 +23,7 @@ from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_
 from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
 from medusa_dist.model.support_check import check_servable, layer_windows, max_position, model_class, read_config
 from medusa_dist.ops.linear import Linear
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 __all__ = [
     "Outline",
@@ -70,7 +70,7 @@ class ShardedModel(Outline):
     tokens. tapped: the layers, in order, whose output is wanted as well.
     """
 
-    parallel: Parallel
+    parallel: TPGroup
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -121,7 +121,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    parallel: Parallel,
+    parallel: TPGroup,
     prepack: bool = True,
     trust_remote_code: bool = False,
     taps: Sequence[int] = (),
@@ -176,7 +176,7 @@ def read_outline(folder: Path, *, dtype: torch.dtype, device: torch.device, trus
     config = read_config(folder, trust_remote_code)
     checkpoint, meta = Checkpoint(folder), torch.device("meta")
     module = empty_model(model_class(config, trust_remote_code), config, dtype, meta)
-    builder = Builder(module, checkpoint, Parallel(), dtype=dtype, device=meta, prepack=False)
+    builder = Builder(module, checkpoint, TPGroup(), dtype=dtype, device=meta, prepack=False)
     return Outline(
         config=config,
         num_layers=int(config.num_hidden_layers),

@@ -13,7 +13,7 @@ from typing import Any
 
 from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.source.checkpoint import Cut
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 
 class Style(Enum):
@@ -42,10 +42,10 @@ class Style(Enum):
         return self in (Style.QUERY, Style.KEY_VALUE, Style.FUSED_QKV, Style.FUSED_BY_HEAD)
 
 
-Plan = dict[str, Style]  # module path below the base model, * = a layer number -> style
+ShardingPlan = dict[str, Style]  # module path below the base model, * = a layer number -> style
 
 # Hand-made plans by model_type. Phi3's own plan leaves attention whole on every rank, so ours replaces it.
-_HAND_PLANS: dict[str, Plan] = {
+_HAND_PLANS: dict[str, ShardingPlan] = {
     "gpt2": {
         "h.*.attn.c_attn": Style.FUSED_QKV,
         "h.*.attn.c_proj": Style.ATTENTION_OUT,
@@ -104,7 +104,7 @@ class HeadShape:
     groups: tuple[int, int]  # this rank's key-value heads [start, stop)
 
     @staticmethod
-    def of(config: Any, parallel: Parallel) -> "HeadShape":
+    def of(config: Any, parallel: TPGroup) -> "HeadShape":
         """From a transformers config."""
         heads = int(config.num_attention_heads)
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -146,7 +146,7 @@ class HeadShape:
         return Cut(dim, ranges)
 
 
-def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: Parallel) -> Cut:
+def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: TPGroup) -> Cut:
     """What this rank holds of a weight of `shape` [O, I] (or an expert tensor [experts, O, I])."""
     if style is Style.ATTENTION_OUT:
         return heads.cut(style, shape[1])
@@ -161,7 +161,7 @@ def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: Par
     return Cut(dim, (parallel.chunk(shape[dim]),))
 
 
-def vocab_cut(vocab_size: int, parallel: Parallel) -> Cut | None:
+def vocab_cut(vocab_size: int, parallel: TPGroup) -> Cut | None:
     """This rank's vocabulary rows, padded to the same count on every rank; None on one rank."""
     if parallel.world == 1:
         return None
@@ -169,7 +169,7 @@ def vocab_cut(vocab_size: int, parallel: Parallel) -> Cut | None:
     return Cut(0, ((start, stop),), rows - (stop - start))
 
 
-def plan_of(config: Any) -> Plan:
+def plan_of(config: Any) -> ShardingPlan:
     """The plan of a config's architecture. Raises ModelError, saying why, where it cannot be cut."""
     if config.model_type in _HAND_PLANS:
         return _HAND_PLANS[config.model_type]
@@ -177,7 +177,7 @@ def plan_of(config: Any) -> Plan:
     if not published:
         raise ModelError(f"no sharding plan is known for {config.model_type}")
     experts = [path for path, word in published.items() if word == "moe_tp_experts"]
-    plan: Plan = {}
+    plan: ShardingPlan = {}
     for path, word in published.items():
         if word not in ("replicated_with_grad_allreduce", "embedding_rowwise"):
             plan[path] = _translate(config, path, word, any(path.startswith(e + ".") for e in experts))
@@ -204,13 +204,13 @@ def _translate(config: Any, path: str, word: str, of_experts: bool) -> Style:
     return style
 
 
-def match(plan: Plan, base_prefix: str) -> re.Pattern[str]:
+def match(plan: ShardingPlan, base_prefix: str) -> re.Pattern[str]:
     """A pattern over full module paths with one group per plan entry, in the plan's order."""
     entries = (re.escape(path).replace(r"\*", r"\d+") for path in plan)
     return re.compile(rf"(?:{re.escape(base_prefix)}\.)?(?:{'|'.join(f'({entry})' for entry in entries)})")
 
 
-def style_of(name: str, plan: Plan, pattern: re.Pattern[str]) -> Style | None:
+def style_of(name: str, plan: ShardingPlan, pattern: re.Pattern[str]) -> Style | None:
     """The style of the module called `name`, or None if it is whole on every rank."""
     found = pattern.fullmatch(name)
     return None if found is None else list(plan.values())[(found.lastindex or 1) - 1]
@@ -222,7 +222,7 @@ def legal_tp_sizes(config: Any) -> list[int]:
         plan_of(config)
     except ModelError:
         return [1]
-    return list(range(1, HeadShape.of(config, Parallel()).num_kv_heads + 1))
+    return list(range(1, HeadShape.of(config, TPGroup()).num_kv_heads + 1))
 
 
 def check_tp_size(config: Any, world: int) -> None:

@@ -16,7 +16,7 @@ from medusa_dist.model.sharding_plans import HeadShape
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor
 from medusa_dist.model.support_check import model_class
 from medusa_dist.ops.linear import Linear, packing_refusal
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 Shapes = dict[str, tuple[int, ...]]  # stored name -> shape
 _META = torch.device("meta")
@@ -91,7 +91,7 @@ def own_shapes(config: Any, dtype: torch.dtype, trust_remote_code: bool = False)
 
 
 def rank_size(
-    config: Any, checkpoint: Checkpoint, parallel: Parallel, dtype: torch.dtype, device_type: str, trust: bool = False
+    config: Any, checkpoint: Checkpoint, parallel: TPGroup, dtype: torch.dtype, device_type: str, trust: bool = False
 ) -> RankSize:
     """The part of rank `parallel.rank`. device_type: "cpu" keeps linear layers packed where `dtype` allows.
 

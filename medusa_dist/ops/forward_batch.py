@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class AttentionGroup:
+class PaddedMetadata:
     """Sequences of similar row count and length, padded to one rectangle.
 
     visible[b, q, l]: query q of sequence b may read key column l. A column is a place in the sequence's block table:
@@ -53,7 +53,7 @@ class AttentionGroup:
         return self._bias[key]
 
 
-class Reads(NamedTuple):
+class PagedMetadata(NamedTuple):
     """The same for an attention that reads block tables itself (ops/attention/paged_cpu.py): no rectangle, no padding.
 
     Arrays on the host, of N nodes in S sequences. A sequence has the rows of the pass from rows[s] on: chains[s] known
@@ -83,6 +83,6 @@ class ForwardBatch:
     copy_targets: Tensor  # [C] int64
     wanted: Tensor  # [W] int64 rows whose scores are wanted
     scored: Tensor  # [R] int64 rows that say how likely the prompt's next token is
-    groups: tuple[AttentionGroup, ...]  # none where there are reads
+    groups: tuple[PaddedMetadata, ...]  # none where there are reads
     in_order: bool = False  # the pass is one group, whose queries are the rows 0, 1, ... T - 1
-    reads: Reads | None = None
+    reads: PagedMetadata | None = None

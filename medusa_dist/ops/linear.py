@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class RowLinear(Linear):
     """y = sum over ranks of x_r W_r^T, + b: this rank's columns of W on this rank's part of x. The bias is added once,
     after the sum, so every rank ends with the same bits."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, prepack: bool, parallel: Parallel) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, prepack: bool, parallel: TPGroup) -> None:
         super().__init__(weight, bias, prepack)
         self.parallel = parallel
 
@@ -125,7 +125,7 @@ class VocabEmbedding(nn.Module):
     `local` is the model's own embedding module, holding this rank's rows; what it does besides (scaling) stays.
     """
 
-    def __init__(self, local: nn.Module, vocab_size: int, parallel: Parallel) -> None:
+    def __init__(self, local: nn.Module, vocab_size: int, parallel: TPGroup) -> None:
         super().__init__()
         self.local = local
         self.parallel = parallel
@@ -141,7 +141,7 @@ class VocabEmbedding(nn.Module):
 class Summed(nn.Module):
     """A module whose output is a partial sum on each rank (a mixture's experts, cut inside): adds them up."""
 
-    def __init__(self, inner: nn.Module, parallel: Parallel) -> None:
+    def __init__(self, inner: nn.Module, parallel: TPGroup) -> None:
         super().__init__()
         self.inner = inner
         self.parallel = parallel

@@ -3,14 +3,12 @@
 Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/numba_cache.py).
 """
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
+from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.numba_cache import kept_on_disk
 
-Array = np.ndarray[Any, Any]
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

@@ -15,7 +15,7 @@ from medusa_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Parallel:
+class TPGroup:
     """Who I am in the tensor-parallel group. `group` carries the data collectives; None means world == 1."""
 
     rank: int = 0

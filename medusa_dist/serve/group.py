@@ -22,14 +22,14 @@ from medusa_dist.config import Config
 from medusa_dist.engine.messages import Command
 from medusa_dist.errors import GroupError, MedusaError
 from medusa_dist.serve.placement import rank_resources
-from medusa_dist.serve.rank import STACK, Place, RankActor
+from medusa_dist.serve.rank import STACK, RankActor, RankInfo
 
 STREAM_AHEAD = 8  # batches Ray may hold for a reader that is late; beyond, the outbox merges
 END_S = 15.0  # until a killed process must be gone
 
 
-class Group:
-    """Ranks 0 to tensor_parallel_size - 1 in the bundles of a placement group.
+class TPWorkerGroup:
+    """RankGroup 0 to tensor_parallel_size - 1 in the bundles of a placement group.
 
     The config's device is resolved. The placement group stays the caller's.
     """
@@ -42,7 +42,7 @@ class Group:
         self._generation = generation
         self._stack = stack
         self._ranks: list[Any] = []
-        self._places: list[Place] = []
+        self._places: list[RankInfo] = []
         self._starts: list[Any] = []
         self._is_ended = False
         self.lives: list[Any] = []  # one ref per rank; the first to be ready says that the group has ended

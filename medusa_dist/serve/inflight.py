@@ -14,7 +14,7 @@ from medusa_dist.request import Request
 MAX_FALLS = 3  # of the group, one after the other, without a single new token of this request
 
 
-class Pending:
+class InflightRequest:
     """Outputs of one request on their way to its client.
 
     A client that does not read makes them merge, so at most one Output waits here.

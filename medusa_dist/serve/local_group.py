@@ -15,15 +15,15 @@ from ray.exceptions import RayError
 from ray.util import remove_placement_group
 
 from medusa_dist.config import Config
-from medusa_dist.engine.messages import Batch, Command, Message
+from medusa_dist.engine.messages import Command, EngineMessage, OutputBatch
 from medusa_dist.errors import GroupError
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import reserve, resolve_device
 from medusa_dist.serve.rank import STACK
 
 
-def hold_group(config: Config, stack: str, holds: ExitStack) -> Group:
+def hold_group(config: Config, stack: str, holds: ExitStack) -> TPWorkerGroup:
     """All ranks up. `holds` gets what ends them, and whatever was started for them, also if the start fails.
 
     Uses the Ray that the program has initialised, else starts one on this machine. Raises GroupError, ConfigError or
@@ -36,14 +36,15 @@ def hold_group(config: Config, stack: str, holds: ExitStack) -> Group:
     config = resolve_device(config)
     placement = reserve(config)
     holds.callback(remove_placement_group, placement)
-    group = Group(config, placement, 0, stack)
+    group = TPWorkerGroup(config, placement, 0, stack)
     holds.callback(group.stop)
     group.start()
     return group
 
 
 def run_ranks(config: Config, stack: str, report: Callable[[str], None]) -> None:
-    """Ranks that do one job together and end. stack: a module whose ranks have no engine. report: told rank 0's phase.
+    """RankGroup that do one job together and end. stack: a module whose ranks have no engine. report: told rank 0's
+    phase.
 
     Raises the error that a rank raised, or GroupError if one is lost; nothing is left behind.
     """
@@ -51,7 +52,7 @@ def run_ranks(config: Config, stack: str, report: Callable[[str], None]) -> None
         hold_group(config, stack, holds).await_end(report)
 
 
-class DriverGroup:
+class LocalGroup:
     """All ranks up and decoding. facts: of rank 0. Raises as hold_group does, with nothing left behind."""
 
     def __init__(self, config: Config, stack: str = STACK) -> None:
@@ -72,12 +73,12 @@ class DriverGroup:
             self._error = self._group.cause()
             raise self._error from None
 
-    def receive(self) -> tuple[Message, ...]:
+    def receive(self) -> tuple[EngineMessage, ...]:
         """What the engine put out since the last call; empty about once a second when idle. Raises GroupError."""
         if self._error is not None:
             raise self._error
         try:
-            batch: Batch = ray.get(next(self._stream))
+            batch: OutputBatch = ray.get(next(self._stream))
         except (RayError, StopIteration):
             self._error = self._group.cause()
             raise self._error from None

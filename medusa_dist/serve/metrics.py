@@ -6,11 +6,11 @@ Ray Serve adds the labels application, deployment and replica; we add model.
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from medusa_dist.engine.messages import Batch
+from medusa_dist.engine.messages import OutputBatch
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import GroupError
 from medusa_dist.outputs import Output
-from medusa_dist.serve.inflight import Pending
+from medusa_dist.serve.inflight import InflightRequest
 
 FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 TOKEN_S = [0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0]
@@ -35,7 +35,7 @@ class ServiceMetrics:
         self._recent_tokens = self._recent_steps = 0.0
         self._recent_expected = self._recent_verified = 0.0
 
-    def on_output(self, pending: Pending, output: Output, now: float) -> None:
+    def on_output(self, pending: InflightRequest, output: Output, now: float) -> None:
         """An output reached the front; pending is as it was before it."""
         count = len(output.token_ids)
         if count and pending.last_token_at is None:
@@ -51,7 +51,7 @@ class ServiceMetrics:
         self._recent_tokens = self._recent_tokens * MEMORY + count
         self._recent_steps = self._recent_steps * MEMORY + output.stats.num_steps
 
-    def on_batch(self, batch: Batch, num_requests: int) -> None:
+    def on_batch(self, batch: OutputBatch, num_requests: int) -> None:
         """The output stream gave a sign of life."""
         stats = batch.stats
         before = self._before if batch.generation == self._generation else EngineStats()
@@ -83,7 +83,7 @@ class ServiceMetrics:
             predicted = 1.0 + self._recent_expected / self._recent_verified
             self._gauge("predicted_tokens_per_step", "Recent mean, per sequence, as predicted.", predicted)
 
-    def on_end(self, pending: Pending) -> None:
+    def on_end(self, pending: InflightRequest) -> None:
         """A request left the front."""
         self._count(
             "requests_ended", "By finish reason, error, or cancelled.", 1, reason=pending.outcome or "cancelled"

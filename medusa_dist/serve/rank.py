@@ -21,28 +21,28 @@ import ray
 
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import EngineLoop, SteppingEngine
-from medusa_dist.engine.messages import Batch, Command
+from medusa_dist.engine.messages import Command, OutputBatch
 from medusa_dist.errors import GroupError
 
 STACK = "medusa_dist.engine.startup.bootstrap"
 PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy")
 
 
-class EngineRank(Protocol):
+class RankProcess(Protocol):
     """What a stack builds for one rank."""
 
     engine: SteppingEngine | None  # rank 0 alone has one, or none has
     facts: dict[str, Any]
 
     def follow(self) -> None:
-        """Ranks without an engine: execute plans until rank 0 says stop, or do the group's one job; raises if another
-        rank is lost."""
+        """Ranks without an engine: execute plans until rank 0 says stop, or do the group's one job; raises if
+        another rank is lost."""
 
 
-class Stack(Protocol):
+class RankFactory(Protocol):
     """A module that makes ranks: medusa_dist.engine.startup.bootstrap, or a stand-in of the tests."""
 
-    EngineRank: Callable[..., EngineRank]
+    build_rank: Callable[..., RankProcess]
 
     def model_folder(self, config: Config) -> Path:
         """The model's folder on this node, fetched if it is not there yet."""
@@ -55,7 +55,7 @@ class Stack(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """Where a rank runs. address: of its node, as other nodes reach it. versions: of PACKAGES and Python there."""
 
     pid: int
@@ -75,20 +75,20 @@ class Rank:
         self._generation = generation
         self._phase = "start"
         self._store: Any = None
-        self._built: EngineRank | None = None
+        self._built: RankProcess | None = None
         self._loop: EngineLoop | None = None
         threads = config.resources.threads_per_rank or _share_of_cores(config.tensor_parallel_size)
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-        self._stack: Stack = import_module(stack)
+        self._stack: RankFactory = import_module(stack)
 
     def __repr__(self) -> str:
         return f"medusa-rank{self._rank}"  # Ray puts this before each line the process prints
 
     @ray.method(concurrency_group="control")
-    def place(self) -> Place:
+    def place(self) -> RankInfo:
         """Where this rank is. Raises GroupError if Ray did not give it exactly one GPU where it needs one."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        place = Place(
+        place = RankInfo(
             pid=os.getpid(),
             node_id=ray.get_runtime_context().get_node_id(),
             hostname=socket.gethostname(),
@@ -125,7 +125,7 @@ class Rank:
             self._store = self._stack.join_store(host, port, config.tensor_parallel_size, config.timeouts.placement_s)
         self._note("find the model")
         folder = self._stack.model_folder(config)
-        self._built = self._stack.EngineRank(config, folder, self._rank, self._store, self._generation, self._note)
+        self._built = self._stack.build_rank(config, folder, self._rank, self._store, self._generation, self._note)
         if self._built.engine is not None:
             timeouts = config.timeouts
             self._loop = EngineLoop(self._built.engine, timeouts.heartbeat_s, timeouts.stall_s, self._generation)
@@ -157,7 +157,7 @@ class Rank:
             self._loop.close()
 
     @ray.method(concurrency_group="stream")
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[OutputBatch]:
         """Rank 0: the one output stream."""
         assert self._loop is not None
         yield from self._loop.batches()

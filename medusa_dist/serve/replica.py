@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from medusa_dist.config import Config
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.metrics import ServiceMetrics
 from medusa_dist.serve.placement import check_bundles
 from medusa_dist.serve.rank import STACK
@@ -26,7 +26,7 @@ from medusa_dist.serve.supervisor import Supervisor
 logger = logging.getLogger("ray.serve")
 
 
-class Front:
+class LLMReplica:
     """One replica of one model. The constructor returns when the model decodes.
 
     config: with a resolved device. stack: the module that makes ranks.
@@ -36,7 +36,7 @@ class Front:
         self._config = config
         placement = check_bundles(ray.util.get_current_placement_group(), config)
         self._supervisor = Supervisor(
-            config, lambda generation: Group(config, placement, generation, stack), ServiceMetrics(config.name)
+            config, lambda generation: TPWorkerGroup(config, placement, generation, stack), ServiceMetrics(config.name)
         )
         await self._supervisor.start()
         facts = self._facts = self._supervisor.facts

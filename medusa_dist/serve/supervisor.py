@@ -16,12 +16,12 @@ from typing import Any
 from ray.exceptions import RayError
 
 from medusa_dist.config import Config
-from medusa_dist.engine.messages import Abort, Batch, Command, Message, Refusal
+from medusa_dist.engine.messages import Abort, Command, EngineMessage, OutputBatch, Refusal
 from medusa_dist.errors import EngineError, GroupError, MedusaError, OverloadedError, RequestError
 from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
-from medusa_dist.serve.group import Group
-from medusa_dist.serve.inflight import Pending
+from medusa_dist.serve.group import TPWorkerGroup
+from medusa_dist.serve.inflight import InflightRequest
 from medusa_dist.serve.metrics import ServiceMetrics
 
 logger = logging.getLogger("ray.serve")
@@ -35,14 +35,14 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 class Supervisor:
     """The requests of one replica and the group that decodes them. make_group(generation): one not yet started."""
 
-    def __init__(self, config: Config, make_group: Callable[[int], Group], watch: ServiceMetrics) -> None:
+    def __init__(self, config: Config, make_group: Callable[[int], TPWorkerGroup], watch: ServiceMetrics) -> None:
         self._config = config
         self._make_group = make_group
         self._watch = watch
-        self._pending: dict[str, Pending] = {}
+        self._pending: dict[str, InflightRequest] = {}
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
         self._generation = -1
-        self._group: Group | None = None
+        self._group: TPWorkerGroup | None = None
         self._decodes = False
         self._down_since: float | None = None
         self._num_tries = 0  # starts since the group was last seen decoding
@@ -121,14 +121,14 @@ class Supervisor:
 
     # Requests
 
-    def _admit(self, request: Request) -> Pending:
+    def _admit(self, request: Request) -> InflightRequest:
         self.check()
         limit = self._config.max_running + self._config.max_queued
         if len(self._pending) >= limit:
             raise OverloadedError(f"{limit} requests are running or waiting (max_running + max_queued); retry later")
         if request.request_id in self._pending:
             raise RequestError(f"a request with id {request.request_id!r} is running", "request_id")
-        pending = self._pending[request.request_id] = Pending(request, time.monotonic())
+        pending = self._pending[request.request_id] = InflightRequest(request, time.monotonic())
         self._submit()
         return pending
 
@@ -148,7 +148,7 @@ class Supervisor:
         if self._decodes:
             self._commands.put_nowait(command)
 
-    def _release(self, pending: Pending) -> None:
+    def _release(self, pending: InflightRequest) -> None:
         """Forget a request; the engine is told if it may still decode it."""
         del self._pending[pending.request.request_id]
         if not pending.is_over:
@@ -157,7 +157,7 @@ class Supervisor:
             self._submit()
         self._watch.on_end(pending)
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: EngineMessage) -> None:
         pending = self._pending.get(message.request_id)
         if pending is None or pending.is_over:
             return  # its client went away
@@ -173,12 +173,12 @@ class Supervisor:
 
     # Generations
 
-    def _next_group(self) -> Group:
+    def _next_group(self) -> TPWorkerGroup:
         self._generation += 1
         self._group = self._make_group(self._generation)
         return self._group
 
-    async def _keep(self, group: Group | None) -> None:
+    async def _keep(self, group: TPWorkerGroup | None) -> None:
         """Run generation after generation, until one cannot be started in time."""
         while group is not None:
             error = await self._run(group)
@@ -187,7 +187,7 @@ class Supervisor:
             self._watch.on_fall(error)
             group = await self._restart(error)
 
-    async def _run(self, group: Group) -> GroupError:
+    async def _run(self, group: TPWorkerGroup) -> GroupError:
         """One generation, from its first command to its fall; returns why it fell."""
         self._commands = asyncio.Queue()
         self._num_silent, self._decodes = 0, True
@@ -209,7 +209,7 @@ class Supervisor:
                 logger.error("the front lost its group by an error of its own", exc_info=error)
         return await asyncio.to_thread(group.cause)
 
-    async def _restart(self, error: MedusaError) -> Group | None:
+    async def _restart(self, error: MedusaError) -> TPWorkerGroup | None:
         """The next group, started; None when restart_s is over. Waits longer each time it does not come up."""
         fell_at = time.monotonic()
         if self._down_since is None:
@@ -253,10 +253,10 @@ class Supervisor:
 
     # The four tasks of a generation
 
-    async def _read(self, group: Group) -> None:
+    async def _read(self, group: TPWorkerGroup) -> None:
         number = 0
         async for ref in group.batches():
-            batch: Batch = await ref
+            batch: OutputBatch = await ref
             if (batch.generation, batch.number) != (self._generation, number):
                 raise GroupError(f"output batch {batch.number} of generation {batch.generation} came as {number}")
             number += 1
@@ -269,14 +269,14 @@ class Supervisor:
                 self._down_since = None  # it decodes, or has nothing to decode: the next fall is a new one
             self._watch.on_batch(batch, len(self._pending))
 
-    async def _send(self, group: Group) -> None:
+    async def _send(self, group: TPWorkerGroup) -> None:
         while True:
             commands = [await self._commands.get()]
             while not self._commands.empty():
                 commands.append(self._commands.get_nowait())
             await group.post(commands)
 
-    async def _await_end(self, group: Group) -> None:
+    async def _await_end(self, group: TPWorkerGroup) -> None:
         ends = [asyncio.wrap_future(ref.future()) for ref in group.lives]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.gather(*[end for end in ends if end.done()], return_exceptions=True)

@@ -15,7 +15,7 @@ from rich.table import Column
 REPORT_S = 10.0  # between two lines of the same count where there is no terminal
 
 
-class Count(str):
+class ProgressText(str):
     """A text with numbers, such as "answering: 3 of 8 lines, 1 in error"."""
 
     what: str
@@ -24,14 +24,20 @@ class Count(str):
     unit: str
     _more: str
 
-    def __new__(cls, what: str, done: int, total: int, unit: str, more: str = "") -> "Count":
+    def __new__(cls, what: str, done: int, total: int, unit: str, more: str = "") -> "ProgressText":
         """unit: plural. more: what else is to be said now."""
         text = super().__new__(cls, f"{what}: {done:,} of {total:,} {unit}" + (f", {more}" if more else ""))
         text.what, text.done, text.total, text.unit, text._more = what, done, total, unit, more
         return text
 
-    def __reduce__(self) -> tuple[type["Count"], tuple[str, int, int, str, str]]:
-        return Count, (self.what, self.done, self.total, self.unit, self._more)  # str's own would bring the text alone
+    def __reduce__(self) -> tuple[type["ProgressText"], tuple[str, int, int, str, str]]:
+        return ProgressText, (
+            self.what,
+            self.done,
+            self.total,
+            self.unit,
+            self._more,
+        )  # str's own would bring the text alone
 
 
 class ProgressDisplay:
@@ -66,18 +72,18 @@ class ProgressDisplay:
     def say(self, text: str) -> None:
         """What is going on now. A Count goes on with the one before as long as `what` is the same."""
         now = time.monotonic()
-        what = text.what if isinstance(text, Count) else text
+        what = text.what if isinstance(text, ProgressText) else text
         is_new = what != self._what
         if is_new:
             self._what, self._began = what, now
-            self._begun_with = text.done if isinstance(text, Count) else 0
-        if isinstance(text, Count):
+            self._begun_with = text.done if isinstance(text, ProgressText) else 0
+        if isinstance(text, ProgressText):
             line = text + pace(text.done - self._begun_with, text.total - text.done, now - self._began, text.unit)
         else:
             line = text
         if self._has_bar:
             self._draw(text, line, is_new)
-        elif is_new or (isinstance(text, Count) and now - self._reported >= REPORT_S):
+        elif is_new or (isinstance(text, ProgressText) and now - self._reported >= REPORT_S):
             self._reported = now
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -86,7 +92,7 @@ class ProgressDisplay:
             if self._bar is not None:
                 self._bars.remove_task(self._bar)
             self._bar = self._bars.add_task(line, total=None)
-        if isinstance(text, Count):
+        if isinstance(text, ProgressText):
             self._bars.update(self._bar, description=line, completed=text.done, total=text.total)
 
 

@@ -23,14 +23,14 @@ class _Line(Strict):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Question:
     """One question; category "" where the file names none."""
 
     text: str
     category: str = ""
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path) -> list[Question]:
     """All prompts of a file. Raises ConfigError naming the line that cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -40,18 +40,18 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not numbered:
         raise ConfigError(f"{path} has no prompts")
     if path.suffix != ".jsonl":
-        return [Prompt(line.strip()) for _, line in numbered]
+        return [Question(line.strip()) for _, line in numbered]
     return [_parse(path, number, line) for number, line in numbered]
 
 
-def _parse(path: Path, number: int, line: str) -> Prompt:
+def _parse(path: Path, number: int, line: str) -> Question:
     try:
         parsed = _Line.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {number} is not JSON: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}, line {number}: {explain_validation(error)}") from None
-    return Prompt(parsed.prompt, parsed.category)
+    return Question(parsed.prompt, parsed.category)
 
 
 def prompt_ids(llm: LLM, text: str) -> list[int]:

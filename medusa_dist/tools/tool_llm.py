@@ -8,7 +8,7 @@ from typing import Any
 
 from medusa_dist.config import Config, parse_config
 from medusa_dist.errors import ConfigError
-from medusa_dist.llm import LLM, Speculation
+from medusa_dist.llm import LLM, SpeculationSpec
 from medusa_dist.llm_backend import OF_A_SERVICE
 from medusa_dist.serve.config_file import read_serve_file
 
@@ -33,7 +33,7 @@ def options_config(model: str, heads: str | None, dtype: str, ranks: int = 1) ->
     return parse_config(keys | {"max_model_len": 1024})
 
 
-def open_llm(config: Config, speculation: Speculation | None = None, looks_inside: bool = True, **keys: Any) -> LLM:
+def open_llm(config: Config, speculation: SpeculationSpec | None = None, looks_inside: bool = True, **keys: Any) -> LLM:
     """The model. speculation: None takes the config's own; keys override the config's.
 
     looks_inside: the caller needs the engine in this process, as most tools around heads do. Raises ConfigError if so

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.tools.progress import Count
-from medusa_dist.tools.prompts import Prompt, prompt_ids, read_prompts
-from medusa_dist.training.distilled_dataset import Answer, AnswersFile, Origin
+from medusa_dist.tools.progress import ProgressText
+from medusa_dist.tools.prompts import Question, prompt_ids, read_prompts
+from medusa_dist.training.distilled_dataset import AnswersFile, DistilledAnswer, Origin
 
 PROMPTS = Path(__file__).parents[1] / "data" / "train_prompts.jsonl"
 
@@ -49,17 +49,17 @@ def distill(
         wanted = list(_jobs(llm, asked, origin))
         jobs = [job for job in wanted if job[0].id not in file.done]
         total, before = len(wanted), len(wanted) - len(jobs)
-        report(Count("distilling", before, total, "answers"))
+        report(ProgressText("distilling", before, total, "answers"))
         results = llm.as_finished([blank.prompt_ids for blank, _ in jobs], [params for _, params in jobs])
         for done, (place, result) in enumerate(results, start=before + 1):
             reason = result.finish_reason.value if result.finish_reason is not None else ""
             told = {"output_ids": result.token_ids, "finish_reason": reason}
             file.add(jobs[place][0].model_copy(update=told))
-            report(Count("distilling", done, total, "answers", f"{file.num_tokens:,} tokens"))
+            report(ProgressText("distilling", done, total, "answers", f"{file.num_tokens:,} tokens"))
     return file
 
 
-def _jobs(llm: LLM, asked: list[Prompt], origin: Origin) -> Iterator[tuple[Answer, SamplingParams]]:
+def _jobs(llm: LLM, asked: list[Question], origin: Origin) -> Iterator[tuple[DistilledAnswer, SamplingParams]]:
     """Every answer wanted, still blank, and how it is sampled: first one of each prompt, then a second of each."""
     room = int(llm.facts["max_model_len"]) - 1
     ids = [tuple(prompt_ids(llm, prompt.text)) for prompt in asked]
@@ -73,7 +73,7 @@ def _jobs(llm: LLM, asked: list[Prompt], origin: Origin) -> Iterator[tuple[Answe
             params = SamplingParams(
                 max_tokens=origin.max_tokens, temperature=temperature, seed=int.from_bytes(digest, "big")
             )
-            blank = Answer(
+            blank = DistilledAnswer(
                 id=name,
                 category=prompt.category,
                 temperature=temperature,

@@ -32,7 +32,7 @@ class Origin(Strict):
     seed: int
 
 
-class Answer(Strict):
+class DistilledAnswer(Strict):
     """One answer, in tokens. id: "prompt:sample", both counted from 0."""
 
     id: str
@@ -43,10 +43,10 @@ class Answer(Strict):
     output_ids: tuple[int, ...]
 
 
-Line = TypeVar("Line", Origin, Answer)
+DatasetLine = TypeVar("DatasetLine", Origin, DistilledAnswer)
 
 
-def read_answers(path: Path) -> tuple[Origin, list[Answer]]:
+def read_answers(path: Path) -> tuple[Origin, list[DistilledAnswer]]:
     """A whole file; a last line that a kill cut short is left out. Raises ConfigError naming the line."""
     try:
         with path.open("rb") as file:
@@ -56,7 +56,7 @@ def read_answers(path: Path) -> tuple[Origin, list[Answer]]:
     if not lines:
         raise ConfigError(f"{path} is empty; it should begin with a line that says whose answers it holds")
     origin = _parse(Origin, path, 1, lines[0])
-    return origin, [_parse(Answer, path, number, line) for number, line in enumerate(lines[1:], start=2)]
+    return origin, [_parse(DistilledAnswer, path, number, line) for number, line in enumerate(lines[1:], start=2)]
 
 
 class AnswersFile:
@@ -84,7 +84,7 @@ class AnswersFile:
             self._file = path.open("w")
             self._write(origin)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: DistilledAnswer) -> None:
         """One more line; it outlives a kill of this process."""
         self._write(answer)
         self.done.add(answer.id)
@@ -99,7 +99,7 @@ class AnswersFile:
         self._file.flush()
 
 
-def _parse(kind: type[Line], path: Path, number: int, line: bytes) -> Line:
+def _parse(kind: type[DatasetLine], path: Path, number: int, line: bytes) -> DatasetLine:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from medusa_dist.errors import ConfigError
 from medusa_dist.model.attention_bridge import Attend, attention_context
 from medusa_dist.model.load import ShardedModel
-from medusa_dist.training.distilled_dataset import Answer, Origin, read_answers
+from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin, read_answers
 
 KEPT = 12  # tokens of each distribution; the model is sure enough that these hold nearly all of it
 PASS_ROWS = 2048  # tokens of one pass
@@ -36,7 +36,7 @@ class Data:
     """Answers, and the file they came from."""
 
     origin: Origin
-    answers: list[Answer]
+    answers: list[DistilledAnswer]
     path: Path
 
     def held_out(self, share: float) -> Tensor:
@@ -88,7 +88,9 @@ class Places:
 _FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
 
 
-def data_key(answers: Sequence[Answer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()) -> str:
+def data_key(
+    answers: Sequence[DistilledAnswer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()
+) -> str:
     """Hash of all that decides the places."""
     digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *taps]).encode())
     for answer in answers:
@@ -114,7 +116,7 @@ def load_places(path: Path, key: str) -> Places | None:
 
 
 @torch.inference_mode()
-def collect(model: ShardedModel, answers: Sequence[Answer], advance: Callable[[int], None]) -> Places | None:
+def collect(model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Callable[[int], None]) -> Places | None:
     """One pass of the model over all answers, several at a time. advance: told how many tokens are done.
 
     All ranks call it together; rank 0 gets the places, the others None.
@@ -133,11 +135,11 @@ def collect(model: ShardedModel, answers: Sequence[Answer], advance: Callable[[i
     return Places(*(torch.cat(each) for each in zip(*parts, strict=True))) if parts else None
 
 
-def _length(answer: Answer) -> int:
+def _length(answer: DistilledAnswer) -> int:
     return len(answer.prompt_ids) + len(answer.output_ids)
 
 
-def _pass(model: ShardedModel, answers: Sequence[Answer], first: int) -> tuple[Tensor, ...] | None:
+def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -> tuple[Tensor, ...] | None:
     """Places of a few answers, flattened into one row of tokens; None on ranks other than 0."""
     ids: list[int] = []
     positions: list[int] = []

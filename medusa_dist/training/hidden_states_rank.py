@@ -19,15 +19,15 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
 from medusa_dist.model.source.resolve_model import model_folder
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 from medusa_dist.training.hidden_states import collect, data_key, read_data, save_places
 from medusa_dist.training.hidden_states_config import PlacesConfig
 
-__all__ = ["STACK", "EngineRank", "join_store", "model_folder", "open_store"]
+__all__ = ["STACK", "HiddenStatesRank", "build_rank", "join_store", "model_folder", "open_store"]
 STACK = __name__
 
 
-class EngineRank:
+class HiddenStatesRank:
     """A rank without an engine. facts: bytes of its part of the model, seconds of its start."""
 
     engine = None
@@ -67,13 +67,16 @@ class EngineRank:
     def follow(self) -> None:
         """Read all answers; rank 0 writes the places down."""
         total, done = sum(len(answer.output_ids) for answer in self._answers), 0
-        self._progress(Count("reading the answers", done, total, "tokens"))
+        self._progress(ProgressText("reading the answers", done, total, "tokens"))
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self._progress(Count("reading the answers", done, total, "tokens"))
+            self._progress(ProgressText("reading the answers", done, total, "tokens"))
 
         places = collect(self._model, self._answers, advance)
         if places is not None:
             save_places(places, self._config.target, self._config.key)
+
+
+build_rank = HiddenStatesRank  # what serve/rank.py asks a module for

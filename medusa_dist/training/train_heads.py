@@ -146,7 +146,7 @@ def _places(
         where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"
         note(f"memory: about {peak / 1e9:.2g} GB{where} while the answers are read")
         if config.tensor_parallel_size == 1:
-            places_rank.EngineRank(config, base.checkpoint.folder, progress=status).follow()
+            places_rank.HiddenStatesRank(config, base.checkpoint.folder, progress=status).follow()
         else:
             run_ranks(config, places_rank.STACK, status)
         places = load_places(path, key)

@@ -23,7 +23,7 @@ from medusa_dist.config import Strict
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.heads.loss import OUTSIDE, Kind, Targets, head_loss, total_loss
 from medusa_dist.medusa.heads.trainable import TrainableHeads
-from medusa_dist.tools.progress import Count
+from medusa_dist.tools.progress import ProgressText
 from medusa_dist.training.hidden_states import Places
 
 RANKS = 5  # accuracies are kept for so many guesses
@@ -122,7 +122,7 @@ class Trainer:
                 self._save()
             losses = " ".join(f"{loss:.2f}" for loss in self.losses)
             more = f"losses {losses}; held-out chain {self.progress.best:.3f}"
-            status(Count("training", step, self.num_steps, "steps", more))
+            status(ProgressText("training", step, self.num_steps, "steps", more))
         return self._best
 
     def batch(self, step: int) -> Tensor:

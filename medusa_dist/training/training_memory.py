@@ -9,7 +9,7 @@ from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.load import Outline
 from medusa_dist.model.sizing import rank_size
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Places
 from medusa_dist.training.hidden_states_config import PlacesConfig
 from medusa_dist.training.train_loop import Recipe
@@ -18,7 +18,7 @@ from medusa_dist.training.train_loop import Recipe
 def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
     """Bytes at the peak of the pass on rank 0, which holds most: its part of the model, one pass's activations and
     logits, and twice the places, which are joined at the end."""
-    parallel = Parallel(0, config.tensor_parallel_size)
+    parallel = TPGroup(0, config.tensor_parallel_size)
     device = choose_device(config).type
     size = rank_size(base.config, base.checkpoint, parallel, base.dtype, device, config.trust_remote_code)
     row = (6 * base.layer_width + 3 * size.widest + size.vocab_shard) * base.dtype.itemsize

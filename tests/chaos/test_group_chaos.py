@@ -11,7 +11,7 @@ from ray.util import remove_placement_group
 from medusa_dist.config import Config
 from medusa_dist.errors import OverloadedError
 from medusa_dist.serve import supervisor as module
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.placement import reserve
 from medusa_dist.serve.supervisor import Supervisor
 from tests.support.fake_groups import STACK, Silent, collect, config, request, until
@@ -25,7 +25,7 @@ class Real:
 
     def __init__(self, config: Config):
         self.config = config
-        self.groups: list[Group] = []
+        self.groups: list[TPWorkerGroup] = []
 
     async def __aenter__(self) -> "Real":
         self.placement = await asyncio.to_thread(reserve, self.config)
@@ -34,8 +34,8 @@ class Real:
         self.pids = set(self.groups[-1].pids)
         return self
 
-    def make(self, generation: int) -> Group:
-        self.groups.append(Group(self.config, self.placement, generation, STACK))
+    def make(self, generation: int) -> TPWorkerGroup:
+        self.groups.append(TPWorkerGroup(self.config, self.placement, generation, STACK))
         return self.groups[-1]
 
     async def __aexit__(self, *exc):

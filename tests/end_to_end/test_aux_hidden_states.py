@@ -12,7 +12,7 @@ from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile, read_heads
 from medusa_dist.request import Request
@@ -71,7 +71,7 @@ def test_heads_read_what_transformers_has(models: dict, name: str, monkeypatch: 
     read: list[tuple[list[int], torch.Tensor]] = []
     draft = Drafter.draft
 
-    def recorded(self: Drafter, verdicts: list[Verdict], scores: Scores) -> None:
+    def recorded(self: Drafter, verdicts: list[StepResult], scores: Scores) -> None:
         for verdict in verdicts:
             if verdict.sequence.finish_reason is None:
                 read.append((list(verdict.sequence.tokens[:-1]), scores.hidden[verdict.last_row].clone()))

@@ -13,10 +13,10 @@ import torch
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.medusa.trees.tree import ROOT
 from medusa_dist.ops import noise
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.request import Request, choice_seed
 from medusa_dist.sampling_params import SamplingParams
 from tests.support.markov_model import Alone, MarkovHeads, finished, markov_engine, random_table
@@ -95,7 +95,7 @@ def distance_to_uniform(values: list[float]) -> float:
     return max(max(p - i / len(ordered), (i + 1) / len(ordered) - p) for i, p in enumerate(ordered))
 
 
-def engine_of(tree: str, parallel: Parallel) -> Engine:
+def engine_of(tree: str, parallel: TPGroup) -> Engine:
     """Trees of the heads' best guesses, or a fixed one; what the heads believe is wrong by a factor of 2 or so."""
     paths = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1, 0, 0))
     static = SpeculationConfig(mode="static", tree=paths)
@@ -111,7 +111,7 @@ PARAMS: dict[str, dict] = {
     "min_p": {"min_p": 0.3},
     "logit_bias": {"logit_bias": BIAS},
 }
-WHO = {"by nodes": Parallel(), "by shards": Alone(0, 2)}  # where the choice is made: on rank 0, or by each shard
+WHO = {"by nodes": TPGroup(), "by shards": Alone(0, 2)}  # where the choice is made: on rank 0, or by each shard
 CASES = [("T=1", "7", "by nodes", 50_000), ("T=0.7", "static", "by shards", 50_000)]
 CASES += [(name, "7", "by nodes", 10_000) for name in PARAMS if name not in ("T=1", "T=0.7")]
 
@@ -136,7 +136,7 @@ def test_many_tokens_of_each_seed(params: str, tree: str, who: str, num_tokens: 
 
 def test_a_lossy_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts taken for being likely enough ("typical acceptance"): the same counts say so at once."""
-    honest = Chooser._choose
+    honest = TokenSelector._choose
     chances = torch.softmax(LOGITS, dim=-1)
 
     def lossy(self, scores, rows, places):
@@ -148,8 +148,8 @@ def test_a_lossy_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             tokens[i] = likely[0] if likely else tokens[i]
         return tokens
 
-    monkeypatch.setattr(Chooser, "_choose", lossy)
-    values = p_values(engine_of("7", Parallel()), SamplingParams(max_tokens=LENGTH), 600)
+    monkeypatch.setattr(TokenSelector, "_choose", lossy)
+    values = p_values(engine_of("7", TPGroup()), SamplingParams(max_tokens=LENGTH), 600)
     assert distance_to_uniform(values) > 2 * CRITICAL
 
 

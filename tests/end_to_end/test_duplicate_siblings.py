@@ -22,9 +22,9 @@ from medusa_dist.engine.beam.result import Known
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.tree_policy import Speculation
-from medusa_dist.engine.state.matcher import Grammars
+from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import HeadsError, RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.medusa.beam.search import BeamRules
@@ -32,7 +32,7 @@ from medusa_dist.medusa.heads.heads_file import HeadsFile
 from medusa_dist.medusa.heads.sequential import build_heads
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost
-from medusa_dist.medusa.trees.draft import NUM_RANKS
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import Tree
 from medusa_dist.named_trees import NAMED_TREES
 from medusa_dist.request import Request
@@ -42,7 +42,7 @@ from tests.support.tiny_tokenizers import json_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, EOS, HEADS = torch.device("cpu"), 2, 4
-GRAMMARS = Grammars(json_tokenizer, VOCAB, (EOS,))
+GRAMMARS = GrammarCompiler(json_tokenizer, VOCAB, (EOS,))
 ASKED = [
     None,
     None,
@@ -96,7 +96,7 @@ def planted(case: Draft) -> list[tuple[Sequence, Tree]]:
     known = case.draft_vocab_size or VOCAB
     # Paths of ranks that are not there are refused at the start (check_paths).
     listed = () if case.static is None else STATIC[case.static]
-    paths = tuple(path for path in listed if max(path) < min(NUM_RANKS, known))
+    paths = tuple(path for path in listed if max(path) < min(DRAFT_TOP_K, known))
     sequences = [_sequence(i, rng) for i in range(case.num_sequences)]
     fields = {**FORMS[case.form], "draft_vocab_size": case.draft_vocab_size, "num_heads": HEADS}
     file = random_heads(case.seed, case.scale, form=case.form, **fields)
@@ -106,7 +106,7 @@ def planted(case: Draft) -> list[tuple[Sequence, Tree]]:
     hidden = torch.randn(len(sequences), HIDDEN, generator=generator)
     if rng.random() < 0.1:
         hidden[0] = torch.nan  # a model gone wrong
-    verdicts = [Verdict(sequence, Accepted((), ()), (), i) for i, sequence in enumerate(sequences)]
+    verdicts = [StepResult(sequence, Accepted((), ()), (), i) for i, sequence in enumerate(sequences)]
     drafter.draft(verdicts, Scores(torch.zeros(0).numpy(), {}, hidden))
     mode = {"mode": "auto", "max_nodes": case.max_nodes} if not paths else {"mode": "static", "tree": paths}
     speculation = Speculation(SpeculationConfig.model_validate(mode), COSTS[case.cost])

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from medusa_dist.config import parse_config
-from medusa_dist.engine.runner.plan import Ints, Op, Plan
+from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.medusa.trees.tree import ROOT
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.resolve_model import model_folder
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints, random_parents
 from tests.support.tiny_engine import VOCAB, save_model
 
@@ -75,7 +76,7 @@ class Bench:
     """A worker with a cache for so many sequences, in shuffled blocks."""
 
     def __init__(self, model: ShardedModel, count: int) -> None:
-        pool = KVPool.allocate(
+        pool = KVCache.allocate(
             model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, torch.float32, CPU
         )
         pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
@@ -139,7 +140,7 @@ def tiny(name: str, root: Path) -> ShardedModel:
     folder = root / name
     if not folder.exists():
         save_model(name, folder)
-    return load_model(folder, dtype=torch.float32, device=CPU, parallel=Parallel())
+    return load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup())
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -179,7 +180,7 @@ def test_rows_of_the_demo_model(threads: int) -> None:
     config = parse_config({"model": "demo:smollm2-135m"})
     torch.set_num_threads(threads)
     try:
-        model = load_model(model_folder(config), dtype=torch.float32, device=CPU, parallel=Parallel())
+        model = load_model(model_folder(config), dtype=torch.float32, device=CPU, parallel=TPGroup())
         counts = (2, 3, 4, 8, 31, 32, 33, 64)
         assert [count for count in counts if differing(model, count, 8, model.vocab_size)] == []
     finally:

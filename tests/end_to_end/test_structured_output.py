@@ -1,4 +1,4 @@
-"""Grammars through the whole engine: the promise holds (drafts change no token), and every finished text fits.
+"""GrammarCompiler through the whole engine: the promise holds (drafts change no token), and every finished text fits.
 
 Not here: single matchers (tests/unit/engine/state/test_matcher.py), HTTP
 (tests/unit/api/schema/test_structured_outputs.py).
@@ -17,7 +17,7 @@ import pytest
 from medusa_dist import LLM, Grammar, SamplingParams
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.engine.state.matcher import Grammars
+from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.errors import RequestError
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
@@ -212,7 +212,7 @@ def test_what_is_wrong_is_refused_at_once(model: Model) -> None:
     engine.grammars = None
     with pytest.raises(RequestError, match="mine: this json_object cannot be used: this engine has no tokenizer"):
         engine.submit(request("r", (5, 6), grammar=Grammar.json("mine")))
-    bare = Grammars(lambda: (_ for _ in ()).throw(OSError("no such file")), VOCAB, (EOS,))
+    bare = GrammarCompiler(lambda: (_ for _ in ()).throw(OSError("no such file")), VOCAB, (EOS,))
     engine.grammars = bare
     engine.prepare(request("r", (5, 6), grammar=Grammar.json()))
     with pytest.raises(RequestError, match="no such file"):

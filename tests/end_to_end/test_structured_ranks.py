@@ -1,6 +1,6 @@
-"""Grammars over two ranks: the tokens are those of one rank, whatever is drafted, and every finished text fits.
+"""GrammarCompiler over two ranks: the tokens are those of one rank, whatever is drafted, and every finished text fits.
 
-Grammars live where the choice is made, on the first rank; followers never hear of them, only of rows.
+GrammarCompiler live where the choice is made, on the first rank; followers never hear of them, only of rows.
 """
 
 import itertools

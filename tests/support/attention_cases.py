@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from medusa_dist.engine.runner.batch_builder import prepare
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.attention.padded import BACKENDS, PagedAttention, Scoring, min_queries
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.padded import BACKENDS, AttentionParams, PagedAttention, min_queries
 from medusa_dist.ops.attention.paged_cpu import FusedAttention
 from tests.support.plan_helpers import Piece, make_step, random_parents
 
@@ -56,13 +56,13 @@ class Contents:
         return tuple(torch.cat([old[:start], new[first:end]])[columns] for new, old in both)
 
 
-def attend(pieces: list[Piece], contents: Contents, scoring: Scoring, backend: str, seed: int = 0) -> Tensor:
+def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, backend: str, seed: int = 0) -> Tensor:
     """[T, Hq, D] through plan, tables, pool and backend."""
     plan, tables, num_blocks = make_step(pieces, seed)
     heads, dtype = contents.heads, contents.q.dtype
     fewest = None if backend == "fused" else min_queries(heads.dim, heads.query // heads.kv)
     batch = prepare(plan, tables, CPU, fewest)
-    pool = KVPool.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
+    pool = KVCache.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
         columns = torch.arange(piece.start)
@@ -89,10 +89,10 @@ def random_pieces(seed: int) -> list[Piece]:
 
 
 SCORINGS = {
-    "plain": Scoring(0.3),
-    "window": Scoring(0.3, window=7),
-    "window of one": Scoring(0.3, window=1),
-    "softcap": Scoring(0.5, softcap=2.0),
-    "sinks": Scoring(0.3, sinks=torch.tensor([0.5, -1.0, 3.0, 20.0, -50.0, 0.0])),
-    "all": Scoring(0.4, window=5, softcap=3.0, sinks=torch.linspace(-2, 2, 6)),
+    "plain": AttentionParams(0.3),
+    "window": AttentionParams(0.3, window=7),
+    "window of one": AttentionParams(0.3, window=1),
+    "softcap": AttentionParams(0.5, softcap=2.0),
+    "sinks": AttentionParams(0.3, sinks=torch.tensor([0.5, -1.0, 3.0, 20.0, -50.0, 0.0])),
+    "all": AttentionParams(0.4, window=5, softcap=3.0, sinks=torch.linspace(-2, 2, 6)),
 }

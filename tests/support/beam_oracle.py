@@ -9,7 +9,7 @@ import numpy as np
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.beam import search as beam
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.outputs import Output
@@ -52,7 +52,7 @@ class BeamOracle:
                     table[output[: len(output) - depth]][depth - 1].add(output[-1])
             self.coming[name] = table
 
-    def draft(self, verdicts: list[Verdict], _scores: Scores) -> None:
+    def draft(self, verdicts: list[StepResult], _scores: Scores) -> None:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             if sequence.request.request_id not in self.coming or not sequence.request.params.speculation:
                 continue

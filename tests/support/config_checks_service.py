@@ -27,10 +27,10 @@ from medusa_dist.errors import GroupError, OverloadedError
 from medusa_dist.serve import placement
 from medusa_dist.serve import supervisor as supervisor_module
 from medusa_dist.serve.autoscaling import METRIC, QueueDepthPolicy
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.placement import bundles
-from medusa_dist.serve.rank import Place, Rank
-from medusa_dist.serve.replica import Front
+from medusa_dist.serve.rank import Rank, RankInfo
+from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.serve.supervisor import Supervisor
 from tests.support.config_checks_engine import World, request
 from tests.support.fake_groups import Silent
@@ -41,11 +41,11 @@ from tests.support.fake_groups import Silent
 def served_model_name(world: World) -> None:
     for value, expected in (("mine", "mine"), (None, world.folder.name)):
         front = SimpleNamespace(_config=world.config("served_model_name", value))
-        assert Front.name.fget(front) == expected
+        assert LLMReplica.name.fget(front) == expected
 
 
 def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(llm_backend, "DriverGroup", lambda config: f"{config.tensor_parallel_size} ranks")
+    patch.setattr(llm_backend, "LocalGroup", lambda config: f"{config.tensor_parallel_size} ranks")
     for value in (1, 2, 3):
         config = world.config("tensor_parallel_size", value)
         assert len(bundles(config, True)) == value
@@ -134,14 +134,14 @@ def threads_per_rank(world: World, patch: pytest.MonkeyPatch) -> None:
 def start_group(config: Config, patch: pytest.MonkeyPatch) -> dict[str, float]:
     """What a group of stand-in ranks waits for at its start, and for how long."""
     waits: dict[str, float] = {}
-    place = Place(1, "node", "host", "127.0.0.1", None, {})
+    place = RankInfo(1, "node", "host", "127.0.0.1", None, {})
     answers = {"be placed": [place] * 2, "open the rendezvous": [1], "load and warm up": [{"seconds": {}}] * 2}
 
     def gather(what: str, _refs: list[Any], timeout_s: float) -> list[Any]:
         waits[what] = timeout_s
         return answers[what]
 
-    group = Group(config, MagicMock())
+    group = TPWorkerGroup(config, MagicMock())
     group._ranks = [MagicMock(), MagicMock()]
     patch.setattr(group, "_create", lambda: None)
     patch.setattr(group, "_gather", gather)

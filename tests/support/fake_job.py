@@ -9,7 +9,7 @@ from medusa_dist.config import Config
 from medusa_dist.errors import ModelError
 from tests.support.fake_stack import join_store, open_store
 
-__all__ = ["EngineRank", "join_store", "model_folder", "open_store"]
+__all__ = ["EngineRank", "build_rank", "join_store", "model_folder", "open_store"]
 
 
 def model_folder(config: Config) -> Path:
@@ -37,3 +37,6 @@ class EngineRank:
             self._links[0].sendall(b"d")
         elif not self._links[0].recv(1):  # rank 0 waits for rank 1, as in a collective
             raise ConnectionError("connection closed by peer")
+
+
+build_rank = EngineRank

@@ -13,8 +13,8 @@ from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
-from medusa_dist.medusa.trees.accept import Stand, accept
+from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.medusa.trees.accept import Frontier, accept
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
 from medusa_dist.outputs import Output
@@ -126,11 +126,13 @@ class FakeEngine:
         firsts = np.cumsum([0, *(len(s.tree) + 1 for s in sequences)])
         assert firsts[-1] == len(choices)
 
-        def choose(stands: list[Stand]) -> list[int]:
+        def choose(stands: list[Frontier]) -> list[int]:
             return [choices[firsts[tree] + 1 + node] for tree, node, _ in stands]
 
         walks = accept([s.tree for s in sequences], choose)
-        outputs = self.scheduler.emit(plan, [Verdict(s, walk, (), 0) for s, walk in zip(sequences, walks, strict=True)])
+        outputs = self.scheduler.emit(
+            plan, [StepResult(s, walk, (), 0) for s, walk in zip(sequences, walks, strict=True)]
+        )
         self.scheduler.check_integrity()
         for sequence in sequences:
             if sequence.finish_reason is None and sequence.request.params.speculation:

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.runner.broadcast import Ranks
+from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Limits, Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.budget import StepCost
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 
 CPU = torch.device("cpu")
 
 
-class Alone(Parallel):
+class Alone(TPGroup):
     """One of two ranks, whose shard happens to be everything: choices are made where the logits are."""
 
     def gather_to_rank0(self, x: Tensor) -> list[Tensor]:
@@ -40,7 +40,7 @@ class MarkovModel:
     hidden_size, vocab_start, device, dtype = 1, 0, CPU, torch.float32
     head_dim = num_heads = num_kv_heads = 1
 
-    def __init__(self, logits: Tensor, parallel: Parallel) -> None:
+    def __init__(self, logits: Tensor, parallel: TPGroup) -> None:
         self.logits, self.parallel = logits, parallel
         self.vocab_size = self.vocab_shard = logits.shape[0]
         self.num_rows: list[int] = []  # of each pass
@@ -82,12 +82,12 @@ def markov_engine(
     cost: StepCost | None = None,
     max_running: int = 64,
     max_model_len: int = 256,
-    parallel: Parallel = Parallel(),  # noqa: B008 - frozen
+    parallel: TPGroup = TPGroup(),  # noqa: B008 - frozen
 ) -> Engine:
     """An engine over the table. heads: None = without a drafter."""
     vocab = logits.shape[0]
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
-    pool = KVPool.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
+    pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
     worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, "fused")
     speculation = Speculation(config, cost)
     limits = Limits(
@@ -99,7 +99,7 @@ def markov_engine(
     )
     scheduler = Scheduler(limits, BlockPool(num_blocks), speculation, 0)
     drafter = None if heads is None else Drafter(heads, torch.eye(vocab), vocab)
-    return Engine(scheduler, Ranks(worker, None, 0), Chooser(vocab, (), CPU), drafter, speculation)
+    return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), drafter, speculation)
 
 
 def finished(engine: Engine, requests: Iterator[Request]) -> Iterator[Output]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medusa_dist.engine.runner.plan import Ints, Op, Plan
+from medusa_dist.engine.runner.plan import Op, Plan
+from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 
 

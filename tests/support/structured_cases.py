@@ -1,4 +1,4 @@
-"""Grammars, and what a finished text must be, for tests of structured output."""
+"""GrammarCompiler, and what a finished text must be, for tests of structured output."""
 
 import json
 import re

@@ -18,7 +18,7 @@ from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -105,7 +105,7 @@ class Oracle:
         self.truth, self.skill, self.num_ranks = truth, skill, num_ranks
         self.rng = random.Random(5)
 
-    def draft(self, verdicts: list[Verdict], _scores: Scores) -> None:
+    def draft(self, verdicts: list[StepResult], _scores: Scores) -> None:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             done = sequence.num_output
             coming = self.truth[sequence.request.request_id][done : done + self.num_heads]

@@ -51,11 +51,11 @@ def test_what_goes_with_beams() -> None:
         speculation=False,
         max_tokens=None,
     )
-    assert params.needs_whole_row and params.temperature == 0.0
+    assert params.needs_full_logits and params.temperature == 0.0
     assert SamplingParams(beam_width=2, temperature=1.0) == SamplingParams(beam_width=2, temperature=0.0)
 
 
 def test_without_beams_nothing_changes() -> None:
     params = SamplingParams()
     assert (params.beam_width, params.length_penalty, params.early_stopping) == (None, 1.0, False)
-    assert params.temperature == 1.0 and not params.needs_whole_row
+    assert params.temperature == 1.0 and not params.needs_full_logits

@@ -8,7 +8,7 @@ from medusa_dist.config import parse_config
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import speculation_keys
-from medusa_dist.medusa.trees.draft import NUM_RANKS
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths, order_paths
 from medusa_dist.named_trees import NAMED_TREES
 from tests.support.tiny_engine import VOCAB, Setting, decode, engine_over, request, save_model, tiny_config
@@ -27,7 +27,7 @@ def test_mc_sim_7b_63_is_the_published_tree() -> None:
 @pytest.mark.parametrize("name", NAMED_TREES)
 def test_every_tree_obeys_the_laws(name: str) -> None:
     tree = NAMED_TREES[name]
-    check_paths(tree, num_heads=4, num_ranks=NUM_RANKS)
+    check_paths(tree, num_heads=4, num_ranks=DRAFT_TOP_K)
     assert len(tree) == (4 if name == "chain4" else 63)
     assert len(set(tree)) == len(tree) and order_paths(tree)[0] == (0,)
 

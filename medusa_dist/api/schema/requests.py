@@ -18,7 +18,7 @@ from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_PRIORITY
 from medusa_dist.sampling_params import MAX_LOGPROBS
 
-Count = Annotated[int, Field(ge=1, le=2**31)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[Text, Field(min_length=1)]
 
@@ -60,7 +60,7 @@ _MESSAGE_REFUSED = {
 }
 
 
-class Message(Body):
+class ChatMessage(Body):
     """One message of a conversation. `name` reaches the model if its chat template shows it."""
 
     place = "messages[]."
@@ -125,7 +125,7 @@ class Sampled(Body):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
+    max_tokens: PositiveInt | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=1e-9, le=1)] | None = None
@@ -169,8 +169,8 @@ class ChatRequest(Sampled):
 
     model_config = ConfigDict(json_schema_extra=_document(CHAT_FIELDS))
     rules = CHAT_FIELDS
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: PositiveInt | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
@@ -231,7 +231,7 @@ class TokenizeRequest(Body):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: bool = Field(default=True, description="of a prompt; a chat template writes its own")
     add_generation_prompt: bool = Field(default=True, description="of messages")
 

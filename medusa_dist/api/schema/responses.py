@@ -7,16 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FinishReason = Literal["stop", "length"]
+FinishReasonName = Literal["stop", "length"]
 
 
-class Reply(BaseModel):
+class ResponseModel(BaseModel):
     """Base of all answers: no field beyond the documented ones."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(Reply):
+class ErrorDetail(ResponseModel):
     """What went wrong, and where."""
 
     message: str
@@ -25,19 +25,19 @@ class ErrorDetail(Reply):
     code: str | None
 
 
-class ErrorReply(Reply):
+class ErrorReply(ResponseModel):
     """Every answer with status 4xx or 5xx, and the last event of a stream that breaks."""
 
     error: ErrorDetail
 
 
-class PromptTokensDetails(Reply):
+class PromptTokensDetails(ResponseModel):
     """Of the prompt's tokens."""
 
     cached_tokens: int
 
 
-class Usage(Reply):
+class Usage(ResponseModel):
     """Tokens read and written; what was drafted and rejected is not counted."""
 
     prompt_tokens: int
@@ -46,7 +46,7 @@ class Usage(Reply):
     prompt_tokens_details: PromptTokensDetails
 
 
-class SpeculationMetrics(Reply):
+class SpeculationMetrics(ResponseModel):
     """How well drafting went, for one request."""
 
     mean_acceptance_length: float = Field(description="tokens per step, the base model's own included")
@@ -58,13 +58,13 @@ class SpeculationMetrics(Reply):
     num_spec_tokens: int = Field(description="deepest drafted position")
 
 
-class Metrics(Reply):
+class Metrics(ResponseModel):
     """Counts beside the answer."""
 
     speculative_decoding: SpeculationMetrics | None = Field(description="null for more than one choice")
 
 
-class ScoredToken(Reply):
+class ScoredToken(ResponseModel):
     """A token and its log-probability under the base model, before temperature and filters."""
 
     token: str
@@ -78,14 +78,14 @@ class ChatLogprob(ScoredToken):
     top_logprobs: list[ScoredToken]
 
 
-class ChatLogprobs(Reply):
+class ChatLogprobs(ResponseModel):
     """One entry per output token."""
 
     content: list[ChatLogprob]
     refusal: None
 
 
-class ChatMessage(Reply):
+class AssistantMessage(ResponseModel):
     """What the model says."""
 
     role: Literal["assistant"]
@@ -93,16 +93,16 @@ class ChatMessage(Reply):
     refusal: None
 
 
-class ChatChoice(Reply):
+class ChatChoice(ResponseModel):
     """One of n answers."""
 
     index: int
-    message: ChatMessage
+    message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinishReasonName
 
 
-class PromptLogprob(Reply):
+class PromptLogprob(ResponseModel):
     """A token at a place of the prompt."""
 
     logprob: float
@@ -110,13 +110,13 @@ class PromptLogprob(Reply):
     decoded_token: str
 
 
-PromptLogprobs = Annotated[
+PromptLogprobList = Annotated[
     list[dict[str, PromptLogprob] | None],
     Field(description="if asked for: per prompt token a table by token id; null for the first"),
 ]
 
 
-class Head(Reply):
+class Head(ResponseModel):
     """What all generating routes answer."""
 
     id: str
@@ -134,11 +134,11 @@ class ChatReply(Head):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
-    prompt_logprobs: PromptLogprobs | None = None
+    prompt_logprobs: PromptLogprobList | None = None
 
 
-class CompletionLogprobs(Reply):
-    """Parallel lists, one entry per token: with echo the prompt's, then the output's. null at the first of a prompt."""
+class CompletionLogprobs(ResponseModel):
+    """TPGroup lists, one entry per token: with echo the prompt's, then the output's. null at the first of a prompt."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -146,14 +146,14 @@ class CompletionLogprobs(Reply):
     text_offset: list[int]
 
 
-class CompletionChoice(Reply):
+class CompletionChoice(ResponseModel):
     """One choice; prompts outside, n inside."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-    prompt_logprobs: PromptLogprobs | None = None
+    finish_reason: FinishReasonName
+    prompt_logprobs: PromptLogprobList | None = None
 
 
 class CompletionReply(Head):
@@ -174,14 +174,14 @@ class ModelCard(BaseModel):
     max_model_len: int
 
 
-class ModelList(Reply):
+class ModelList(ResponseModel):
     """Answer of GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-class TokenizeReply(Reply):
+class TokenizeReply(ResponseModel):
     """Answer of POST /tokenize."""
 
     count: int

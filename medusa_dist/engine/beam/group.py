@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from itertools import zip_longest
 
-from medusa_dist.engine.beam.result import BeamVerdict, Memory
+from medusa_dist.engine.beam.result import BeamResult, Memory
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search
 from medusa_dist.medusa.trees.tree import EMPTY
@@ -71,7 +71,7 @@ class BeamGroup:
             seat.group = self
         return self.seats
 
-    def settle(self, verdicts: Seq[BeamVerdict], pool: BlockPool) -> Output | None:
+    def settle(self, verdicts: Seq[BeamResult], pool: BlockPool) -> Output | None:
         """Take over a step's verdicts; the output if the search is over."""
         walk, width = verdicts[0].walk, len(verdicts)
         depth = max((d for verdict in verdicts for d in verdict.sequence.tree.depths), default=0)
@@ -105,7 +105,7 @@ class BeamGroup:
         )
 
 
-def _fork(verdict: BeamVerdict, pool: BlockPool) -> None:
+def _fork(verdict: BeamResult, pool: BlockPool) -> None:
     """Let verdict.sequence go on as verdict.source along the accepted path."""
     place, source, accepted = verdict.sequence, verdict.source, verdict.accepted
     known, nodes = len(source.tokens), accepted.nodes
@@ -134,11 +134,11 @@ def _common(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def settle_beams(verdicts: Seq[Verdict], pool: BlockPool) -> list[tuple[Sequence, Output]]:
+def settle_beams(verdicts: Seq[StepResult], pool: BlockPool) -> list[tuple[Sequence, Output]]:
     """Settle all groups among the verdicts: (root, output) of those that are through, for the scheduler to free."""
-    of_group: dict[int, list[BeamVerdict]] = {}
+    of_group: dict[int, list[BeamResult]] = {}
     for verdict in verdicts:
-        if isinstance(verdict, BeamVerdict):
+        if isinstance(verdict, BeamResult):
             of_group.setdefault(id(verdict.source.group), []).append(verdict)
     ended = []
     for own in of_group.values():

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.engine.beam.group import BeamGroup
-from medusa_dist.engine.beam.result import BeamVerdict
+from medusa_dist.engine.beam.result import BeamResult
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.beam.beam_tree import Completion, Levels, plant, rank_guesses, whole_runs
 from medusa_dist.medusa.trees.tree import Tree
 
 _LOOK_DEEPER = 8  # steps between two in which a group drafts a level more than it verified last
 
-Ranked = list[tuple[Sequence, Tree, Seq[float]]]
+RankedTrees = list[tuple[Sequence, Tree, Seq[float]]]
 
 
 class BeamPolicy:
@@ -28,11 +28,11 @@ class BeamPolicy:
         self._levels: dict[int, Levels] = {}  # of this step, by id of the group
         self._num_steps = 0
 
-    def trees(self, drafted: Seq[tuple[Sequence, tuple[int, int]]]) -> Ranked:
+    def trees(self, drafted: Seq[tuple[Sequence, tuple[int, int]]]) -> RankedTrees:
         """drafted: beams with candidates, and the most nodes and depth that can be of use. One tree for each, as large
         as it may be, and its nodes' values."""
         limits = {id(beam): limit for beam, limit in drafted}
-        planted: Ranked = []
+        planted: RankedTrees = []
         for group in _groups_of(beam for beam, _ in drafted):
             guesses = [beam.candidates if id(beam) in limits else None for beam in group.beams]
             most, depth = next(limits[id(beam)] for beam in group.beams if id(beam) in limits)
@@ -43,7 +43,7 @@ class BeamPolicy:
             planted += [(b, *tree) for b, tree in zip(group.beams, trees, strict=True) if id(b) in limits]
         return planted
 
-    def round(self, ranked: Ranked, sizes: list[int]) -> None:
+    def round(self, ranked: RankedTrees, sizes: list[int]) -> None:
         """Take back what the budget pays for of runs that it does not pay for whole: part of one completes no level."""
         places: dict[int, list[int]] = {}
         for place, (sequence, _, _) in enumerate(ranked):
@@ -54,9 +54,9 @@ class BeamPolicy:
             for place, size in zip(own, whole, strict=True):
                 sizes[place] = size
 
-    def learn(self, verdicts: Seq[Verdict]) -> None:
+    def learn(self, verdicts: Seq[StepResult]) -> None:
         """See where the winners stood; before the scheduler takes the trees away."""
-        beams = [v for v in verdicts if isinstance(v, BeamVerdict)]
+        beams = [v for v in verdicts if isinstance(v, BeamResult)]
         self._num_steps += bool(beams)
         for group in _groups_of(v.source for v in beams):
             walk = next(v.walk for v in beams if v.source.group is group)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
-from medusa_dist.medusa.beam.beam_tree import Place
-from medusa_dist.medusa.beam.search import BeamWalk, Ranked
+from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.medusa.beam.beam_tree import BeamPath
+from medusa_dist.medusa.beam.search import BeamTraversal, Ranked
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,18 @@ class Known:
     hidden: Tensor
 
 
-Memory = dict[Place, Known]  # by the beam, in the order of search.outputs, and the tokens behind it
+Memory = dict[BeamPath, Known]  # by the beam, in the order of search.outputs, and the tokens behind it
 
 
 @dataclass(frozen=True)
-class BeamVerdict(Verdict):
+class BeamResult(StepResult):
     """What a step decided for one beam: `sequence` goes on as `source` along `accepted`, a path in source's tree.
 
     All beams of a request have one, and share walk and memory. When the walk is over, `accepted` is empty.
     """
 
     source: Sequence
-    walk: BeamWalk
+    walk: BeamTraversal
     used: tuple[int, ...]  # nodes of `sequence`'s own tree that any beam went through
     memory: Memory  # of beams that go on, or of what may follow them: verified, but their level was not complete
 

@@ -11,23 +11,23 @@ from collections.abc import Sequence as Seq
 import torch
 
 from medusa_dist.engine.beam.group import BeamGroup
-from medusa_dist.engine.beam.result import BeamVerdict, Known, Memory
+from medusa_dist.engine.beam.result import BeamResult, Known, Memory
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.errors import EngineError
-from medusa_dist.medusa.beam.beam_tree import Place
-from medusa_dist.medusa.beam.search import BeamWalk, Group, Ranked, Stand, walk_beams
+from medusa_dist.medusa.beam.beam_tree import BeamPath
+from medusa_dist.medusa.beam.search import BeamFrontier, BeamState, BeamTraversal, Ranked, traverse_beams
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import Tree
 from medusa_dist.ops.sampling import History, adjust, top_tokens
 
 
-def judge_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamVerdict]:
+def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamResult]:
     """beams: (sequence, wanted row of its root), all beams of each request among them. One verdict per beam after."""
     first_rows = {id(sequence): first for sequence, first in beams}
     groups = list({id(group): group for sequence, _ in beams if (group := sequence.group) is not None}.values())
 
-    def likeliest(stands: list[Stand]) -> list[Ranked]:
+    def likeliest(stands: list[BeamFrontier]) -> list[Ranked]:
         """One topk for all beams that stand at this level."""
         log_p = _log_probabilities(torch.stack([scores.whole[row].float() for row in rows_of(stands)]))
         for i, stand in enumerate(stands):
@@ -39,10 +39,10 @@ def judge_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple
             for tokens, row, stand in pairs
         ]
 
-    def rows_of(stands: list[Stand]) -> list[int]:
+    def rows_of(stands: list[BeamFrontier]) -> list[int]:
         return [first_rows[id(groups[stand.group].beams[stand.source])] + 1 + stand.node for stand in stands]
 
-    def rank(stands: list[Stand]) -> list[Ranked]:
+    def rank(stands: list[BeamFrontier]) -> list[Ranked]:
         ranked = likeliest(stands)
         for stand, row in zip(stands, ranked, strict=True):
             if any(math.isnan(value) for _, value in row):
@@ -50,8 +50,8 @@ def judge_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple
                 raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
         return ranked
 
-    states = [Group(group.search, group.rules, tuple(beam.tree for beam in group.beams)) for group in groups]
-    walks = walk_beams(states, rank)
+    states = [BeamState(group.search, group.rules, tuple(beam.tree for beam in group.beams)) for group in groups]
+    walks = traverse_beams(states, rank)
     memories = [_kept(group.memory, walk) for group, walk in zip(groups, walks, strict=True)]
     found = [one for index, walk in enumerate(walks) for one in _verified(walk, states[index].trees, index)]
     if found:
@@ -63,20 +63,20 @@ def judge_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple
     return [verdict for group, walk, memory in each for verdict in _verdicts(group, walk, first_rows, memory)]
 
 
-def _verified(walk: BeamWalk, trees: Seq[Tree], group: int) -> list[tuple[Place, Stand]]:
+def _verified(walk: BeamTraversal, trees: Seq[Tree], group: int) -> list[tuple[BeamPath, BeamFrontier]]:
     """The verified nodes at which a beam goes on, and those behind them: the next step may ask for them again."""
-    made: list[tuple[Place, Stand]] = []
+    made: list[tuple[BeamPath, BeamFrontier]] = []
     for beam, (fork, output) in enumerate(zip(walk.forks, walk.search.outputs, strict=False)):  # no forks: it is over
         open_nodes: list[tuple[int, tuple[int, ...]]] = [] if fork.ahead is None else [(fork.ahead, ())]
         while open_nodes:
             node, path = open_nodes.pop()
-            made.append(((beam, path), Stand(group, fork.source, node, (*output, *path))))
+            made.append(((beam, path), BeamFrontier(group, fork.source, node, (*output, *path))))
             children = trees[fork.source].children.get(node, {})
             open_nodes += [(child, (*path, token)) for token, child in children.items()]
     return made
 
 
-def _kept(before: Memory, walk: BeamWalk) -> Memory:
+def _kept(before: Memory, walk: BeamTraversal) -> Memory:
     """What is remembered from earlier steps and still lies on a beam that goes on."""
     if not before or walk.search.is_over:
         return {}
@@ -107,14 +107,14 @@ def _processed(
     return adjust(log_p, params, History(prompt, known), eos_ids)
 
 
-def _verdicts(group: BeamGroup, walk: BeamWalk, first_rows: dict[int, int], memory: Memory) -> list[BeamVerdict]:
+def _verdicts(group: BeamGroup, walk: BeamTraversal, first_rows: dict[int, int], memory: Memory) -> list[BeamResult]:
     """Who goes on as what. A beam's first continuation takes its place, so it need not move; others take free ones."""
     places, used = group.seats, [*walk.used, *((),) * len(group.idle)]
     of_place = {id(place): nodes for place, nodes in zip(places, used, strict=True)}
 
-    def verdict(place: Sequence, source: Sequence, accepted: Accepted) -> BeamVerdict:
+    def verdict(place: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
         row = first_rows[id(source)] + 1 + accepted.last_node
-        return BeamVerdict(place, accepted, (), row, source, walk, of_place[id(place)], memory)
+        return BeamResult(place, accepted, (), row, source, walk, of_place[id(place)], memory)
 
     if walk.search.is_over:
         return [verdict(beam, beam, Accepted((), ())) for beam in group.beams]

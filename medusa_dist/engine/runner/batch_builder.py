@@ -5,16 +5,15 @@ tables, same tensors, on every rank.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from medusa_dist.engine.runner.plan import Ints, Plan
+from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.medusa.trees.tree import ROOT
+from medusa_dist.ops.arrays import Bools, Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.attention.padded import KEY_CHUNK
-from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch, Reads
+from medusa_dist.ops.forward_batch import ForwardBatch, PaddedMetadata, PagedMetadata
 
-Bools = npt.NDArray[np.bool_]
 ROWS_OF_ITEM = 16  # rows of a sequence that one piece of work reads keys and values for
 MIN_ROWS = 4  # lone rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
@@ -43,7 +42,7 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | N
     def tensor(values: Ints, pad: int = 0) -> torch.Tensor:
         return torch.from_numpy(np.pad(values, (0, pad))).to(device)
 
-    groups: tuple[AttentionGroup, ...] = ()
+    groups: tuple[PaddedMetadata, ...] = ()
     if min_queries is not None:
         groups = tuple(
             _group(plan, tables, members, trees, min_queries, total + padding, device)
@@ -98,7 +97,7 @@ class Ancestry:
                 self.matrix[node] |= self.matrix[parent]
 
 
-def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> Reads:
+def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> PagedMetadata:
     rows = plan.chains + plan.nodes
     lengths = plan.starts + rows
     ancestors = np.zeros((max(1, int(plan.nodes.sum())), int(plan.nodes.max())), dtype=np.bool_)
@@ -115,7 +114,7 @@ def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> Reads:
     threads = torch.get_num_threads()
     ranked = np.argsort(-work, kind="stable")
     dealt = np.concatenate([ranked[thread::threads] for thread in range(threads)])
-    return Reads(
+    return PagedMetadata(
         cost=int(work.sum()),
         items=np.stack([sequence, begin, end], axis=1)[dealt],
         rows=np.cumsum(rows) - rows,
@@ -145,7 +144,7 @@ def _group(
     min_queries: int,
     num_rows: int,
     device: torch.device,
-) -> AttentionGroup:
+) -> PaddedMetadata:
     starts, chains, nodes = plan.starts[members], plan.chains[members], plan.nodes[members]
     rows = chains + nodes
     offsets = np.cumsum(plan.chains + plan.nodes)[members] - rows
@@ -167,7 +166,7 @@ def _group(
         visible[b, own, drafted] = tree.matrix
         query_positions[b, own] = key_positions[b, drafted] = known - 1 + tree.depths
     spare = np.minimum(query, num_rows) if is_lone else num_rows
-    return AttentionGroup(
+    return PaddedMetadata(
         query_rows=torch.from_numpy(np.where(real, offsets[:, None] + query, spare)).to(device),
         blocks=torch.from_numpy(tables[plan.slots[members], :num_blocks].reshape(-1)).to(device),
         visible=torch.from_numpy(visible).to(device),

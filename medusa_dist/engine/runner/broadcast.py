@@ -1,4 +1,4 @@
-"""Ranks: rank 0's reach to all ranks, and the loop in which followers obey.
+"""RankGroup: rank 0's reach to all ranks, and the loop in which followers obey.
 
 Owns the broadcast: the only control traffic there is. One fixed-size int64 message a step, and a second one for the
 rest of a plan that is longer. Not here: what a plan says (plan.py), what executing it means (worker.py).
@@ -8,16 +8,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from medusa_dist.engine.runner.phase_timer import PhaseClock
-from medusa_dist.engine.runner.plan import HEADER_WORDS, Ints, Op, Plan, packed_words
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
+from medusa_dist.engine.runner.plan import HEADER_WORDS, Op, Plan, packed_words
 from medusa_dist.engine.runner.worker import Scores, Worker
 from medusa_dist.errors import GroupError
+from medusa_dist.ops.arrays import Ints
 
 MESSAGE_WORDS = 1024  # enough for a step of some 32 sequences; broadcast time is flat up to here
 assert MESSAGE_WORDS > 2 * HEADER_WORDS
 
 
-class Ranks:
+class RankGroup:
     """All ranks of one tensor-parallel group, seen from any of them. control: a gloo group; None for one rank."""
 
     def __init__(self, worker: Worker, control: dist.ProcessGroup | None, generation: int) -> None:
@@ -31,9 +32,9 @@ class Ranks:
         step, self._next_step = self._next_step, self._next_step + 1
         return step
 
-    def verify(self, plan: Plan, clock: PhaseClock | None = None) -> Scores:
+    def verify(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores:
         """Rank 0: have all ranks execute the plan; their choices and rows come back here. clock: None: no one asks."""
-        clock = clock or PhaseClock()
+        clock = clock or PhaseTimer()
         self._send(plan)
         clock.lap("broadcast")
         scores = self.worker.execute(plan, clock)
@@ -45,7 +46,7 @@ class Ranks:
         self._send(Plan(op, self.generation, self.next_step()))
 
     def follow(self, until: Op = Op.STOP) -> None:
-        """Ranks > 0: execute what comes until that op. Raises GroupError if rank 0 is gone or out of step."""
+        """RankGroup > 0: execute what comes until that op. Raises GroupError if rank 0 is gone or out of step."""
         while True:
             plan = self._receive()
             if plan.op is until:

@@ -9,7 +9,7 @@ import time
 import torch
 
 
-class PhaseClock:
+class PhaseTimer:
     """Seconds by phase, since it was made. Laps follow each other without gaps, so their sum is the whole step.
 
     On a GPU, kernels run behind the host's back, and their time is booked where the host first needs a result;

@@ -11,11 +11,10 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medusa_dist.errors import GroupError
+from medusa_dist.ops.arrays import Ints
 
-Ints = npt.NDArray[np.int64]
 WIRE_VERSION = 2
 HEADER_WORDS = 16
 _MAGIC = 0x4D454455  # "MEDU"

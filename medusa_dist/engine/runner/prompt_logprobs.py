@@ -1,4 +1,4 @@
-"""PromptScores: how likely the model found the tokens of prompts, for requests with `prompt_logprobs`.
+"""PromptLogprobs: how likely the model found the tokens of prompts, for requests with `prompt_logprobs`.
 
 Owns the log-probabilities of a step's prompt rows, made where their logits are gathered: piece by piece, so that never
 more than PIECE_ROWS whole rows stand beside each other. Not here: which rows are scored (sequence.py, make_plan.py),
@@ -8,22 +8,19 @@ Shapes: R scored rows of the step, sequence after sequence, V vocabulary, Vs thi
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medusa_dist.engine.runner.plan import Ints
+from medusa_dist.ops.arrays import Floats, Ints
 from medusa_dist.ops.sampling import top_tokens
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.outputs import TokenLogprobs
 
 PIECE_ROWS = 64  # whole rows of 128k float32 logits: 32 MB
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class PromptScores:
+class PromptLogprobs:
     """Per scored row the log-probability of the token that follows it in the prompt, and the K most likely ones."""
 
     targets: Ints  # [R]
@@ -44,9 +41,9 @@ class PromptScores:
         ]
 
 
-def score_prompts(
-    logits: Tensor, targets: Ints, num_top: int, vocab_size: int, parallel: Parallel
-) -> PromptScores | None:
+def gather_prompt_logprobs(
+    logits: Tensor, targets: Ints, num_top: int, vocab_size: int, parallel: TPGroup
+) -> PromptLogprobs | None:
     """logits: [R, Vs] of this rank; all ranks call it together. targets: [R]. None on ranks other than 0."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for begin in range(0, len(targets), PIECE_ROWS):
@@ -60,4 +57,4 @@ def score_prompts(
     if parallel.rank != 0:
         return None
     logprobs, top_ids, top_logprobs = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return PromptScores(targets, logprobs, top_ids, top_logprobs)
+    return PromptLogprobs(targets, logprobs, top_ids, top_logprobs)

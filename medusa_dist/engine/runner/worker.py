@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from medusa_dist.engine.runner.batch_builder import prepare
-from medusa_dist.engine.runner.phase_timer import PhaseClock
-from medusa_dist.engine.runner.plan import Ints, Plan
-from medusa_dist.engine.runner.prompt_logprobs import PromptScores, score_prompts
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
+from medusa_dist.engine.runner.plan import Plan
+from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs, gather_prompt_logprobs
 from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.model.load import ShardedModel
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.attention.padded import BACKENDS, PagedAttention, Scoring, min_queries
+from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.padded import BACKENDS, AttentionParams, PagedAttention, min_queries
 from medusa_dist.ops.attention.paged_cpu import FusedAttention, compile_kernel
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
@@ -35,13 +36,13 @@ class Scores:
     choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
     whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
     hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, and tapped states behind it
-    prompt: PromptScores | None = None  # of the plan's scored rows; None: there are none
+    prompt: PromptLogprobs | None = None  # of the plan's scored rows; None: there are none
 
 
 class Worker:
     """Same code on every rank; only rank 0 gets Scores."""
 
-    def __init__(self, model: ShardedModel, pool: KVPool, max_running: int, max_blocks: int, backend: str) -> None:
+    def __init__(self, model: ShardedModel, pool: KVCache, max_running: int, max_blocks: int, backend: str) -> None:
         self.model = model
         self.pool = pool
         self._backend = None if backend == "fused" else BACKENDS[backend]
@@ -60,9 +61,9 @@ class Worker:
         self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
 
     @torch.inference_mode()
-    def execute(self, plan: Plan, clock: PhaseClock | None = None) -> Scores | None:
+    def execute(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores | None:
         """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
-        clock = clock or PhaseClock()
+        clock = clock or PhaseTimer()
         self._apply_deltas(plan)
         batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.slots.size else None
         clock.lap("prepare")
@@ -77,7 +78,9 @@ class Worker:
         scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.wanted])
         if plan.targets.size:
             model, num_top = self.model, int(plan.tops.max())
-            found = score_prompts(logits[slots.size :], plan.targets, num_top, model.vocab_size, model.parallel)
+            found = gather_prompt_logprobs(
+                logits[slots.size :], plan.targets, num_top, model.vocab_size, model.parallel
+            )
             scores = scores and replace(scores, prompt=found)
         clock.lap("sample")
         return scores
@@ -89,7 +92,7 @@ class Worker:
             paged = PagedAttention(self.pool, batch, self._backend)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
-            return paged(layer, q, k, v, Scoring(*scoring))
+            return paged(layer, q, k, v, AttentionParams(*scoring))
 
         # A product with one row may take another kernel and round differently: score a lone row twice.
         rows = torch.cat([batch.wanted, batch.scored])

@@ -6,11 +6,12 @@ the decisions (scheduler.py), the wire (plan.py).
 
 import numpy as np
 
-from medusa_dist.engine.runner.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.ops.arrays import Ints
 
 
-def make_plan(
+def build_plan(
     when: tuple[int, int],
     chosen: list[tuple[Sequence, int]],
     admitted: list[Sequence],
@@ -46,7 +47,7 @@ def make_plan(
         admitted_slots=_ints([s.slot for s in admitted]),
         admitted_seeds=_ints([s.request.seed for s in admitted]),
         admitted_temperatures=_ints([bits_of(p.temperature) for p in params]),
-        admitted_whole=_ints([int(p.needs_whole_row) for p in params]),
+        admitted_whole=_ints([int(p.needs_full_logits) for p in params]),
         slots=slots,
         starts=starts,
         chains=chains,

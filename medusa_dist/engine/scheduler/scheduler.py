@@ -15,19 +15,20 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from medusa_dist.engine.beam.group import Moves, beam_group, settle_beams, shared_blocks, with_forks
-from medusa_dist.engine.beam.result import BeamVerdict
-from medusa_dist.engine.runner.plan import Ints, Plan
-from medusa_dist.engine.runner.prompt_logprobs import PromptScores
-from medusa_dist.engine.scheduler.plan_builder import make_plan
+from medusa_dist.engine.beam.result import BeamResult
+from medusa_dist.engine.runner.plan import Plan
+from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs
+from medusa_dist.engine.scheduler.plan_builder import build_plan
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits, check_request
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import EMPTY
+from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats
 from medusa_dist.request import Request
@@ -91,9 +92,9 @@ class Scheduler:
                 chosen.append((sequence, chain))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
-        return make_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
+        return build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
 
-    def emit(self, plan: Plan, verdicts: Seq[Verdict], prompt_scores: PromptScores | None = None) -> list[Output]:
+    def emit(self, plan: Plan, verdicts: Seq[StepResult], prompt_scores: PromptLogprobs | None = None) -> list[Output]:
         """Apply a step's result: tokens, KV to keep, scores of prompts, finished sequences."""
         if prompt_scores is not None:
             begins = np.cumsum(plan.scored) - plan.scored
@@ -103,7 +104,7 @@ class Scheduler:
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
         for slot, chain in zip(plan.slots, plan.chains, strict=True):
             self._by_slot[int(slot)].num_computed += int(chain)
-        outputs = [self._apply(verdict) for verdict in verdicts if not isinstance(verdict, BeamVerdict)]
+        outputs = [self._apply(verdict) for verdict in verdicts if not isinstance(verdict, BeamResult)]
         self.running += [v.sequence for v in verdicts if not v.sequence.tokens]  # beams after their first fork
         for sequence, output in settle_beams(verdicts, self.pool):
             self._free(sequence)
@@ -218,7 +219,7 @@ class Scheduler:
 
     # --- emit, part by part ---
 
-    def _apply(self, verdict: Verdict) -> Output:
+    def _apply(self, verdict: StepResult) -> Output:
         sequence, accepted = verdict.sequence, verdict.accepted
         known, prompt_logprobs = len(sequence.tokens), sequence.take_prompt_logprobs()
         tokens: list[int] = []

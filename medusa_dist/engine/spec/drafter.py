@@ -14,10 +14,10 @@ from torch import Tensor
 from medusa_dist.config import Paths
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import Growth, SequentialHeads, draft_paths
-from medusa_dist.medusa.trees.draft import NUM_RANKS, guess
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 
@@ -51,10 +51,10 @@ class Drafter:
     @property
     def num_ranks(self) -> int:
         """How many guesses each head offers."""
-        return min(NUM_RANKS, self._token_ids.numel())
+        return min(DRAFT_TOP_K, self._token_ids.numel())
 
     @torch.inference_mode()
-    def draft(self, verdicts: Seq[Verdict], scores: Scores) -> None:
+    def draft(self, verdicts: Seq[StepResult], scores: Scores) -> None:
         """Set `candidates` of the sequences that go on and want speculation; the rest keep none."""
         going = [v for v in verdicts if v.sequence.finish_reason is None and v.sequence.request.params.speculation]
         if self._beams is not None:
@@ -73,7 +73,7 @@ class Drafter:
         for verdict, candidates in zip(going, made, strict=True):
             verdict.sequence.candidates = candidates
 
-    def _draft_beams(self, drafter: BeamDrafter, verdicts: Seq[Verdict], scores: Scores) -> None:
+    def _draft_beams(self, drafter: BeamDrafter, verdicts: Seq[StepResult], scores: Scores) -> None:
         """verdicts: of all beams of each group among them."""
         rows = {id(v.sequence): v.last_row for v in verdicts}
         groups = list({id(g): g for v in verdicts if (g := v.sequence.group) is not None}.values())
@@ -101,7 +101,7 @@ class Drafter:
         assert self._embedding is not None
         return self._embedding[self._token_ids[columns]]
 
-    def _noise(self, going: list[Verdict], temperatures: Tensor) -> Tensor:
+    def _noise(self, going: list[StepResult], temperatures: Tensor) -> Tensor:
         """G at the positions the heads guess for: [B, K, D]; zero for greedy sequences."""
         heads = range(self.num_heads)
         # The root stands at n - 1; head k guesses the token at n - 1 + k.

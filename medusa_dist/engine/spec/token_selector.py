@@ -11,24 +11,27 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from medusa_dist.engine.beam.select import judge_beams
-from medusa_dist.engine.runner.plan import Ints, Plan
+from medusa_dist.engine.beam.select import select_beams
+from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.typical import typical_bounds, weights_of
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import EngineError
-from medusa_dist.medusa.trees.accept import Accepted, Stand, Weights, accept, accept_typical
+from medusa_dist.medusa.trees.accept import Accepted, Frontier, Weights, accept, accept_typical
+from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.sampling import History, adjust, lowest_argmax, token_logprobs
 from medusa_dist.outputs import TokenLogprobs
 
-Place = tuple[Sequence, tuple[int, ...]]  # a node: its sequence, and the tokens chosen in this step on the way to it
+TreePosition = tuple[
+    Sequence, tuple[int, ...]
+]  # a node: its sequence, and the tokens chosen in this step on the way to it
 
-Choose = Callable[[list[Stand]], list[int]]
+Choose = Callable[[list[Frontier]], list[int]]
 
 
-class Chooser:
+class TokenSelector:
     """Judges rows on rank 0. eos_ids: tokens that end a sequence (banned while min_tokens is not reached)."""
 
     def __init__(self, vocab_size: int, eos_ids: tuple[int, ...], device: torch.device) -> None:
@@ -36,22 +39,22 @@ class Chooser:
         self._eos_ids = eos_ids
         self._columns = NoiseColumns.of_range(0, vocab_size, device)
 
-    def judge(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[Verdict]:
+    def judge(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
         """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
         firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
-        beams = judge_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
+        beams = select_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
         return self._judge_alone(scores, [pair for pair in firsts if pair[0].group is None]) + beams
 
-    def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[Verdict]:
+    def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[StepResult]:
         """firsts: (sequence, wanted row of its root)."""
 
-        def choose(stands: list[Stand]) -> list[int]:
+        def choose(stands: list[Frontier]) -> list[int]:
             rows = [firsts[tree][1] + 1 + node for tree, node, _ in stands]
             return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in stands])
 
         walks = self._walk(scores, firsts, choose)
         return [
-            Verdict(
+            StepResult(
                 sequence,
                 walk,
                 self._logprobs(scores, first, sequence, walk),
@@ -68,7 +71,7 @@ class Chooser:
         if not lossy:
             return accept(trees, choose)
 
-        def weigh(stands: list[Stand]) -> list[Weights]:
+        def weigh(stands: list[Frontier]) -> list[Weights]:
             drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in stands]
             places = [(firsts[lossy[tree]], node, path) for tree, node, path in stands]
             rows = [
@@ -84,7 +87,7 @@ class Chooser:
         walks |= zip(lossy, typical, strict=True)
         return [walks[i] for i in range(len(firsts))]
 
-    def _choose(self, scores: Scores, rows: list[int], places: list[Place]) -> list[int]:
+    def _choose(self, scores: Scores, rows: list[int], places: list[TreePosition]) -> list[int]:
         """The model's choice after each row, all at one level of their trees."""
         chosen = [int(scores.choices[row]) for row in rows]
         open_rows = [i for i, row in enumerate(rows) if row in scores.whole]
@@ -98,7 +101,7 @@ class Chooser:
                 raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
         return chosen
 
-    def _choose_whole(self, logits: list[torch.Tensor], places: list[Place]) -> list[int]:
+    def _choose_whole(self, logits: list[torch.Tensor], places: list[TreePosition]) -> list[int]:
         """Choices from whole rows [V] of logits: adjusted one by one, noise and argmax for all together."""
         scores = torch.empty(len(logits), self._vocab_size, dtype=torch.float32, device=logits[0].device)
         for score, row, place in zip(scores, logits, places, strict=True):
@@ -115,10 +118,10 @@ class Chooser:
         ids: list[int] = lowest_argmax(scores)[1].tolist()
         return ids
 
-    def _adjusted(self, logits: torch.Tensor, place: Place) -> torch.Tensor:
+    def _adjusted(self, logits: torch.Tensor, place: TreePosition) -> torch.Tensor:
         sequence, path = place
         params = sequence.request.params
-        if not params.needs_whole_row:
+        if not params.needs_full_logits:
             return logits / params.temperature if params.temperature > 0.0 else logits
         output = [*sequence.tokens[sequence.num_prompt :], *path]
         history = History(
@@ -149,7 +152,7 @@ def _first_rows(plan: Plan) -> Ints:
     return firsts
 
 
-def _allowed(place: Place, device: torch.device) -> torch.Tensor | None:
+def _allowed(place: TreePosition, device: torch.device) -> torch.Tensor | None:
     """What the grammar lets follow [V]; None without one, and where the text is over: the rest is cut off then."""
     sequence, path = place
     state = None if sequence.matcher is None else sequence.matcher.state(path)

@@ -15,10 +15,10 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.policy import BeamPolicy
 from medusa_dist.engine.state.acceptance_tracker import RETRY_EVERY
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
-from medusa_dist.medusa.trees.cost_correction import Excess, nearest_size
+from medusa_dist.medusa.trees.cost_correction import CostCorrection, nearest_size
 from medusa_dist.medusa.trees.tree import Tree, any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 
@@ -57,7 +57,7 @@ class Speculation:
         self._num_asked = 0  # steps in which drafting was thought about
         self._num_planned = 0  # nodes of this step, before the scheduler cut them
         self._has_room = True  # whether the scheduler had rows and blocks for any of the last ones planned
-        self._excess = Excess()
+        self._excess = CostCorrection()
         self._promised = self._accepted = 0.0  # drafts lately: what trees promised, and what became of it
         self._drafting: dict[int, float] = {}  # seconds, by the number of sequences
 
@@ -92,7 +92,7 @@ class Speculation:
         self._num_planned = sum(sizes)
         return [(s, tree.first(size)) for (s, tree, _), size in zip(ranked, sizes, strict=True)]
 
-    def learn(self, verdicts: Seq[Verdict]) -> None:
+    def learn(self, verdicts: Seq[StepResult]) -> None:
         """See which drafts were accepted; before the scheduler takes the trees away."""
         if self._num_planned:
             self._has_room = any(len(v.sequence.tree) for v in verdicts)
@@ -135,7 +135,7 @@ class Speculation:
         """The share of the promises of verified trees that was kept lately, at most 1: how far they are believed."""
         return min(1.0, (self._accepted + _PRIOR) / (self._promised + _PRIOR))
 
-    def worth_drafting(self, verdicts: list[Verdict]) -> list[Verdict]:
+    def select_for_drafting(self, verdicts: list[StepResult]) -> list[StepResult]:
         """Those whose sequences are drafted for now: none if the batch is not worth it, else all but hopeless ones."""
         if not verdicts:
             return []

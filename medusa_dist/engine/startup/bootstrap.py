@@ -19,34 +19,37 @@ from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.runner.broadcast import Ranks
+from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
-from medusa_dist.engine.startup.process_group import choose_device, join_group
+from medusa_dist.engine.startup.process_group import choose_device, join_group, join_store, open_store
 from medusa_dist.engine.startup.step_cost import measure_step_cost
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
-from medusa_dist.engine.state.matcher import Grammars
+from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads
-from medusa_dist.medusa.trees.draft import NUM_RANKS
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
+from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import output_width, read_config
-from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool, block_bytes
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
 from medusa_dist.ops.attention.padded import default_backend, key_chunk
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
+
+__all__ = ["EngineRank", "build_rank", "join_store", "model_folder", "open_store"]
 
 
 class EngineRank:
@@ -87,7 +90,7 @@ class EngineRank:
             num_blocks = self._num_blocks(model, memory)
             # A context that the cache cannot hold cannot be served; what can is what /v1/models says.
             self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
-            self._ranks = Ranks(self._make_worker(model, num_blocks), control, generation)
+            self._ranks = RankGroup(self._make_worker(model, num_blocks), control, generation)
             if self._device.type == "cpu":
                 use_huge_pages()
             if rank == 0:
@@ -114,7 +117,7 @@ class EngineRank:
         }
 
     def follow(self) -> None:
-        """Ranks > 0: execute plans until rank 0 says stop."""
+        """RankGroup > 0: execute plans until rank 0 says stop."""
         self._ranks.follow()
 
     @contextmanager
@@ -136,7 +139,7 @@ class EngineRank:
         file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if self.config.speculation.tree is not None:
             known = file.description.draft_vocab_size or file.description.base.vocab_size
-            check_paths(self.config.speculation.tree, file.description.num_heads, min(NUM_RANKS, known))
+            check_paths(self.config.speculation.tree, file.description.num_heads, min(DRAFT_TOP_K, known))
         return file
 
     def _memory(
@@ -148,7 +151,7 @@ class EngineRank:
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
         free, _ = torch.cuda.mem_get_info(self._device)
         small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.minimum(free)))
-        ranks = Ranks(self._make_worker(model, small + 1), control, generation)
+        ranks = RankGroup(self._make_worker(model, small + 1), control, generation)
         workspace = workspace_bytes(ranks, self.config, drafter, PeakMeter(self._device))
         del ranks
         torch.cuda.empty_cache()
@@ -167,7 +170,7 @@ class EngineRank:
         return count + 1
 
     def _make_worker(self, model: ShardedModel, num_blocks: int) -> Worker:
-        pool = KVPool.allocate(
+        pool = KVCache.allocate(
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
@@ -195,11 +198,11 @@ class EngineRank:
         )
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
         scheduler = Scheduler(limits, pool, speculation, self._ranks.generation)
-        chooser = Chooser(model.vocab_size, eos_ids, self._device)
+        chooser = TokenSelector(model.vocab_size, eos_ids, self._device)
         read = partial(
             AutoTokenizer.from_pretrained, folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-        grammars = Grammars(read, model.vocab_size, eos_ids)
+        grammars = GrammarCompiler(read, model.vocab_size, eos_ids)
         self.engine = Engine(scheduler, self._ranks, chooser, drafter, speculation, grammars)
 
     def _describe(self, drafter: Drafter | None) -> str:
@@ -208,3 +211,7 @@ class EngineRank:
                 f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
             )
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
+
+
+# What serve/rank.py asks a module for (its RankFactory).
+build_rank = EngineRank

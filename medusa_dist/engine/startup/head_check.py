@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from medusa_dist.engine.runner.broadcast import Ranks
-from medusa_dist.engine.runner.plan import Ints
+from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import best_tree
+from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -89,7 +89,7 @@ def text_ids(folder: Path) -> list[int]:
     return ids[:MAX_TOKENS]
 
 
-def check_heads(ranks: Ranks, drafter: Drafter, ids: list[int], most_rows: int) -> HeadsCheck:
+def check_heads(ranks: RankGroup, drafter: Drafter, ids: list[int], most_rows: int) -> HeadsCheck:
     """One pass over `ids`, at most most_rows rows at a time. Before any request: uses slot 0 and the first blocks."""
     ids = ids[: (ranks.worker.pool.num_blocks - 1) * BLOCK_TOKENS]
     if len(ids) < MIN_PLACES:
@@ -107,7 +107,7 @@ def check_heads(ranks: Ranks, drafter: Drafter, ids: list[int], most_rows: int) 
     return HeadsCheck(hits, len(places), max(wanted.count(token) for token in set(wanted)))
 
 
-def _read(ranks: Ranks, ids: list[int], most_rows: int) -> Scores:
+def _read(ranks: RankGroup, ids: list[int], most_rows: int) -> Scores:
     """The model's choice after each token of ids, and its hidden state there."""
     parts = []
     for start in range(0, len(ids), most_rows):
@@ -118,12 +118,12 @@ def _read(ranks: Ranks, ids: list[int], most_rows: int) -> Scores:
     return Scores(choices, {}, torch.cat([part.hidden for part in parts]))
 
 
-def _verdict(ids: list[int], place: int) -> Verdict:
+def _verdict(ids: list[int], place: int) -> StepResult:
     """What a step would say that read ids[place] and emitted the token after it."""
     params = SamplingParams(temperature=0.0)
     request = Request(request_id="self-check", prompt_ids=tuple(ids[: place + 1]), params=params, seed=0)
     emitted = ids[place + 1]
-    return Verdict(Sequence.of(request, (emitted,)), Accepted((), (emitted,)), (), place)
+    return StepResult(Sequence.of(request, (emitted,)), Accepted((), (emitted,)), (), place)
 
 
 def _first_guess(sequence: Sequence) -> int | None:

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 
 def choose_device(config: Config) -> torch.device:
@@ -46,13 +46,13 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
 
 def join_group(
     config: Config, device: torch.device, rank: int, store: Store | None, generation: int
-) -> tuple[Parallel, dist.ProcessGroup | None]:
+) -> tuple[TPGroup, dist.ProcessGroup | None]:
     """Data group (nccl on GPUs) and control group (always gloo: plans live on the host); none for a rank alone."""
     world = config.tensor_parallel_size
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1:
-        return Parallel(), None
+        return TPGroup(), None
     assert store is not None, "several ranks need a store to meet at"
     timeout = timedelta(seconds=config.timeouts.load_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -61,4 +61,4 @@ def join_group(
     )
     # Loading may take minutes, a step may not: the control group has the step's deadline.
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
-    return Parallel(rank, world, dist.group.WORLD), control
+    return TPGroup(rank, world, dist.group.WORLD), control

@@ -8,11 +8,12 @@ import time
 import numpy as np
 
 from medusa_dist.config import Config
-from medusa_dist.engine.runner.broadcast import Ranks
-from medusa_dist.engine.runner.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.medusa.trees.budget import StepCost
+from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 
 _CONTEXT = 128  # tokens before the measured rows
@@ -21,7 +22,7 @@ _ROUNDS = 4
 _MANY = 16  # sequences, to see what drafting costs for each
 
 
-def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
+def measure_step_cost(ranks: RankGroup, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
     """Seconds of a step with so many scored rows; None without heads, where nothing depends on it.
 
     Before any request: uses slot 0 and the pool's first blocks. Ends the followers' wait (Op.READY). The first pass at
@@ -46,7 +47,7 @@ def measure_step_cost(ranks: Ranks, config: Config, max_model_len: int, drafter:
     return StepCost(tuple(sizes), tuple(seconds), max(0.0, lone - each), each)
 
 
-def _step_seconds(ranks: Ranks, sizes: list[int], context: int) -> list[float]:
+def _step_seconds(ranks: RankGroup, sizes: list[int], context: int) -> list[float]:
     """The least of a few passes at each size: other work on the machine only ever adds.
 
     All sizes in turn, so that a disturbance that lasts meets each once and not one size always: with two passes one
@@ -56,14 +57,14 @@ def _step_seconds(ranks: Ranks, sizes: list[int], context: int) -> list[float]:
     return [min(times) for times in zip(*rounds[1:], strict=True)]
 
 
-def _timed(ranks: Ranks, size: int, context: int) -> float:
+def _timed(ranks: RankGroup, size: int, context: int) -> float:
     plan = rows_plan(ranks, size, context)
     begin = time.perf_counter()
     ranks.verify(plan)
     return time.perf_counter() - begin
 
 
-def rows_plan(ranks: Ranks, size: int, context: int) -> Plan:
+def rows_plan(ranks: RankGroup, size: int, context: int) -> Plan:
     """One sequence of `context` tokens with a root and a chain of size - 1 drafted nodes behind it."""
     num_blocks = blocks_for(context + size)
 

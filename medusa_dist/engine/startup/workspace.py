@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from medusa_dist.config import Config
-from medusa_dist.engine.runner.broadcast import Ranks
+from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
@@ -51,7 +51,7 @@ def profile_blocks(config: Config, max_model_len: int, block_bytes: int, free_by
     return max(blocks_for(config.max_batched_tokens), min(longest, free_bytes // 4 // block_bytes))
 
 
-def worst_plan(ranks: Ranks, config: Config) -> Plan:
+def worst_plan(ranks: RankGroup, config: Config) -> Plan:
     """The step described above, for slot 0 and all blocks of the pool."""
     worker = ranks.worker
     columns = (worker.pool.num_blocks - 1) * BLOCK_TOKENS
@@ -70,7 +70,7 @@ def worst_plan(ranks: Ranks, config: Config) -> Plan:
     )
 
 
-def workspace_bytes(ranks: Ranks, config: Config, drafter: Drafter | None, meter: PeakMeter) -> int:
+def workspace_bytes(ranks: RankGroup, config: Config, drafter: Drafter | None, meter: PeakMeter) -> int:
     """Bytes of workspace that this rank needs; all ranks call it together, with a pool of profile_blocks each.
 
     Ends the followers' wait (Op.READY).

@@ -1,4 +1,4 @@
-"""DraftRecord: whether drafting for one sequence has been worth it, so that hopeless ones stop.
+"""AcceptanceTracker: whether drafting for one sequence has been worth it, so that hopeless ones stop.
 
 Owns the moving mean and the rule of resting. Pure. Not here: when those at rest are tried again, and whether heads run
 for a batch at all, by measured cost (speculation.py); this is about a single sequence that the heads do not understand
@@ -14,7 +14,7 @@ _RETRY_WEIGHT = 1 / 4  # a try at rest counts more, so that one good one wakes t
 
 
 @dataclass
-class DraftRecord:
+class AcceptanceTracker:
     """Belongs to a sequence. mean: accepted tokens per verified tree, lately."""
 
     mean: float = 0.0

@@ -1,4 +1,4 @@
-"""Grammars at work: which tokens may come next, for each sequence that has a grammar.
+"""GrammarCompiler at work: which tokens may come next, for each sequence that has a grammar.
 
 Owns the tie to llguidance: its view of the tokenizer, compiling, and one Matcher per sequence. Not here: what a grammar
 is (medusa_dist/grammar.py), where masks enter a choice (ops/sampling.adjust), which drafts are kept (speculation.py).
@@ -20,13 +20,11 @@ import llguidance
 import llguidance.hf
 import llguidance.numpy
 import numpy as np
-import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar, GrammarKind
-
-Bools = npt.NDArray[np.bool_]
+from medusa_dist.ops.arrays import Bools
 
 # Of one grammar: half a second of compiling, some 50 ms for one mask, and 40 MB. Texts are not shown in errors.
 _LIMITS = LLParserLimits(
@@ -153,7 +151,7 @@ class Vocabulary:
 
 
 @dataclass
-class Grammars:
+class GrammarCompiler:
     """One engine's grammars. load_tokenizer: reads the model's tokenizer, which happens when a grammar first comes.
 
     `prepare` may be called from any thread, `start` from the engine's.

@@ -12,7 +12,7 @@ Invariant between steps: num_computed < n.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medusa_dist.engine.state.acceptance_tracker import DraftRecord
+from medusa_dist.engine.state.acceptance_tracker import AcceptanceTracker
 from medusa_dist.engine.state.block_pool import blocks_for, chain_hash, salt_name
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.errors import RequestError
@@ -51,7 +51,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
     group: "BeamGroup | None" = field(default=None, repr=False, compare=False)  # of a beam; None: no beam search
     fork_rows: list[int] = field(default_factory=list)  # KV slots of its last computed rows, which stand elsewhere
-    record: DraftRecord = field(default_factory=DraftRecord)  # what drafting has brought it
+    record: AcceptanceTracker = field(default_factory=AcceptanceTracker)  # what drafting has brought it
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_preemptions: int = 0

@@ -11,7 +11,7 @@ from medusa_dist.outputs import TokenLogprobs
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepResult:
     """What a step decided for one sequence: the accepted path, and one logprob entry per token if asked for."""
 
     sequence: Sequence

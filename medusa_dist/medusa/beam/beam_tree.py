@@ -27,8 +27,8 @@ _FADING = 0.002  # a step without drafts: what was learned falls back to the abo
 MAX_DEPTH = 6  # of a group's trees: so many levels in a row are never complete often enough to pay
 _RENEW_EVERY = 16  # levels learned between two looks at which runs come first
 
-Place = tuple[int, tuple[int, ...]]  # a continuation: the beam, and the tokens behind it
-Levels = list[list[Place]]  # at each depth, the guesses of all beams, best first
+BeamPath = tuple[int, tuple[int, ...]]  # a continuation: the beam, and the tokens behind it
+Levels = list[list[BeamPath]]  # at each depth, the guesses of all beams, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def behind(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class GuessRun:
     """Guesses first..last - 1 of a level, and the tokens that verifying each of them brings. depth: 1 is the first."""
 
     depth: int
@@ -96,10 +96,10 @@ class Completion:
         self.width = width
         self.chances = [list(_FIRST), *(list(_DEEPER) for _ in range(MAX_DEPTH - 1))]
         self._counts = [0] * MAX_DEPTH
-        self._runs: list[Run] = []
+        self._runs: list[GuessRun] = []
         self._since = 0
 
-    def learn(self, levels: Levels, chosen: Sequence[Sequence[Place]]) -> None:
+    def learn(self, levels: Levels, chosen: Sequence[Sequence[BeamPath]]) -> None:
         """chosen[d]: the beams that a step let go on at its level d; all of its levels but the last were verified."""
         for depth, (level, winners) in enumerate(zip(levels, chosen, strict=False)):
             places = {place: number for number, place in enumerate(level, start=1)}
@@ -117,16 +117,16 @@ class Completion:
         self._since += 1
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[GuessRun]:
         """In the order in which they are worth verifying: values fall, and a level comes after those before it."""
         if not self._runs or self._since >= _RENEW_EVERY:
             self._runs, self._since = self._order(), 0
         return self._runs
 
-    def _order(self) -> list[Run]:
+    def _order(self) -> list[GuessRun]:
         """The next run is the one that gains most tokens a node."""
         at = [-1] * MAX_DEPTH  # of each depth, the widest of WIDTHS that was taken
-        runs: list[Run] = []
+        runs: list[GuessRun] = []
         best: tuple[float, int, int] | None
         while True:
             best, before = None, self._levels(at)
@@ -140,7 +140,7 @@ class Completion:
                 return runs
             value, depth, j = best
             value = min(value, runs[-1].value) if runs else value
-            runs.append(Run(depth + 1, self._end(at[depth]), self._end(j), value))
+            runs.append(GuessRun(depth + 1, self._end(at[depth]), self._end(j), value))
             at[depth] = j
 
     def _end(self, j: int) -> int:
@@ -157,7 +157,7 @@ class Completion:
         return total
 
 
-def plant(levels: Levels, runs: Sequence[Run], num_beams: int, max_nodes: int) -> list[tuple[Tree, list[float]]]:
+def plant(levels: Levels, runs: Sequence[GuessRun], num_beams: int, max_nodes: int) -> list[tuple[Tree, list[float]]]:
     """The runs' guesses as one tree a beam, of at most max_nodes, and their values, in the order of the runs.
 
     A guess whose parent is not there brings it along; one that its beam's tree has no room for is left out.

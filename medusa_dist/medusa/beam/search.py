@@ -96,7 +96,7 @@ def _is_over(search: Search, rules: BeamRules, length: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class BeamFrontier:
     """A beam during the walk: it stands at `node` of the tree of beam `source`, with this output so far."""
 
     group: int
@@ -123,7 +123,7 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True)
-class BeamWalk:
+class BeamTraversal:
     """One group's way in one step. num_levels >= 1; all but the last were complete among the verified nodes.
 
     forks: of the beams that go on, best first, as in search.outputs; empty when the search is over.
@@ -139,7 +139,7 @@ class BeamWalk:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BeamState:
     """One request's beams before a step, and their trees in the order of search.outputs."""
 
     search: Search
@@ -147,19 +147,21 @@ class Group:
     trees: tuple[Tree, ...]
 
 
-def walk_beams(groups: Sequence[Group], rank: Callable[[list[Stand]], Sequence[Ranked]]) -> list[BeamWalk]:
+def traverse_beams(
+    groups: Sequence[BeamState], rank: Callable[[list[BeamFrontier]], Sequence[Ranked]]
+) -> list[BeamTraversal]:
     """Advance all groups, level by level, as far as their verified trees carry them; at least one level each.
 
     rank is asked once a level, for all beams of all groups still going on: see `advance` for what it returns.
     """
     walks = [
-        BeamWalk(group.search, tuple(Fork(beam) for beam in range(len(group.trees))), 0, ((),) * len(group.trees))
+        BeamTraversal(group.search, tuple(Fork(beam) for beam in range(len(group.trees))), 0, ((),) * len(group.trees))
         for group in groups
     ]
     going = list(range(len(groups)))
     while going:
         stands = [
-            Stand(index, fork.source, fork.last_node, output)
+            BeamFrontier(index, fork.source, fork.last_node, output)
             for index in going
             for fork, output in zip(walks[index].forks, walks[index].search.outputs, strict=True)
         ]
@@ -173,7 +175,7 @@ def walk_beams(groups: Sequence[Group], rank: Callable[[list[Stand]], Sequence[R
     return walks
 
 
-def _level(group: Group, walk: BeamWalk, ranked: Sequence[Ranked]) -> tuple[BeamWalk, bool]:
+def _level(group: BeamState, walk: BeamTraversal, ranked: Sequence[Ranked]) -> tuple[BeamTraversal, bool]:
     """One level of one group; True if each beam that goes on stands at a verified node."""
     search, parents = advance(walk.search, group.rules, ranked)
     forks = tuple(walk.forks[parent] for parent in parents)

@@ -37,10 +37,10 @@ class Accepted:
 
 
 # Where a walk stands: (tree index, node, tokens emitted so far in this step).
-Stand = tuple[int, int, tuple[int, ...]]
+Frontier = tuple[int, int, tuple[int, ...]]
 
 
-def accept(trees: Sequence[Tree], choose: Callable[[list[Stand]], Sequence[int]]) -> list[Accepted]:
+def accept(trees: Sequence[Tree], choose: Callable[[list[Frontier]], Sequence[int]]) -> list[Accepted]:
     """Walk all trees level by level, by the model's own choices.
 
     choose is asked once a level, for all walks still going on: given (tree, node, tokens chosen in this step so far)
@@ -78,8 +78,8 @@ class Weights:
 def accept_typical(
     trees: Sequence[Tree],
     bounds: Sequence[tuple[float, float]],
-    weigh: Callable[[list[Stand]], Sequence[Weights]],
-    choose: Callable[[list[Stand]], Sequence[int]],
+    weigh: Callable[[list[Frontier]], Sequence[Weights]],
+    choose: Callable[[list[Frontier]], Sequence[int]],
 ) -> list[Accepted]:
     """The longest typical path of each tree, then the model's own choice. bounds: (epsilon, delta) of each tree.
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medusa_dist.medusa.trees.tree import ROOT, Candidates, Floats, Ints, Tree
+from medusa_dist.medusa.trees.tree import ROOT, Candidates, Tree
+from medusa_dist.ops.arrays import Floats, Ints
 
 _EDGE = 1e-4  # confidences are kept this far from 0 and 1
 _FIRST_RATE, _LAST_RATE, _RATE_HALVES_AFTER = 0.2, 0.005, 50

@@ -21,7 +21,7 @@ _RIDGE_FIXED = 1.0  # steps
 _MOST = 4.0  # times the curve that a step counts for at most: a busy machine is no property of drafts
 
 
-class Excess:
+class CostCorrection:
     """The line above, for one engine."""
 
     def __init__(self) -> None:

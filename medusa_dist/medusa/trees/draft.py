@@ -9,7 +9,7 @@ Shapes: B sequences, K heads, D tokens the heads know, R ranks (guesses per head
 import torch
 from torch import Tensor
 
-NUM_RANKS = 10  # guesses per head that a tree can use; published Medusa trees use up to 10
+DRAFT_TOP_K = 10  # guesses per head that a tree can use; published Medusa trees use up to 10
 
 
 def guess(logits: Tensor, temperatures: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def guess(logits: Tensor, temperatures: Tensor, noise: Tensor | None) -> tuple[T
     scores among the R best. Noise of scale 1 is shared by head and base, so what separates their choices is the error
     of the head's logits alone, and a gap between perturbed scores is evidence just as a gap between logits is.
     """
-    num_ranks = min(NUM_RANKS, logits.shape[-1])
+    num_ranks = min(DRAFT_TOP_K, logits.shape[-1])
     scores = logits
     if noise is not None:
         sampled = (temperatures > 0)[:, None, None]

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_dist.medusa.trees.calibration import Calibration, Label, labels_of
-from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Floats, Tree, best_tree, order_paths, values_of
+from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Tree, best_tree, order_paths, values_of
+from medusa_dist.ops.arrays import Floats
 
 Path = tuple[int, ...]
 _LEARNING_NODES = 15  # of the trees whose verdicts fit a calibration
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecordedAnswer:
     """tokens: the model's output. guesses[i]: what the heads offer after tokens[i], for all tokens but the last.
 
     band: of calibrate.py, by the temperature.
@@ -64,7 +65,7 @@ def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
     return [value / before if before else 0.0 for value, before in zip(values, above, strict=True)]
 
 
-def num_steps(answer: Answer, accepted: Sequence[int]) -> int:
+def num_steps(answer: RecordedAnswer, accepted: Sequence[int]) -> int:
     """Steps that the answer takes. accepted[i]: drafts accepted by a step whose root is tokens[i].
 
     The first step reads the prompt and emits tokens[0], without drafts.
@@ -76,13 +77,13 @@ def num_steps(answer: Answer, accepted: Sequence[int]) -> int:
     return steps
 
 
-def tokens_per_step(answers: Sequence[Answer], accepted: Sequence[Sequence[int]]) -> float:
+def tokens_per_step(answers: Sequence[RecordedAnswer], accepted: Sequence[Sequence[int]]) -> float:
     """Over all answers; 1 without drafts."""
     steps = sum(num_steps(answer, each) for answer, each in zip(answers, accepted, strict=True))
     return sum(len(answer.tokens) for answer in answers) / steps
 
 
-def accuracies(answers: Iterable[Answer]) -> list[list[float]]:
+def accuracies(answers: Iterable[RecordedAnswer]) -> list[list[float]]:
     """[head][r]: share of places where one of the head's r + 1 best guesses was right. Places near the end of an answer
     that a head guesses beyond are left out; of heads that see the guesses before theirs, places where those were wrong.
     """
@@ -103,7 +104,7 @@ def accuracies(answers: Iterable[Answer]) -> list[list[float]]:
     return [[float(x) for x in np.cumsum(hit) / count] for hit, count in zip(hits, counts, strict=True)]
 
 
-def fit(answers: Iterable[Answer]) -> Calibration:
+def fit(answers: Iterable[RecordedAnswer]) -> Calibration:
     """A calibration that has seen all places once, learning as it does while serving."""
     calibration = Calibration()
     for answer in answers:
@@ -119,7 +120,7 @@ def believed(guesses: Candidates, calibration: Calibration, band: int) -> Candid
     return calibration.believe(guesses, band)
 
 
-def dynamic_curve(answers: Sequence[Answer], max_nodes: int, calibration: Calibration) -> list[float]:
+def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration: Calibration) -> list[float]:
     """[n - 1]: tokens per step if each step verifies the n most promising drafts, n = 1..max_nodes."""
     # The best n nodes are the first n of the best max_nodes, so one tree a place is enough.
     paths = []
@@ -135,7 +136,7 @@ def dynamic_curve(answers: Sequence[Answer], max_nodes: int, calibration: Calibr
     ]
 
 
-def static_accepted(answer: Answer, paths: Iterable[Path]) -> list[int]:
+def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
     """Drafts that the static tree gains at each place."""
     known = set(paths)
     accepted = []
@@ -148,7 +149,7 @@ def static_accepted(answer: Answer, paths: Iterable[Path]) -> list[int]:
     return accepted
 
 
-def path_chances(answers: Iterable[Answer]) -> dict[Path, float]:
+def path_chances(answers: Iterable[RecordedAnswer]) -> dict[Path, float]:
     """For each path of ranks that ever held the truth: in what share of the places it did, all of it."""
     counts: Counter[Path] = Counter()
     num_places = 0
@@ -167,7 +168,7 @@ def best_static(chances: dict[Path, float], num_nodes: int) -> list[Path]:
     return order_paths(ranked[:num_nodes])
 
 
-def static_curve(answers: Sequence[Answer], max_nodes: int) -> list[float]:
+def static_curve(answers: Sequence[RecordedAnswer], max_nodes: int) -> list[float]:
     """[n - 1]: tokens per step of the best static tree of n nodes, found on one half of the answers and measured on the
     other, both ways round, so that luck does not count as skill."""
     halves = answers[::2], answers[1::2]
@@ -191,7 +192,7 @@ class Bin:
     measured: float  # share that was accepted
 
 
-def reliability(answers: Iterable[Answer], calibration: Calibration | None) -> list[Bin]:
+def reliability(answers: Iterable[RecordedAnswer], calibration: Calibration | None) -> list[Bin]:
     """Ten bins by predicted chance, empty ones left out. calibration: None believes the heads' own confidences."""
     labels: list[Label] = []
     for answer in answers:

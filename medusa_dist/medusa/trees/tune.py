@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import Calibration
-from medusa_dist.medusa.trees.replay import Answer, believed, truth_nodes
+from medusa_dist.medusa.trees.replay import RecordedAnswer, believed, truth_nodes
 from medusa_dist.medusa.trees.tree import best_tree
 
 
@@ -41,7 +41,9 @@ def fixed(curve: Sequence[float], batch: int, cost: StepCost) -> list[Point]:
     ]
 
 
-def budgeted(answers: Sequence[Answer], calibration: Calibration, cost: StepCost, batch: int, max_nodes: int) -> Point:
+def budgeted(
+    answers: Sequence[RecordedAnswer], calibration: Calibration, cost: StepCost, batch: int, max_nodes: int
+) -> Point:
     """Dynamic trees as served: each step verifies as many drafts as pay, at most max_nodes a sequence.
 
     The batch is taken as `batch` sequences at equal places, since one answer at a time is replayed.

@@ -17,7 +17,7 @@ SCRATCH_BLOCK = 0
 
 
 @dataclass(frozen=True)
-class KVPool:
+class KVCache:
     """Keys and values of all layers on one rank."""
 
     rows: Tensor  # [layers, 2, kv heads, slots, head_dim]
@@ -31,7 +31,7 @@ class KVPool:
         num_blocks: int,
         dtype: torch.dtype,
         device: torch.device,
-    ) -> "KVPool":
+    ) -> "KVCache":
         """A zeroed pool of num_blocks blocks, the scratch block included.
 
         Zeroed, since masked columns still enter products with weight 0, and 0 x NaN from stale memory is NaN.

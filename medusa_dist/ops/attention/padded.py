@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
-from medusa_dist.ops.forward_batch import AttentionGroup, ForwardBatch
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.forward_batch import ForwardBatch, PaddedMetadata
 
 KEY_CHUNK = 192
 _ONES_COLUMNS = 8
@@ -44,7 +44,7 @@ def min_queries(head_dim: int, per_head: int) -> int:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class AttentionParams:
     """What a layer asks of its scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
 
     scale: float
@@ -53,24 +53,24 @@ class Scoring:
     sinks: Tensor | None = None
 
 
-GroupAttention = Callable[[Tensor, Tensor, Tensor, AttentionGroup, Scoring], Tensor]
+GroupAttention = Callable[[Tensor, Tensor, Tensor, PaddedMetadata, AttentionParams], Tensor]
 
 
 @dataclass(frozen=True)
 class PagedAttention:
     """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
 
-    pool: KVPool
+    pool: KVCache
     batch: ForwardBatch
     backend: GroupAttention
 
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: AttentionParams) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
         self.pool.write(layer, self.batch.slots, keys, values)
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = keys.shape[1]
 
-        def attend(rows: Tensor, group: AttentionGroup) -> Tensor:
+        def attend(rows: Tensor, group: PaddedMetadata) -> Tensor:
             """[B * Q, Hq, D] -> the same. The query heads of one kv head are rows of one product: [Hk, B, Q, G, D]."""
             size, width = group.query_rows.shape
             q = rows.view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
@@ -87,7 +87,7 @@ class PagedAttention:
             out.index_copy_(0, rows, attend(padded.index_select(0, rows), group))
         return out[:num_rows]
 
-    def _gather(self, layer: int, group: AttentionGroup, size: int) -> Tensor:
+    def _gather(self, layer: int, group: PaddedMetadata, size: int) -> Tensor:
         """Keys and values of a group: [2, Hk, B, L, D]."""
         rows = self.pool.rows[layer]
         _, num_kv_heads, _, head_dim = rows.shape
@@ -97,7 +97,7 @@ class PagedAttention:
         return blocks.view(2, num_kv_heads, size, -1, head_dim)
 
 
-def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
     """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; see the top of the file for what is exact."""
     num_kv_heads, size, width, per_head, head_dim = q.shape
     length = k.shape[2]
@@ -144,7 +144,7 @@ def _ones(batch: int, device: torch.device) -> Tensor:
     return known[:batch]
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: AttentionGroup, scoring: Scoring) -> Tensor:
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
     """The same through torch's fused attention. Softcap and sinks are not offered there and take the exact path."""
     if scoring.softcap is not None or scoring.sinks is not None:
         return attend_exact(q, k, v, group, scoring)

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
-from medusa_dist.ops.attention.padded import Scoring
-from medusa_dist.ops.attention.paged_cpu_kernel import Array, Rules, attend, write
-from medusa_dist.ops.forward_batch import ForwardBatch, Reads
+from medusa_dist.ops.arrays import Array
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.attention.padded import AttentionParams
+from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, attend, write
+from medusa_dist.ops.forward_batch import ForwardBatch, PagedMetadata
 from medusa_dist.ops.numba_cache import first_calls
 from medusa_dist.ops.openmp import run_shares
 
@@ -30,24 +31,26 @@ _NO_SINKS = np.zeros(0, np.float32)
 def compile_kernel(dtype: torch.dtype) -> None:
     """Compile the kernel for pools of this dtype (4 to 10 s), or read it from disk, so that no step waits for it."""
     shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
-    reads = Reads(0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool))
+    reads = PagedMetadata(
+        0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool)
+    )
     pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
     q = np.zeros(shape, np.float32)
     with first_calls(attend):
         with suppress(OSError):  # a full disk: what was compiled and could not be kept is in memory
             write(pool, none, rows, rows)
         with suppress(OSError):
-            attend(q, pool, q, reads, Rules(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
+            attend(q, pool, q, reads, KernelParams(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
 
 
 @dataclass(frozen=True)
 class FusedAttention:
     """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
 
-    pool: KVPool
+    pool: KVCache
     batch: ForwardBatch
 
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: AttentionParams) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows come out as zeros."""
         reads = self.batch.reads
         assert reads is not None
@@ -60,7 +63,7 @@ class FusedAttention:
         assert scoring.sinks is None or scoring.sinks.shape == queries.shape[1:2]
         write(pool, self.batch.slots.numpy(), _bits(keys), _bits(values))
         out = torch.zeros(queries.shape, dtype=torch.float32)
-        rules = Rules(
+        rules = KernelParams(
             np.float32(scoring.scale),
             scoring.window or 0,
             np.float32(scoring.softcap or 0),

@@ -21,11 +21,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.ops.forward_batch import Reads
+from medusa_dist.ops.forward_batch import PagedMetadata
 from medusa_dist.ops.numba_cache import kept_on_disk
 
-Array = np.ndarray[Any, Any]
 _UNROLL = 8  # columns whose values are added in one go; divides BLOCK_TOKENS
 _ZERO = np.float32(0)
 # Multiply-adds may be fused, anywhere alike. Reordering is allowed in one place only: inside a score.
@@ -35,11 +35,11 @@ _REORDERED = {"contract", "reassoc", "nsz"}
 # Code on disk is taken as long as this file is the same. What it is made of elsewhere is named here, so that whoever
 # changes it there has to change this file, too.
 assert BLOCK_TOKENS == 16
-assert " ".join(Reads._fields) == "cost items rows starts chains nodes tables first_nodes depths ancestors"
+assert " ".join(PagedMetadata._fields) == "cost items rows starts chains nodes tables first_nodes depths ancestors"
 
 
-class Rules(NamedTuple):
-    """Scoring for the kernel: window and softcap 0: none. sinks: [Hq], or empty."""
+class KernelParams(NamedTuple):
+    """AttentionParams for the kernel: window and softcap 0: none. sinks: [Hq], or empty."""
 
     scale: np.float32
     window: int
@@ -205,7 +205,9 @@ def _own(ancestors: Array, depths: Array, depth: int, window: int) -> Array:
 
 
 @njit(fastmath=_FUSED, nogil=True)
-def _attend_item(q: Array, pool: Array, out: Array, item: Array, head: int, reads: Reads, rules: Rules) -> None:
+def _attend_item(
+    q: Array, pool: Array, out: Array, item: Array, head: int, reads: PagedMetadata, rules: KernelParams
+) -> None:
     """Some rows of one sequence, for the query heads of one kv head."""
     s, begin, end = item[0], item[1], item[2]
     start, chain, nodes, row = reads.starts[s], reads.chains[s], reads.nodes[s], reads.rows[s]
@@ -252,7 +254,9 @@ def _attend_item(q: Array, pool: Array, out: Array, item: Array, head: int, read
 
 @kept_on_disk
 @njit(fastmath=_FUSED, nogil=True)
-def attend(q: Array, pool: Array, out: Array, reads: Reads, rules: Rules, share: int, shares: int) -> None:
+def attend(
+    q: Array, pool: Array, out: Array, reads: PagedMetadata, rules: KernelParams, share: int, shares: int
+) -> None:
     """The share-th of `shares` parts of a layer's work, all together: the layer's.
 
     q and out [T, Hq, D] float32; pool [2, Hk, slots, D] float32, or bfloat16 as uint16.

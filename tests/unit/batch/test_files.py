@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medusa_dist.batch.files import Answer, OutputFile, check_input, parse_line, read_lines, refusal
+from medusa_dist.batch.files import LineAnswer, OutputFile, check_input, parse_line, read_lines, refusal
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import choice_seed
 from tests.support.batch_lines import BODY, line, records, write
@@ -55,7 +55,7 @@ def test_a_bad_line_is_named_with_its_number(given, custom_id, problem):
 
 
 def test_an_answer_and_an_error_as_output_lines():
-    good = Answer("batch_req_1", "a", 200, "req", {"choices": []}).record()
+    good = LineAnswer("batch_req_1", "a", 200, "req", {"choices": []}).record()
     assert good == {
         "id": "batch_req_1",
         "custom_id": "a",
@@ -63,7 +63,7 @@ def test_an_answer_and_an_error_as_output_lines():
         "error": None,
     }
     body = {"error": {"message": "no", "type": "invalid_request_error", "param": "n", "code": None}}
-    bad = Answer("batch_req_1", "a", 400, "req", body).record()
+    bad = LineAnswer("batch_req_1", "a", 400, "req", body).record()
     assert bad["response"]["status_code"] == 400 and bad["response"]["body"] == body
     assert bad["error"] == {"code": "invalid_request_error", "message": "no"}
 
@@ -103,7 +103,7 @@ def test_an_output_that_exists_is_refused_in_each_state(tmp_path):
 
 def test_a_torn_output_is_taken_up_after_its_last_whole_line(tmp_path):
     path = tmp_path / "out.jsonl"
-    answers = [Answer(f"batch_req_{i}", str(i), 200, "r", {"system_fingerprint": "f"}).record() for i in range(3)]
+    answers = [LineAnswer(f"batch_req_{i}", str(i), 200, "r", {"system_fingerprint": "f"}).record() for i in range(3)]
     with OutputFile(path, "refuse") as output:
         output.write(answers[0])
         output.write(refusal(parse(b"{")))

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from medusa_dist.batch import job as batch
-from medusa_dist.batch.files import Answer
+from medusa_dist.batch.files import LineAnswer
 from medusa_dist.batch.job import run_batch
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.tools import progress
@@ -33,7 +33,7 @@ class FakeSender:
             if status is not None:
                 ok = {"system_fingerprint": self.fingerprint, "seed": one.body["seed"]}
                 body = ok if status == 200 else {"error": {"message": "no", "type": "t", "code": None}}
-                deliver(Answer(one.id, one.custom_id, status, "r", body))
+                deliver(LineAnswer(one.id, one.custom_id, status, "r", body))
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_every_wait_has_an_end(peer: VllmPeer, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_script_imports_nothing_of_ours() -> None:
-    script = Path(bench_peers.__file__).with_name("bench_vllm.py")
+    script = Path(bench_peers.__file__).with_name("vllm_script.py")
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import runpy, sys; runpy.run_path({str(script)!r}); print(*sys.modules)"],
         capture_output=True,

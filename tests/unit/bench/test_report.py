@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from medusa_dist.bench.report import PeerRow, Report, Row, Side, as_json, as_tables
+from medusa_dist.bench.report import BenchReport, PeerRow, Row, Side, as_json, as_tables
 
 OFF = Side(20.0, 1.0, 50.0, {"schedule": 0.5, "forward": 49.0, "sample": 0.5}, 0.02)
 ON = Side(30.0, 1.6, 53.3, {"schedule": 1.3, "forward": 50.0, "sample": 1.0, "draft": 1.0}, 0.0619)
-REPORT = Report(
+REPORT = BenchReport(
     machine={"cpu": "a cpu", "threads": 2, "device": "cpu"},
     model="m",
     dtype="float32",
@@ -28,7 +28,7 @@ REPORT = Report(
 PEER = PeerRow("vllm 1", 8, 10, False, 100.0, 80.0, 1.25, 1.2, 1.3, 79, 80)
 
 
-def shown(report: Report) -> str:
+def shown(report: BenchReport) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in as_tables(report):
         console.print(table)

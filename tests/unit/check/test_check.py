@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from medusa_dist.check import roofline as roof
-from medusa_dist.check.check import Options, Report, check
+from medusa_dist.check.check import CheckReport, Options, check
 from medusa_dist.check.memory import CONTEXT_BYTES
 from medusa_dist.check.roofline import GPU
 from medusa_dist.cli.main import app
@@ -20,7 +20,7 @@ from medusa_dist.engine.startup.find_heads import make_drafter
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import read_serve_file
 from tests.support.tiny_models import VOCAB, save_tiny
 
@@ -57,7 +57,7 @@ def write(tmp_path: Path, model: Path | str, deployment: dict | None = None, **k
     return path
 
 
-def report(tmp_path: Path, model: Path | str, options: Options | None = None, **keys: object) -> Report:
+def report(tmp_path: Path, model: Path | str, options: Options | None = None, **keys: object) -> CheckReport:
     (found,) = check(read_serve_file(write(tmp_path, model, **keys), "Medusa"), options or Options())
     return found
 
@@ -71,7 +71,7 @@ def on_toy(monkeypatch: pytest.MonkeyPatch, memory_bytes: int) -> Options:
     return Options(gpu="toy")
 
 
-def fixed(found: Report, rank: int = 0) -> int:
+def fixed(found: CheckReport, rank: int = 0) -> int:
     assert found.memory is not None
     return found.memory.ranks[rank].fixed
 
@@ -104,7 +104,7 @@ def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None, form
     draft = found.memory.ranks[0].draft
     assert draft.output_rows == (known or VOCAB) * HIDDEN * 2
     assert draft.embedding == VOCAB * HIDDEN * 2
-    loaded = load_model(model, dtype=torch.float16, device=torch.device("cpu"), parallel=Parallel())
+    loaded = load_model(model, dtype=torch.float16, device=torch.device("cpu"), parallel=TPGroup())
     drafter = make_drafter(read_heads(heads), loaded)
     held = [drafter._embedding, *drafter._heads.buffers(), *drafter._heads.parameters()]
     assert draft.total == sum(t.nbytes for t in held if t is not None)
@@ -131,7 +131,7 @@ def test_heads_are_counted_in_the_dtype_that_they_are_drafted_in(tmp_path: Path,
     """Whichever that is on this machine."""
     save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
-    loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel(), taps=(0, 1))
+    loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), taps=(0, 1))
     drafter = make_drafter(read_heads(tmp_path / "heads"), loaded)
     assert found.memory is not None
     assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize

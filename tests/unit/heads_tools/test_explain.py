@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from medusa_dist.heads_tools.explain import draw_static, draw_step, likeliest, show_steps, static_chances, summary
-from medusa_dist.heads_tools.trace_steps import Step
+from medusa_dist.heads_tools.trace_steps import TracedStep
 from medusa_dist.medusa.trees.tree import Tree
 
 ACCURACIES = ((0.5, 0.7), (0.2, 0.3))
@@ -47,7 +47,7 @@ def test_a_static_tree() -> None:
     assert "no accuracies for it" in drawn(draw_static(PATHS, (), "mine"))
 
 
-STEP = Step(root=1, tree=Tree((2, 3, 4), (-1, -1, 0)), chances=(0.5, 0.25, 0.5), nodes=(0, 2), tokens=(2, 4, 26))
+STEP = TracedStep(root=1, tree=Tree((2, 3, 4), (-1, -1, 0)), chances=(0.5, 0.25, 0.5), nodes=(0, 2), tokens=(2, 4, 26))
 
 
 def test_values_multiply_along_the_path() -> None:
@@ -65,13 +65,13 @@ def test_a_real_step() -> None:
 
 
 def test_a_step_without_drafts() -> None:
-    text = drawn(draw_step(Step(1, Tree(), (), (), (7,)), Letters(), 5, [1]))
+    text = drawn(draw_step(TracedStep(1, Tree(), (), (), (7,)), Letters(), 5, [1]))
     assert "nothing was drafted" in text and "'h'" in text
 
 
 def test_all_steps_end_with_the_answer() -> None:
     stream = io.StringIO()
-    steps = [Step(9, Tree(), (), (), (1,)), STEP]
+    steps = [TracedStep(9, Tree(), (), (), (1,)), STEP]
     show_steps(steps, Letters(), Console(file=stream, width=100))
     text = stream.getvalue()
     assert "step 1 " not in text and "step 2 " in text

@@ -9,7 +9,7 @@ from torch import nn
 from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.aux_hidden_states import decoder_layers
 from medusa_dist.model.load import load_model
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.loaded_models import CPU, NAMES, ROWS, load, run
 from tests.support.tiny_models import save_tiny, tokens
 
@@ -50,7 +50,7 @@ def test_one_rank_equals_transformers(zoo: dict[str, tuple[Path, list[torch.Tens
 
 def test_a_layer_that_the_model_lacks(zoo: dict[str, tuple[Path, list[torch.Tensor]]]) -> None:
     with pytest.raises(ConfigError, match=r"layers \[0, 2\] are to be tapped, but the model's are 0 to 1"):
-        load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=Parallel(), taps=(0, 2))
+        load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=TPGroup(), taps=(0, 2))
 
 
 def test_a_model_whose_layers_are_not_found() -> None:

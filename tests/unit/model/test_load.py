@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.load import load_full_rows, load_model, read_outline
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.loaded_models import CPU, NAMES, ROWS, load, run
 from tests.support.tiny_models import VOCAB, save_tiny, tokens
 
@@ -51,7 +51,7 @@ def _rank(rank: int, root: Path, folders: dict[str, Path]) -> None:
         if rank >= world:
             continue
         taps = (0, 1) if rank == 0 else ()  # heads, and so taps, are rank 0's alone
-        model = load(folders[name], Parallel(rank, world, group), prepack=name != "qwen3", taps=taps)
+        model = load(folders[name], TPGroup(rank, world, group), prepack=name != "qwen3", taps=taps)
         logits, read = run(model)
         parts = model.parallel.gather_to_rank0(logits)
         results[f"{name}/{world}"] = {
@@ -157,7 +157,7 @@ def test_a_truncated_file_is_refused(zoo: dict[str, tuple[Path, torch.Tensor]], 
 
 def test_too_many_ranks_are_refused_before_reading(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel_size 4 .* 3 key-value heads; legal: 1 to 3"):
-        load(zoo["llama"][0], Parallel(0, 4))
+        load(zoo["llama"][0], TPGroup(0, 4))
 
 
 def test_tied_plain_weights_are_shared(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
@@ -167,7 +167,7 @@ def test_tied_plain_weights_are_shared(zoo: dict[str, tuple[Path, torch.Tensor]]
 
 def test_half_precision(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
     folder, expected = zoo["llama"]
-    model = load_model(folder, dtype=torch.bfloat16, device=CPU, parallel=Parallel())
+    model = load_model(folder, dtype=torch.bfloat16, device=CPU, parallel=TPGroup())
     logits, _ = run(model)
     assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max()
     assert model.module.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -14,7 +14,7 @@ from medusa_dist.model.sharding_plans import (
     style_of,
     vocab_cut,
 )
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import configs
 
 
@@ -68,13 +68,13 @@ def test_names_are_matched_whole() -> None:
 @pytest.mark.parametrize("style", [s for s in Style if s is not Style.EXPERTS])
 def test_cuts_of_all_ranks_are_the_whole(style: Style, world: int) -> None:
     config = configs()["llama"]  # 9 query and 3 key-value heads of 8
-    whole = HeadShape.of(config, Parallel())
+    whole = HeadShape.of(config, TPGroup())
     rows = {Style.QUERY: 72, Style.KEY_VALUE: 24, Style.FUSED_QKV: 120, Style.FUSED_BY_HEAD: 216}.get(style, 134)
     shape = (4, rows, 67) if style.name.startswith("EXPERTS") else (rows, 72)
     tensor = torch.arange(torch.Size(shape).numel()).view(shape)
     seen: list[int] = []
     for rank in range(world):
-        me = Parallel(rank, world)
+        me = TPGroup(rank, world)
         cut = cut_of(style, shape, HeadShape.of(config, me), me)
         part = cut.apply(tensor)
         assert part.shape[cut.dim] == cut.size
@@ -85,20 +85,20 @@ def test_cuts_of_all_ranks_are_the_whole(style: Style, world: int) -> None:
 
 def test_fused_rows_keep_their_order() -> None:
     config = configs()["llama"]
-    me = Parallel(1, 2)  # the last group: query heads 6..8, key-value head 2
+    me = TPGroup(1, 2)  # the last group: query heads 6..8, key-value head 2
     heads = HeadShape.of(config, me)
     assert cut_of(Style.FUSED_QKV, (120, 72), heads, me).ranges == ((48, 72), (88, 96), (112, 120))
     assert cut_of(Style.GATE_UP, (134, 72), heads, me).ranges == ((34, 67), (101, 134))
 
 
 def test_a_layer_that_is_not_cut_by_heads() -> None:
-    me = Parallel(0, 2)
+    me = TPGroup(0, 2)
     with pytest.raises(ModelError, match="144 rows cannot be cut by heads"):  # a gated query of twice the width
         cut_of(Style.QUERY, (144, 72), HeadShape.of(configs()["llama"], me), me)
 
 
 def test_vocabulary_parts_are_padded_alike() -> None:
-    parts = [vocab_cut(97, Parallel(rank, 2)).apply(torch.arange(97.0)[:, None]) for rank in range(2)]
+    parts = [vocab_cut(97, TPGroup(rank, 2)).apply(torch.arange(97.0)[:, None]) for rank in range(2)]
     assert [p.shape for p in parts] == [(49, 1), (49, 1)]
     assert torch.cat(parts).flatten().tolist() == [*range(97), 0]
-    assert vocab_cut(97, Parallel()) is None
+    assert vocab_cut(97, TPGroup()) is None

@@ -12,9 +12,9 @@ from medusa_dist.model.load import load_model
 from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, rank_size
 from medusa_dist.model.source.checkpoint import Checkpoint
 from medusa_dist.model.support_check import read_config
-from medusa_dist.ops.attention.kv_cache import KVPool, block_bytes
+from medusa_dist.ops.attention.kv_cache import KVCache, block_bytes
 from medusa_dist.ops.linear import Linear
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import VOCAB, configs, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Alone(Parallel):
+class Alone(TPGroup):
     """A rank whose peers do not exist: its sums are wrong, its shapes are not."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def sized(folder: Path, parallel: Parallel, dtype: torch.dtype, device: str = "cpu") -> RankSize:
+def sized(folder: Path, parallel: TPGroup, dtype: torch.dtype, device: str = "cpu") -> RankSize:
     stored = Checkpoint(folder)
     shapes = {name: stored.shape(name) for name in stored.names()}
     return rank_size(read_config(folder), HeaderCheckpoint(folder, shapes), parallel, dtype, device)
@@ -60,7 +60,7 @@ def test_weight_bytes_are_those_of_a_loaded_rank(zoo: dict[str, Path], name: str
             assert size.vocab_shard == model.vocab_shard and size.output_shape[0] == VOCAB
             linears = [m for m in model.module.modules() if isinstance(m, Linear)]
             assert size.dense_params == sum(m.in_features * m.out_features for m in linears)
-            pool = KVPool.allocate(2, size.num_kv_heads, size.head_dim, 3, dtype, CPU)
+            pool = KVCache.allocate(2, size.num_kv_heads, size.head_dim, 3, dtype, CPU)
             assert pool.rows.nbytes == 3 * block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, dtype)
 
 
@@ -68,24 +68,24 @@ def test_weight_bytes_are_those_of_a_loaded_rank(zoo: dict[str, Path], name: str
 def test_a_config_alone_says_the_same(zoo: dict[str, Path], name: str) -> None:
     config = read_config(zoo[name])
     alone = HeaderCheckpoint(zoo[name], own_shapes(config, torch.float32))
-    parallel = Parallel(1, 2)
+    parallel = TPGroup(1, 2)
     assert rank_size(config, alone, parallel, torch.float32, "cuda") == sized(
         zoo[name], parallel, torch.float32, "cuda"
     )
 
 
 def test_a_step_reads_all_but_the_looked_up_rows(zoo: dict[str, Path]) -> None:
-    size = sized(zoo["llama"], Parallel(), torch.float16, "cuda")
+    size = sized(zoo["llama"], TPGroup(), torch.float16, "cuda")
     assert size.weight_bytes - size.dense_bytes == VOCAB * 72 * 2  # the input embedding
-    tied = sized(zoo["llama-tied"], Parallel(), torch.float16, "cuda")
+    tied = sized(zoo["llama-tied"], TPGroup(), torch.float16, "cuda")
     assert tied.weight_bytes == tied.dense_bytes  # the output matrix is the embedding, and read
 
 
 def test_experts_are_counted_apart(zoo: dict[str, Path]) -> None:
-    size = sized(zoo["mixtral"], Parallel(), torch.float16, "cuda")
+    size = sized(zoo["mixtral"], TPGroup(), torch.float16, "cuda")
     assert size.num_experts == 4 and size.expert_params == 2 * 4 * 3 * 48 * 67
     assert size.expert_bytes == 2 * size.expert_params
-    halves = [sized(zoo["mixtral"], Parallel(rank, 2), torch.float16, "cuda").expert_params for rank in (0, 1)]
+    halves = [sized(zoo["mixtral"], TPGroup(rank, 2), torch.float16, "cuda").expert_params for rank in (0, 1)]
     assert sum(halves) == size.expert_params and halves[0] > halves[1]  # 67 is dealt as 34 + 33
 
 
@@ -94,7 +94,7 @@ def test_weights_of_another_config_are_refused(zoo: dict[str, Path]) -> None:
     shapes = own_shapes(config, torch.float32)
     wrong = HeaderCheckpoint(zoo["llama"], shapes | {"lm_head.weight": (VOCAB, 71)})
     with pytest.raises(ModelError, match=r"lm_head\.weight: config\.json asks for \(97, 72\), the weights hold"):
-        rank_size(config, wrong, Parallel(), torch.float32, "cuda")
+        rank_size(config, wrong, TPGroup(), torch.float32, "cuda")
     del shapes["lm_head.weight"]
     with pytest.raises(ModelError, match="lacks the weights of the output matrix"):
-        rank_size(config, HeaderCheckpoint(zoo["llama"], shapes), Parallel(), torch.float32, "cuda")
+        rank_size(config, HeaderCheckpoint(zoo["llama"], shapes), TPGroup(), torch.float32, "cuda")

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from medusa_dist.ops import linear as ops
 from medusa_dist.ops.linear import Linear, PackedWeight, VocabEmbedding
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 
 def layer(prepack: bool, dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[Linear, torch.Tensor]:
@@ -61,11 +61,11 @@ def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_vocab_embedding_zeroes_foreign_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Parallel, "all_reduce", lambda _self, x: x)  # each rank's own summand
+    monkeypatch.setattr(TPGroup, "all_reduce", lambda _self, x: x)  # each rank's own summand
     table, ids = torch.randn(7, 3), torch.tensor([[6, 0, 3, 4]])
     total = torch.zeros(1, 4, 3)
     for rank in range(2):
-        me = Parallel(rank, 2)
+        me = TPGroup(rank, 2)
         start, stop, rows = me.vocab_shard(7)
         local = nn.Embedding.from_pretrained(F.pad(table[start:stop], (0, 0, 0, rows - (stop - start))))
         total += VocabEmbedding(local, 7, me)(ids)

@@ -8,7 +8,7 @@ import torch
 
 from medusa_dist.ops import noise
 from medusa_dist.ops.noise import NoiseColumns, gumbel, philox
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_a_slice_is_a_slice_of_the_whole(start: int, stop: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_shards_together_are_the_whole(world: int) -> None:
     seeds, positions = [11, 12], [40, 41]
-    shards = [Parallel(rank, world).vocab_shard(V) for rank in range(world)]
+    shards = [TPGroup(rank, world).vocab_shard(V) for rank in range(world)]
     parts = [rows(seeds, positions, NoiseColumns.of_range(start, stop, CPU)) for start, stop, _ in shards]
     assert torch.equal(torch.cat(parts, dim=1), rows(seeds, positions, NoiseColumns.of_range(0, V, CPU)))
 

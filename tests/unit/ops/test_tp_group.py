@@ -4,11 +4,11 @@ from torch.nn import functional as F
 
 from medusa_dist.errors import ConfigError
 from medusa_dist.ops.linear import RowLinear
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 
 
 def test_one_rank_is_the_identity() -> None:
-    one, x = Parallel(), torch.randn(3, 4)
+    one, x = TPGroup(), torch.randn(3, 4)
     assert one.all_reduce(x) is x
     assert one.gather_to_rank0(x) == [x]
     weight, bias = torch.randn(5, 4), torch.randn(5)
@@ -17,7 +17,7 @@ def test_one_rank_is_the_identity() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
 def test_shares_cover_everything_once(world: int) -> None:
-    ranks = [Parallel(rank, world) for rank in range(world)]
+    ranks = [TPGroup(rank, world) for rank in range(world)]
     chunks = [rank.chunk(97) for rank in ranks]
     assert [i for start, stop in chunks for i in range(start, stop)] == list(range(97))
     assert max(b - a for a, b in chunks) - min(b - a for a, b in chunks) <= 1
@@ -28,9 +28,9 @@ def test_shares_cover_everything_once(world: int) -> None:
 
 
 def test_a_vocabulary_smaller_than_its_padding() -> None:
-    assert [Parallel(rank, 4).vocab_shard(5) for rank in range(4)] == [(0, 2, 2), (2, 4, 2), (4, 5, 2), (5, 5, 2)]
+    assert [TPGroup(rank, 4).vocab_shard(5) for rank in range(4)] == [(0, 2, 2), (2, 4, 2), (4, 5, 2), (5, 5, 2)]
 
 
 def test_rank_outside_the_group() -> None:
     with pytest.raises(ConfigError, match="rank 2"):
-        Parallel(2, 2)
+        TPGroup(2, 2)

@@ -18,7 +18,7 @@ from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve import group as module
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.placement import reserve
 from tests.support.fake_stack import expected
 
@@ -41,7 +41,7 @@ def config(model: str = "fake:ok", world: int = 2, **timeouts: float) -> Config:
 def group_of(config: Config):
     """A group that is not started yet; afterwards no process of it may be left."""
     placement = reserve(config)
-    group = Group(config, placement, generation=1, stack=STACK)
+    group = TPWorkerGroup(config, placement, generation=1, stack=STACK)
     try:
         yield group
     finally:

@@ -12,7 +12,7 @@ from medusa_dist.engine.messages import Refusal, Submit
 from medusa_dist.errors import GroupError, ModelError
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
-from medusa_dist.serve.local_group import DriverGroup, run_ranks
+from medusa_dist.serve.local_group import LocalGroup, run_ranks
 from tests.support.fake_stack import expected
 
 STACK = "tests.support.fake_stack"
@@ -44,7 +44,7 @@ def await_room(cpus: float) -> None:
 
 def test_send_and_receive(ray_cluster):
     free = ray.available_resources()["CPU"]
-    group = DriverGroup(config(), STACK)
+    group = LocalGroup(config(), STACK)
     pids = group._group.pids
     group.send([Submit(request("a")), Submit(request("bad", prompt=(1,)))])
     ids, refused, finished = [], None, False
@@ -67,7 +67,7 @@ def test_send_and_receive(ray_cluster):
 
 
 def test_a_lost_rank_is_an_error(ray_cluster):
-    group = DriverGroup(config(), STACK)
+    group = LocalGroup(config(), STACK)
     pid = group._group.pids[1]
     group.send([Submit(request("a", (10, 0), None))])
     os.kill(pid, signal.SIGKILL)
@@ -82,7 +82,7 @@ def test_a_lost_rank_is_an_error(ray_cluster):
 def test_a_failed_start_gives_its_room_back(ray_cluster):
     free = ray.available_resources()["CPU"]
     with pytest.raises(ModelError):
-        DriverGroup(config("fake:missing"), STACK)
+        LocalGroup(config("fake:missing"), STACK)
     await_room(free)
 
 

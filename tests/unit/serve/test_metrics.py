@@ -4,13 +4,13 @@ from collections import defaultdict
 
 import pytest
 
-from medusa_dist.engine.messages import Batch
+from medusa_dist.engine.messages import OutputBatch
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.outputs import Output, SpeculationStats
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve import metrics
-from medusa_dist.serve.inflight import Pending
+from medusa_dist.serve.inflight import InflightRequest
 from medusa_dist.serve.metrics import ServiceMetrics
 
 Samples = dict[tuple[str, ...], float]
@@ -46,13 +46,13 @@ def samples(monkeypatch: pytest.MonkeyPatch) -> Samples:
     return made
 
 
-def batch(generation: int = 0, **counts: object) -> Batch:
-    return Batch(generation, 0, (), 0.0, EngineStats(**counts))
+def batch(generation: int = 0, **counts: object) -> OutputBatch:
+    return OutputBatch(generation, 0, (), 0.0, EngineStats(**counts))
 
 
 def test_drafts_by_head(samples: Samples) -> None:
     made = ServiceMetrics("m")
-    pending = Pending(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), 0.0)
+    pending = InflightRequest(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), 0.0)
     for drafted, accepted in (((3, 2, 1), (1, 1, 0)), ((3,), (1,))):
         stats = SpeculationStats(1, sum(drafted), accepted, drafted)
         made.on_output(pending, Output(request_id="x", token_ids=(1, 2), heads=(1, 0), stats=stats), 1.0)

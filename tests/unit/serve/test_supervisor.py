@@ -8,12 +8,12 @@ import pytest
 from ray.util import remove_placement_group
 
 from medusa_dist.engine.loop import EngineLoop
-from medusa_dist.engine.messages import Abort, Batch, Submit
+from medusa_dist.engine.messages import Abort, OutputBatch, Submit
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import EngineError, GroupError, ModelError, OverloadedError, RequestError
 from medusa_dist.outputs import FinishReason
 from medusa_dist.serve import supervisor as module
-from medusa_dist.serve.group import Group
+from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.placement import reserve
 from medusa_dist.serve.supervisor import Supervisor
 from tests.support.fake_groups import STACK, Silent, collect, config, request, until
@@ -204,7 +204,7 @@ async def test_silence_of_the_stream_is_a_fall(monkeypatch):
 
 async def test_a_step_that_never_ends_is_a_fall():
     async with Started() as run:
-        stuck = Batch(0, 0, (), age_s=99.0, stats=EngineStats())
+        stuck = OutputBatch(0, 0, (), age_s=99.0, stats=EngineStats())
 
         async def one_batch():
             yield asyncio.sleep(0, stuck)
@@ -241,7 +241,7 @@ async def test_a_lost_rank_of_a_real_group_costs_time_never_a_token(ray_cluster,
     groups = []
 
     def make(generation):
-        groups.append(Group(wanted, placement, generation, STACK))
+        groups.append(TPWorkerGroup(wanted, placement, generation, STACK))
         return groups[-1]
 
     supervisor = Supervisor(wanted, make, Silent())

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from medusa_dist.tools import progress
-from medusa_dist.tools.progress import Count, ProgressDisplay, pace
+from medusa_dist.tools.progress import ProgressDisplay, ProgressText, pace
 
 
 class Clock:
@@ -30,12 +30,12 @@ def test_lines_without_a_terminal(clock: Clock) -> None:
     out = io.StringIO()
     with ProgressDisplay(Console(file=out, width=30), "loading [bold]") as display:
         for done in range(2, 41):
-            display.say(Count("reading", done, 1200, "answers", f"{done} [more]"))
+            display.say(ProgressText("reading", done, 1200, "answers", f"{done} [more]"))
             clock.now += 1.0
         for _ in range(30):
             display.say("replaying")
             clock.now += 1.0
-        display.say(Count("reading", 5, 6, "answers"))
+        display.say(ProgressText("reading", 5, 6, "answers"))
     assert out.getvalue().splitlines() == [
         "loading [bold]",
         "reading: 2 of 1,200 answers, 2 [more]",
@@ -59,9 +59,9 @@ def test_a_bar_on_a_terminal(clock: Clock) -> None:
         with display:
             display.say("loading [bold]")
             for done in (0, 4):
-                display.say(Count("reading", done, 8, "answers"))
+                display.say(ProgressText("reading", done, 8, "answers"))
                 clock.now += 2.0
-            display.say(Count("reading", 8, 8, "answers"))
+            display.say(ProgressText("reading", 8, 8, "answers"))
             (task,) = display._bars.tasks
             assert (task.completed, task.total) == (8, 8) and task.finished
             display.say("packing")
@@ -79,10 +79,10 @@ def test_a_terminal_that_cannot_draw_gets_lines() -> None:
 
 
 def test_a_count_is_a_text_that_crosses_processes() -> None:
-    count = Count("reading", 1234, 5678, "tokens", "on 2 ranks")
+    count = ProgressText("reading", 1234, 5678, "tokens", "on 2 ranks")
     assert count == "reading: 1,234 of 5,678 tokens, on 2 ranks"
     again = pickle.loads(pickle.dumps(count))
-    assert type(again) is Count and again == count and vars(again) == vars(count)
+    assert type(again) is ProgressText and again == count and vars(again) == vars(count)
     assert (again.done, again.total) == (1234, 5678)
 
 

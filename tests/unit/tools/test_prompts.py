@@ -6,14 +6,14 @@ import pytest
 
 from medusa_dist.bench.bench import PROMPTS
 from medusa_dist.errors import ConfigError
-from medusa_dist.tools.prompts import SHIPPED, Prompt, read_prompts
+from medusa_dist.tools.prompts import SHIPPED, Question, read_prompts
 
 
 def test_lines_and_json_lines(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("Why?\n\n  How so? \n")
-    assert read_prompts(tmp_path / "plain.txt") == [Prompt("Why?"), Prompt("How so?")]
+    assert read_prompts(tmp_path / "plain.txt") == [Question("Why?"), Question("How so?")]
     (tmp_path / "kinds.jsonl").write_text('{"prompt": "1 + 1", "category": "math"}\n{"prompt": "Hi"}\n')
-    assert read_prompts(tmp_path / "kinds.jsonl") == [Prompt("1 + 1", "math"), Prompt("Hi")]
+    assert read_prompts(tmp_path / "kinds.jsonl") == [Question("1 + 1", "math"), Question("Hi")]
 
 
 def test_the_shipped_ones_are_the_benchs_with_categories() -> None:

@@ -9,7 +9,7 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.training.distill import distill, origin_of
-from medusa_dist.training.distilled_dataset import Answer, read_answers
+from medusa_dist.training.distilled_dataset import DistilledAnswer, read_answers
 from tests.support.tiny_llm import save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,4 +101,4 @@ def test_files_that_are_no_answers(text: str, message: str, llm: LLM, prompts: P
         read_answers(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_answers(tmp_path / "nowhere.jsonl")
-    assert "output_ids" in Answer.model_fields
+    assert "output_ids" in DistilledAnswer.model_fields

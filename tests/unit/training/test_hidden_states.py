@@ -7,21 +7,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from medusa_dist.model.load import load_model
-from medusa_dist.ops.tp_group import Parallel
-from medusa_dist.training.distilled_dataset import Answer
+from medusa_dist.ops.tp_group import TPGroup
+from medusa_dist.training.distilled_dataset import DistilledAnswer
 from medusa_dist.training.hidden_states import Places, collect, data_key, load_places, save_places
 from tests.support.tiny_models import VOCAB, configs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def answers() -> list[Answer]:
+def answers() -> list[DistilledAnswer]:
     generator = torch.Generator().manual_seed(4)
     made = []
     for number, (prompt, output) in enumerate([(3, 7), (1, 1), (9, 12), (2, 5)]):
         ids = torch.randint(3, VOCAB, (prompt + output,), generator=generator).tolist()
         told = {"id": f"{number}:0", "temperature": 0.0, "finish_reason": "length"}
-        made.append(Answer(**told, prompt_ids=tuple(ids[:prompt]), output_ids=tuple(ids[prompt:])))
+        made.append(DistilledAnswer(**told, prompt_ids=tuple(ids[:prompt]), output_ids=tuple(ids[prompt:])))
     return made
 
 
@@ -36,7 +36,7 @@ def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
     config._attn_implementation = "eager"
     theirs = AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel(), taps=(0,))
+    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), taps=(0,))
     told: list[int] = []
     places = collect(ours, answers(), told.append)
     assert sum(told) == len(places) == 25

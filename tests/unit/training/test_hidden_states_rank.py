@@ -11,7 +11,7 @@ from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.serve.local_group import run_ranks
 from medusa_dist.training import hidden_states_rank as places_rank
-from medusa_dist.training.distilled_dataset import Answer, Origin
+from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin
 from medusa_dist.training.hidden_states import Places, data_key, load_places
 from medusa_dist.training.hidden_states_config import PlacesConfig
 from medusa_dist.training.train_heads import Job, Shape, train_heads
@@ -21,7 +21,7 @@ from tests.support.tiny_engine import VOCAB, save_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write_answers(path: Path) -> list[Answer]:
+def write_answers(path: Path) -> list[DistilledAnswer]:
     """Random tokens, of which the model thinks something at each place."""
     generator = torch.Generator().manual_seed(4)
     facts = {"model": "tiny", "fingerprint": None, "dtype": "float32", "prompts": "p", "prompts_sha256": "0"}
@@ -30,7 +30,7 @@ def write_answers(path: Path) -> list[Answer]:
         size = int(torch.randint(4, 60, (1,), generator=generator))
         ids = tuple(torch.randint(3, VOCAB, (size,), generator=generator).tolist())
         told = {"id": f"{number}:0", "temperature": 0.0, "finish_reason": "length"}
-        made.append(Answer(**told, prompt_ids=ids[:2], output_ids=ids[2:]))
+        made.append(DistilledAnswer(**told, prompt_ids=ids[:2], output_ids=ids[2:]))
         lines.append(made[-1].model_dump_json())
     path.write_text("\n".join(lines) + "\n")
     return made
@@ -56,7 +56,7 @@ def job(model: Path, data: Path, target: Path, ranks: int) -> Job:
     return Job(parse_config(config(model, ranks)), data, target, target.with_name(target.name + ".work"), shape, recipe)
 
 
-def places_of(one: Job, answers: list[Answer], model: Path) -> Places:
+def places_of(one: Job, answers: list[DistilledAnswer], model: Path) -> Places:
     found = load_places(one.work / "places.safetensors", data_key(answers, fingerprint(model), torch.float32, (0,)))
     assert found is not None
     return found
@@ -97,7 +97,7 @@ def test_ranks_that_see_other_data_refuse(model: Path, tmp_path: Path) -> None:
         run_ranks(PlacesConfig.model_validate(config(model, 2) | told), places_rank.STACK, lambda _: None)
     assert not (tmp_path / "places.safetensors").exists()
     with pytest.raises(ConfigError, match="rank 0 sees other answers"):
-        places_rank.EngineRank(PlacesConfig.model_validate(config(model, 1) | told), model)
+        places_rank.HiddenStatesRank(PlacesConfig.model_validate(config(model, 1) | told), model)
 
 
 def test_too_many_ranks_are_refused_before_anything_starts(model: Path, tmp_path: Path) -> None:

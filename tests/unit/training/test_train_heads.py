@@ -10,7 +10,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.fingerprint import fingerprint
-from medusa_dist.training.distilled_dataset import Answer, Origin
+from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin
 from medusa_dist.training.hidden_states import Places
 from medusa_dist.training.train_heads import Job, Shape, draft_vocab, read_data, train_heads
 from medusa_dist.training.train_loop import Recipe
@@ -45,7 +45,7 @@ def write_answers(path: Path, of: str | None, count: int = 60) -> Path:
     for i in range(count):
         ids = tuple((i + j) % VOCAB for j in range(17))
         told = {"id": f"{i}:0", "temperature": 0.0, "finish_reason": "length"}
-        lines.append(Answer(**told, prompt_ids=ids[:2], output_ids=ids[2:]).model_dump_json())
+        lines.append(DistilledAnswer(**told, prompt_ids=ids[:2], output_ids=ids[2:]).model_dump_json())
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -7,7 +7,7 @@ import torch
 from medusa_dist.config import parse_config
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.load import load_model, read_outline
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Places
 from medusa_dist.training.hidden_states_config import PlacesConfig
 from medusa_dist.training.train_loop import Recipe
@@ -27,7 +27,7 @@ def config(folder: Path, ranks: int, taps: tuple[int, ...] = ()) -> PlacesConfig
 def test_reading_counts_the_ranks_own_part(tmp_path: Path) -> None:
     save_model("llama", tmp_path)
     base = read_outline(tmp_path, dtype=torch.float32, device=CPU)
-    whole = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=Parallel())
+    whole = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=TPGroup())
     one, two, three = (reading_bytes(config(tmp_path, ranks), base, 0) for ranks in (1, 2, 3))
     widest = 72  # what attention puts out, on any number of ranks; the MLP is 64 wide
     rows = [PASS_ROWS * 4 * (6 * 72 + 3 * widest + vocab_shard) for vocab_shard in (31, 16)]

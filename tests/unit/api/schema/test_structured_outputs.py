@@ -41,7 +41,7 @@ async def test_response_format(case):
     assert reply.status_code == 200, reply.text
     assert [r.params.grammar for r in service.requests] == [grammar] * 2
     if grammar is not None:
-        assert service.requests[0].params.grammar.param == FORM and service.requests[0].params.needs_whole_row
+        assert service.requests[0].params.grammar.param == FORM and service.requests[0].params.needs_full_logits
 
 
 KINDS = {

@@ -10,7 +10,7 @@ import torch
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import beam_group, shared_blocks, with_forks
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.token_selector import Chooser
+from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence
@@ -64,7 +64,7 @@ class BeamEngine(FakeEngine):
         speculation = Speculation(SpeculationConfig(mode="auto", max_nodes=nodes))
         super().__init__(Limits(**keys, eos_ids=(EOS,)), num_blocks, speculation, skill=0.7, seed=seed)
         self.worker = SeeingWorker(keys["max_running"], -(-(MAX_LEN + 64) // 16))
-        self.chooser = Chooser(VOCAB, (EOS,), torch.device("cpu"))
+        self.chooser = TokenSelector(VOCAB, (EOS,), torch.device("cpu"))
         self.most_shared = 0
 
     def step(self) -> list[Output]:

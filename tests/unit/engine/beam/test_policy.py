@@ -6,10 +6,10 @@ import pytest
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.policy import BeamPolicy
-from medusa_dist.engine.beam.result import BeamVerdict
+from medusa_dist.engine.beam.result import BeamResult
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.medusa.beam.search import BeamRules, BeamWalk, Search
+from medusa_dist.medusa.beam.search import BeamRules, BeamTraversal, Search
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
@@ -35,7 +35,7 @@ def group_of(name: str = "x", likely: int = 0) -> BeamGroup:
     return group
 
 
-def verdicts(group: BeamGroup, num_levels: int, hit: bool) -> list[BeamVerdict]:
+def verdicts(group: BeamGroup, num_levels: int, hit: bool) -> list[BeamResult]:
     """A step in which the first beam's likeliest continuations won, or, at the last level, some that nobody guessed."""
     chosen = []
     for level in range(num_levels):
@@ -43,8 +43,8 @@ def verdicts(group: BeamGroup, num_levels: int, hit: bool) -> list[BeamVerdict]:
         wins = hit or level < num_levels - 1
         chosen.append(tuple((0, (*path, (10 + 10 * level if wins else 90) + n)) for n in range(W)))
     outputs = tuple((0, *path) for _, path in chosen[-1])
-    walk = BeamWalk(Search(outputs, (-1.0,) * W), (), num_levels, ((),) * W, tuple(chosen))
-    return [BeamVerdict(b, Accepted((), ()), (), 0, b, walk, (), {}) for b in group.beams]
+    walk = BeamTraversal(Search(outputs, (-1.0,) * W), (), num_levels, ((),) * W, tuple(chosen))
+    return [BeamResult(b, Accepted((), ()), (), 0, b, walk, (), {}) for b in group.beams]
 
 
 def plant(made: Speculation, beams: list[Sequence]) -> int:

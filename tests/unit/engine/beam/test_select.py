@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from medusa_dist.engine.beam.group import BeamGroup
-from medusa_dist.engine.beam.result import BeamVerdict
-from medusa_dist.engine.beam.select import judge_beams
+from medusa_dist.engine.beam.result import BeamResult
+from medusa_dist.engine.beam.select import select_beams
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.sequence import Sequence
@@ -42,7 +42,7 @@ def group_of(outputs: list[tuple[int, ...]], scores: list[float], name: str = "x
     return group
 
 
-def judge(groups: list[BeamGroup], logits: list[torch.Tensor]) -> list[BeamVerdict]:
+def judge(groups: list[BeamGroup], logits: list[torch.Tensor]) -> list[BeamResult]:
     beams, first = [], 0
     for group in groups:
         for beam in group.beams:
@@ -50,11 +50,11 @@ def judge(groups: list[BeamGroup], logits: list[torch.Tensor]) -> list[BeamVerdi
             first += 1 + len(beam.tree)
     assert first == len(logits)
     whole, hidden = dict(enumerate(logits)), torch.arange(first, dtype=torch.float32)[:, None]
-    return judge_beams(Scores(np.full(first, -1, dtype=np.int64), whole, hidden), beams, EOS)
+    return select_beams(Scores(np.full(first, -1, dtype=np.int64), whole, hidden), beams, EOS)
 
 
 def test_nothing_to_judge() -> None:
-    assert judge_beams(Scores(np.zeros(0, dtype=np.int64), {}, torch.zeros(0, 1)), [], EOS) == []
+    assert select_beams(Scores(np.zeros(0, dtype=np.int64), {}, torch.zeros(0, 1)), [], EOS) == []
 
 
 def test_the_prompt_forks_into_all_places() -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from medusa_dist.engine.runner import broadcast as ranks
-from medusa_dist.engine.runner.broadcast import MESSAGE_WORDS, Ranks
-from medusa_dist.engine.runner.phase_timer import PhaseClock
-from medusa_dist.engine.runner.plan import Ints, Op, Plan
+from medusa_dist.engine.runner.broadcast import MESSAGE_WORDS, RankGroup
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
+from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.errors import GroupError
+from medusa_dist.ops.arrays import Ints
 
 
 class Recorder:
@@ -22,12 +23,12 @@ class Recorder:
         self.plans: list[Plan] = []
         self.returns = returns
 
-    def execute(self, plan: Plan, _clock: PhaseClock | None = None) -> Scores | None:
+    def execute(self, plan: Plan, _clock: PhaseTimer | None = None) -> Scores | None:
         self.plans.append(plan)
         return self.returns
 
 
-class Wired(Ranks):
+class Wired(RankGroup):
     """Broadcasts through a queue; says how long its messages were."""
 
     def __init__(self, worker: Recorder, wire: queue.Queue, sends: bool, generation: int = 2) -> None:
@@ -51,7 +52,7 @@ def pair(generation: int = 2) -> tuple[Wired, Wired]:
     return Wired(Recorder(SCORES), wire, True), Wired(Recorder(None), wire, False, generation)
 
 
-def plan(leader: Ranks, num_tokens: int) -> Plan:
+def plan(leader: RankGroup, num_tokens: int) -> Plan:
     return Plan(Op.STEP, leader.generation, leader.next_step(), tokens=np.arange(num_tokens))
 
 
@@ -109,7 +110,7 @@ def test_ranks_out_of_step() -> None:
 
 
 def test_one_rank_sends_nothing() -> None:
-    alone = Ranks(Recorder(SCORES), None, 0)
+    alone = RankGroup(Recorder(SCORES), None, 0)
     assert alone.verify(plan(alone, 2)) is SCORES
     alone.announce(Op.STOP)
     assert len(alone.worker.plans) == 1 and alone.next_step() == 2
@@ -120,6 +121,6 @@ def test_a_failed_broadcast_is_a_group_error(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr(ranks.dist, "broadcast", broken)
-    leader = Ranks(Recorder(SCORES), object(), 0)
+    leader = RankGroup(Recorder(SCORES), object(), 0)
     with pytest.raises(GroupError, match=r"broadcast of step 1 failed: Connection closed by peer"):
         leader.announce(Op.HEARTBEAT)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_laps_add_up_to_the_time_since_the_start(now: list[float]) -> None:
-    clock = PhaseClock()
+    clock = PhaseTimer()
     for begin in (100.0, 200.0):  # what passes between two steps is no phase
         now[0] = begin
         clock.start()
@@ -37,7 +37,7 @@ def test_a_gpu_is_waited_for_only_when_asked(now: list[float], monkeypatch: pyte
         now[0] += 5.0
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    clock = PhaseClock()
+    clock = PhaseTimer()
     clock.start()
     clock.lap("forward")
     clock.wait_for(torch.device("cpu"))

@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_dist.engine.runner import prompt_logprobs as prompt_scores
-from medusa_dist.engine.runner.prompt_logprobs import score_prompts
+from medusa_dist.engine.runner.prompt_logprobs import gather_prompt_logprobs
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.ops.sampling import token_logprobs
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.outputs import FinishReason, Output, TokenLogprobs
 from medusa_dist.request import Request
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
@@ -145,7 +145,7 @@ def test_in_pieces(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     logits = torch.randn(rows, 13)
     logits[:, 11:] = 99.0  # padding of the vocabulary is never seen
     targets = torch.arange(rows).numpy() % 11
-    found = score_prompts(logits, targets, 3, 11, Parallel())
+    found = gather_prompt_logprobs(logits, targets, 3, 11, TPGroup())
     assert found is not None
     assert found.entries(0, rows, 2) == [token_logprobs(logits[i, :11], int(targets[i]), 2) for i in range(rows)]
     assert found.entries(rows - 1, 1, 0) == [token_logprobs(logits[-1, :11], int(targets[-1]), 0)]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from medusa_dist.engine.runner.plan import Ints, Op, Plan, bits_of
+from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.runner.worker import Worker, _best_of_shards
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool
+from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.noise import NoiseColumns, gumbel
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints
 from tests.support.tiny_engine import VOCAB, save_model, tiny_config
 
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def worker(model) -> Worker:
-    pool = KVPool.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
+    pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
     return Worker(model, pool, max_running=4, max_blocks=6, backend="fused")
 
 
@@ -100,7 +101,7 @@ def test_plain_scores_are_temperature_and_noise(worker: Worker) -> None:
         assert torch.equal(got[row], expected)
 
 
-class Alone(Parallel):
+class Alone(TPGroup):
     """One of two ranks, whose shard happens to be everything: choices are made where the logits are."""
 
     def gather_to_rank0(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import Verdict
+from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import SAMPLED
@@ -153,8 +153,8 @@ def test_drafting_for_many_costs_more() -> None:
     assert cost.raised(0.5, 0.0, 0.0)(4) == 1.5 and cost.raised(0.5, 0.0, 0.0).drafting(20) == pytest.approx(1.1)
 
 
-def verdict(one: Sequence) -> Verdict:
-    return Verdict(one, Accepted((), (5,)), (), 0)
+def verdict(one: Sequence) -> StepResult:
+    return StepResult(one, Accepted((), (5,)), (), 0)
 
 
 def test_who_is_drafted_for() -> None:
@@ -163,10 +163,10 @@ def test_who_is_drafted_for() -> None:
     bad.sequence.tree = Tree((10,), (-1,))
     for _ in range(20):
         made.learn([bad])
-    assert made.worth_drafting([good, bad]) == [good] and (made.num_rested, made.num_steps_off) == (1, 0)
-    assert made.worth_drafting([]) == [] and made.num_steps_off == 0
+    assert made.select_for_drafting([good, bad]) == [good] and (made.num_rested, made.num_steps_off) == (1, 0)
+    assert made.select_for_drafting([]) == [] and made.num_steps_off == 0
     never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
-    assert never.worth_drafting([good, bad]) == [good, bad]
+    assert never.select_for_drafting([good, bad]) == [good, bad]
 
 
 def test_those_at_rest_are_tried_together() -> None:
@@ -177,7 +177,7 @@ def test_those_at_rest_are_tried_together() -> None:
         one.sequence.tree = Tree((10,), (-1,))
         for _ in range(20 + number):
             made.learn([one])
-    asked = [len(made.worth_drafting(resting)) for _ in range(640)]
+    asked = [len(made.select_for_drafting(resting)) for _ in range(640)]
     assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
 
 
@@ -188,16 +188,16 @@ def test_beams_rest_together() -> None:
         beam.sequence.group = SimpleNamespace(beams=[v.sequence for v in beams])
         beam.sequence.tree = Tree((10,), (-1,))
     for number in (0, 1):
-        assert made.worth_drafting(beams) == beams  # while one of them does well
+        assert made.select_for_drafting(beams) == beams  # while one of them does well
         for _ in range(20):
             made.learn(beams[number : number + 1])
-    assert made.worth_drafting(beams) == []
+    assert made.select_for_drafting(beams) == []
 
 
 def test_nothing_is_drafted_behind_a_last_token() -> None:
     made = policy(7, FLAT)
     last, other = (verdict(sequence(20, max_tokens=17 + left)) for left in (1, 2))
-    assert made.worth_drafting([last, other]) == [other] and made.worth_drafting([last]) == []
+    assert made.select_for_drafting([last, other]) == [other] and made.select_for_drafting([last]) == []
 
 
 def test_heads_rest_while_no_tree_finds_room() -> None:
@@ -208,10 +208,10 @@ def test_heads_rest_while_no_tree_finds_room() -> None:
         ran = 0
         for _ in range(count):
             one = sequence(chance=0.9)
-            one.candidates = one.candidates if (drafts := bool(made.worth_drafting([verdict(one)]))) else None
+            one.candidates = one.candidates if (drafts := bool(made.select_for_drafting([verdict(one)]))) else None
             trees = made.trees([one], 0, MAX_LEN)
             one.tree = trees[0][1] if trees and room else Tree((), ())
-            made.learn([Verdict(one, Accepted(one.tree.tokens[:1], (5,)), (), 0)])
+            made.learn([StepResult(one, Accepted(one.tree.tokens[:1], (5,)), (), 0)])
             ran += drafts
         return ran
 
@@ -225,7 +225,7 @@ def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6
     drafted, owed = [], 0.0
     for _ in range(count):
         batch = [sequence(chance=0.3) for _ in range(size)]
-        if not made.worth_drafting([verdict(one) for one in batch]):
+        if not made.select_for_drafting([verdict(one) for one in batch]):
             for one in batch:
                 one.candidates = None
         for one, tree in made.trees(batch, 0, MAX_LEN):
@@ -236,7 +236,7 @@ def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6
             owed += hits if len(one.tree) else 0.0
             path = one.tree.tokens[: int(owed)]
             owed -= len(path)
-            verdicts.append(Verdict(one, Accepted(tuple(range(len(path))), (*path, 5)), (), 0))
+            verdicts.append(StepResult(one, Accepted(tuple(range(len(path))), (*path, 5)), (), 0))
         made.learn(verdicts)
         made.observe(size, nodes, 1.0 + (hidden if nodes else 0.0))
         drafted.append(nodes > 0)
@@ -260,7 +260,7 @@ def test_steps_without_drafts_are_counted() -> None:
     made = policy(7, STEEP)
     ran = 0
     for _ in range(300):
-        if made.worth_drafting([verdict(sequence())]):
+        if made.select_for_drafting([verdict(sequence())]):
             ran += 1
             made.trees([sequence()], 0, MAX_LEN)
     assert made.num_steps_off == 300 - ran > 250
@@ -278,10 +278,10 @@ def test_what_is_expected_is_what_was_verified(made: Speculation) -> None:
     one.tree = tree.first(3)
     assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
     expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]
-    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    made.learn([StepResult(one, Accepted((), (5,)), (), 0)])
     assert made.num_expected == pytest.approx(float(expected), rel=1e-5)
     made.trees([], 0, MAX_LEN)
-    made.learn([Verdict(one, Accepted((), (5,)), (), 0)])
+    made.learn([StepResult(one, Accepted((), (5,)), (), 0)])
     assert made.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
 
 

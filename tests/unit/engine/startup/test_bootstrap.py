@@ -69,7 +69,7 @@ def test_a_tree_deeper_than_the_heads(folder: Path) -> None:
 
 
 def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder: Path, tmp_path: Path) -> None:
-    """Ranks are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
+    """RankGroup are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
     save_heads(tmp_path, 72, VOCAB, draft_vocab_size=5)
     keys = {"heads": {"source": str(tmp_path)}}
     with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has a rank outside 0\.\.4"):

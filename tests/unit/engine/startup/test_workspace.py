@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from medusa_dist.config import parse_config
-from medusa_dist.engine.runner.broadcast import Ranks
-from medusa_dist.engine.runner.phase_timer import PhaseClock
+from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores, Worker
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes, worst_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.model.load import load_model
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import save_tiny
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class Meter(PeakMeter):
 class Recorder(Worker):
     """A worker that remembers what it was asked and what came of it."""
 
-    def execute(self, plan: Plan, clock: PhaseClock | None = None) -> Scores | None:
+    def execute(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores | None:
         self.plan, self.scores = plan, super().execute(plan, clock)
         return self.scores
 
@@ -48,14 +48,14 @@ def config(**keys: object):
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> Ranks:
+def ranks(tmp_path: Path) -> RankGroup:
     save_tiny("llama", tmp_path)
-    model = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=Parallel())
-    pool = KVPool.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
-    return Ranks(Recorder(model, pool, 4, 16, "exact"), None, 0)
+    model = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=TPGroup())
+    pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
+    return RankGroup(Recorder(model, pool, 4, 16, "exact"), None, 0)
 
 
-def test_the_worst_step_runs(ranks: Ranks) -> None:
+def test_the_worst_step_runs(ranks: RankGroup) -> None:
     speculation = {"max_nodes": 7}
     got = workspace_bytes(ranks, config(speculation=speculation), None, Meter())
     worker = ranks.worker
@@ -69,12 +69,12 @@ def test_the_worst_step_runs(ranks: Ranks) -> None:
     assert got == 1100 + 4 * 4 * worker.model.vocab_size * 4
 
 
-def test_fewer_rows_than_wanted_ones(ranks: Ranks) -> None:
+def test_fewer_rows_than_wanted_ones(ranks: RankGroup) -> None:
     plan = worst_plan(ranks, config(max_batched_tokens=16, speculation={"max_nodes": 63}))
     assert (int(plan.chains[0]), int(plan.nodes[0]), plan.parents.size) == (1, 15, 15)
 
 
-def test_the_heads_run_for_all(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heads_run_for_all(ranks: RankGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     drafter = object.__new__(Drafter)
     monkeypatch.setattr(Drafter, "measure", lambda _self, count, *_args, **_options: calls.append(count))

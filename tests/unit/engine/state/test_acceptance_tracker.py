@@ -7,7 +7,7 @@ import pytest
 
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.engine.state.acceptance_tracker import MIN_TRIES, DraftRecord
+from medusa_dist.engine.state.acceptance_tracker import MIN_TRIES, AcceptanceTracker
 from medusa_dist.medusa.trees.tree import Candidates
 from tests.support.tiny_engine import VOCAB, Oracle, Setting, decode, engine_over, request, save_model, tiny_config
 
@@ -15,7 +15,7 @@ FLOOR = 0.05
 
 
 def test_it_rests_after_enough_failures_and_not_before() -> None:
-    record = DraftRecord()
+    record = AcceptanceTracker()
     for tries in range(MIN_TRIES):
         assert not record.rests(FLOOR), tries
         record.learn(0, FLOOR)
@@ -23,7 +23,7 @@ def test_it_rests_after_enough_failures_and_not_before() -> None:
 
 
 def test_one_hit_in_a_try_wakes_it_up() -> None:
-    record = DraftRecord()
+    record = AcceptanceTracker()
     for _ in range(50):
         record.learn(0, FLOOR)
     record.learn(1, FLOOR)
@@ -36,7 +36,7 @@ def test_one_hit_in_a_try_wakes_it_up() -> None:
 
 
 def test_one_hit_in_ten_is_enough() -> None:
-    record = DraftRecord()
+    record = AcceptanceTracker()
     for tries in range(400):
         record.learn(int(tries % 10 == 0), FLOOR)
         assert not record.rests(FLOOR)

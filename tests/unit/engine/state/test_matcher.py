@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from medusa_dist.engine.state.matcher import Grammars, Matcher
+from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar, GrammarKind
 from tests.support.tiny_tokenizers import byte_tokenizer, json_tokenizer, sentencepiece_tokenizer
@@ -52,9 +52,9 @@ GRAMMARS: dict[str, tuple[Grammar, Callable[[str], object]]] = {
 }
 
 
-def grammars_of(name: str) -> Grammars:
+def grammars_of(name: str) -> GrammarCompiler:
     load, end, vocab_size = TOKENIZERS[name]
-    return Grammars(load, vocab_size, (end,))
+    return GrammarCompiler(load, vocab_size, (end,))
 
 
 def allowed(matcher: Matcher, path: tuple[int, ...] = ()) -> list[int]:
@@ -155,14 +155,14 @@ def test_a_text_that_ignores_its_end_goes_on_for_as_long_as_it_can() -> None:
 
 
 def test_a_model_without_an_end_completes_what_has_one_text() -> None:
-    grammars = Grammars(byte_tokenizer, 263, ())
+    grammars = GrammarCompiler(byte_tokenizer, 263, ())
     a, b = text_id("bytes", "a"), text_id("bytes", "b")
     matcher = grammars.start(Grammar.choice(["a", "ab"]))
     assert allowed(matcher) == [a] and allowed(matcher, (a,)) == [b] and matcher.state((a, b)).is_complete
 
 
 def test_several_ends() -> None:
-    matcher = Grammars(byte_tokenizer, 263, (256, 258)).start(Grammar.regex("a*"))
+    matcher = GrammarCompiler(byte_tokenizer, 263, (256, 258)).start(Grammar.regex("a*"))
     assert set(allowed(matcher)) == {text_id("bytes", "a"), 256, 258}
 
 
@@ -180,7 +180,7 @@ def test_forced_tokens_are_those_the_tokenizer_would_write() -> None:
 
 def test_what_the_model_cannot_spell_is_an_error_of_the_text_not_of_the_engine() -> None:
     """The model has no row for "e" (68 in this vocabulary), and knows "1" and "2"."""
-    grammars = Grammars(byte_tokenizer, 31, (2,))
+    grammars = GrammarCompiler(byte_tokenizer, 31, (2,))
     one = text_id("bytes", "1")
     matcher = grammars.start(Grammar.choice(["1e", "2"]))
     assert allowed(matcher) == [one, text_id("bytes", "2")]
@@ -251,7 +251,7 @@ def test_grammars_are_compiled_once_and_the_tokenizer_is_read_when_the_first_com
         loads.append(threading.current_thread().name)
         return byte_tokenizer()
 
-    grammars = Grammars(load, 263, (256,))
+    grammars = GrammarCompiler(load, 263, (256,))
     assert not loads
     other = threading.Thread(target=grammars.prepare, args=(Grammar.regex("ab*"),), name="other")
     other.start()
@@ -274,9 +274,9 @@ def test_a_tokenizer_that_cannot_be_read_is_the_grammars_misfortune_only() -> No
         raise OSError("there is no tokenizer.json\nand more")
 
     with pytest.raises(RequestError, match=r"grammar: this json_object cannot be used: .*no tokenizer.json$"):
-        Grammars(load, 31, ()).start(Grammar.json())
+        GrammarCompiler(load, 31, ()).start(Grammar.json())
     with pytest.raises(RequestError, match="Only fast tokenizers"):
-        Grammars(list, 31, ()).start(Grammar.json())
+        GrammarCompiler(list, 31, ()).start(Grammar.json())
 
 
 def test_blanks_between_the_tokens_of_json_are_bounded() -> None:
@@ -304,6 +304,8 @@ def test_a_grammar_is_a_value() -> None:
 
 def test_the_json_tokenizer_of_other_tests_spells_json() -> None:
     tokenizer = json_tokenizer()
-    matcher = Grammars(json_tokenizer, 31, (2,)).start(Grammar.json_schema({"properties": {"ab": {"type": "boolean"}}}))
+    matcher = GrammarCompiler(json_tokenizer, 31, (2,)).start(
+        Grammar.json_schema({"properties": {"ab": {"type": "boolean"}}})
+    )
     assert len(tokenizer) == 29
     assert matcher.fits(tuple(tokenizer('{"ab":true, "a":[1.0, "ab"]}')["input_ids"]))

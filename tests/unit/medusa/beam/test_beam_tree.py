@@ -10,8 +10,8 @@ import pytest
 from medusa_dist.medusa.beam.beam_tree import (
     WIDTHS,
     Completion,
+    GuessRun,
     Levels,
-    Run,
     num_followed,
     plant,
     rank_guesses,
@@ -121,7 +121,7 @@ def test_runs_follow_what_is_learned() -> None:
     before = made.runs[0].value
     for _ in range(200):
         made.learn([level], [[(0, (0,)), (0, (3,))]])
-    assert made.runs[0] == Run(1, 0, 4, pytest.approx(made.runs[0].value)) and made.runs[0].value > 1.5 * before
+    assert made.runs[0] == GuessRun(1, 0, 4, pytest.approx(made.runs[0].value)) and made.runs[0].value > 1.5 * before
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -152,7 +152,7 @@ def paths_of(tree: Tree) -> list[tuple[int, ...]]:
 
 def test_a_guess_brings_its_parent() -> None:
     levels: Levels = [[(0, (1,)), (0, (2,))], [(0, (2, 5))]]
-    runs = [Run(1, 0, 1, 0.9), Run(2, 0, 1, 0.5), Run(1, 1, 2, 0.1)]
+    runs = [GuessRun(1, 0, 1, 0.9), GuessRun(2, 0, 1, 0.5), GuessRun(1, 1, 2, 0.1)]
     assert plant(levels, runs, 1, 9) == [(Tree((1, 2, 5), (-1, -1, 1)), [0.9, 0.5, 0.5])]
     assert plant(levels, runs, 1, 2) == [(Tree((1, 2), (-1, -1)), [0.9, 0.1])], "no room for both"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medusa_dist.medusa.beam.search import BeamRules, Fork, Group, Search, Stand, advance, walk_beams
+from medusa_dist.medusa.beam.search import BeamFrontier, BeamRules, BeamState, Fork, Search, advance, traverse_beams
 from medusa_dist.medusa.trees.tree import EMPTY, ROOT, Tree
 from medusa_dist.outputs import FinishReason, Hypothesis
 
@@ -105,15 +105,15 @@ def test_as_many_beams_as_prefixes_find_the_best_there_is(ends: frozenset[int]) 
 class Walker:
     """A model behind `rank`, which knows what each node stands for, and refuses rows that were not verified."""
 
-    def __init__(self, models: list[int], groups: list[Group]) -> None:
+    def __init__(self, models: list[int], groups: list[BeamState]) -> None:
         self.models, self.groups = models, groups
         self.num_calls = 0
 
-    def rank(self, stands: list[Stand]) -> list[list[tuple[int, float]]]:
+    def rank(self, stands: list[BeamFrontier]) -> list[list[tuple[int, float]]]:
         self.num_calls += 1
         return [self._row(stand) for stand in stands]
 
-    def _row(self, stand: Stand) -> list[tuple[int, float]]:
+    def _row(self, stand: BeamFrontier) -> list[tuple[int, float]]:
         group = self.groups[stand.group]
         tree, path, node = group.trees[stand.source], [], stand.node
         while node != ROOT:
@@ -154,7 +154,7 @@ def test_any_trees_lead_to_the_same_end(models: list[tuple[int, BeamRules]], ski
     at = [0] * len(models)
     while going := [i for i in range(len(models)) if at[i] < len(states[i]) - 1]:
         groups = [
-            Group(
+            BeamState(
                 states[i][at[i]],
                 models[i][1],
                 any_trees(rng, states[i][at[i]], states[i][at[i] + 1 :], skill),
@@ -162,7 +162,7 @@ def test_any_trees_lead_to_the_same_end(models: list[tuple[int, BeamRules]], ski
             for i in going
         ]
         walker = Walker([models[i][0] for i in going], groups)
-        walks = walk_beams(groups, walker.rank)
+        walks = traverse_beams(groups, walker.rank)
         for i, group, walk in zip(going, groups, walks, strict=True):
             at[i] += walk.num_levels
             assert walk.search == states[i][at[i]]
@@ -172,7 +172,7 @@ def test_any_trees_lead_to_the_same_end(models: list[tuple[int, BeamRules]], ski
         assert walker.num_calls == max(walk.num_levels for walk in walks)
 
 
-def check_walk(group: Group, walk) -> None:
+def check_walk(group: BeamState, walk) -> None:
     """Forks are paths in their sources' trees, of the tokens that were chosen."""
     assert walk.num_levels >= 1 and len(walk.used) == len(group.trees)
     assert len(walk.forks) == (0 if walk.search.is_over else len(walk.search.outputs))
@@ -206,7 +206,9 @@ def test_one_missing_node_stops_all() -> None:
     search = Search(((1,), (2,)), (-1.0, -1.1))
 
     def walk(first: Tree):
-        (made,) = walk_beams([Group(search, rules, (first, EMPTY))], lambda stands: [rows[s.output] for s in stands])
+        (made,) = traverse_beams(
+            [BeamState(search, rules, (first, EMPTY))], lambda stands: [rows[s.output] for s in stands]
+        )
         return made
 
     made = walk(Tree((5, 6, 3), (-1, -1, 0)))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from medusa_dist.medusa.trees.accept import Accepted, Stand, Weights, accept, accept_typical
+from medusa_dist.medusa.trees.accept import Accepted, Frontier, Weights, accept, accept_typical
 from medusa_dist.medusa.trees.tree import EMPTY, ROOT, Tree
 
 
@@ -35,9 +35,9 @@ def random_tree(rng: random.Random, size: int) -> Tree:
 def test_equals_a_naive_recursion(seed: int) -> None:
     rng = random.Random(seed)
     trees = [random_tree(rng, rng.choice([0, 1, 4, 12, 30])) for _ in range(7)]
-    levels: list[list[Stand]] = []
+    levels: list[list[Frontier]] = []
 
-    def choose(stands: list[Stand]) -> list[int]:
+    def choose(stands: list[Frontier]) -> list[int]:
         levels.append(stands)
         return [model(index, path) for index, _, path in stands]
 
@@ -118,7 +118,7 @@ def test_typical_equals_all_paths(seed: int) -> None:
     bounds = [(rng.choice([0.09, 0.5, 0.9]), rng.choice([0.3, 1.0, 2.0])) for _ in trees]
     num_questions = 0
 
-    def weigh(stands: list[Stand]) -> list[Weights]:
+    def weigh(stands: list[Frontier]) -> list[Weights]:
         nonlocal num_questions
         num_questions += 1
         assert len({len(path) for *_, path in stands}) == 1

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from medusa_dist.medusa.trees.cost_correction import Excess
+from medusa_dist.medusa.trees.cost_correction import CostCorrection
 
 
 def curve(rows: int) -> float:
@@ -12,7 +12,7 @@ def curve(rows: int) -> float:
 
 
 def serve(
-    excess: Excess,
+    excess: CostCorrection,
     nodes: list[int],
     batch: int,
     offset: float,
@@ -29,12 +29,12 @@ def serve(
 
 
 def test_nothing_is_assumed() -> None:
-    assert (Excess().slope, Excess().offset(4)) == (0.0, 0.0)
+    assert (CostCorrection().slope, CostCorrection().offset(4)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.005])
 def test_offset_and_slope_are_told_apart(noise: float) -> None:
-    excess = Excess()
+    excess = CostCorrection()
     nodes = [0 if i % 64 == 0 else 20 + i % 5 for i in range(600)]
     serve(excess, nodes, 16, 0.03, 0.0006, noise=noise)
     assert excess.slope == pytest.approx(0.0006, rel=0.35 if noise else 0.05)
@@ -42,7 +42,7 @@ def test_offset_and_slope_are_told_apart(noise: float) -> None:
 
 
 def test_the_slope_holds_for_all_batch_sizes_and_the_offset_for_one() -> None:
-    excess = Excess()
+    excess = CostCorrection()
     serve(excess, [0, 30] * 100, 16, 0.02, 0.001)
     serve(excess, [10] * 50, 48, 0.08, 0.001)
     assert excess.offset(48) == pytest.approx(0.08, abs=0.004)
@@ -51,20 +51,20 @@ def test_the_slope_holds_for_all_batch_sizes_and_the_offset_for_one() -> None:
 
 
 def test_always_the_same_nodes_say_nothing_about_one() -> None:
-    excess = Excess()
+    excess = CostCorrection()
     serve(excess, [20] * 200, 8, 0.01, 0.002)
     assert excess.slope == 0.0
     assert excess.offset(8) == pytest.approx(0.05)
 
 
 def test_cheaper_than_the_curve_is_no_gain() -> None:
-    excess = Excess()
+    excess = CostCorrection()
     serve(excess, [0, 20] * 100, 8, -0.01, -0.0005)
     assert (excess.slope, excess.fixed, excess.offset(8)) == (0.0, 0.0, 0.0)
 
 
 def test_what_having_drafts_costs_is_told_apart_from_what_each_costs() -> None:
-    excess = Excess()
+    excess = CostCorrection()
     nodes = [0 if i % 32 == 0 else 10 + i % 11 for i in range(2000)]
     serve(excess, nodes, 16, 0.03, 0.0006, fixed=0.02, noise=0.002)
     assert excess.slope == pytest.approx(0.0006, rel=0.1)
@@ -75,14 +75,14 @@ def test_what_having_drafts_costs_is_told_apart_from_what_each_costs() -> None:
 def test_one_that_seems_negative_leaves_all_to_the_other() -> None:
     """Only one kind of tree and plain steps: what drafts cost is found, whoever it is put down to."""
     for fixed, slope in ((0.02, -0.0005), (-0.005, 0.001)):
-        excess = Excess()
+        excess = CostCorrection()
         serve(excess, [0, 20, 10, 20] * 300, 8, 0.01, slope, fixed=fixed)
         assert excess.slope >= 0.0 and excess.fixed >= 0.0
         assert excess.fixed + 15 * excess.slope == pytest.approx(fixed + 15 * slope, rel=0.2)
 
 
 def test_a_step_on_a_busy_machine_counts_for_little() -> None:
-    calm, busy = Excess(), Excess()
+    calm, busy = CostCorrection(), CostCorrection()
     for excess in (calm, busy):
         serve(excess, [0, 20] * 100, 8, 0.01, 0.001)
     busy.learn(8, 20, 60.0, curve(28))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medusa_dist.medusa.trees.draft import NUM_RANKS, guess
+from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -12,10 +12,10 @@ def naive(logits: torch.Tensor, temperature: float, noise: torch.Tensor | None) 
     """logits, noise: [D] of one head of one sequence."""
     if temperature == 0:
         chances = torch.softmax(logits, -1)
-        best = sorted(range(len(logits)), key=lambda i: -float(logits[i]))[:NUM_RANKS]
+        best = sorted(range(len(logits)), key=lambda i: -float(logits[i]))[:DRAFT_TOP_K]
         return best, [float(chances[i]) for i in best]
     scores = logits / temperature + noise
-    best = sorted(range(len(scores)), key=lambda i: -float(scores[i]))[:NUM_RANKS]
+    best = sorted(range(len(scores)), key=lambda i: -float(scores[i]))[:DRAFT_TOP_K]
     return best, torch.softmax(scores[best], -1).tolist()
 
 
@@ -26,7 +26,7 @@ def test_equals_one_by_one(temperatures: list[float], width: int) -> None:
     logits = 2 * torch.randn(3, 4, width, generator=generator)
     noise = torch.randn(3, 4, width, generator=generator) if any(temperatures) else None
     columns, confidences = guess(logits, torch.tensor(temperatures), noise)
-    assert columns.shape == confidences.shape == (3, 4, min(NUM_RANKS, width))
+    assert columns.shape == confidences.shape == (3, 4, min(DRAFT_TOP_K, width))
     for b, temperature in enumerate(temperatures):
         for k in range(4):
             ids, chances = naive(logits[b, k], temperature, None if noise is None else noise[b, k])

@@ -6,8 +6,8 @@ import pytest
 
 from medusa_dist.medusa.trees.calibration import GREEDY, Calibration
 from medusa_dist.medusa.trees.replay import (
-    Answer,
     Bin,
+    RecordedAnswer,
     accuracies,
     best_static,
     calibration_error,
@@ -33,7 +33,7 @@ def guesses(*heads: tuple[int, int], odds: np.ndarray = ODDS) -> Candidates:
 
 
 # After 10: head 1 has 11 first, head 2 has 12 second. After 11: nothing right. After 12: head 1 has 13 second.
-ANSWER = Answer(
+ANSWER = RecordedAnswer(
     tokens=(10, 11, 12, 13),
     guesses=(guesses((11, 7), (8, 12)), guesses((5, 6), (13, 4)), guesses((9, 13), (1, 2))),
     band=GREEDY,
@@ -85,7 +85,7 @@ def test_a_best_static_tree_is_a_tree() -> None:
         assert len(paths) == n and all(path[:-1] in paths for path in paths if len(path) > 1)
 
 
-def random_answer(rng: np.random.Generator, heads: int = 3, ranks: int = 4, length: int = 30) -> Answer:
+def random_answer(rng: np.random.Generator, heads: int = 3, ranks: int = 4, length: int = 30) -> RecordedAnswer:
     """Guesses that are right with just the chance they claim."""
     tokens = tuple(int(t) for t in rng.integers(0, 50, length))
     made = []
@@ -97,7 +97,7 @@ def random_answer(rng: np.random.Generator, heads: int = 3, ranks: int = 4, leng
             if rank < ranks:
                 known[head, rank] = truth
         made.append(Candidates(known, odds.astype(np.float32)))
-    return Answer(tokens, tuple(made), GREEDY)
+    return RecordedAnswer(tokens, tuple(made), GREEDY)
 
 
 def test_curves_rise_and_dynamic_trees_gain_more_than_static_ones() -> None:
@@ -117,7 +117,8 @@ def test_honest_confidences_are_found_reliable_and_boasting_ones_are_not() -> No
     answers = [random_answer(rng) for _ in range(60)]
     assert calibration_error(reliability(answers, None)) < 0.02
     boasting = [
-        Answer(a.tokens, tuple(Candidates(g.tokens, g.confidences**0.5) for g in a.guesses), a.band) for a in answers
+        RecordedAnswer(a.tokens, tuple(Candidates(g.tokens, g.confidences**0.5) for g in a.guesses), a.band)
+        for a in answers
     ]
     error = calibration_error(reliability(boasting, None))
     assert error > 0.15 > 3 * calibration_error(reliability(boasting, fit(boasting)))
@@ -139,8 +140,8 @@ def test_heads_that_see_the_guesses_before_theirs() -> None:
     """Behind 11 head 2 guesses 12 second, behind 7 first; behind those nobody guessed."""
     assert truth_ranks(SEEN, (11, 12, 13)) == (0, 1) and truth_ranks(SEEN, (7, 12)) == (1, 0)
     # After 10 comes 5, which head 1 does not have, so head 2 is not judged there; after 5 comes 12.
-    assert accuracies([Answer((10, 5, 12), (SEEN, SEEN), GREEDY)]) == [[0.0, 0.0]]
-    assert accuracies([Answer((10, 11, 12), (SEEN, SEEN), GREEDY)]) == [[0.5, 0.5], [0.0, 1.0]]
+    assert accuracies([RecordedAnswer((10, 5, 12), (SEEN, SEEN), GREEDY)]) == [[0.0, 0.0]]
+    assert accuracies([RecordedAnswer((10, 11, 12), (SEEN, SEEN), GREEDY)]) == [[0.5, 0.5], [0.0, 1.0]]
 
 
 def test_chances_of_nodes() -> None:

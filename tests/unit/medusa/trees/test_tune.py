@@ -5,7 +5,7 @@ import pytest
 
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.calibration import GREEDY, Calibration
-from medusa_dist.medusa.trees.replay import Answer, dynamic_curve
+from medusa_dist.medusa.trees.replay import RecordedAnswer, dynamic_curve
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.medusa.trees.tune import Point, budgeted, fastest, fixed, plain
 
@@ -13,14 +13,14 @@ from medusa_dist.medusa.trees.tune import Point, budgeted, fastest, fixed, plain
 COST = StepCost((4, 8, 16), (0.010, 0.010, 0.018), 0.001, 0.0005)
 
 
-def answer(length: int = 21) -> Answer:
+def answer(length: int = 21) -> RecordedAnswer:
     """One head with two guesses: the truth is the first at even places, the second at odd ones."""
     tokens = tuple(range(length))
     guesses = tuple(
         Candidates(np.array([[i + 1, 99] if i % 2 == 0 else [99, i + 1]]), np.array([[0.6, 0.3]], dtype=np.float32))
         for i in range(length - 1)
     )
-    return Answer(tokens, guesses, GREEDY)
+    return RecordedAnswer(tokens, guesses, GREEDY)
 
 
 def honest() -> Calibration:

@@ -17,7 +17,7 @@ from medusa_dist.model.load import load_model
 from medusa_dist.model.source import demo, gguf
 from medusa_dist.model.source.gguf import MARKER, is_converted
 from medusa_dist.model.source.resolve_model import resolve_source
-from medusa_dist.ops.tp_group import Parallel
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import dense_attend
 
 
@@ -100,7 +100,7 @@ def test_the_real_demo_model_speaks() -> None:
     assert tokenizer.model_max_length == 8192
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = list(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
-    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"), parallel=Parallel())
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup())
     assert (model.num_layers, model.num_heads, model.num_kv_heads, model.max_position) == (30, 9, 3, 8192)
     prompt = len(ids)
     with torch.inference_mode(), attention_context.using(dense_attend):

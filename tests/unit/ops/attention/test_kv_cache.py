@@ -5,14 +5,14 @@ import random
 import pytest
 import torch
 
-from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVPool, block_bytes
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
 
 CPU = torch.device("cpu")
 
 
-def pool(num_blocks: int = 3, numbered: bool = True) -> KVPool:
+def pool(num_blocks: int = 3, numbered: bool = True) -> KVCache:
     """2 layers, 3 heads of size 5; numbered: every value tells where it stands."""
-    made = KVPool.allocate(2, 3, 5, num_blocks, torch.float32, CPU)
+    made = KVCache.allocate(2, 3, 5, num_blocks, torch.float32, CPU)
     if numbered:
         made.rows.copy_(torch.arange(made.rows.numel()).view(made.rows.shape))
     return made

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.attention.kv_cache import KVPool
-from medusa_dist.ops.attention.padded import BACKENDS, KEY_CHUNK, PagedAttention, Scoring, default_backend
+from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.padded import BACKENDS, KEY_CHUNK, AttentionParams, PagedAttention, default_backend
 from medusa_dist.ops.forward_batch import ForwardBatch
 from tests.support.attention_cases import CPU, SCORINGS, Contents, Heads, attend, random_pieces
 from tests.support.plan_helpers import Piece, make_step, random_parents, rows_of
@@ -18,7 +18,7 @@ ALL = [*BACKENDS, "fused"]
 BITWISE = ["exact", "fused"]
 
 
-def by_definition(pieces: list[Piece], contents: Contents, scoring: Scoring) -> Tensor:
+def by_definition(pieces: list[Piece], contents: Contents, scoring: AttentionParams) -> Tensor:
     """The same in float64, query by query."""
     plan, tables, _ = make_step(pieces)
     out = torch.zeros(contents.q.shape, dtype=torch.float64)
@@ -38,7 +38,7 @@ def by_definition(pieces: list[Piece], contents: Contents, scoring: Scoring) -> 
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
 @pytest.mark.parametrize("backend", ALL)
-def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
+def test_equals_the_definition(backend: str, scoring: AttentionParams) -> None:
     for seed in range(2):
         pieces = random_pieces(seed)
         contents = Contents.random(pieces, Heads(6, 3, 8), seed)
@@ -51,15 +51,15 @@ def test_equals_the_definition(backend: str, scoring: Scoring) -> None:
 def test_grouped_heads(backend: str, per_head: int) -> None:
     pieces = random_pieces(7)
     contents = Contents.random(pieces, Heads(2 * per_head, 2, 8), 1)
-    got = attend(pieces, contents, Scoring(0.35), backend)
-    assert torch.allclose(got.double(), by_definition(pieces, contents, Scoring(0.35)), atol=2e-5)
+    got = attend(pieces, contents, AttentionParams(0.35), backend)
+    assert torch.allclose(got.double(), by_definition(pieces, contents, AttentionParams(0.35)), atol=2e-5)
 
 
 @pytest.mark.parametrize("backend", ALL)
 def test_long_contexts(backend: str) -> None:
     pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 2)
-    for scoring in (Scoring(0.3), Scoring(0.3, window=200)):
+    for scoring in (AttentionParams(0.3), AttentionParams(0.3, window=200)):
         got = attend(pieces, contents, scoring, backend)
         assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
 
@@ -69,7 +69,7 @@ def test_a_window_counts_positions_not_columns(backend: str) -> None:
     """Siblings stand between a node and its parent; the window must not be used up by them."""
     pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
     contents = Contents.random(pieces, Heads(2, 1, 8), 3)
-    got = attend(pieces, contents, Scoring(0.3, window=2), backend)
+    got = attend(pieces, contents, AttentionParams(0.3, window=2), backend)
     keys, values = contents.columns(pieces, 0, [11, 15])  # its parent and itself
     weights = torch.softmax(keys[:, 0] @ contents.q[5, 0] * 0.3, 0)
     assert torch.allclose(got[5, 0], weights @ values[:, 0], atol=1e-5)
@@ -80,10 +80,10 @@ def test_unknown_rows_do_not_leak(backend: str) -> None:
     """What a query may not see can be anything finite: the result is the same, bit for bit."""
     pieces = [Piece(20, 1, (-1, 0, -1, 2)), Piece(40, 3)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 4)
-    before = attend(pieces, contents, Scoring(0.3), backend)
+    before = attend(pieces, contents, AttentionParams(0.3), backend)
     for x in (contents.k, contents.v):
         x[3:5] = 100.0  # the second branch
-    after = attend(pieces, contents, Scoring(0.3), backend)
+    after = attend(pieces, contents, AttentionParams(0.3), backend)
     assert torch.equal(after[:3], before[:3]) and torch.equal(after[5:], before[5:])
     assert not torch.equal(after[3], before[3])
 
@@ -116,7 +116,7 @@ def chain(pieces: list[Piece], contents: Contents, index: int, visible: list[int
     )
 
 
-def check_bitwise(pieces: list[Piece], contents: Contents, scoring: Scoring, seed: int, backend: str) -> None:
+def check_bitwise(pieces: list[Piece], contents: Contents, scoring: AttentionParams, seed: int, backend: str) -> None:
     plan, tables, _ = make_step(pieces, seed)
     together = attend(pieces, contents, scoring, backend, seed)
     for index, row in enumerate(rows_of(pieces, plan, tables)):
@@ -139,7 +139,7 @@ def test_rows_at_any_length(known: int, backend: str) -> None:
     rng = random.Random(known)
     size = 15 if backend == "fused" else min(15, KEY_CHUNK - known % KEY_CHUNK)
     pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
-    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), Scoring(0.25), 0, backend)
+    check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), AttentionParams(0.25), 0, backend)
 
 
 @pytest.mark.parametrize("backend", BITWISE)
@@ -148,10 +148,10 @@ def test_rows_with_several_threads(heads: Heads, backend: str) -> None:
     torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
     contents = Contents.random(pieces, heads, 6)
-    check_bitwise(pieces, contents, Scoring(0.125), 2, backend)
-    two = attend(pieces, contents, Scoring(0.125), backend)
+    check_bitwise(pieces, contents, AttentionParams(0.125), 2, backend)
+    two = attend(pieces, contents, AttentionParams(0.125), backend)
     torch.set_num_threads(1)
-    assert torch.equal(attend(pieces, contents, Scoring(0.125), backend), two)
+    assert torch.equal(attend(pieces, contents, AttentionParams(0.125), backend), two)
 
 
 SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 256), (12, 4, 80)]
@@ -161,7 +161,7 @@ SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 25
 @pytest.mark.parametrize("heads", [Heads(*shape) for shape in SHAPES], ids=str)
 def test_rows_of_any_head_shape(heads: Heads, backend: str) -> None:
     pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
-    check_bitwise(pieces, Contents.random(pieces, heads, 5), Scoring(heads.dim**-0.5), 1, backend)
+    check_bitwise(pieces, Contents.random(pieces, heads, 5), AttentionParams(heads.dim**-0.5), 1, backend)
 
 
 @pytest.mark.parametrize("backend", BITWISE)
@@ -171,11 +171,11 @@ def test_a_row_among_many_sequences(num: int, backend: str) -> None:
     pieces = [Piece(rng.randrange(33, 120), 1, random_parents(rng, rng.choice([0, 2]))) for _ in range(num)]
     contents = Contents.random(pieces, Heads(6, 3, 8), num)
     plan, tables, _ = make_step(pieces, 0)
-    together = attend(pieces, contents, Scoring(0.3), backend)
+    together = attend(pieces, contents, AttentionParams(0.3), backend)
     rows = rows_of(pieces, plan, tables)
     for index in rng.sample(range(len(rows)), min(6, len(rows))):
         row = rows[index]
-        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), Scoring(0.3), backend)
+        alone = attend(*lone(pieces, contents, index, row.visible, row.piece), AttentionParams(0.3), backend)
         assert torch.equal(together[index], alone[0])
 
 
@@ -187,13 +187,15 @@ def test_a_row_at_the_end_of_a_chunk(length: int, backend: str) -> None:
         contents = Contents.random(pieces, Heads(6, 3, 8), known)
         visible = list(range(known + 1))
         torch.manual_seed(0)
-        expected = attend(pieces, contents, Scoring(0.3), backend)[0]
-        assert torch.equal(attend(*chain(pieces, contents, 0, visible, 0, length), Scoring(0.3), backend)[-1], expected)
+        expected = attend(pieces, contents, AttentionParams(0.3), backend)[0]
+        assert torch.equal(
+            attend(*chain(pieces, contents, 0, visible, 0, length), AttentionParams(0.3), backend)[-1], expected
+        )
 
 
 def test_rows_of_no_group_come_out_as_zeros() -> None:
     """Padding rows belong to no group; garbage in them would enter the scratch block, and 0 x NaN is NaN for others."""
-    pool = KVPool.allocate(1, 1, 8, 3, torch.float32, torch.device("cpu"))
+    pool = KVCache.allocate(1, 1, 8, 3, torch.float32, torch.device("cpu"))
     filler = torch.full((64, 8), float("nan"))  # memory that an allocator may hand out again
     del filler
     batch = ForwardBatch(
@@ -205,7 +207,7 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
         groups=(),
     )
     rows = torch.ones(4, 1, 8)
-    out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, Scoring(1.0))
+    out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, AttentionParams(1.0))
     assert torch.equal(out, torch.zeros(4, 1, 8))
 
 
@@ -223,7 +225,7 @@ def test_rows_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch, seed: int
         for _ in range(rng.choice([1, 2, 4]))
     ]
     contents = Contents.random(pieces, heads, seed)
-    scoring = Scoring(
+    scoring = AttentionParams(
         heads.dim**-0.5,
         window=rng.choice([None, 1, 2, 16, 17, 100]),
         softcap=rng.choice([None, 30.0]),
