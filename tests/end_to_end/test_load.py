@@ -203,8 +203,8 @@ def test_off_runs_no_heads_no_tree_and_no_acceptance(monkeypatch: pytest.MonkeyP
     masks.clear()
     quiet, bare = (calls(town.engine) for town in towns)
     assert quiet == bare
-    assert not any(name.split(".")[1] in ("heads", "draft", "drafter", "calibrate") for name in quiet)
-    assert not {"medusa.tree.best_tree", "medusa.budget.best_budget"} & set(quiet)
+    assert not any(name.split(".")[-2] in ("medusa_heads", "draft", "drafter", "calibration") for name in quiet)
+    assert not {"medusa.trees.tree.best_tree", "medusa.trees.budget.best_budget"} & set(quiet)
     assert set(masks) <= {0}
     ran = [town.heads.num_calls for town in towns]
     towns[0].steps(300)
@@ -216,4 +216,4 @@ def test_the_count_of_calls_sees_speculation(monkeypatch: pytest.MonkeyPatch) ->
     town.engine.submit(request("1"))
     town.steps(5)
     seen = calls(town.engine)
-    assert {"medusa.draft.guess", "medusa.tree.best_tree", "medusa.budget.best_budget"} <= set(seen)
+    assert {"medusa.trees.draft.guess", "medusa.trees.tree.best_tree", "medusa.trees.budget.best_budget"} <= set(seen)

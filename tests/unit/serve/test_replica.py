@@ -13,7 +13,7 @@ from ray import serve
 
 from medusa_dist.app import assemble
 from tests.support.fake_stack import expected
-from tests.support.served_fake import STACK, alive, body, config, stream_ids, until
+from tests.support.served_fake import STACK, alive, body, config, folder, stream_ids, until  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")
