@@ -147,6 +147,7 @@ class Engine:
     def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:
         if self.drafter is not None and (worth := self.policy.select_for_drafting(verdicts)):
             begin = time.perf_counter()
-            self.drafter.draft(worth, scores)
+            for result, candidates in zip(worth, self.drafter.draft(worth, scores), strict=True):
+                result.sequence.candidates = candidates
             self.policy.observe_drafting(len(verdicts), time.perf_counter() - begin)
         self.clock.lap("draft")

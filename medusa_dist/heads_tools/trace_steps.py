@@ -78,7 +78,7 @@ def watch(
     Raises ConfigError for a static tree that these heads cannot draft, RequestError for an unfit prompt.
     """
     if config.tree is not None and engine.drafter is not None:
-        check_paths(config.tree, engine.drafter.num_heads, engine.drafter.num_ranks)
+        check_paths(config.tree, engine.drafter.max_depth, engine.drafter.top_k)
     watching = _Watching(config)
     watched = watched_engine(engine, watching)
     watched.submit(Request(request_id="watched", prompt_ids=tuple(prompt), params=params, seed=params.seed or 0))

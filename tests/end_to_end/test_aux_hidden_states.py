@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.sequence import StepResult
@@ -69,15 +69,15 @@ def test_heads_read_what_transformers_has(models: dict, name: str, monkeypatch: 
     """In every step of decoding with trees: the row of the last token whose state is known."""
     _, theirs, rank = models[name]
     read: list[tuple[list[int], torch.Tensor]] = []
-    draft = Drafter.draft
+    draft = HeadDrafter.draft
 
-    def recorded(self: Drafter, verdicts: list[StepResult], scores: Scores) -> None:
+    def recorded(self: HeadDrafter, verdicts: list[StepResult], scores: Scores) -> None:
         for verdict in verdicts:
             if verdict.sequence.finish_reason is None:
                 read.append((list(verdict.sequence.tokens[:-1]), scores.hidden[verdict.last_row].clone()))
         draft(self, verdicts, scores)
 
-    monkeypatch.setattr(Drafter, "draft", recorded)
+    monkeypatch.setattr(HeadDrafter, "draft", recorded)
     decode(engine_over(rank, Setting(nodes=15)), requests())
     assert len(read) > 20
     width = theirs.config.hidden_size

@@ -20,7 +20,7 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.result import Known
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.engine.state.sequence import Sequence, StepResult
@@ -102,15 +102,17 @@ def planted(case: Draft) -> list[tuple[Sequence, Tree]]:
     file = random_heads(case.seed, case.scale, form=case.form, **fields)
     rows = case.scale * torch.randn(known, HIDDEN, generator=generator)
     heads = build_heads(file, rows, torch.float32, CPU)
-    drafter = Drafter(heads, torch.randn(VOCAB, HIDDEN, generator=generator), VOCAB, paths or None)
+    drafter = HeadDrafter(heads, torch.randn(VOCAB, HIDDEN, generator=generator), VOCAB, paths or None)
     hidden = torch.randn(len(sequences), HIDDEN, generator=generator)
     if rng.random() < 0.1:
         hidden[0] = torch.nan  # a model gone wrong
     verdicts = [StepResult(sequence, Accepted((), ()), (), i) for i, sequence in enumerate(sequences)]
-    drafter.draft(verdicts, Scores(torch.zeros(0).numpy(), {}, hidden))
+    made = drafter.draft(verdicts, Scores(torch.zeros(0).numpy(), {}, hidden))
+    for sequence, candidates in zip(sequences, made, strict=True):
+        sequence.candidates = candidates
     mode = {"mode": "auto", "max_nodes": case.max_nodes} if not paths else {"mode": "static", "tree": paths}
     speculation = TreePolicy(SpeculationConfig.model_validate(mode), COSTS[case.cost])
-    return speculation.trees(sequences, rng.choice([0, 5]), 256)
+    return [(sequence, tree) for sequence, tree, _ in speculation.trees(sequences, rng.choice([0, 5]), 256)]
 
 
 def _sequence(number: int, rng: random.Random) -> Sequence:

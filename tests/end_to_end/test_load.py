@@ -69,7 +69,7 @@ class Town:
         verify = self.engine.ranks.verify
 
         def timed_verify(plan, *clock):
-            self.timer.now += COST(plan.tokens.size)
+            self.timer.now += COST(plan.token_ids.size)
             return verify(plan, *clock)
 
         self.engine.ranks.verify = timed_verify
@@ -78,7 +78,7 @@ class Town:
 
             def timed_draft(verdicts, scores):
                 self.timer.now += COST.drafting(len(verdicts))
-                draft(verdicts, scores)
+                return draft(verdicts, scores)
 
             self.engine.drafter.draft = timed_draft
         self.tokens: dict[str, list[int]] = {}
@@ -174,7 +174,7 @@ def calls(engine: Engine) -> Counter[str]:
     def look(frame: FrameType, event: str, _argument: object) -> None:
         module = frame.f_globals.get("__name__", "")
         if event == "call" and (
-            module.startswith("medusa_dist.medusa.") or module == "medusa_dist.engine.spec.drafter"
+            module.startswith("medusa_dist.medusa.") or module == "medusa_dist.engine.spec.head_drafter"
         ):
             seen[f"{module.removeprefix('medusa_dist.')}.{frame.f_code.co_name}"] += 1
 

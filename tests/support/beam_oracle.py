@@ -52,7 +52,7 @@ class BeamOracle:
                     table[output[: len(output) - depth]][depth - 1].add(output[-1])
             self.coming[name] = table
 
-    def draft(self, verdicts: list[StepResult], _scores: Scores) -> None:
+    def draft(self, verdicts: list[StepResult], _scores: Scores) -> list[Candidates | None]:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             if sequence.request.request_id not in self.coming or not sequence.request.params.speculation:
                 continue
@@ -60,6 +60,7 @@ class BeamOracle:
             lists = [self._guesses(tokens) for tokens in self.coming[sequence.request.request_id][output]]
             chances = np.linspace(0.95, 0.6, self.num_ranks, dtype=np.float32)
             sequence.candidates = Candidates(np.array(lists), np.tile(chances, (self.num_heads, 1)))
+        return [v.sequence.candidates for v in verdicts]
 
     def _guesses(self, true: set[int]) -> list[int]:
         guesses = [token for token in sorted(true) if self.rng.random() < self.skill][: self.num_ranks]

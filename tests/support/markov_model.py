@@ -13,7 +13,7 @@ from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Limits, Scheduler
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.block_pool import BlockPool
@@ -98,7 +98,7 @@ def markov_engine(
         eos_ids=(),
     )
     scheduler = Scheduler(limits, BlockPool(num_blocks), speculation, 0)
-    drafter = None if heads is None else Drafter(heads, torch.eye(vocab), vocab)
+    drafter = None if heads is None else HeadDrafter(heads, torch.eye(vocab), vocab)
     return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), drafter, speculation)
 
 

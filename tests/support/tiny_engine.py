@@ -105,7 +105,7 @@ class Oracle:
         self.truth, self.skill, self.num_ranks = truth, skill, num_ranks
         self.rng = random.Random(5)
 
-    def draft(self, verdicts: list[StepResult], _scores: Scores) -> None:
+    def draft(self, verdicts: list[StepResult], _scores: Scores) -> list[Candidates | None]:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             done = sequence.num_output_tokens
             coming = self.truth[sequence.request.request_id][done : done + self.num_heads]
@@ -115,6 +115,7 @@ class Oracle:
                     guesses[self.rng.randrange(3)] = token
             chances = [sorted((self.rng.random() for _ in guesses), reverse=True) for guesses in tokens]
             sequence.candidates = Candidates(np.array(tokens), np.array(chances, dtype=np.float32))
+        return [v.sequence.candidates for v in verdicts]
 
 
 def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, ...]] | None = None) -> Engine:

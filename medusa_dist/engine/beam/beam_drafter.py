@@ -17,6 +17,7 @@ from torch import Tensor
 
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.result import Known
+from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.medusa.beam.beam_tree import MAX_DEPTH, num_followed
 from medusa_dist.medusa.beam.search import Ranked
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
@@ -78,8 +79,8 @@ class BeamDrafter:
         self._token_ids = token_ids
         self._num_ranks = num_ranks
 
-    def draft(self, groups: Seq[BeamGroup], hidden: Seq[Seq[Tensor]]) -> None:
-        """Set the candidates of all beams. hidden[g][b] [I]: of the row before the last token of group g's beam b."""
+    def draft(self, groups: Seq[BeamGroup], hidden: Seq[Seq[Tensor]]) -> dict[Sequence, Candidates]:
+        """The candidates of all beams. hidden[g][b] [I]: of the row before the last token of group g's beam b."""
         lists = [[_Lists() for _ in group.beams] for group in groups]
         items = [
             _Item(number, b, (), score, group.memory.get((b, ())), hidden[number][b], (beam.tokens[-1],))
@@ -102,9 +103,11 @@ class BeamDrafter:
                 for item in sorted(of_group, key=lambda i: -i.score)[: num_followed(depth, len(groups[number].beams))]
             ]
             items = [item for item in items if item.known is not None or len(item.tail) <= self._heads.num_heads]
-        for group, of_group in zip(groups, lists, strict=True):
-            for beam, own in zip(group.beams, of_group, strict=True):
-                beam.candidates = own.candidates()
+        return {
+            beam: own.candidates()
+            for group, of_group in zip(groups, lists, strict=True)
+            for beam, own in zip(group.beams, of_group, strict=True)
+        }
 
     def _behind(self, item: _Item, group: BeamGroup, made: tuple[Ranked, Tensor | None], place: int) -> list[_Item]:
         """What may be followed up of the guesses made for `item`, which are its beam's list number `place`."""

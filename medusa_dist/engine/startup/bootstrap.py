@@ -23,7 +23,7 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
@@ -100,7 +100,7 @@ class EngineRank:
                 self._ranks.follower_loop(until=Op.READY)
         self.facts = self._facts(model, drafter, folder)
 
-    def _facts(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> dict[str, Any]:
+    def _facts(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> dict[str, Any]:
         return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -143,7 +143,7 @@ class EngineRank:
         return file
 
     def _memory(
-        self, model: ShardedModel, drafter: Drafter | None, control: dist.ProcessGroup | None, generation: int
+        self, model: ShardedModel, drafter: HeadDrafter | None, control: dist.ProcessGroup | None, generation: int
     ) -> DeviceMemory | None:
         """What this rank's GPU has left for a KV cache; None on a CPU, or where the config says how large it is."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
@@ -176,7 +176,7 @@ class EngineRank:
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
         return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device, model.dtype))
 
-    def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
+    def _check_heads(self, drafter: HeadDrafter | None, folder: Path) -> str | None:
         """Refuse heads that guess no better than chance; what was found, None without heads or if that is allowed."""
         if drafter is None or self.config.heads.allow_untrained:
             return None
@@ -185,7 +185,7 @@ class EngineRank:
         found.refuse_chance()
         return str(found)
 
-    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
+    def _build_engine(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
         policy = TreePolicy(config.speculation, cost, key_chunk(default_backend(self._device, model.dtype)))
@@ -205,10 +205,10 @@ class EngineRank:
         grammars = GrammarCompiler(read, model.vocab_size, eos_ids)
         self.engine = Engine(scheduler, self._ranks, chooser, drafter, policy, grammars)
 
-    def _describe(self, drafter: Drafter | None) -> str:
+    def _describe(self, drafter: HeadDrafter | None) -> str:
         if drafter is not None:
             return (
-                f"medusa: {drafter.num_heads} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
+                f"medusa: {drafter.max_depth} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
             )
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
 

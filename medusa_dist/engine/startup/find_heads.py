@@ -6,7 +6,7 @@ Owns the search and the checks before loading. Not here: the file format (medusa
 from pathlib import Path
 
 from medusa_dist.config import Config, Paths
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.medusa.heads.heads_file import HeadsFile
 from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
 from medusa_dist.model.load import ShardedModel, load_full_rows
@@ -26,7 +26,7 @@ def find_heads(config: Config) -> Path | None:
     return None if shipped is None else Path(__file__).parents[2] / "data" / "heads" / shipped
 
 
-def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> Drafter:
+def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> HeadDrafter:
     """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
 
     static: the only tree they will draft for, if there is one.
@@ -35,4 +35,4 @@ def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = No
     rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
     heads = build_heads(file, rows, drafting_dtype(file, model.dtype, model.device), model.device)
     embedding = load_full_rows(model, "input") if heads.needs_embedding else None
-    return Drafter(heads, embedding, model.vocab_size, static)
+    return HeadDrafter(heads, embedding, model.vocab_size, static)

@@ -20,11 +20,11 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
-from medusa_dist.engine.state.sequence import Sequence, StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.trees.accept import Accepted
-from medusa_dist.medusa.trees.tree import best_tree
+from medusa_dist.medusa.trees.tree import Candidates, best_tree
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.request import Request
@@ -100,8 +100,7 @@ def check_heads(ranks: RankGroup, drafter: Drafter, ids: list[int], most_rows: i
     if len(places) < MIN_PLACES:
         return HeadsCheck(0, len(places), 0)
     verdicts = [_verdict(ids, place) for place in places]
-    drafter.draft(verdicts, scores)
-    guesses = [_first_guess(verdict.sequence) for verdict in verdicts]
+    guesses = [_first_guess(candidates) for candidates in drafter.draft(verdicts, scores)]
     wanted = [int(truth[place + 1]) for place in places]
     hits = sum(guess == token for guess, token in zip(guesses, wanted, strict=True))
     return HeadsCheck(hits, len(places), max(wanted.count(token) for token in set(wanted)))
@@ -126,9 +125,9 @@ def _verdict(ids: list[int], place: int) -> StepResult:
     return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), place)
 
 
-def _first_guess(sequence: Sequence) -> int | None:
+def _first_guess(candidates: Candidates | None) -> int | None:
     """What head 1 thinks most likely."""
-    if sequence.candidates is None:
+    if candidates is None:
         return None
-    tree, _ = best_tree(sequence.candidates, 1, 1)
+    tree, _ = best_tree(candidates, 1, 1)
     return tree.tokens[0] if len(tree) else None

@@ -87,7 +87,8 @@ def test_every_list_is_what_its_own_path_leads_to(form: str, remembered: bool) -
         first = known(7)
         groups[0].memory = {(0, ()): first, (0, (first.ranked[1][0],)): known(8)}
         groups[2].memory = {(1, ()): known(9)}
-    drafter.draft(groups, rows)
+    for beam, candidates in drafter.draft(groups, rows).items():
+        beam.candidates = candidates
     deepest = 0
     for group, of_group in zip(groups, rows, strict=True):
         for b, (beam, row) in enumerate(zip(group.beams, of_group, strict=True)):
@@ -119,7 +120,8 @@ def test_the_best_of_the_group_are_followed_up(reach: int) -> None:
     drafter, *_ = made_drafter("sequential")
     group, rows = group_of(3, 5, reach)
     group.memory = {(1, ()): known(4)}
-    drafter.draft([group], [rows])
+    for beam, candidates in drafter.draft([group], [rows]).items():
+        beam.candidates = candidates
     made = [beam.candidates for beam in group.beams]
     levels = rank_guesses(made, group.search.scores, group.rules.ends, 9)
     assert len(levels) == reach

@@ -10,7 +10,7 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores, Worker
-from medusa_dist.engine.spec.drafter import Drafter
+from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes, worst_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.model.load import load_model
@@ -78,8 +78,8 @@ def test_fewer_rows_than_wanted_ones(ranks: RankGroup) -> None:
 
 def test_the_heads_run_for_all(ranks: RankGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    drafter = object.__new__(Drafter)
-    monkeypatch.setattr(Drafter, "measure", lambda _self, count, *_args, **_options: calls.append(count))
+    drafter = object.__new__(HeadDrafter)
+    monkeypatch.setattr(HeadDrafter, "measure", lambda _self, count, *_args, **_options: calls.append(count))
     workspace_bytes(ranks, config(), drafter, Meter())
     assert calls == [4]
 

@@ -50,7 +50,7 @@ class Halves(Oracle):
         super().__init__(truth, 1.0)
         self.asked: dict[str, int] = {}
 
-    def draft(self, verdicts: list, scores: Scores) -> None:
+    def draft(self, verdicts: list, scores: Scores) -> list[Candidates | None]:
         super().draft(verdicts, scores)
         for sequence in (v.sequence for v in verdicts if v.sequence.candidates is not None):
             name = sequence.request.request_id
@@ -60,6 +60,7 @@ class Halves(Oracle):
                 wrong = (coming[0] + 1 + np.arange(self.num_ranks)) % VOCAB
                 chances = sequence.candidates.confidences
                 sequence.candidates = Candidates(np.tile(wrong, (self.num_heads, 1)), chances)
+        return [v.sequence.candidates for v in verdicts]
 
 
 @pytest.mark.usefixtures("one_thread")
