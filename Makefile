@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= serve_configs/smollm2-cpu.yaml
-# Where torch comes from. PyPI's Linux wheel brings CUDA (2 to 3 GB); on a machine without a GPU, this saves that:
-#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where torch comes from. PyPI's Linux wheel brings CUDA (2 to 3 GB), so a machine without an NVIDIA GPU takes PyTorch's
+# CPU wheel where that index answers within 5 seconds. Say otherwise with NVIDIA_GPU=yes, or name an index yourself:
+#   make serve TORCH_INDEX=https://pypi.org/simple
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+NVIDIA_GPU ?= $(shell { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1 && echo yes || echo no)
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
 .PHONY: help serve docs test test-slow test-matrix lint format clean
@@ -39,7 +42,7 @@ format: $(VENV)/installed-dev ## let ruff rewrite
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## remove the virtual environment and caches
+clean: ## remove the virtual environments, caches and what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(VENV)/bin/python:
@@ -48,7 +51,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/torch: | $(VENV)/bin/python
-	$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@index="$(TORCH_INDEX)"; \
+	if [ -z "$$index" ] && [ "$(NVIDIA_GPU)" = no ] && $(VENV)/bin/python -c \
+	  'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' $(TORCH_CPU_INDEX)/torch/ 2>/dev/null; \
+	then index=$(TORCH_CPU_INDEX); fi; \
+	set -x; $(PIP) install "$(TORCH)" $${index:+--index-url $$index}
 	@touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/torch
