@@ -11,7 +11,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 NVIDIA_GPU ?= $(shell { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1 && echo yes || echo no)
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs test test-slow test-matrix lint format clean
+.PHONY: help serve docs site test test-slow test-matrix lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -23,6 +23,9 @@ serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print h
 
 docs: $(VENV)/installed ## write docs/config.md and the README's file tree anew from the code
 	$(VENV)/bin/python -m medusa_dist.tools.docs
+
+site: $(VENV)/installed-docs ## make a site of docs/ in site/; a broken link is an error
+	$(VENV)/bin/zensical build --clean --strict
 
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest
@@ -43,7 +46,7 @@ format: $(VENV)/installed-dev ## let ruff rewrite
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the virtual environments, caches and what was built
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -64,4 +67,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/torch
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml $(VENV)/installed
+	$(PIP) install -e '.[docs]'
 	@touch $@
