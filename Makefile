@@ -11,7 +11,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 NVIDIA_GPU ?= $(shell { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1 && echo yes || echo no)
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs site test test-slow test-matrix lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -26,6 +26,10 @@ docs: $(VENV)/installed ## write docs/config.md and the README's file tree anew 
 
 site: $(VENV)/installed-docs ## make a site of docs/ in site/; a broken link is an error
 	$(VENV)/bin/zensical build --clean --strict
+
+build: $(VENV)/installed-dev ## make the source distribution and the wheel in dist/
+	rm -rf build *.egg-info # setuptools would take files that an earlier build listed
+	$(VENV)/bin/python -m build
 
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest
@@ -46,7 +50,7 @@ format: $(VENV)/installed-dev ## let ruff rewrite
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the virtual environments, caches and what was built
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info site
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
