@@ -44,7 +44,7 @@ def run_prompts(
 
     Counting stops when the last prompt has begun and one ends: a draining batch would measure its slowest member.
     """
-    engine.forget_prefixes()  # else the second of a pair would find the first one's prompts
+    engine.reset_prefix_cache()  # else the second of a pair would find the first one's prompts
     params = replace(params, speculation=speculation)
     queue = deque(
         Request(request_id=str(i), prompt_ids=tuple(prompt), params=params, seed=i) for i, prompt in enumerate(prompts)

@@ -81,9 +81,9 @@ class Engine:
         """Forget a request; idempotent, no further output."""
         self.scheduler.abort(request_id)
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Drop the KV that no running sequence holds, so that no later prompt begins with it."""
-        self.scheduler.pool.forget_idle()
+        self.scheduler.pool.reset_prefix_cache()
 
     def heartbeat(self) -> None:
         """Tell idle followers that all is well; the moment to check our own state, too."""
@@ -108,9 +108,11 @@ class Engine:
             num_expected=self.speculation.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
             num_sequence_steps=self._totals.num_steps,
-            num_steps_off=self.speculation.num_steps_off,
-            num_rested=self.speculation.num_rested,
-            num_resting=sum(s.record.rests(self.speculation.config.min_accepted) for s in self.scheduler.running),
+            num_steps_without_drafts=self.speculation.num_steps_without_drafts,
+            num_paused_sequence_steps=self.speculation.num_paused_sequence_steps,
+            num_paused_sequences=sum(
+                s.acceptance.is_paused(self.speculation.config.min_accepted) for s in self.scheduler.running
+            ),
             num_preemptions=self.scheduler.num_preemptions,
             phase_seconds=dict(self.clock.seconds),
         )
@@ -126,20 +128,22 @@ class Engine:
         return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
-        verdicts = self.chooser.judge(plan, scores, self.scheduler.wanted_sequences(plan))
+        verdicts = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
         self.speculation.learn(verdicts)
         self.clock.lap("accept")
         return verdicts
 
     def _emit(self, plan: Plan, verdicts: list[StepResult], scores: Scores) -> list[Output]:
-        outputs = self.scheduler.emit(plan, verdicts, scores.prompt)
+        outputs = self.scheduler.emit(plan, verdicts, scores.prompt_logprobs)
         self._num_steps += 1
         for output in outputs:
             self._totals += output.stats
             self._num_tokens += len(output.token_ids)
         self.clock.lap("emit")
-        if (plan.chains == 1).all():
-            self.speculation.observe(plan.slots.size, int(plan.nodes.sum()), time.perf_counter() - self._begin)
+        if (plan.num_new_tokens == 1).all():
+            self.speculation.observe(
+                plan.batch_indices.size, int(plan.num_draft_tokens.sum()), time.perf_counter() - self._begin
+            )
         return outputs
 
     def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:

@@ -20,9 +20,9 @@ class EngineStats:
     num_expected: float = 0.0  # accepted drafts that calibrated confidences predicted
     accepted_per_head: tuple[int, ...] = ()
     num_sequence_steps: int = 0  # steps that chose at least one token, per sequence
-    num_steps_off: int = 0  # steps after which no heads ran, since drafts would not have paid
-    num_rested: int = 0  # times a sequence was left out of drafting, for its own record
-    num_resting: int = 0  # running sequences that are left out now
+    num_steps_without_drafts: int = 0  # steps after which no heads ran, since drafts would not have paid
+    num_paused_sequence_steps: int = 0  # times a sequence was left out of drafting, for its own record
+    num_paused_sequences: int = 0  # running sequences that are left out now
     num_preemptions: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)  # of all steps; see clock.py
 

@@ -151,7 +151,7 @@ def measure_speed(llm: LLM, engine: Engine, prompts: Sequence[Sequence[int]], pa
     for i, ids in enumerate(prompts):
         tokens = {}
         for speculation in (True, False) if i % 2 == 0 else (False, True):
-            engine.scheduler.pool.forget_idle()  # the second of the two must not find the first one's prompt
+            engine.scheduler.pool.reset_prefix_cache()  # the second of the two must not find the first one's prompt
             begin = time.perf_counter()
             output = llm.generate([ids], replace(params, speculation=speculation, seed=i))[0]
             seconds[speculation] += time.perf_counter() - begin

@@ -41,7 +41,7 @@ class _Recording(Speculation):
         """The candidates were drafted behind the last token known before this step."""
         for sequence in (verdict.sequence for verdict in verdicts):
             if sequence.candidates is not None:
-                self.guesses[sequence.request.request_id, sequence.num_output] = sequence.candidates
+                self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates
 
 
 def engine_with_heads(llm: LLM) -> Engine:

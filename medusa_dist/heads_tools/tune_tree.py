@@ -120,7 +120,7 @@ class _Timer:
         return seconds[False] / seconds[True] if self._rounds else None
 
     def _run(self, speculation: Speculation, prompts: list[Sequence[int]], drafting: bool) -> list[list[int]]:
-        self._engine.scheduler.pool.forget_idle()  # else the second of the two would find the first one's prompts
+        self._engine.scheduler.pool.reset_prefix_cache()  # else the second run would find the prompts of the first
         watched = watched_engine(self._engine, speculation)
         tokens: list[list[int]] = [[] for _ in prompts]
         # All answers have the same length, so that the batch is full from beginning to end.

@@ -62,7 +62,7 @@ class Builder:
         self.dtype, self.device, self.prepack = dtype, device, prepack
         self.packs = prepack and packing_refusal(device, dtype) is None  # plain weights are dropped once packed
         self.heads = HeadShape.of(model.config, parallel)
-        self.plan = plan_of(model.config) if parallel.world > 1 else {}
+        self.plan = plan_of(model.config) if parallel.world_size > 1 else {}
         self.pattern = match(self.plan, model.base_model_prefix)
         self.stored = map_parameters(model, checkpoint)
         self.names_of: dict[int, list[str]] = {}  # tied parameters are one object under several names
@@ -101,7 +101,7 @@ class Builder:
         if module is self.old_head:
             self.output_head = self._linear(module, vocab_cut(self.vocab_size, self.parallel), None)
             self._replace(name, self.output_head)
-        elif module is self.embedding and self.parallel.world > 1:
+        elif module is self.embedding and self.parallel.world_size > 1:
             self._fill_embedding(name, module)
         elif isinstance(module, (nn.Linear, Conv1D)):
             shape = _rows_first(module).shape

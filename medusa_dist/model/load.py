@@ -134,7 +134,7 @@ def load_model(
     """
     config = read_config(folder, trust_remote_code)
     found = model_class(config, trust_remote_code)
-    check_tp_size(config, parallel.world)
+    check_tp_size(config, parallel.world_size)
     checkpoint = Checkpoint(folder)
     module = empty_model(found, config, dtype, device)
     builder = Builder(module, checkpoint, parallel, dtype=dtype, device=device, prepack=prepack)
@@ -165,7 +165,7 @@ def load_model(
     with torch.inference_mode():
         shape = (model.num_heads, model.num_kv_heads, model.head_dim)
         check_attention(model.forward, shape, layer_windows(config), device)
-    where = config.model_type, parallel.rank, parallel.world
+    where = config.model_type, parallel.rank, parallel.world_size
     megabytes = model.weight_bytes() / 1e6, checkpoint.bytes_read / 1e6
     logger.info("loaded %s, rank %d of %d: %.0f MB, read %.0f MB", *where, *megabytes)
     return model

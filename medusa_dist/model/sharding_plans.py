@@ -109,7 +109,7 @@ class HeadShape:
         heads = int(config.num_attention_heads)
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        return HeadShape(heads, kv_heads, head_dim, parallel.chunk(kv_heads))
+        return HeadShape(heads, kv_heads, head_dim, parallel.shard_range(kv_heads))
 
     @property
     def queries(self) -> tuple[int, int]:
@@ -155,15 +155,15 @@ def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: TPG
     if style in (Style.GATE_UP, Style.EXPERTS_GATE_UP):
         dim = 0 if style is Style.GATE_UP else 1
         half = shape[dim] // 2
-        mine = parallel.chunk(half)
+        mine = parallel.shard_range(half)
         return Cut(dim, (mine, _shifted(mine, half)))
     dim = {Style.COLUMN: 0, Style.ROW: 1, Style.EXPERTS_DOWN: 2}[style]
-    return Cut(dim, (parallel.chunk(shape[dim]),))
+    return Cut(dim, (parallel.shard_range(shape[dim]),))
 
 
 def vocab_cut(vocab_size: int, parallel: TPGroup) -> Cut | None:
     """This rank's vocabulary rows, padded to the same count on every rank; None on one rank."""
-    if parallel.world == 1:
+    if parallel.world_size == 1:
         return None
     start, stop, rows = parallel.vocab_shard(vocab_size)
     return Cut(0, ((start, stop),), rows - (stop - start))

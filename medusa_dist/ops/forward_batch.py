@@ -24,7 +24,7 @@ class PaddedMetadata:
     """
 
     query_rows: Tensor  # [B, Q] int64 in 0..T, T = none of the pass's
-    blocks: Tensor  # [B * L / block size] int64, the block tables one after another
+    block_tables: Tensor  # [B * L / block size] int64, the block tables one after another
     visible: Tensor  # [B, Q, L] bool
     query_positions: Tensor  # [B, Q] int64
     key_positions: Tensor  # [B, L] int64: a drafted node's position is its depth's, not its column
@@ -36,8 +36,8 @@ class PaddedMetadata:
         after another: [num_planes * B * L / block size] int64. Cached, since every layer asks."""
         key = (num_planes, num_blocks)
         if key not in self._pieces:
-            planes = torch.arange(num_planes, device=self.blocks.device) * num_blocks
-            self._pieces[key] = (planes[:, None] + self.blocks).flatten()
+            planes = torch.arange(num_planes, device=self.block_tables.device) * num_blocks
+            self._pieces[key] = (planes[:, None] + self.block_tables).flatten()
         return self._pieces[key]
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -61,12 +61,14 @@ class PagedMetadata(NamedTuple):
     """
 
     cost: int  # query-key pairs per query head
-    items: np.ndarray[Any, np.dtype[np.int64]]  # [I, 3] sequence, first and end of some of its rows: one piece of work
-    rows: np.ndarray[Any, np.dtype[np.int64]]  # [S]
-    starts: np.ndarray[Any, np.dtype[np.int64]]  # [S]
-    chains: np.ndarray[Any, np.dtype[np.int64]]  # [S]
-    nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S]
-    tables: np.ndarray[Any, np.dtype[np.int64]]  # [S, blocks]
+    work_items: np.ndarray[
+        Any, np.dtype[np.int64]
+    ]  # [I, 3] sequence, first and end of some of its rows: one piece of work
+    first_rows: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    num_computed_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    num_new_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    num_draft_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
+    block_tables: np.ndarray[Any, np.dtype[np.int64]]  # [S, blocks]
     first_nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S] index of a sequence's first node among all
     depths: np.ndarray[Any, np.dtype[np.int64]]  # [N]
     ancestors: np.ndarray[Any, np.dtype[np.bool_]]  # [N or 1, most nodes] a node is its own ancestor
@@ -78,11 +80,11 @@ class ForwardBatch:
 
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slots: Tensor  # [T] int64 KV slots written by this pass
+    slot_mapping: Tensor  # [T] int64 KV slots written by this pass
     copy_sources: Tensor  # [C] int64 KV slots moved before anything is written
     copy_targets: Tensor  # [C] int64
-    wanted: Tensor  # [W] int64 rows whose scores are wanted
-    scored: Tensor  # [R] int64 rows that say how likely the prompt's next token is
-    groups: tuple[PaddedMetadata, ...]  # none where there are reads
+    logits_rows: Tensor  # [W] int64 rows whose scores are wanted
+    prompt_logprob_rows: Tensor  # [R] int64 rows that say how likely the prompt's next token is
+    padded: tuple[PaddedMetadata, ...]  # none where there are reads
     in_order: bool = False  # the pass is one group, whose queries are the rows 0, 1, ... T - 1
-    reads: PagedMetadata | None = None
+    paged: PagedMetadata | None = None

@@ -113,7 +113,7 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] of this rank -> [..., O], the same on all ranks."""
-        if self.parallel.world == 1:
+        if self.parallel.world_size == 1:
             return self._multiply(x, self.bias)
         y = self.parallel.all_reduce(self._multiply(x, None))
         return y if self.bias is None else y + self.bias

@@ -19,16 +19,16 @@ class TPGroup:
     """Who I am in the tensor-parallel group. `group` carries the data collectives; None means world == 1."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     group: dist.ProcessGroup | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise ConfigError(f"rank {self.rank} is outside a tensor-parallel group of {self.world}")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank {self.rank} is outside a tensor-parallel group of {self.world_size}")
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum x over all ranks, in place where it is contiguous; every rank gets the same bits."""
-        if self.world == 1:
+        if self.world_size == 1:
             return x
         x = x.contiguous()
         dist.all_reduce(x, group=self.group)
@@ -36,29 +36,29 @@ class TPGroup:
 
     def gather_to_rank0(self, x: Tensor) -> list[Tensor] | None:
         """All ranks' x (equal shapes) in rank order on rank 0; None on the others."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [x]
-        parts = [torch.empty_like(x) for _ in range(self.world)] if self.rank == 0 else None
+        parts = [torch.empty_like(x) for _ in range(self.world_size)] if self.rank == 0 else None
         dist.gather(x.contiguous(), parts, group=self.group, group_dst=0)
         return parts
 
-    def minimum(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """The least of all ranks' values, on every rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
         least = torch.tensor([value], dtype=torch.int64, device=device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self.group)
         return int(least.item())
 
-    def chunk(self, size: int) -> tuple[int, int]:
+    def shard_range(self, size: int) -> tuple[int, int]:
         """My [start, stop) of `size` items dealt as evenly as possible; the first ranks hold one more."""
-        small, extra = divmod(size, self.world)
+        small, extra = divmod(size, self.world_size)
         start = self.rank * small + min(self.rank, extra)
         return start, start + small + (self.rank < extra)
 
     def vocab_shard(self, vocab_size: int) -> tuple[int, int, int]:
         """My vocabulary ids [start, stop) and the equal row count of all ranks, ceil(V / world), padding included."""
-        rows = -(-vocab_size // self.world)
+        rows = -(-vocab_size // self.world_size)
         start = min(self.rank * rows, vocab_size)
         return start, min(start + rows, vocab_size), rows

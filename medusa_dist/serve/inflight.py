@@ -11,7 +11,7 @@ from medusa_dist.errors import EngineError, MedusaError
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 
-MAX_FALLS = 3  # of the group, one after the other, without a single new token of this request
+MAX_FAILURES = 3  # of the group, one after the other, without a single new token of this request
 
 
 class InflightRequest:
@@ -31,7 +31,7 @@ class InflightRequest:
         self._waiting: Output | None = None
         self._error: MedusaError | None = None
         self._changed = asyncio.Event()
-        self._num_falls = 0  # since its last token
+        self._num_failures = 0  # since its last token
 
     @property
     def is_over(self) -> bool:
@@ -41,7 +41,7 @@ class InflightRequest:
     @property
     def is_suspect(self) -> bool:
         """True if the group fell under it so often that it must prove alone that it is not the cause."""
-        return self._num_falls == MAX_FALLS - 1 and not self.is_over
+        return self._num_failures == MAX_FAILURES - 1 and not self.is_over
 
     def submission(self) -> Submit:
         """The command that makes an engine go on where the last one ended."""
@@ -52,7 +52,7 @@ class InflightRequest:
         """An output of the engine."""
         if output.token_ids:
             self.last_token_at = now
-            self._num_falls = 0
+            self._num_failures = 0
         if self._waiting is None:
             self.waiting_since = now
         self._output_ids += output.token_ids
@@ -66,12 +66,12 @@ class InflightRequest:
         self.outcome = "error"
         self._changed.set()
 
-    def note_fall(self) -> None:
+    def record_failure(self) -> None:
         """The group is gone; a request that was with it fails if that keeps happening before it gets a token."""
-        self._num_falls += self.is_submitted
+        self._num_failures += self.is_submitted
         self.is_submitted = False
-        if self._num_falls >= MAX_FALLS and not self.is_over:
-            self.fail(EngineError(f"the engine fell {self._num_falls} times in a row while this request ran"))
+        if self._num_failures >= MAX_FAILURES and not self.is_over:
+            self.fail(EngineError(f"the engine fell {self._num_failures} times in a row while this request ran"))
 
     async def take(self) -> Output:
         """What came since the last take; waits for it. Raises what `fail` was given."""

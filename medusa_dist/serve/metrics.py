@@ -65,9 +65,21 @@ class ServiceMetrics:
         self._count("steps", "Steps of the engine.", stats.num_steps - before.num_steps)
         self._count("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens - before.num_prompt_tokens)
         self._count("preemptions", "Sequences that lost their KV.", stats.num_preemptions - before.num_preemptions)
-        self._count("steps_off", "Steps without drafts: no gain foreseen.", stats.num_steps_off - before.num_steps_off)
-        self._count("rested", "Steps of a sequence without drafts: its own fail.", stats.num_rested - before.num_rested)
-        self._gauge("resting_sequences", "Running sequences without drafts: their own fail.", stats.num_resting)
+        self._count(
+            "steps_without_drafts",
+            "Steps without drafts: no gain predicted.",
+            stats.num_steps_without_drafts - before.num_steps_without_drafts,
+        )
+        self._count(
+            "paused_sequence_steps",
+            "Sequence-steps without drafts because its recent acceptance was too low.",
+            stats.num_paused_sequence_steps - before.num_paused_sequence_steps,
+        )
+        self._gauge(
+            "paused_sequences",
+            "Running sequences without drafts because their recent acceptance was too low.",
+            stats.num_paused_sequences,
+        )
         self._predict(stats, before)
         for phase, seconds in stats.phase_seconds.items():
             spent = seconds - before.phase_seconds.get(phase, 0.0)
@@ -89,9 +101,9 @@ class ServiceMetrics:
             "requests_ended", "By finish reason, error, or cancelled.", 1, reason=pending.outcome or "cancelled"
         )
 
-    def on_fall(self, error: GroupError) -> None:
+    def on_failure(self, error: GroupError) -> None:
         """The group fell."""
-        self._count("group_falls", "Times the tensor-parallel group was lost.", 1)
+        self._count("group_failures", "Times the tensor-parallel group failed.", 1)
         self._gauge("group_up", "1 while the group decodes.", 0)
 
     def on_start(self, seconds: dict[str, float]) -> None:

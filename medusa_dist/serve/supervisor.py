@@ -184,7 +184,7 @@ class Supervisor:
             error = await self._run(group)
             self.trouble = f"the group is restarting: {error}"
             logger.error("generation %d fell: %s", self._generation, error)
-            self._watch.on_fall(error)
+            self._watch.on_failure(error)
             group = await self._restart(error)
 
     async def _run(self, group: TPWorkerGroup) -> GroupError:
@@ -216,7 +216,7 @@ class Supervisor:
             self._down_since, self._num_tries = fell_at, 0
         deadline = self._down_since + self._config.timeouts.restart_s
         for pending in self._pending.values():
-            pending.note_fall()
+            pending.record_failure()
         while (limit_s := deadline - time.monotonic()) > 0:
             pause_s = min(BACKOFF_S[min(self._num_tries, len(BACKOFF_S) - 1)], limit_s)
             self._num_tries += 1

@@ -206,7 +206,7 @@ def check_kv(engine: Engine) -> None:
     """KV of every beam, as it will be once pending moves are made, against a fresh pass over its tokens."""
     worker = engine.ranks.worker
     for sequence in engine.scheduler.running:
-        count = sequence.num_computed
+        count = sequence.num_computed_tokens
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *scoring: object, into=seen):
@@ -216,8 +216,8 @@ def check_kv(engine: Engine) -> None:
         with torch.inference_mode(), attention_context.using(attend):
             worker.model.forward(torch.tensor(sequence.tokens[:count]), torch.arange(count), torch.tensor([0]))
         moved = {target: source for source, target in sequence.pending_copies}
-        own = range(count - len(sequence.fork_rows))
-        slots = [sequence.slot_of(moved.get(column, column)) for column in own] + sequence.fork_rows
+        own = range(count - len(sequence.fork_slots))
+        slots = [sequence.slot_at(moved.get(column, column)) for column in own] + sequence.fork_slots
         for layer, (k, v) in enumerate(seen):
             for part, expected in enumerate((k, v)):
                 got = worker.pool.rows[layer, part][:, slots].transpose(0, 1)
@@ -232,7 +232,7 @@ def test_kv_is_that_of_the_tokens(models: Models, name: str) -> None:
 
     def after_step(engine: Engine) -> None:
         check_kv(engine)
-        owned = [block for sequence in engine.scheduler.running for block in sequence.blocks]
+        owned = [block for sequence in engine.scheduler.running for block in sequence.block_table]
         several.append(len(owned) - len(set(owned)))
 
     assert found(search(engine, requests(5), after_step)) == {

@@ -128,8 +128,10 @@ class Life(RuleBasedStateMachine):
         seen["preempted"] += scheduler.num_preemptions - before
         for sequence in scheduler.running:
             seen["moved"] += len(sequence.pending_copies)
-            seen["found in the cache"] += sequence.num_cached
-            seen["scattered"] += any(b - a != 1 for a, b in zip(sequence.blocks, sequence.blocks[1:], strict=False))
+            seen["found in the cache"] += sequence.num_cached_tokens
+            seen["scattered"] += any(
+                b - a != 1 for a, b in zip(sequence.block_table, sequence.block_table[1:], strict=False)
+            )
 
     def texts(self) -> Iterator[tuple[int, ...]]:
         """All that may stand in the cache."""

@@ -105,17 +105,17 @@ class Bench:
             Op.STEP,
             0,
             0,
-            slots=ints(slots),
-            starts=ints(starts),
-            chains=ints([len(rows) - tree for rows, tree in zip(tokens, nodes, strict=True)]),
-            nodes=ints(nodes),
-            wanted=ints([int(wanted)] * len(slots)),
-            kept=nothing,
-            new_blocks=nothing,
-            tokens=ints([token for rows in tokens for token in rows]),
+            batch_indices=ints(slots),
+            num_computed_tokens=ints(starts),
+            num_new_tokens=ints([len(rows) - tree for rows, tree in zip(tokens, nodes, strict=True)]),
+            num_draft_tokens=ints(nodes),
+            needs_logits=ints([int(wanted)] * len(slots)),
+            num_kept_blocks=nothing,
+            num_new_blocks=nothing,
+            token_ids=ints([token for rows in tokens for token in rows]),
             parents=ints([parent for tree in parents for parent in tree]),
         )
-        return self.worker.execute(plan).whole
+        return self.worker.execute(plan).full_logits
 
 
 def differing(model: ShardedModel, count: int, sample: int = 8, vocab: int = VOCAB) -> list[float]:

@@ -82,7 +82,7 @@ class Model:
             for sequence, tree in planted:
                 if sequence.matcher is None:
                     continue
-                output = tuple(sequence.tokens[sequence.num_prompt :])
+                output = tuple(sequence.tokens[sequence.num_prompt_tokens :])
                 fresh = self.rank.engine.grammars.start(sequence.request.params.grammar, output)
                 paths: dict[int, tuple[int, ...]] = {-1: ()}
                 for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):

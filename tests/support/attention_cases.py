@@ -66,7 +66,7 @@ def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, ba
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
         columns = torch.arange(piece.start)
-        slots = torch.from_numpy(tables[plan.slots[index]])[columns // 16] * 16 + columns % 16
+        slots = torch.from_numpy(tables[plan.batch_indices[index]])[columns // 16] * 16 + columns % 16
         pool.write(LAYER, slots, *contents.old[index])
     padding = batch.input_ids.numel() - contents.q.shape[0]
     q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))

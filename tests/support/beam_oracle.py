@@ -56,7 +56,7 @@ class BeamOracle:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             if sequence.request.request_id not in self.coming or not sequence.request.params.speculation:
                 continue
-            output = tuple(sequence.tokens[sequence.num_prompt :])
+            output = tuple(sequence.tokens[sequence.num_prompt_tokens :])
             lists = [self._guesses(tokens) for tokens in self.coming[sequence.request.request_id][output]]
             chances = np.linspace(0.95, 0.6, self.num_ranks, dtype=np.float32)
             sequence.candidates = Candidates(np.array(lists), np.tile(chances, (self.num_heads, 1)))

@@ -72,7 +72,7 @@ def run(engine: Engine, *requests: Request) -> list[tuple[int, int, int]]:
     verify = engine.ranks.verify
 
     def watched(plan: Any, *clock: Any) -> Any:
-        steps.append((plan.slots.size, plan.tokens.size, int(plan.nodes.max(initial=0))))
+        steps.append((plan.batch_indices.size, plan.token_ids.size, int(plan.num_draft_tokens.max(initial=0))))
         return verify(plan, *clock)
 
     engine.ranks.verify = watched
@@ -189,7 +189,7 @@ def speculation_min_accepted(world: World) -> None:
     for value in (0.0, 16.0):
         engine = world.engine("speculation.min_accepted", value)
         run(engine, request("a", temperature=0.0, max_tokens=90, ignore_eos=True))
-        resting[value] = engine.stats().num_rested
+        resting[value] = engine.stats().num_paused_sequence_steps
     assert resting[0.0] == 0 < resting[16.0]
 
 

@@ -193,10 +193,10 @@ def step_s(world: World, patch: pytest.MonkeyPatch) -> None:
         supervisor = Supervisor(config, MagicMock(), Silent())
         supervisor._generation = 0
         for age_s, is_dead in ((value + 4.0, False), (value + 6.0, True)):
-            assert fell(supervisor, age_s) is is_dead
+            assert has_failed(supervisor, age_s) is is_dead
 
 
-def fell(supervisor: Supervisor, age_s: float) -> bool:
+def has_failed(supervisor: Supervisor, age_s: float) -> bool:
     """Whether a batch of that age ends the generation."""
 
     async def batches() -> Any:

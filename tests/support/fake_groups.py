@@ -14,7 +14,7 @@ class Silent:
     """Stands in for the metrics."""
 
     def __init__(self):
-        self.falls = []
+        self.failures = []
         self.ends = []
 
     def on_output(self, pending, output, now):
@@ -23,8 +23,8 @@ class Silent:
     def on_batch(self, batch, num_requests):
         pass
 
-    def on_fall(self, error):
-        self.falls.append(str(error))
+    def on_failure(self, error):
+        self.failures.append(str(error))
 
     def on_start(self, seconds):
         pass

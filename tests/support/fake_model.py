@@ -54,17 +54,22 @@ class FakeWorker:
     def execute(self, plan: Plan) -> list[int]:
         """The model's choice after each wanted row."""
         begin = 0
-        for slot, kept, count in zip(plan.slots, plan.kept, plan.new_blocks, strict=True):
+        for slot, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
             self.tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
             begin += count
         moved = [self.memory[int(source)] for source in plan.copy_sources]
         assert len(set(plan.copy_targets.tolist())) == plan.copy_targets.size, "two rows move to one place"
         self.memory.update(zip(plan.copy_targets.tolist(), moved, strict=True))
         choices: list[int] = []
-        tokens, parents = plan.tokens.tolist(), plan.parents.tolist()
+        tokens, parents = plan.token_ids.tolist(), plan.parents.tolist()
         written: set[int] = set()
         for slot, start, chain, nodes, wanted in zip(
-            plan.slots, plan.starts, plan.chains, plan.nodes, plan.wanted, strict=True
+            plan.batch_indices,
+            plan.num_computed_tokens,
+            plan.num_new_tokens,
+            plan.num_draft_tokens,
+            plan.needs_logits,
+            strict=True,
         ):
             rows, tokens = tokens[: chain + nodes], tokens[chain + nodes :]
             tree, parents = parents[:nodes], parents[nodes:]

@@ -43,10 +43,10 @@ def check_sequences(engine: Engine) -> None:
     """KV of every running sequence, accepted moves taken into account."""
     worker = engine.ranks.worker
     for sequence in engine.scheduler.running:
-        count = sequence.num_computed
+        count = sequence.num_computed_tokens
         if count:
             moved = {target: source for source, target in sequence.pending_copies}
-            slots = [sequence.slot_of(moved.get(column, column)) for column in range(count)]
+            slots = [sequence.slot_at(moved.get(column, column)) for column in range(count)]
             fresh = fresh_rows(worker, sequence.tokens[:count])
             check_rows(worker, slots, fresh, 0, sequence.request.request_id)
 

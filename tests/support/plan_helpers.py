@@ -55,12 +55,12 @@ def make_step(pieces: list[Piece], seed: int = 0) -> tuple[Plan, Ints, int]:
         Op.STEP,
         generation=0,
         step=0,
-        slots=ints(slots),
-        starts=ints([p.start for p in pieces]),
-        chains=ints([p.chain for p in pieces]),
-        nodes=ints([len(p.parents) for p in pieces]),
-        wanted=ints([int(p.wanted) for p in pieces]),
-        tokens=ints([rng.randrange(97) for p in pieces for _ in range(p.chain + len(p.parents))]),
+        batch_indices=ints(slots),
+        num_computed_tokens=ints([p.start for p in pieces]),
+        num_new_tokens=ints([p.chain for p in pieces]),
+        num_draft_tokens=ints([len(p.parents) for p in pieces]),
+        needs_logits=ints([int(p.wanted) for p in pieces]),
+        token_ids=ints([rng.randrange(97) for p in pieces for _ in range(p.chain + len(p.parents))]),
         parents=ints([parent for p in pieces for parent in p.parents]),
     )
     return plan, tables.astype(np.int64), num_blocks
@@ -70,7 +70,7 @@ def rows_of(pieces: list[Piece], plan: Plan, tables: Ints) -> list[Row]:
     """Row by row, by the definition: a known token sees all before it, a node sees known tokens and its ancestors."""
     rows = []
     for index, p in enumerate(pieces):
-        table = tables[plan.slots[index]]
+        table = tables[plan.batch_indices[index]]
 
         def add(column: int, visible: list[int], wanted: bool, index: int = index, table: Ints = table) -> None:
             slot = int(table[column // BLOCK_TOKENS]) * BLOCK_TOKENS + column % BLOCK_TOKENS

@@ -107,7 +107,7 @@ class Oracle:
 
     def draft(self, verdicts: list[StepResult], _scores: Scores) -> None:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
-            done = sequence.num_output
+            done = sequence.num_output_tokens
             coming = self.truth[sequence.request.request_id][done : done + self.num_heads]
             tokens = [[self.rng.randrange(VOCAB) for _ in range(self.num_ranks)] for _ in range(self.num_heads)]
             for guesses, token in zip(tokens, coming, strict=False):
@@ -159,7 +159,7 @@ def decode(
     """Run all requests to their ends. arrivals[i]: the step before which request i comes."""
     run = Run()
     waiting = sorted(zip(arrivals or [0] * len(requests), requests, strict=True), key=lambda pair: pair[0])
-    real_judge = engine.chooser.judge
+    real_judge = engine.chooser.select
 
     def judge(plan: Plan, scores: Scores, sequences: list) -> list:
         verdicts = real_judge(plan, scores, sequences)
@@ -180,7 +180,7 @@ def decode(
         all_logits[:] = [output.reshape(-1, output.shape[-1])]
 
     hook = model.output_head.register_forward_hook(keep)
-    engine.chooser.judge = judge
+    engine.chooser.select = judge
     try:
         while waiting or engine.has_work:
             while waiting and waiting[0][0] <= run.num_steps:
@@ -195,7 +195,7 @@ def decode(
             run.num_steps += 1
             assert run.num_steps < 3000
     finally:
-        engine.chooser.judge = real_judge
+        engine.chooser.select = real_judge
         hook.remove()
     run.num_preemptions = engine.scheduler.num_preemptions
     pool = engine.scheduler.pool

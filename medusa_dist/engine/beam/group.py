@@ -66,7 +66,9 @@ class BeamGroup:
     def sit_down(self) -> list[Sequence]:
         """Make its W sequences, at admission: the root, and those that wait for the first fork."""
         root = self.root
-        self.idle = [Sequence(root.request, [], root.num_prompt, root.number) for _ in range(self.rules.width - 1)]
+        self.idle = [
+            Sequence(root.request, [], root.num_prompt_tokens, root.number) for _ in range(self.rules.width - 1)
+        ]
         for seat in self.idle:
             seat.group = self
         return self.seats
@@ -100,7 +102,7 @@ class BeamGroup:
             heads=tuple(self.heads[: len(best.token_ids)]),
             finish_reason=best.finish_reason,
             stats=self.stats,
-            num_cached_tokens=self.root.num_cached,
+            num_cached_tokens=self.root.num_cached_tokens,
             hypotheses=self.search.finished,
         )
 
@@ -112,19 +114,19 @@ def _fork(verdict: BeamResult, pool: BlockPool) -> None:
     if place is source:
         place.pending_copies = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
         place.tokens += accepted.tokens
-        place.num_computed += len(nodes)
+        place.num_computed_tokens += len(nodes)
         return
     num_shared = known // BLOCK_TOKENS
     columns = [*range(num_shared * BLOCK_TOKENS, known), *(known + node for node in nodes)]
-    before, place.blocks = place.blocks, source.blocks[:num_shared]
-    pool.share(place.blocks)
-    pool.give_back(before)
-    place.fork_rows = [source.slot_of(column) for column in columns]
+    before, place.block_table = place.block_table, source.block_table[:num_shared]
+    pool.add_owner(place.block_table)
+    pool.free(before)
+    place.fork_slots = [source.slot_at(column) for column in columns]
     place.tokens = [*source.tokens, *accepted.tokens]
-    place.num_computed = known + len(nodes)
-    place.block_names = source.block_names[:num_shared]
-    place.num_named_blocks = min(source.num_named_blocks, num_shared)
-    place.num_sent_blocks = _common(before[: place.num_sent_blocks], place.blocks)
+    place.num_computed_tokens = known + len(nodes)
+    place.block_hashes = source.block_hashes[:num_shared]
+    place.num_hashed_blocks = min(source.num_hashed_blocks, num_shared)
+    place.num_broadcast_blocks = _common(before[: place.num_broadcast_blocks], place.block_table)
     place.pending_copies = []
 
 
@@ -155,9 +157,9 @@ def with_forks(moves: Moves, sequences: Iterable[Sequence]) -> Moves:
     have by now. A block may come from a sequence that was preempted after its own moves were noted; those are void."""
     forks: Moves = []
     for sequence in sequences:
-        first = sequence.num_computed - len(sequence.fork_rows)
-        forks += [(row, sequence.slot_of(first + i)) for i, row in enumerate(sequence.fork_rows)]
-        sequence.fork_rows = []
+        first = sequence.num_computed_tokens - len(sequence.fork_slots)
+        forks += [(row, sequence.slot_at(first + i)) for i, row in enumerate(sequence.fork_slots)]
+        sequence.fork_slots = []
     taken = {target for _, target in forks}
     return [move for move in moves if move[1] not in taken] + forks
 
@@ -168,16 +170,16 @@ def shared_blocks(sequences: Iterable[Sequence]) -> frozenset[int]:
     growing: set[int] = set()
     for sequence in sequences:
         if sequence.group is not None:
-            num_full = sequence.num_computed // BLOCK_TOKENS
-            full.update(sequence.blocks[:num_full])
-            growing.update(sequence.blocks[num_full:])
+            num_full = sequence.num_computed_tokens // BLOCK_TOKENS
+            full.update(sequence.block_table[:num_full])
+            growing.update(sequence.block_table[num_full:])
     return frozenset(full - growing)
 
 
 def beam_group(root: Sequence, limits: Limits, num_blocks: int) -> BeamGroup:
     """The group of a request with beam_width, in a cache of so many blocks. Raises RequestError if it can never be
     served."""
-    params, num_prompt, width = root.request.params, root.num_prompt, root.request.params.beam_width
+    params, num_prompt, width = root.request.params, root.num_prompt_tokens, root.request.params.beam_width
     assert width is not None
     most = limits.max_model_len - num_prompt
     rules = BeamRules(

@@ -29,7 +29,7 @@ def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tupl
 
     def likeliest(stands: list[BeamFrontier]) -> list[Ranked]:
         """One topk for all beams that stand at this level."""
-        log_p = _log_probabilities(torch.stack([scores.whole[row].float() for row in rows_of(stands)]))
+        log_p = _log_probabilities(torch.stack([scores.full_logits[row].float() for row in rows_of(stands)]))
         for i, stand in enumerate(stands):
             log_p[i] = _processed(log_p[i], groups[stand.group], stand.output, eos_ids)
         values, ids = top_tokens(log_p, max(groups[stand.group].rules.num_candidates for stand in stands))

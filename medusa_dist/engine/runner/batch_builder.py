@@ -24,19 +24,19 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | N
     min_queries: ops/attention.min_queries; None: for an attention that reads block tables itself
     (ops/attention/paged_cpu.py).
     """
-    rows = plan.chains + plan.nodes
+    rows = plan.num_new_tokens + plan.num_draft_tokens
     ends = np.cumsum(rows)
     offsets = ends - rows
     total = int(ends[-1])
     sequence = np.repeat(np.arange(rows.size), rows)
     local = np.arange(total) - offsets[sequence]
-    columns = plan.starts[sequence] + local
-    slots = tables[plan.slots[sequence], columns // BLOCK_TOKENS] * BLOCK_TOKENS + columns % BLOCK_TOKENS
-    trees = [Ancestry(parents) for parents in np.split(plan.parents, np.cumsum(plan.nodes)[:-1])]
+    columns = plan.num_computed_tokens[sequence] + local
+    slots = tables[plan.batch_indices[sequence], columns // BLOCK_TOKENS] * BLOCK_TOKENS + columns % BLOCK_TOKENS
+    trees = [Ancestry(parents) for parents in np.split(plan.parents, np.cumsum(plan.num_draft_tokens)[:-1])]
     positions = columns.copy()
-    for s in np.flatnonzero(plan.nodes):
-        first = offsets[s] + plan.chains[s]
-        positions[first : ends[s]] = plan.starts[s] + plan.chains[s] - 1 + trees[s].depths
+    for s in np.flatnonzero(plan.num_draft_tokens):
+        first = offsets[s] + plan.num_new_tokens[s]
+        positions[first : ends[s]] = plan.num_computed_tokens[s] + plan.num_new_tokens[s] - 1 + trees[s].depths
     padding = max(0, MIN_ROWS - total)
 
     def tensor(values: Ints, pad: int = 0) -> torch.Tensor:
@@ -46,28 +46,28 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | N
     if min_queries is not None:
         groups = tuple(
             _group(plan, tables, members, trees, min_queries, total + padding, device)
-            for members in _similar(rows, plan.starts + rows, min_queries)
+            for members in _similar(rows, plan.num_computed_tokens + rows, min_queries)
         )
     in_order = len(groups) == 1 and groups[0].query_rows.numel() == total + padding and (not padding or rows.size == 1)
     return ForwardBatch(
-        input_ids=tensor(plan.tokens, padding),
+        input_ids=tensor(plan.token_ids, padding),
         positions=tensor(positions, padding),
-        slots=tensor(slots, padding),  # padding rows write to the scratch block
+        slot_mapping=tensor(slots, padding),  # padding rows write to the scratch block
         copy_sources=tensor(plan.copy_sources),
         copy_targets=tensor(plan.copy_targets),
-        wanted=tensor(wanted_rows(plan)),
-        scored=tensor(scored_rows(plan)),
-        groups=groups,
+        logits_rows=tensor(wanted_rows(plan)),
+        prompt_logprob_rows=tensor(scored_rows(plan)),
+        padded=groups,
         in_order=in_order,
-        reads=_reads(plan, tables, trees) if min_queries is None else None,
+        paged=_reads(plan, tables, trees) if min_queries is None else None,
     )
 
 
 def wanted_rows(plan: Plan) -> Ints:
     """Rows whose scores are wanted, sequence after sequence: the root's, then the nodes'. [W]."""
-    ends = np.cumsum(plan.chains + plan.nodes)
-    counts = np.where(plan.wanted == 1, plan.nodes + 1, 0)
-    firsts = ends - plan.nodes - 1  # the last known token's row
+    ends = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)
+    counts = np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0)
+    firsts = ends - plan.num_draft_tokens - 1  # the last known token's row
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     rows: Ints = np.repeat(firsts, counts) + within
     return rows
@@ -75,12 +75,14 @@ def wanted_rows(plan: Plan) -> Ints:
 
 def scored_rows(plan: Plan) -> Ints:
     """Rows whose following prompt tokens are scored, sequence after sequence. [R]."""
-    if not plan.scored.size:
-        return plan.scored
-    rows = plan.chains + plan.nodes
+    if not plan.num_prompt_logprobs.size:
+        return plan.num_prompt_logprobs
+    rows = plan.num_new_tokens + plan.num_draft_tokens
     firsts = np.cumsum(rows) - rows
-    within = np.arange(int(plan.scored.sum())) - np.repeat(np.cumsum(plan.scored) - plan.scored, plan.scored)
-    found: Ints = np.repeat(firsts, plan.scored) + within
+    within = np.arange(int(plan.num_prompt_logprobs.sum())) - np.repeat(
+        np.cumsum(plan.num_prompt_logprobs) - plan.num_prompt_logprobs, plan.num_prompt_logprobs
+    )
+    found: Ints = np.repeat(firsts, plan.num_prompt_logprobs) + within
     return found
 
 
@@ -98,30 +100,30 @@ class Ancestry:
 
 
 def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> PagedMetadata:
-    rows = plan.chains + plan.nodes
-    lengths = plan.starts + rows
-    ancestors = np.zeros((max(1, int(plan.nodes.sum())), int(plan.nodes.max())), dtype=np.bool_)
-    first_nodes = np.cumsum(plan.nodes) - plan.nodes
-    for s in np.flatnonzero(plan.nodes):
-        first, count = first_nodes[s], plan.nodes[s]
+    rows = plan.num_new_tokens + plan.num_draft_tokens
+    lengths = plan.num_computed_tokens + rows
+    ancestors = np.zeros((max(1, int(plan.num_draft_tokens.sum())), int(plan.num_draft_tokens.max())), dtype=np.bool_)
+    first_nodes = np.cumsum(plan.num_draft_tokens) - plan.num_draft_tokens
+    for s in np.flatnonzero(plan.num_draft_tokens):
+        first, count = first_nodes[s], plan.num_draft_tokens[s]
         ancestors[first : first + count, :count] = trees[s].matrix
     pieces = -(-rows // ROWS_OF_ITEM)
     sequence = np.repeat(np.arange(rows.size), pieces)
     begin = (np.arange(sequence.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * ROWS_OF_ITEM
     end = np.minimum(begin + ROWS_OF_ITEM, rows[sequence])
     # Threads get contiguous shares: deal items out from the most work to the least, so that shares cost alike.
-    work = (end - begin) * (plan.starts[sequence] + end)
+    work = (end - begin) * (plan.num_computed_tokens[sequence] + end)
     threads = torch.get_num_threads()
     ranked = np.argsort(-work, kind="stable")
     dealt = np.concatenate([ranked[thread::threads] for thread in range(threads)])
     return PagedMetadata(
         cost=int(work.sum()),
-        items=np.stack([sequence, begin, end], axis=1)[dealt],
-        rows=np.cumsum(rows) - rows,
-        starts=plan.starts,
-        chains=plan.chains,
-        nodes=plan.nodes,
-        tables=tables[plan.slots, : -(-int(lengths.max()) // BLOCK_TOKENS)],
+        work_items=np.stack([sequence, begin, end], axis=1)[dealt],
+        first_rows=np.cumsum(rows) - rows,
+        num_computed_tokens=plan.num_computed_tokens,
+        num_new_tokens=plan.num_new_tokens,
+        num_draft_tokens=plan.num_draft_tokens,
+        block_tables=tables[plan.batch_indices, : -(-int(lengths.max()) // BLOCK_TOKENS)],
         first_nodes=first_nodes,
         depths=np.concatenate([tree.depths for tree in trees]),
         ancestors=ancestors,
@@ -145,10 +147,14 @@ def _group(
     num_rows: int,
     device: torch.device,
 ) -> PaddedMetadata:
-    starts, chains, nodes = plan.starts[members], plan.chains[members], plan.nodes[members]
+    starts, chains, nodes = (
+        plan.num_computed_tokens[members],
+        plan.num_new_tokens[members],
+        plan.num_draft_tokens[members],
+    )
     rows = chains + nodes
-    offsets = np.cumsum(plan.chains + plan.nodes)[members] - rows
-    is_lone = plan.slots.size == 1  # its padding may be queries, too, so that the pass is in order
+    offsets = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)[members] - rows
+    is_lone = plan.batch_indices.size == 1  # its padding may be queries, too, so that the pass is in order
     width = max(int(rows.max()), min_queries, num_rows if is_lone else 0)
     num_blocks = -(-int((starts + rows).max()) // BLOCK_TOKENS)
     query = np.arange(width)
@@ -168,7 +174,7 @@ def _group(
     spare = np.minimum(query, num_rows) if is_lone else num_rows
     return PaddedMetadata(
         query_rows=torch.from_numpy(np.where(real, offsets[:, None] + query, spare)).to(device),
-        blocks=torch.from_numpy(tables[plan.slots[members], :num_blocks].reshape(-1)).to(device),
+        block_tables=torch.from_numpy(tables[plan.batch_indices[members], :num_blocks].reshape(-1)).to(device),
         visible=torch.from_numpy(visible).to(device),
         query_positions=torch.from_numpy(query_positions).to(device),
         key_positions=torch.from_numpy(key_positions).to(device),

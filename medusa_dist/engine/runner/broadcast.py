@@ -45,7 +45,7 @@ class RankGroup:
         """Rank 0: a message without work: HEARTBEAT, READY or STOP."""
         self._send(Plan(op, self.generation, self.next_step()))
 
-    def follow(self, until: Op = Op.STOP) -> None:
+    def follower_loop(self, until: Op = Op.STOP) -> None:
         """RankGroup > 0: execute what comes until that op. Raises GroupError if rank 0 is gone or out of step."""
         while True:
             plan = self._receive()

@@ -46,25 +46,29 @@ class Plan:
     op: Op
     generation: int
     step: int
-    admitted_slots: Ints = field(default_factory=_none)  # [A] slots that begin anew with this step
+    admitted_indices: Ints = field(default_factory=_none)  # [A] slots that begin anew with this step
     admitted_seeds: Ints = field(default_factory=_none)  # [A]
     admitted_temperatures: Ints = field(default_factory=_none)  # [A] float64, bit-cast
-    admitted_whole: Ints = field(
+    admitted_full_logits: Ints = field(
         default_factory=_none
     )  # [A] 1: whole rows of logits go to rank 0, 0: each shard's argmax does
-    slots: Ints = field(default_factory=_none)  # [S]
-    starts: Ints = field(default_factory=_none)  # [S]
-    chains: Ints = field(default_factory=_none)  # [S] >= 1
-    nodes: Ints = field(default_factory=_none)  # [S] >= 0
-    wanted: Ints = field(default_factory=_none)  # [S] 1: scores of the last known token and of all nodes are wanted
-    scored: Ints = field(
+    batch_indices: Ints = field(default_factory=_none)  # [S]
+    num_computed_tokens: Ints = field(default_factory=_none)  # [S]
+    num_new_tokens: Ints = field(default_factory=_none)  # [S] >= 1
+    num_draft_tokens: Ints = field(default_factory=_none)  # [S] >= 0
+    needs_logits: Ints = field(
+        default_factory=_none
+    )  # [S] 1: scores of the last known token and of all nodes are wanted
+    num_prompt_logprobs: Ints = field(
         default_factory=_none
     )  # [S] so many first rows are scored for the prompt token behind each; or []
-    tops: Ints = field(default_factory=_none)  # [S] so many of the likeliest tokens are named with each; or []
-    targets: Ints = field(default_factory=_none)  # [sum of scored] those prompt tokens
-    kept: Ints = field(default_factory=_none)  # [S] block table entries that stay
-    new_blocks: Ints = field(default_factory=_none)  # [S] how many of `blocks` are this sequence's
-    tokens: Ints = field(default_factory=_none)  # [T] sequence after sequence
+    num_top_logprobs: Ints = field(
+        default_factory=_none
+    )  # [S] so many of the likeliest tokens are named with each; or []
+    prompt_targets: Ints = field(default_factory=_none)  # [sum of scored] those prompt tokens
+    num_kept_blocks: Ints = field(default_factory=_none)  # [S] block table entries that stay
+    num_new_blocks: Ints = field(default_factory=_none)  # [S] how many of `blocks` are this sequence's
+    token_ids: Ints = field(default_factory=_none)  # [T] sequence after sequence
     parents: Ints = field(default_factory=_none)  # [sum of nodes] within each tree, ROOT = -1
     blocks: Ints = field(default_factory=_none)  # [sum of new_blocks]
     copy_sources: Ints = field(default_factory=_none)  # [C] KV slots

@@ -34,9 +34,9 @@ class Scores:
     """What verification brings to rank 0, aligned with the W wanted rows of the plan (engine/prepare.wanted_rows)."""
 
     choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
-    whole: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
+    full_logits: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
     hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, and tapped states behind it
-    prompt: PromptLogprobs | None = None  # of the plan's scored rows; None: there are none
+    prompt_logprobs: PromptLogprobs | None = None  # of the plan's scored rows; None: there are none
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
         """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
         clock = clock or PhaseTimer()
         self._apply_deltas(plan)
-        batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.slots.size else None
+        batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.batch_indices.size else None
         clock.lap("prepare")
         if plan.copy_sources.size:
             self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
@@ -74,14 +74,14 @@ class Worker:
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
         logits, hidden = self._forward(batch)
         clock.lap("forward")
-        slots = np.repeat(plan.slots, np.where(plan.wanted == 1, plan.nodes + 1, 0))
-        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.wanted])
-        if plan.targets.size:
-            model, num_top = self.model, int(plan.tops.max())
+        slots = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
+        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.logits_rows])
+        if plan.prompt_targets.size:
+            model, num_top = self.model, int(plan.num_top_logprobs.max())
             found = gather_prompt_logprobs(
-                logits[slots.size :], plan.targets, num_top, model.vocab_size, model.parallel
+                logits[slots.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
             )
-            scores = scores and replace(scores, prompt=found)
+            scores = scores and replace(scores, prompt_logprobs=found)
         clock.lap("sample")
         return scores
 
@@ -95,7 +95,7 @@ class Worker:
             return paged(layer, q, k, v, AttentionParams(*scoring))
 
         # A product with one row may take another kernel and round differently: score a lone row twice.
-        rows = torch.cat([batch.wanted, batch.scored])
+        rows = torch.cat([batch.logits_rows, batch.prompt_logprob_rows])
         with attention_context.using(attend):
             logits, hidden = self.model.forward(
                 batch.input_ids, batch.positions, rows.repeat(2) if rows.numel() == 1 else rows
@@ -104,12 +104,16 @@ class Worker:
 
     def _apply_deltas(self, plan: Plan) -> None:
         for slot, seed, temperature, whole in zip(
-            plan.admitted_slots, plan.admitted_seeds, plan.admitted_temperatures, plan.admitted_whole, strict=True
+            plan.admitted_indices,
+            plan.admitted_seeds,
+            plan.admitted_temperatures,
+            plan.admitted_full_logits,
+            strict=True,
         ):
             self._seeds[slot], self._whole[slot] = seed, whole
             self._temperatures[slot] = temperature.view(np.float64)
         begin = 0
-        for slot, kept, count in zip(plan.slots, plan.kept, plan.new_blocks, strict=True):
+        for slot, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
             if count:
                 self._tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
                 begin += count
@@ -118,7 +122,7 @@ class Worker:
         """logits [W, Vs], slots [W] (on the host), positions [W] of the rows; the token chosen stands one further."""
         parallel, model = self.model.parallel, self.model
         judged_whole = self._whole[slots] == 1
-        if parallel.world == 1:
+        if parallel.world_size == 1:
             # With the whole row at hand anyway, noise is made later, for the nodes that the walk reaches only.
             judged_whole |= self._temperatures[slots] > 0
         whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)

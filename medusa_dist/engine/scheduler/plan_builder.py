@@ -26,17 +26,17 @@ def build_plan(
     targets: list[int] = []
     table: list[tuple[int, ...]] = []
     for sequence, chain in chosen:
-        start, tree = sequence.num_computed, sequence.tree
+        start, tree = sequence.num_computed_tokens, sequence.tree
         tokens += sequence.tokens[start : start + chain]
         tokens += tree.tokens
-        kept = sequence.num_sent_blocks
-        blocks += sequence.blocks[kept:]
+        kept = sequence.num_broadcast_blocks
+        blocks += sequence.block_table[kept:]
         is_wanted = start + chain == len(sequence.tokens)
-        scored = sequence.num_scored(chain)
+        scored = sequence.count_prompt_logprobs(chain)
         targets += sequence.tokens[start + 1 : start + 1 + scored]
-        shape = (sequence.slot, start, chain, len(tree), is_wanted, kept, len(sequence.blocks) - kept)
+        shape = (sequence.batch_index, start, chain, len(tree), is_wanted, kept, len(sequence.block_table) - kept)
         table.append((*shape, scored, sequence.request.params.prompt_logprobs or 0))
-        sequence.num_sent_blocks = len(sequence.blocks)
+        sequence.num_broadcast_blocks = len(sequence.block_table)
     slots, starts, chains, nodes, wanted, kept_blocks, new_blocks, scored_rows, tops = (
         np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
     )
@@ -44,21 +44,21 @@ def build_plan(
     return Plan(
         Op.STEP,
         *when,
-        admitted_slots=_ints([s.slot for s in admitted]),
+        admitted_indices=_ints([s.batch_index for s in admitted]),
         admitted_seeds=_ints([s.request.seed for s in admitted]),
         admitted_temperatures=_ints([bits_of(p.temperature) for p in params]),
-        admitted_whole=_ints([int(p.needs_full_logits) for p in params]),
-        slots=slots,
-        starts=starts,
-        chains=chains,
-        nodes=nodes,
-        wanted=wanted,
-        scored=scored_rows if targets else _ints([]),
-        tops=tops if targets else _ints([]),
-        targets=_ints(targets),
-        kept=kept_blocks,
-        new_blocks=new_blocks,
-        tokens=_ints(tokens),
+        admitted_full_logits=_ints([int(p.needs_full_logits) for p in params]),
+        batch_indices=slots,
+        num_computed_tokens=starts,
+        num_new_tokens=chains,
+        num_draft_tokens=nodes,
+        needs_logits=wanted,
+        num_prompt_logprobs=scored_rows if targets else _ints([]),
+        num_top_logprobs=tops if targets else _ints([]),
+        prompt_targets=_ints(targets),
+        num_kept_blocks=kept_blocks,
+        num_new_blocks=new_blocks,
+        token_ids=_ints(tokens),
         parents=_ints([parent for sequence, _ in chosen for parent in sequence.tree.parents]),
         blocks=_ints(blocks),
         copy_sources=copies[0],

@@ -23,7 +23,7 @@ from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits, check_request
 from medusa_dist.engine.state.matcher import Matcher
-from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
+from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence
 from medusa_dist.engine.state.step_result import StepResult
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
 from medusa_dist.medusa.trees.accept import Accepted
@@ -72,7 +72,7 @@ class Scheduler:
         leaders = (s for s in (*self.waiting, *self.running) if s is s.leader)
         for sequence in [s for s in leaders if s.request.request_id == request_id]:
             sequence.finish_reason = FinishReason.ABORT
-            if sequence.slot == NO_SLOT:
+            if sequence.batch_index == NOT_IN_BATCH:
                 self.waiting.remove(sequence)
             else:
                 self._free(sequence)
@@ -85,8 +85,8 @@ class Scheduler:
         budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
         if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
             for sequence in self._admit(budget):
-                chain = min(sequence.num_missing, budget)
-                self._extend(sequence, sequence.num_computed + chain)
+                chain = min(sequence.num_uncomputed_tokens, budget)
+                self._extend(sequence, sequence.num_computed_tokens + chain)
                 budget -= chain
                 admitted += sequence.family
                 chosen.append((sequence, chain))
@@ -97,13 +97,13 @@ class Scheduler:
     def emit(self, plan: Plan, verdicts: Seq[StepResult], prompt_scores: PromptLogprobs | None = None) -> list[Output]:
         """Apply a step's result: tokens, KV to keep, scores of prompts, finished sequences."""
         if prompt_scores is not None:
-            begins = np.cumsum(plan.scored) - plan.scored
-            for slot, begin, count in zip(plan.slots, begins, plan.scored, strict=True):
+            begins = np.cumsum(plan.num_prompt_logprobs) - plan.num_prompt_logprobs
+            for slot, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
                 sequence = self._by_slot[int(slot)]
                 num_top = sequence.request.params.prompt_logprobs or 0
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
-        for slot, chain in zip(plan.slots, plan.chains, strict=True):
-            self._by_slot[int(slot)].num_computed += int(chain)
+        for slot, chain in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
+            self._by_slot[int(slot)].num_computed_tokens += int(chain)
         outputs = [self._apply(verdict) for verdict in verdicts if not isinstance(verdict, BeamResult)]
         self.running += [v.sequence for v in verdicts if not v.sequence.tokens]  # beams after their first fork
         for sequence, output in settle_beams(verdicts, self.pool):
@@ -113,7 +113,7 @@ class Scheduler:
 
     def wanted_sequences(self, plan: Plan) -> list[Sequence]:
         """The plan's sequences whose scores are wanted, in its order."""
-        return [self._by_slot[int(slot)] for slot in plan.slots[plan.wanted == 1]]
+        return [self._by_slot[int(slot)] for slot in plan.batch_indices[plan.needs_logits == 1]]
 
     # --- schedule, part by part ---
 
@@ -124,14 +124,14 @@ class Scheduler:
         """
         moves: Moves = []
         for sequence in self.running:
-            moves += [(sequence.slot_of(a), sequence.slot_of(b)) for a, b in sequence.pending_copies]
+            moves += [(sequence.slot_at(a), sequence.slot_at(b)) for a, b in sequence.pending_copies]
             sequence.pending_copies = []
             self._name_full_blocks(sequence)
             keep = blocks_for(len(sequence.tokens))
-            if keep < len(sequence.blocks):
-                self.pool.give_back(sequence.blocks[keep:])
-                del sequence.blocks[keep:]
-                sequence.num_sent_blocks = min(sequence.num_sent_blocks, keep)
+            if keep < len(sequence.block_table):
+                self.pool.free(sequence.block_table[keep:])
+                del sequence.block_table[keep:]
+                sequence.num_broadcast_blocks = min(sequence.num_broadcast_blocks, keep)
         return moves
 
     def _name_full_blocks(self, sequence: Sequence) -> None:
@@ -139,31 +139,37 @@ class Scheduler:
 
         Rows that move do so at the beginning of this plan, before anybody reads.
         """
-        full = min(sequence.num_computed // BLOCK_TOKENS, len(sequence.blocks))
-        for index in range(sequence.num_named_blocks, full):
-            self.pool.remember(sequence.blocks[index], sequence.names(full)[index])
-        sequence.num_named_blocks = max(sequence.num_named_blocks, full)
+        full = min(sequence.num_computed_tokens // BLOCK_TOKENS, len(sequence.block_table))
+        for index in range(sequence.num_hashed_blocks, full):
+            self.pool.cache_block(sequence.block_table[index], sequence.prefix_hashes(full)[index])
+        sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, full)
 
     def _choose_running(self) -> list[tuple[Sequence, int]]:
         """(sequence, known tokens to compute now), decoding ones first; preempts where blocks run out."""
         budget = self.limits.max_batched_tokens
         chosen: list[tuple[Sequence, int]] = []
-        for sequence in sorted(self.running, key=lambda s: (s.num_missing > 1, s.turn)):
-            chain = min(sequence.num_missing, budget)
-            if sequence.slot != NO_SLOT and chain > 0 and self._make_room(sequence, sequence.num_computed + chain):
-                self._extend(sequence, sequence.num_computed + chain)
+        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed_tokens > 1, s.priority_key)):
+            chain = min(sequence.num_uncomputed_tokens, budget)
+            if (
+                sequence.batch_index != NOT_IN_BATCH
+                and chain > 0
+                and self._make_room(sequence, sequence.num_computed_tokens + chain)
+            ):
+                self._extend(sequence, sequence.num_computed_tokens + chain)
                 chosen.append((sequence, chain))
                 budget -= chain
-        return [(sequence, chain) for sequence, chain in chosen if sequence.slot != NO_SLOT]
+        return [(sequence, chain) for sequence, chain in chosen if sequence.batch_index != NOT_IN_BATCH]
 
     def _extend(self, sequence: Sequence, num_columns: int) -> None:
         """Give it the blocks that num_columns tokens need and it lacks; there are enough."""
-        sequence.blocks += self.pool.take(sequence.missing_blocks(num_columns), behind=sequence.blocks)
+        sequence.block_table += self.pool.allocate(
+            sequence.num_blocks_to_allocate(num_columns), behind=sequence.block_table
+        )
 
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
         """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
-        while sequence.missing_blocks(num_columns) > self.pool.num_free:
-            last = max(self.running, key=lambda s: s.turn).leader
+        while sequence.num_blocks_to_allocate(num_columns) > self.pool.num_free:
+            last = max(self.running, key=lambda s: s.priority_key).leader
             self._free(last)
             last.num_preemptions += 1
             self.num_preemptions += 1
@@ -180,38 +186,38 @@ class Scheduler:
             sequence = self.waiting.first
             # The last known token is computed in any case: its scores are wanted.
             # Rows of a prompt that is scored are all computed.
-            num_known = 0 if sequence.scores_prompt else (len(sequence.tokens) - 1) // BLOCK_TOKENS
-            prefix = self.pool.find(sequence.names(num_known))
+            num_known = 0 if sequence.wants_prompt_logprobs else (len(sequence.tokens) - 1) // BLOCK_TOKENS
+            prefix = self.pool.find_cached(sequence.prefix_hashes(num_known))
             new = blocks_for(min(len(sequence.tokens) + 1, self.limits.max_model_len)) - len(prefix)
             num_seats = sequence.request.params.beam_width or 1
             new += num_seats - 1  # each fork copies a block
-            if num_seats > len(self._free_slots) or new + promised + self.pool.num_idle_of(prefix) > self.pool.num_free:
+            if num_seats > len(self._free_slots) or new + promised + self.pool.count_idle(prefix) > self.pool.num_free:
                 break
-            self.pool.share(prefix)
+            self.pool.add_owner(prefix)
             promised += new
-            sequence.blocks = prefix
-            sequence.num_computed = len(prefix) * BLOCK_TOKENS
-            sequence.num_named_blocks = len(prefix)
+            sequence.block_table = prefix
+            sequence.num_computed_tokens = len(prefix) * BLOCK_TOKENS
+            sequence.num_hashed_blocks = len(prefix)
             if sequence.num_preemptions == 0:
-                sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
-            budget -= sequence.num_missing
+                sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+            budget -= sequence.num_uncomputed_tokens
             self.waiting.remove(sequence)
             for seat in [sequence] if sequence.group is None else sequence.group.sit_down():
-                seat.slot = heapq.heappop(self._free_slots)
-                self._by_slot[seat.slot] = seat
+                seat.batch_index = heapq.heappop(self._free_slots)
+                self._by_slot[seat.batch_index] = seat
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
 
     def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
         """Give each sequence that reaches its root a tree, within the rows and blocks that are left."""
-        decoding = [s for s, chain in chosen if chain == s.num_missing]
+        decoding = [s for s, chain in chosen if chain == s.num_uncomputed_tokens]
         for sequence, _ in chosen:
             sequence.tree = EMPTY
         num_other_rows = sum(chain for _, chain in chosen) - len(decoding)
         for sequence, tree in self._speculation.trees(decoding, num_other_rows, self.limits.max_model_len):
             size = min(len(tree), budget)
-            while sequence.missing_blocks(len(sequence.tokens) + size) > self.pool.num_free:
+            while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:
                 size -= 1
             sequence.tree = tree.first(size)
             self._extend(sequence, len(sequence.tokens) + size)
@@ -228,7 +234,7 @@ class Scheduler:
         for token in accepted.tokens:
             sequence.tokens.append(token)
             tokens.append(token)
-            sequence.note_end(tuple(tokens), self.limits.eos_ids, self.limits.max_model_len)
+            sequence.check_finished(tuple(tokens), self.limits.eos_ids, self.limits.max_model_len)
             if sequence.finish_reason is not None:
                 break
         nodes = accepted.nodes[: len(tokens)]
@@ -241,7 +247,7 @@ class Scheduler:
             # Accepted node i stands at column known + nodes[i] and belongs at known + i.
             moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
             sequence.pending_copies = moves
-            sequence.num_computed += len(nodes)
+            sequence.num_computed_tokens += len(nodes)
             sequence.candidates, sequence.tree = None, EMPTY
             if sequence.matcher is not None:
                 sequence.matcher.keep(tuple(tokens))
@@ -255,7 +261,7 @@ class Scheduler:
             logprobs=verdict.logprobs[: len(tokens)],
             finish_reason=sequence.finish_reason,
             stats=stats,
-            num_cached_tokens=sequence.num_cached,
+            num_cached_tokens=sequence.num_cached_tokens,
             prompt_logprobs=prompt_logprobs,
             is_complete=sequence.is_complete,
             error=sequence.error,
@@ -264,21 +270,21 @@ class Scheduler:
     def _free(self, sequence: Sequence) -> None:
         """Take slot and blocks back, of all its family; it is no longer running."""
         for one in sequence.family:
-            del self._by_slot[one.slot]
-            heapq.heappush(self._free_slots, one.slot)
-            self.pool.give_back(one.forget_kv())
-        self.running = [s for s in self.running if s.slot != NO_SLOT]
+            del self._by_slot[one.batch_index]
+            heapq.heappush(self._free_slots, one.batch_index)
+            self.pool.free(one.release_kv())
+        self.running = [s for s in self.running if s.batch_index != NOT_IN_BATCH]
         if sequence.group is not None:
             sequence.group.begin()
 
     def check_integrity(self) -> None:
         """Blocks, slots and sequences agree; nothing is pending for nobody."""
-        self.pool.check_integrity([s.blocks for s in self.running], shared_blocks(self.running))
+        self.pool.check_integrity([s.block_table for s in self.running], shared_blocks(self.running))
         seated = [one for s in self.running if s is s.leader for one in s.family]
-        slots = [s.slot for s in seated]
-        assert {s.slot for s in self.running} <= set(slots)
+        slots = [s.batch_index for s in seated]
+        assert {s.batch_index for s in self.running} <= set(slots)
         assert sorted([*slots, *self._free_slots]) == list(range(self.limits.max_running)), "slots are lost or doubled"
-        assert {s.slot: s for s in seated} == self._by_slot
+        assert {s.batch_index: s for s in seated} == self._by_slot
         self.waiting.check_integrity()
         for sequence in (*self.waiting, *self.running):
             sequence.check_integrity()

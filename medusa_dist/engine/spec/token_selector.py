@@ -39,7 +39,7 @@ class TokenSelector:
         self._eos_ids = eos_ids
         self._columns = NoiseColumns.of_range(0, vocab_size, device)
 
-    def judge(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
+    def select(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
         """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
         firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
         beams = select_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
@@ -75,7 +75,7 @@ class TokenSelector:
             drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in stands]
             places = [(firsts[lossy[tree]], node, path) for tree, node, path in stands]
             rows = [
-                self._adjusted(scores.whole[first + 1 + node], (sequence, path))
+                self._adjusted(scores.full_logits[first + 1 + node], (sequence, path))
                 for (sequence, first), node, path in places
             ]
             return weights_of(rows, drafted)
@@ -90,9 +90,11 @@ class TokenSelector:
     def _choose(self, scores: Scores, rows: list[int], places: list[TreePosition]) -> list[int]:
         """The model's choice after each row, all at one level of their trees."""
         chosen = [int(scores.choices[row]) for row in rows]
-        open_rows = [i for i, row in enumerate(rows) if row in scores.whole]
+        open_rows = [i for i, row in enumerate(rows) if row in scores.full_logits]
         if open_rows:
-            tokens = self._choose_whole([scores.whole[rows[i]] for i in open_rows], [places[i] for i in open_rows])
+            tokens = self._choose_whole(
+                [scores.full_logits[rows[i]] for i in open_rows], [places[i] for i in open_rows]
+            )
             for i, token in zip(open_rows, tokens, strict=True):
                 chosen[i] = token
         for token, (sequence, _) in zip(chosen, places, strict=True):
@@ -123,7 +125,7 @@ class TokenSelector:
         params = sequence.request.params
         if not params.needs_full_logits:
             return logits / params.temperature if params.temperature > 0.0 else logits
-        output = [*sequence.tokens[sequence.num_prompt :], *path]
+        output = [*sequence.tokens[sequence.num_prompt_tokens :], *path]
         history = History(
             torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
             torch.tensor(output, dtype=torch.int64, device=logits.device),
@@ -136,7 +138,8 @@ class TokenSelector:
             return ()
         rows = [first, *(first + 1 + node for node in walk.nodes)]
         return tuple(
-            token_logprobs(scores.whole[int(row)], token, num_top) for row, token in zip(rows, walk.tokens, strict=True)
+            token_logprobs(scores.full_logits[int(row)], token, num_top)
+            for row, token in zip(rows, walk.tokens, strict=True)
         )
 
 
@@ -147,7 +150,7 @@ def _of(indices: list[int], choose: Choose) -> Choose:
 
 def _first_rows(plan: Plan) -> Ints:
     """Wanted row of each wanted sequence's root. [sequences with wanted scores]."""
-    counts = (plan.nodes + 1)[plan.wanted == 1]
+    counts = (plan.num_draft_tokens + 1)[plan.needs_logits == 1]
     firsts: Ints = np.cumsum(counts) - counts
     return firsts
 

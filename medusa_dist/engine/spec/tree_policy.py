@@ -49,8 +49,8 @@ class Speculation:
         self.num_expected = 0.0  # accepted tokens that the verified trees promised, to compare with those accepted
         self._beams = BeamPolicy(config.max_nodes)
         self._promises: dict[int, Seq[float]] = {}  # of this step, by id of the sequence: its tree's values
-        self.num_steps_off = 0  # steps after which the heads did not run: they would not have paid
-        self.num_rested = 0  # times a sequence was left out of drafting, for its own record
+        self.num_steps_without_drafts = 0  # steps after which the heads did not run: they would not have paid
+        self.num_paused_sequence_steps = 0  # times a sequence was left out of drafting, for its own record
         self._recent: deque[Seq[float]] = deque(maxlen=_REMEMBERED)  # values of trees drafted lately, of any batch
         self._answers: dict[int, tuple[bool, int]] = {}  # batch size -> whether drafts pay, steps till asked again
         self._since_probe = 0
@@ -103,7 +103,7 @@ class Speculation:
             # The scheduler may have cut the tree: the first nodes are what was verified.
             promised = sum(self._promises.get(id(sequence), ())[: len(sequence.tree)])
             self.num_expected += promised
-            sequence.record.learn(len(hits), self.config.min_accepted)
+            sequence.acceptance.learn(len(hits), self.config.min_accepted)
             # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
             # chances of its own.
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
@@ -141,18 +141,18 @@ class Speculation:
             return []
         self._num_asked += 1
         if not self.should_draft(len(verdicts)):
-            self.num_steps_off += 1
+            self.num_steps_without_drafts += 1
             return []
         useful = [v for v in verdicts if _num_left(v.sequence) > 1]  # a last token needs no draft
         is_retry = self._num_asked % RETRY_EVERY == 0
         worth = [v for v in useful if is_retry or not self._rests(v.sequence)]
-        self.num_rested += len(useful) - len(worth)
+        self.num_paused_sequence_steps += len(useful) - len(worth)
         return worth
 
     def _rests(self, sequence: Sequence) -> bool:
         """Beams rest together: a level that lacks one beam's draft is lost for all (medusa/beam/search.py)."""
         together = [sequence] if sequence.group is None else sequence.group.beams
-        return all(one.record.rests(self.config.min_accepted) for one in together)
+        return all(one.acceptance.is_paused(self.config.min_accepted) for one in together)
 
     def should_draft(self, num_sequences: int) -> bool:
         """Whether the heads are worth running for a batch of this size.
@@ -230,7 +230,7 @@ def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:
 def _num_left(sequence: Sequence) -> int:
     """How many tokens the request still asks for."""
     most = sequence.request.params.max_tokens
-    return sys.maxsize if most is None else most - sequence.num_output
+    return sys.maxsize if most is None else most - sequence.num_output_tokens
 
 
 def _band(sequence: Sequence) -> int:

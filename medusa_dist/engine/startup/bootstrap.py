@@ -97,7 +97,7 @@ class EngineRank:
                 self._heads_check = self._check_heads(drafter, folder)
                 self._build_engine(model, drafter, folder)
             else:
-                self._ranks.follow(until=Op.READY)
+                self._ranks.follower_loop(until=Op.READY)
         self.facts = self._facts(model, drafter, folder)
 
     def _facts(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class EngineRank:
 
     def follow(self) -> None:
         """RankGroup > 0: execute plans until rank 0 says stop."""
-        self._ranks.follow()
+        self._ranks.follower_loop()
 
     @contextmanager
     def _phase(self, name: str, progress: Callable[[str], None]) -> Iterator[None]:
@@ -150,7 +150,7 @@ class EngineRank:
             return None
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
         free, _ = torch.cuda.mem_get_info(self._device)
-        small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.minimum(free)))
+        small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.all_reduce_min(free)))
         ranks = RankGroup(self._make_worker(model, small + 1), control, generation)
         workspace = workspace_bytes(ranks, self.config, drafter, PeakMeter(self._device))
         del ranks
@@ -161,7 +161,7 @@ class EngineRank:
         """KV blocks of the pool, the scratch block included; the same on all ranks: the least that any can hold."""
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
         count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
-        count = int(model.parallel.minimum(count))
+        count = int(model.parallel.all_reduce_min(count))
         if count < MIN_BLOCKS:
             raise ConfigError(
                 "memory_fraction: no room for a KV cache beside the weights; raise it, lower max_running, use more "

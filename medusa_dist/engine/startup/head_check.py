@@ -113,7 +113,7 @@ def _read(ranks: RankGroup, ids: list[int], most_rows: int) -> Scores:
     for start in range(0, len(ids), most_rows):
         tokens: Ints = np.array(ids[start : start + most_rows], dtype=np.int64)
         plan = rows_plan(ranks, tokens.size, start)
-        parts.append(ranks.verify(replace(plan, tokens=tokens)))
+        parts.append(ranks.verify(replace(plan, token_ids=tokens)))
     choices: Ints = np.concatenate([part.choices for part in parts])
     return Scores(choices, {}, torch.cat([part.hidden for part in parts]))
 

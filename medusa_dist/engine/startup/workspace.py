@@ -60,13 +60,13 @@ def worst_plan(ranks: RankGroup, config: Config) -> Plan:
     plan = rows_plan(ranks, size, columns - size)
     return replace(
         plan,
-        admitted_whole=np.ones(1, dtype=np.int64),
-        chains=np.array([size - num_wanted + 1], dtype=np.int64),
-        nodes=np.array([num_wanted - 1], dtype=np.int64),
+        admitted_full_logits=np.ones(1, dtype=np.int64),
+        num_new_tokens=np.array([size - num_wanted + 1], dtype=np.int64),
+        num_draft_tokens=np.array([num_wanted - 1], dtype=np.int64),
         parents=plan.parents[: num_wanted - 1],
-        scored=np.array([size - num_wanted], dtype=np.int64),
-        tops=np.array([MAX_LOGPROBS], dtype=np.int64),
-        targets=np.zeros(size - num_wanted, dtype=np.int64),
+        num_prompt_logprobs=np.array([size - num_wanted], dtype=np.int64),
+        num_top_logprobs=np.array([MAX_LOGPROBS], dtype=np.int64),
+        prompt_targets=np.zeros(size - num_wanted, dtype=np.int64),
     )
 
 
@@ -78,7 +78,7 @@ def workspace_bytes(ranks: RankGroup, config: Config, drafter: Drafter | None, m
     model = ranks.worker.model
     meter.start()
     if model.parallel.rank != 0:
-        ranks.follow(until=Op.READY)
+        ranks.follower_loop(until=Op.READY)
         return int(_MARGIN * meter.read())
     ranks.verify(worst_plan(ranks, config))
     ranks.announce(Op.READY)

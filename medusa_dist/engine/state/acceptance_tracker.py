@@ -22,10 +22,10 @@ class AcceptanceTracker:
 
     def learn(self, num_accepted: int, floor: float) -> None:
         """A tree was verified."""
-        weight = _RETRY_WEIGHT if self.rests(floor) else max(_WEIGHT, 1 / (self.num_tries + 1))
+        weight = _RETRY_WEIGHT if self.is_paused(floor) else max(_WEIGHT, 1 / (self.num_tries + 1))
         self.num_tries += 1
         self.mean += weight * (num_accepted - self.mean)
 
-    def rests(self, floor: float) -> bool:
+    def is_paused(self, floor: float) -> bool:
         """Whether its trees have brought less than `floor` accepted tokens each."""
         return self.num_tries >= MIN_TRIES and self.mean < floor

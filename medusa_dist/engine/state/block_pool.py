@@ -63,7 +63,7 @@ class BlockPool:
         """Blocks there are, the scratch block not counted."""
         return self.num_blocks - 1
 
-    def take(self, count: int, behind: Sequence[int] = ()) -> list[int]:
+    def allocate(self, count: int, behind: Sequence[int] = ()) -> list[int]:
         """Hand out `count` blocks to the owner of those in `behind`; the caller has looked at num_free."""
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
         taken: list[int] = []
@@ -84,7 +84,7 @@ class BlockPool:
             return last + 1
         return self._free.popitem()[0] if self._free else self._forget_oldest()
 
-    def give_back(self, blocks: Sequence[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """One owner less for each. Blocks with a known prefix stay idle, the end of a chain to be reused first."""
         for block in reversed(blocks):
             assert self._owners[block] > 0, f"block {block} is given back twice"
@@ -95,7 +95,7 @@ class BlockPool:
                 else:
                     self._free[block] = None
 
-    def find(self, names: Sequence[bytes]) -> list[int]:
+    def find_cached(self, names: Sequence[bytes]) -> list[int]:
         """The blocks that hold the longest known beginning of a chain of prefixes."""
         blocks = []
         for name in names:
@@ -104,17 +104,17 @@ class BlockPool:
             blocks.append(self._known[name])
         return blocks
 
-    def num_idle_of(self, blocks: Sequence[int]) -> int:
+    def count_idle(self, blocks: Sequence[int]) -> int:
         """How many of these count as free now and would not after `share`."""
         return sum(self._owners[block] == 0 for block in blocks)
 
-    def share(self, blocks: Sequence[int]) -> None:
+    def add_owner(self, blocks: Sequence[int]) -> None:
         """One owner more for each of these found blocks."""
         for block in blocks:
             self._idle.pop(block, None)
             self._owners[block] += 1
 
-    def remember(self, block: int, name: bytes) -> None:
+    def cache_block(self, block: int, name: bytes) -> None:
         """From now on this owned, full, verified block is found by the name of the prefix that ends with it.
 
         The first block of a name keeps it; a second one stays what it is.
@@ -124,7 +124,7 @@ class BlockPool:
             self._known[name] = block
             self._name[block] = name
 
-    def forget_idle(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Make all idle blocks free: for measurements that must not find what an earlier one left."""
         while self._idle:
             self._free[self._forget_oldest()] = None

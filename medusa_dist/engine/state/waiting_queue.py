@@ -29,7 +29,7 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in its place."""
-        insort(self._sequences, sequence, key=lambda s: s.turn)
+        insort(self._sequences, sequence, key=lambda s: s.priority_key)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, admitted or aborted. Equal means the same one."""
@@ -37,5 +37,5 @@ class WaitingQueue:
 
     def check_integrity(self) -> None:
         """In order, and nobody twice."""
-        turns = [sequence.turn for sequence in self._sequences]
+        turns = [sequence.priority_key for sequence in self._sequences]
         assert turns == sorted(set(turns)), "the queue is out of order"

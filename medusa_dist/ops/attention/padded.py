@@ -66,7 +66,7 @@ class PagedAttention:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: AttentionParams) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
-        self.pool.write(layer, self.batch.slots, keys, values)
+        self.pool.write(layer, self.batch.slot_mapping, keys, values)
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = keys.shape[1]
 
@@ -78,11 +78,11 @@ class PagedAttention:
             return self.backend(q, k, v, group, scoring).permute(1, 2, 0, 3, 4).reshape(rows.shape)
 
         if self.batch.in_order:
-            return attend(queries, self.batch.groups[0])
+            return attend(queries, self.batch.padded[0])
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
         # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
         out = torch.zeros_like(padded)
-        for group in self.batch.groups:
+        for group in self.batch.padded:
             rows = group.query_rows.flatten()
             out.index_copy_(0, rows, attend(padded.index_select(0, rows), group))
         return out[:num_rows]

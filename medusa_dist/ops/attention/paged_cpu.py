@@ -52,16 +52,16 @@ class FusedAttention:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: AttentionParams) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows come out as zeros."""
-        reads = self.batch.reads
+        reads = self.batch.paged
         assert reads is not None
         pool = _bits(self.pool.rows[layer])
         # The kernel checks nothing: what does not fit would be read and written beside the arrays.
         assert keys.dtype == values.dtype == self.pool.rows.dtype
-        num_rows, (_, num_kv_heads, _, head_dim) = self.batch.slots.numel(), pool.shape
+        num_rows, (_, num_kv_heads, _, head_dim) = self.batch.slot_mapping.numel(), pool.shape
         assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
         assert queries.shape == (num_rows, queries.shape[1] // num_kv_heads * num_kv_heads, head_dim)
         assert scoring.sinks is None or scoring.sinks.shape == queries.shape[1:2]
-        write(pool, self.batch.slots.numpy(), _bits(keys), _bits(values))
+        write(pool, self.batch.slot_mapping.numpy(), _bits(keys), _bits(values))
         out = torch.zeros(queries.shape, dtype=torch.float32)
         rules = KernelParams(
             np.float32(scoring.scale),

@@ -35,7 +35,10 @@ _REORDERED = {"contract", "reassoc", "nsz"}
 # Code on disk is taken as long as this file is the same. What it is made of elsewhere is named here, so that whoever
 # changes it there has to change this file, too.
 assert BLOCK_TOKENS == 16
-assert " ".join(PagedMetadata._fields) == "cost items rows starts chains nodes tables first_nodes depths ancestors"
+assert PagedMetadata._fields == (
+    *("cost", "work_items", "first_rows", "num_computed_tokens", "num_new_tokens", "num_draft_tokens"),
+    *("block_tables", "first_nodes", "depths", "ancestors"),
+)
 
 
 class KernelParams(NamedTuple):
@@ -210,8 +213,13 @@ def _attend_item(
 ) -> None:
     """Some rows of one sequence, for the query heads of one kv head."""
     s, begin, end = item[0], item[1], item[2]
-    start, chain, nodes, row = reads.starts[s], reads.chains[s], reads.nodes[s], reads.rows[s]
-    table, per_head = reads.tables[s], q.shape[1] // pool.shape[1]
+    start, chain, nodes, row = (
+        reads.num_computed_tokens[s],
+        reads.num_new_tokens[s],
+        reads.num_draft_tokens[s],
+        reads.first_rows[s],
+    )
+    table, per_head = reads.block_tables[s], q.shape[1] // pool.shape[1]
     columns = start + (end if end <= chain else chain + nodes)
     length = (columns + BLOCK_TOKENS - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     num, dim = (end - begin) * per_head, q.shape[2]
@@ -262,9 +270,9 @@ def attend(
     q and out [T, Hq, D] float32; pool [2, Hk, slots, D] float32, or bfloat16 as uint16.
     """
     num_heads = pool.shape[1]
-    work = reads.items.shape[0] * num_heads
+    work = reads.work_items.shape[0] * num_heads
     for index in range(share * work // shares, (share + 1) * work // shares):
-        _attend_item(q, pool, out, reads.items[index // num_heads], index % num_heads, reads, rules)
+        _attend_item(q, pool, out, reads.work_items[index // num_heads], index % num_heads, reads, rules)
 
 
 @kept_on_disk

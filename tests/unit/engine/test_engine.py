@@ -67,6 +67,6 @@ def test_heartbeats_check_the_engines_own_state(engine: Engine, monkeypatch: pyt
     engine.heartbeat()
     engine.stop()
     assert said == [Op.HEARTBEAT, Op.STOP]
-    engine.scheduler.pool.take(1)  # a block that belongs to nobody
+    engine.scheduler.pool.allocate(1)  # a block that belongs to nobody
     with pytest.raises(AssertionError, match="blocks are lost"):
         engine.heartbeat()

@@ -18,7 +18,7 @@ def test_one_rank_is_the_identity() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
 def test_shares_cover_everything_once(world: int) -> None:
     ranks = [TPGroup(rank, world) for rank in range(world)]
-    chunks = [rank.chunk(97) for rank in ranks]
+    chunks = [rank.shard_range(97) for rank in ranks]
     assert [i for start, stop in chunks for i in range(start, stop)] == list(range(97))
     assert max(b - a for a, b in chunks) - min(b - a for a, b in chunks) <= 1
     shards = [rank.vocab_shard(97) for rank in ranks]

@@ -73,8 +73,12 @@ def test_prediction_beside_measurement(samples: Samples) -> None:
 
 def test_speculation_off_and_sequences_at_rest(samples: Samples) -> None:
     made = ServiceMetrics("m")
-    made.on_batch(batch(num_steps_off=3, num_rested=5, num_resting=2), 1)
-    made.on_batch(batch(num_steps_off=7, num_rested=6, num_resting=1), 1)
-    assert samples["steps_off_total",] == 7 and samples["rested_total",] == 6 and samples["resting_sequences",] == 1
-    made.on_batch(batch(generation=1, num_steps_off=2), 1)  # a new group counts from zero
-    assert samples["steps_off_total",] == 9
+    made.on_batch(batch(num_steps_without_drafts=3, num_paused_sequence_steps=5, num_paused_sequences=2), 1)
+    made.on_batch(batch(num_steps_without_drafts=7, num_paused_sequence_steps=6, num_paused_sequences=1), 1)
+    assert (
+        samples["steps_without_drafts_total",] == 7
+        and samples["paused_sequence_steps_total",] == 6
+        and samples["paused_sequences",] == 1
+    )
+    made.on_batch(batch(generation=1, num_steps_without_drafts=2), 1)  # a new group counts from zero
+    assert samples["steps_without_drafts_total",] == 9

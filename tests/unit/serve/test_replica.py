@@ -17,7 +17,7 @@ from tests.support.served_fake import STACK, alive, body, config, folder, stream
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster, folder):
+def url(ray_cluster, folder):  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -199,7 +199,7 @@ async def test_silence_of_the_stream_is_a_fall(monkeypatch):
         await until(lambda: run.supervisor.num_requests == 1)
         run.groups[0].muted = True
         assert await reader == expected((20, 0), 100)
-        assert "no sign of life" in run.watch.falls[0]
+        assert "no sign of life" in run.watch.failures[0]
 
 
 async def test_a_step_that_never_ends_is_a_fall():
@@ -211,7 +211,7 @@ async def test_a_step_that_never_ends_is_a_fall():
 
         run.groups[0].batches = one_batch
         await until(lambda: run.supervisor.generation == 1)
-        assert "in one step for 99 s" in run.watch.falls[0]
+        assert "in one step for 99 s" in run.watch.failures[0]
 
 
 async def test_a_client_that_does_not_read_is_cut_off_and_others_go_on():

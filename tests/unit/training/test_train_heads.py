@@ -14,8 +14,7 @@ from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin
 from medusa_dist.training.hidden_states import Places
 from medusa_dist.training.train_heads import Job, Shape, draft_vocab, read_data, train_heads
 from medusa_dist.training.train_loop import Recipe
-from tests.support.counting_model import save_counting_model, shifted
-from tests.support.counting_model import VOCAB
+from tests.support.counting_model import VOCAB, save_counting_model, shifted
 from tests.support.tiny_engine import decode, request, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -75,10 +75,10 @@ class BeamEngine(FakeEngine):
         of_row = [s for s in sequences for _ in range(1 + len(s.tree))]
         whole = {i: torch.tensor(logits(seen[i])) for i, s in enumerate(of_row) if s.group is not None}
         choices = np.array([truth(tokens) for tokens in seen], dtype=np.int64)
-        verdicts = self.chooser.judge(plan, Scores(choices, whole, torch.zeros(len(seen), 1)), sequences)
+        verdicts = self.chooser.select(plan, Scores(choices, whole, torch.zeros(len(seen), 1)), sequences)
         outputs = self.scheduler.emit(plan, verdicts)
         self.scheduler.check_integrity()
-        owned = [block for s in self.scheduler.running for block in s.blocks]
+        owned = [block for s in self.scheduler.running for block in s.block_table]
         self.most_shared = max(self.most_shared, len(owned) - len(set(owned)))
         for sequence in (v.sequence for v in verdicts):
             if sequence.finish_reason is None:
@@ -159,7 +159,7 @@ def test_what_was_tried_above() -> None:
     assert made.most_shared >= 4 and made.scheduler.num_preemptions > 0
     assert sum(output.stats.num_accepted for output in made.outputs.values()) > 20
     assert any(plan.copy_sources.size for plan in made.plans)
-    assert all(int((plan.slots == slot).sum()) <= 1 for plan in made.plans for slot in range(6))
+    assert all(int((plan.batch_indices == slot).sum()) <= 1 for plan in made.plans for slot in range(6))
 
 
 def test_a_preempted_search_begins_again_and_keeps_its_place() -> None:
@@ -171,8 +171,8 @@ def test_a_preempted_search_begins_again_and_keeps_its_place() -> None:
     last = made.submit("last", (3,) * 30, max_tokens=4)
     # It may have been admitted again at once, and stands at its first token at most; nobody passes it.
     everyone = [s for s in (*made.scheduler.running, *made.scheduler.waiting) if s is s.leader]
-    assert [s.request.request_id for s in sorted(everyone, key=lambda s: s.turn)] == ["first", "search", "last"]
-    assert all(s.num_output <= 1 for s in everyone if s.group is not None)
+    assert [s.request.request_id for s in sorted(everyone, key=lambda s: s.priority_key)] == ["first", "search", "last"]
+    assert all(s.num_output_tokens <= 1 for s in everyone if s.group is not None)
     made.run()
     assert [h.token_ids for h in made.outputs["search"].hypotheses] == [h.token_ids for h in expected(search)]
     for request in (first, last):
@@ -230,10 +230,10 @@ def test_the_group_reads_the_request() -> None:
 def test_moves_into_a_block_that_changed_hands_are_void() -> None:
     params = SamplingParams(beam_width=2)
     one = Sequence.of(Request(request_id="x", prompt_ids=(1,) * 18, params=params, seed=0))
-    one.blocks, one.num_computed, one.fork_rows = [3, 5], 18, [40, 47]
+    one.block_table, one.num_computed_tokens, one.fork_slots = [3, 5], 18, [40, 47]
     moves = [(100, 80), (101, 81), (102, 83), (7, 8)]  # slot 80 is block 5's first
     assert with_forks(moves, [one]) == [(102, 83), (7, 8), (40, 80), (47, 81)]
-    assert one.fork_rows == []
+    assert one.fork_slots == []
 
 
 def test_only_full_blocks_of_beams_are_shared() -> None:
@@ -242,7 +242,7 @@ def test_only_full_blocks_of_beams_are_shared() -> None:
     first, second, other = (Sequence.of(request) for _ in range(3))
     limits = Limits(max_running=4, max_batched_tokens=64, max_model_len=50, vocab_size=VOCAB, eos_ids=())
     first.group = second.group = beam_group(first, limits, 100)
-    first.blocks, second.blocks, other.blocks = [1, 2, 3], [1, 2, 4], [6, 7, 8]
+    first.block_table, second.block_table, other.block_table = [1, 2, 3], [1, 2, 4], [6, 7, 8]
     for sequence in (first, second, other):
-        sequence.num_computed = 35
+        sequence.num_computed_tokens = 35
     assert shared_blocks([first, second, other]) == {1, 2}

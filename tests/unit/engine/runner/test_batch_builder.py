@@ -19,16 +19,16 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
     rows = rows_of(pieces, plan, tables)
     batch = prepare(plan, tables, CPU, MIN_QUERIES)
     padding = max(0, MIN_ROWS - len(rows))
-    assert batch.input_ids.tolist() == plan.tokens.tolist() + [0] * padding
+    assert batch.input_ids.tolist() == plan.token_ids.tolist() + [0] * padding
     assert batch.positions.tolist() == [row.position for row in rows] + [0] * padding
-    assert batch.slots.tolist()[: len(rows)] == [row.slot for row in rows]
-    assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slots.tolist()[len(rows) :])
-    assert batch.wanted.tolist() == [i for i, row in enumerate(rows) if row.wanted] == wanted_rows(plan).tolist()
+    assert batch.slot_mapping.tolist()[: len(rows)] == [row.slot for row in rows]
+    assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slot_mapping.tolist()[len(rows) :])
+    assert batch.logits_rows.tolist() == [i for i, row in enumerate(rows) if row.wanted] == wanted_rows(plan).tolist()
     seen = []
-    for group in batch.groups:
+    for group in batch.padded:
         size, width = group.query_rows.shape
         assert width >= MIN_QUERIES and group.visible.shape[:2] == (size, width)
-        blocks = group.blocks.view(size, -1)
+        blocks = group.block_tables.view(size, -1)
         assert group.visible.shape[2] == blocks.shape[1] * BLOCK_TOKENS == group.key_positions.shape[1]
         for b in range(size):
             for q in range(width):
@@ -42,14 +42,14 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
                 assert sorted(columns) == sorted(row.visible)
                 assert int(group.query_positions[b, q]) == row.position
                 assert [int(group.key_positions[b, c]) for c in row.visible] == list(range(row.position + 1))
-                table = tables[plan.slots[row.piece]]
+                table = tables[plan.batch_indices[row.piece]]
                 assert [int(blocks[b, c // BLOCK_TOKENS]) for c in row.visible] == [
                     int(table[c // BLOCK_TOKENS]) for c in row.visible
                 ]
                 seen.append(index)
     assert sorted(seen) == list(range(len(rows)))
-    queries = [int(row) for group in batch.groups for row in group.query_rows.flatten()]
-    assert batch.in_order == (len(batch.groups) == 1 and queries == list(range(len(rows) + padding)))
+    queries = [int(row) for group in batch.padded for row in group.query_rows.flatten()]
+    assert batch.in_order == (len(batch.padded) == 1 and queries == list(range(len(rows) + padding)))
 
 
 @pytest.mark.parametrize(
@@ -98,28 +98,28 @@ def test_ancestry() -> None:
 def test_groups_waste_little() -> None:
     pieces = [Piece(20, 1), Piece(25, 1), Piece(1000, 1), Piece(0, 64), Piece(25, 1, (-1,) * 30)]
     plan, tables, _ = make_step(pieces)
-    shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU, MIN_QUERIES).groups)
+    shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU, MIN_QUERIES).padded)
     assert shapes == [(1, 3, 1008), (1, 31, 64), (1, 64, 64), (2, 3, 32)]
 
 
 def test_the_same_plan_gives_the_same_tensors() -> None:
     plan, tables, _ = make_step([Piece(9, 1, (-1, 0, 0)), Piece(70, 2)])
     first, second = (prepare(plan, np.array(tables), CPU, MIN_QUERIES) for _ in range(2))
-    assert torch.equal(first.slots, second.slots)
-    assert all(torch.equal(a.visible, b.visible) for a, b in zip(first.groups, second.groups, strict=True))
+    assert torch.equal(first.slot_mapping, second.slot_mapping)
+    assert all(torch.equal(a.visible, b.visible) for a, b in zip(first.padded, second.padded, strict=True))
 
 
 def test_reads_cut_every_row_into_one_piece_of_work() -> None:
     pieces = [Piece(0, 40), Piece(5, 1, (-1, 0)), Piece(700, 17), Piece(3, 16), Piece(90, 1)]
     plan, tables, _ = make_step(pieces, 3)
     batch = prepare(plan, tables, CPU, None)
-    assert not batch.groups and batch.reads is not None
-    items = batch.reads.items
+    assert not batch.padded and batch.paged is not None
+    items = batch.paged.work_items
     covered = sorted((int(s), row) for s, begin, end in items for row in range(begin, end))
     assert covered == [(s, row) for s, piece in enumerate(pieces) for row in range(piece.chain + len(piece.parents))]
     assert all(0 < end - begin <= ROWS_OF_ITEM for _, begin, end in items)
-    assert batch.reads.cost == sum(int((end - begin) * (pieces[s].start + end)) for s, begin, end in items)
-    assert batch.reads.ancestors.tolist() == [[True, False], [True, True]] and batch.reads.depths.tolist() == [1, 2]
+    assert batch.paged.cost == sum(int((end - begin) * (pieces[s].start + end)) for s, begin, end in items)
+    assert batch.paged.ancestors.tolist() == [[True, False], [True, True]] and batch.paged.depths.tolist() == [1, 2]
 
 
 def test_shares_of_the_work_cost_alike() -> None:
@@ -127,9 +127,9 @@ def test_shares_of_the_work_cost_alike() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        reads = prepare(*make_step([Piece(0, 512)])[:2], CPU, None).reads
+        reads = prepare(*make_step([Piece(0, 512)])[:2], CPU, None).paged
     finally:
         torch.set_num_threads(before)
-    work = [int((end - begin) * end) for _, begin, end in reads.items]
+    work = [int((end - begin) * end) for _, begin, end in reads.work_items]
     half = sum(work[: len(work) // 2])
     assert 0.48 < half / sum(work) < 0.54

@@ -53,12 +53,12 @@ def pair(generation: int = 2) -> tuple[Wired, Wired]:
 
 
 def plan(leader: RankGroup, num_tokens: int) -> Plan:
-    return Plan(Op.STEP, leader.generation, leader.next_step(), tokens=np.arange(num_tokens))
+    return Plan(Op.STEP, leader.generation, leader.next_step(), token_ids=np.arange(num_tokens))
 
 
 def test_followers_execute_what_rank_0_executes() -> None:
     leader, follower = pair()
-    thread = threading.Thread(target=follower.follow)
+    thread = threading.Thread(target=follower.follower_loop)
     thread.start()
     sizes = [5, MESSAGE_WORDS - 100, MESSAGE_WORDS, 5 * MESSAGE_WORDS, 0]
     for size in sizes:
@@ -67,7 +67,7 @@ def test_followers_execute_what_rank_0_executes() -> None:
     leader.announce(Op.STOP)
     thread.join(10)
     assert not thread.is_alive()
-    assert [p.tokens.tolist() for p in follower.worker.plans] == [list(range(size)) for size in sizes]
+    assert [p.token_ids.tolist() for p in follower.worker.plans] == [list(range(size)) for size in sizes]
     assert [p.step for p in follower.worker.plans] == [0, 2, 4, 6, 8]
     assert leader.sizes == follower.sizes  # collectives must match one to one
     assert len(leader.sizes) == 2 * len(sizes) + 1 + 2  # two plans were longer than a message
@@ -79,9 +79,9 @@ def test_following_until_ready_then_until_stop() -> None:
     leader.announce(Op.READY)
     leader.verify(plan(leader, 4))
     leader.announce(Op.STOP)
-    follower.follow(until=Op.READY)
+    follower.follower_loop(until=Op.READY)
     assert len(follower.worker.plans) == 1
-    follower.follow()
+    follower.follower_loop()
     assert len(follower.worker.plans) == 2
 
 
@@ -92,8 +92,8 @@ def test_a_plan_that_is_longer_by_one_word_than_a_message(monkeypatch: pytest.Mo
     for size in (6, 7, 8):
         leader.verify(plan(leader, size))
     leader.announce(Op.STOP)
-    follower.follow()
-    assert [p.tokens.size for p in follower.worker.plans] == [6, 7, 8]
+    follower.follower_loop()
+    assert [p.token_ids.size for p in follower.worker.plans] == [6, 7, 8]
     assert follower.sizes == [header + 7] * 3 + [1, header + 7]
 
 
@@ -102,11 +102,11 @@ def test_ranks_out_of_step() -> None:
     leader.next_step()
     leader.verify(plan(leader, 3))
     with pytest.raises(GroupError, match="rank 0 is at step 1 of generation 2, this rank awaits step 0"):
-        follower.follow()
+        follower.follower_loop()
     leader, follower = pair(generation=3)
     leader.announce(Op.HEARTBEAT)
     with pytest.raises(GroupError, match="awaits step 0 of generation 3"):
-        follower.follow()
+        follower.follower_loop()
 
 
 def test_one_rank_sends_nothing() -> None:

@@ -38,35 +38,35 @@ def step(slot: int, start: int, tokens: list[int], **fields: object) -> Plan:
     parents: Ints = ints(fields.pop("parents", []))
     blocks: Ints = ints(fields.pop("blocks", []))
     keys = {
-        "slots": ints([slot]),
-        "starts": ints([start]),
-        "chains": ints([len(tokens) - parents.size]),
-        "nodes": ints([parents.size]),
-        "wanted": ints([1]),
-        "kept": ints([fields.pop("kept", 0)]),
-        "new_blocks": ints([blocks.size]),
-        "tokens": ints(tokens),
+        "batch_indices": ints([slot]),
+        "num_computed_tokens": ints([start]),
+        "num_new_tokens": ints([len(tokens) - parents.size]),
+        "num_draft_tokens": ints([parents.size]),
+        "needs_logits": ints([1]),
+        "num_kept_blocks": ints([fields.pop("num_kept_blocks", 0)]),
+        "num_new_blocks": ints([blocks.size]),
+        "token_ids": ints(tokens),
         "parents": parents,
         "blocks": blocks,
     }
     return Plan(Op.STEP, 0, 0, **(keys | fields))
 
 
-def admit(slot: int, seed: int = 0, temperature: float = 0.0, whole: int = 0) -> dict:
-    names = ("slots", "seeds", "temperatures", "whole")
-    values = (slot, seed, bits_of(temperature), whole)
+def admit(index: int, seed: int = 0, temperature: float = 0.0, full_logits: int = 0) -> dict:
+    names = ("indices", "seeds", "temperatures", "full_logits")
+    values = (index, seed, bits_of(temperature), full_logits)
     return {f"admitted_{name}": ints([value]) for name, value in zip(names, values, strict=True)}
 
 
 def logits_of(worker: Worker, tokens: list[int]) -> torch.Tensor:
     """[V] after the last token, from a pass of its own in the pool's last block."""
-    whole = worker.execute(step(3, 0, tokens, blocks=[11], **admit(3, whole=1))).whole
+    whole = worker.execute(step(3, 0, tokens, blocks=[11], **admit(3, full_logits=1))).full_logits
     return whole[0]
 
 
 def test_greedy_choices_come_without_rows(worker: Worker) -> None:
     scores = worker.execute(step(1, 0, [3, 4, 5], blocks=[2], **admit(1)))
-    assert scores.whole == {} and scores.hidden.shape == (1, worker.model.hidden_size)
+    assert scores.full_logits == {} and scores.hidden.shape == (1, worker.model.hidden_size)
     assert scores.choices.tolist() == [int(logits_of(worker, [3, 4, 5]).argmax())]
 
 
@@ -77,13 +77,13 @@ def test_a_tree_in_one_pass(worker: Worker) -> None:
 
 
 def test_whole_rows_for_those_that_need_them(worker: Worker) -> None:
-    scores = worker.execute(step(1, 0, [3, 4], blocks=[2], **admit(1, whole=1)))
+    scores = worker.execute(step(1, 0, [3, 4], blocks=[2], **admit(1, full_logits=1)))
     assert scores.choices.tolist() == [-1]
-    assert torch.equal(scores.whole[0], logits_of(worker, [3, 4])) and scores.whole[0].shape == (VOCAB,)
+    assert torch.equal(scores.full_logits[0], logits_of(worker, [3, 4])) and scores.full_logits[0].shape == (VOCAB,)
 
 
 def test_sampling_parameters_stay_until_the_slot_begins_anew(worker: Worker) -> None:
-    worker.execute(step(1, 0, [3], blocks=[2], **admit(1, whole=1)))
+    worker.execute(step(1, 0, [3], blocks=[2], **admit(1, full_logits=1)))
     assert worker.execute(step(1, 1, [4])).choices.tolist() == [-1]
     assert worker.execute(step(1, 0, [3], blocks=[2], **admit(1))).choices.tolist() != [-1]
 
@@ -112,7 +112,7 @@ def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker)
     rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "fused")
     plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
     scores = rank.execute(plan)
-    assert scores.whole == {}
+    assert scores.full_logits == {}
     columns = NoiseColumns.of_range(0, VOCAB, CPU)
     for choice, path in zip(scores.choices, ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10]), strict=True):
         noise = gumbel(torch.tensor([6]), torch.tensor([len(path)]), columns)[0]  # of the token behind the path
@@ -132,14 +132,14 @@ def test_rows_move_before_any_is_written(worker: Worker) -> None:
         0,
         0,
         **admit(0),
-        slots=ints([1, 0]),
-        starts=ints([3, 0]),
-        chains=ints([1, 5]),
-        nodes=ints([0, 0]),
-        wanted=ints([1, 1]),
-        kept=ints([0, 0]),
-        new_blocks=ints([1, 1]),
-        tokens=ints([6, 20, 21, 22, 23, 24]),
+        batch_indices=ints([1, 0]),
+        num_computed_tokens=ints([3, 0]),
+        num_new_tokens=ints([1, 5]),
+        num_draft_tokens=ints([0, 0]),
+        needs_logits=ints([1, 1]),
+        num_kept_blocks=ints([0, 0]),
+        num_new_blocks=ints([1, 1]),
+        token_ids=ints([6, 20, 21, 22, 23, 24]),
         blocks=ints([7, 2]),
         copy_sources=ints([*first_two, source]),
         copy_targets=ints([7 * BLOCK_TOKENS, 7 * BLOCK_TOKENS + 1, target]),
@@ -152,7 +152,7 @@ def test_rows_move_before_any_is_written(worker: Worker) -> None:
 def test_block_tables_travel_as_deltas(worker: Worker) -> None:
     prompt = [(5 * i) % VOCAB for i in range(20)]
     worker.execute(step(1, 0, prompt[:16], blocks=[4], **admit(1)))
-    got = worker.execute(step(1, 16, prompt[16:], kept=1, blocks=[9])).choices
+    got = worker.execute(step(1, 16, prompt[16:], num_kept_blocks=1, blocks=[9])).choices
     assert worker._tables[1, :2].tolist() == [4, 9]
     again = worker.execute(step(2, 0, prompt, blocks=[5, 3], **admit(2))).choices
     assert got.tolist() == again.tolist()

@@ -83,9 +83,9 @@ def test_long_prompts_come_in_chunks_behind_decoding() -> None:
     while "second" not in made.outputs:
         made.step()
         plan = made.plans[-1]
-        assert plan.chains[0] == 1, "decoding comes first"
-        chunks.append(int(plan.chains[1]))
-        assert int((plan.chains + plan.nodes).sum()) <= 16
+        assert plan.num_new_tokens[0] == 1, "decoding comes first"
+        chunks.append(int(plan.num_new_tokens[1]))
+        assert int((plan.num_new_tokens + plan.num_draft_tokens).sum()) <= 16
     assert sum(chunks) == 70 and max(chunks) == 15
     made.run()
     check(made, [first, second])
@@ -108,7 +108,7 @@ def test_trees_shrink_before_anyone_is_preempted() -> None:
     made.step()
     made.step()
     # Both have 15 known tokens in a block each and none is free: one node fits behind the root, not 30.
-    assert made.plans[-1].nodes.tolist() == [1, 1]
+    assert made.plans[-1].num_draft_tokens.tolist() == [1, 1]
     made.run()
     check(made, requests)
     assert made.scheduler.num_preemptions == 0
@@ -119,7 +119,7 @@ def test_what_a_tree_held_is_free_in_the_next_step() -> None:
     made.submit("first", prompt(14), max_tokens=20, ignore_eos=True)
     made.step()
     made.step()
-    assert len(made.scheduler.running[0].blocks) == 3  # its tree reaches into two more
+    assert len(made.scheduler.running[0].block_table) == 3  # its tree reaches into two more
     made.submit("second", prompt(30, 1), max_tokens=10, ignore_eos=True)
     made.step()
     assert [s.request.request_id for s in made.scheduler.running] == ["first", "second"]
@@ -131,7 +131,7 @@ def test_rows_of_trees_fit_the_budget() -> None:
     for i in range(4):
         made.submit(f"r{i}", prompt(3, i), max_tokens=20, ignore_eos=True)
     made.run()
-    totals = [int((plan.chains + plan.nodes).sum()) for plan in made.plans]
+    totals = [int((plan.num_new_tokens + plan.num_draft_tokens).sum()) for plan in made.plans]
     assert max(totals) == 16
 
 
@@ -204,7 +204,9 @@ def test_what_was_emitted_before_is_continued() -> None:
 
 def rows_of_prompts(made: FakeEngine) -> int:
     """Known tokens that were computed, roots not counted."""
-    return sum(int(chain) - int(want) for p in made.plans for chain, want in zip(p.chains, p.wanted, strict=True))
+    return sum(
+        int(chain) - int(want) for p in made.plans for chain, want in zip(p.num_new_tokens, p.needs_logits, strict=True)
+    )
 
 
 def test_a_known_prefix_is_not_computed_again() -> None:
@@ -304,15 +306,15 @@ def test_plans_say_what_they_should() -> None:
     made.step()
     plan = made.plans[0]
     assert (plan.op, plan.generation, plan.step) == (Op.STEP, 3, 0)
-    assert plan.admitted_slots.tolist() == plan.slots.tolist() == [0, 1]
+    assert plan.admitted_indices.tolist() == plan.batch_indices.tolist() == [0, 1]
     assert plan.admitted_temperatures.view(np.float64).tolist() == [0.5, 1.0]
-    assert plan.admitted_whole.tolist() == [0, 1] and plan.admitted_seeds.tolist() == [1, 1]
-    assert plan.tokens.tolist() == [5, 6, 7, 8] and plan.chains.tolist() == [3, 1]
-    assert plan.new_blocks.tolist() == [1, 1] and plan.kept.tolist() == [0, 0]
+    assert plan.admitted_full_logits.tolist() == [0, 1] and plan.admitted_seeds.tolist() == [1, 1]
+    assert plan.token_ids.tolist() == [5, 6, 7, 8] and plan.num_new_tokens.tolist() == [3, 1]
+    assert plan.num_new_blocks.tolist() == [1, 1] and plan.num_kept_blocks.tolist() == [0, 0]
     made.step()
     later = made.plans[1]
-    assert later.admitted_slots.size == later.blocks.size == later.new_blocks.sum() == 0
-    assert later.starts.tolist() == [3, 1] and later.chains.tolist() == [1, 1]
+    assert later.admitted_indices.size == later.blocks.size == later.num_new_blocks.sum() == 0
+    assert later.num_computed_tokens.tolist() == [3, 1] and later.num_new_tokens.tolist() == [1, 1]
 
 
 class Life(RuleBasedStateMachine):
@@ -364,18 +366,21 @@ class Life(RuleBasedStateMachine):
                 ran = {s.number for s in self.engine.scheduler.running}
                 self.engine.step()
                 plan = self.engine.plans[-1]
-                self.nobody_overtook(ran, set(plan.admitted_slots.tolist()))
-                assert plan.slots.size and int((plan.chains + plan.nodes).sum()) <= self.limits.max_batched_tokens
+                self.nobody_overtook(ran, set(plan.admitted_indices.tolist()))
+                assert (
+                    plan.batch_indices.size
+                    and int((plan.num_new_tokens + plan.num_draft_tokens).sum()) <= self.limits.max_batched_tokens
+                )
 
     def nobody_overtook(self, ran: set[int], admitted_slots: set[int]) -> None:
         """Whoever was let in came before all who wait; whoever was put out comes behind all who stayed."""
         scheduler = self.engine.scheduler
-        waiting = [s.turn for s in scheduler.waiting]
+        waiting = [s.priority_key for s in scheduler.waiting]
         assert waiting == sorted(waiting)
-        admitted = [s.turn for s in scheduler.running if s.slot in admitted_slots]
+        admitted = [s.priority_key for s in scheduler.running if s.batch_index in admitted_slots]
         assert max(admitted, default=LEAST) < min(waiting, default=MOST)
-        put_out = [s.turn for s in scheduler.waiting if s.number in ran]
-        stayed = [s.turn for s in scheduler.running if s.number in ran]
+        put_out = [s.priority_key for s in scheduler.waiting if s.number in ran]
+        stayed = [s.priority_key for s in scheduler.running if s.number in ran]
         assert max(stayed, default=LEAST) < min(put_out, default=MOST)
 
     @invariant()
@@ -400,5 +405,5 @@ def test_a_tree_is_bounded_by_what_can_be_emitted() -> None:
     made.submit("x", prompt(5), max_tokens=3, ignore_eos=True)
     made.step()
     made.step()
-    tree = Tree(tuple(made.plans[-1].tokens[1:].tolist()), tuple(made.plans[-1].parents.tolist()))
+    tree = Tree(tuple(made.plans[-1].token_ids[1:].tolist()), tuple(made.plans[-1].parents.tolist()))
     assert max(tree.depths) == 1  # two tokens are left: one drafted, one of the model

@@ -36,7 +36,7 @@ def plan_of(sequences: list[Sequence], others: int = 0) -> Plan:
 
 def judge(sequences: list[Sequence], choices: list[int], whole: dict[int, torch.Tensor] | None = None, others: int = 0):
     scores = Scores(np.array(choices, dtype=np.int64), whole or {}, torch.zeros(len(choices), 1))
-    return TokenSelector(V, EOS, CPU).judge(plan_of(sequences, others), scores, sequences)
+    return TokenSelector(V, EOS, CPU).select(plan_of(sequences, others), scores, sequences)
 
 
 TREE = Tree((8, 9, 10), (-1, -1, 1))  # 8, and 9 -> 10

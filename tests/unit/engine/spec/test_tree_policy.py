@@ -163,8 +163,11 @@ def test_who_is_drafted_for() -> None:
     bad.sequence.tree = Tree((10,), (-1,))
     for _ in range(20):
         made.learn([bad])
-    assert made.select_for_drafting([good, bad]) == [good] and (made.num_rested, made.num_steps_off) == (1, 0)
-    assert made.select_for_drafting([]) == [] and made.num_steps_off == 0
+    assert made.select_for_drafting([good, bad]) == [good] and (
+        made.num_paused_sequence_steps,
+        made.num_steps_without_drafts,
+    ) == (1, 0)
+    assert made.select_for_drafting([]) == [] and made.num_steps_without_drafts == 0
     never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
     assert never.select_for_drafting([good, bad]) == [good, bad]
 
@@ -263,7 +266,7 @@ def test_steps_without_drafts_are_counted() -> None:
         if made.select_for_drafting([verdict(sequence())]):
             ran += 1
             made.trees([sequence()], 0, MAX_LEN)
-    assert made.num_steps_off == 300 - ran > 250
+    assert made.num_steps_without_drafts == 300 - ran > 250
 
 
 STATIC = Speculation(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (1, 0))))

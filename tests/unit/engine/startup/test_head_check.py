@@ -12,8 +12,7 @@ from medusa_dist.engine.startup import bootstrap as start
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, MIN_PLACES, HeadsCheck, check_heads, text_ids
 from medusa_dist.errors import GroupError, HeadsError
-from tests.support.counting_model import save_counting_model, save_heads, shifted
-from tests.support.counting_model import VOCAB
+from tests.support.counting_model import VOCAB, save_counting_model, save_heads, shifted
 from tests.support.tiny_engine import tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")

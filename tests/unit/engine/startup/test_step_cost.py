@@ -45,10 +45,10 @@ class FakeRanks:
         return len(self.plans) + len(self.said)
 
     def verify(self, plan: Plan) -> None:
-        before = sum(other.tokens.size == plan.tokens.size for other in self.plans)
+        before = sum(other.token_ids.size == plan.token_ids.size for other in self.plans)
         factor = 3.0 if len(self.plans) in self.disturbed else 1.0
         self.plans.append(plan)
-        self.now += factor * seconds_of(plan.tokens.size) * (2.0 if before == 0 else 1.5 if before % 2 else 1.0)
+        self.now += factor * seconds_of(plan.token_ids.size) * (2.0 if before == 0 else 1.5 if before % 2 else 1.0)
 
     def announce(self, op: Op) -> None:
         self.said.append((op, len(self.plans)))
@@ -105,7 +105,7 @@ def test_no_more_rows_than_there_can_be(
     ranks = FakeRanks(blocks)
     assert measured(ranks, monkeypatch, FakeDrafter(), longest, **keys).rows[-1] == largest
     for plan in ranks.plans:
-        end = int(plan.starts[0]) + plan.tokens.size
+        end = int(plan.num_computed_tokens[0]) + plan.token_ids.size
         assert end <= min((blocks - 1) * 16, longest) and plan.blocks.max() <= blocks - 1
         assert 16 * plan.blocks.size >= end
 
@@ -118,7 +118,7 @@ def test_room_for_one_size_makes_no_curve(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_heads_two_passes_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = FakeRanks()
     assert measured(ranks, monkeypatch, None) is None
-    assert [plan.tokens.size for plan in ranks.plans] == [4, 6]
+    assert [plan.token_ids.size for plan in ranks.plans] == [4, 6]
 
 
 def test_each_pass_is_a_root_and_a_chain_behind_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +127,13 @@ def test_each_pass_is_a_root_and_a_chain_behind_a_context(monkeypatch: pytest.Mo
     assert [plan.step for plan in ranks.plans] == list(range(len(ranks.plans)))
     for plan in ranks.plans:
         assert (plan.op, plan.generation) == (Op.STEP, 4)
-        assert (plan.starts.tolist(), plan.chains.tolist(), plan.wanted.tolist()) == ([CONTEXT], [1], [1])
-        size = plan.tokens.size
-        assert plan.nodes.tolist() == [size - 1] and plan.parents.tolist() == list(range(-1, size - 2))
+        assert (plan.num_computed_tokens.tolist(), plan.num_new_tokens.tolist(), plan.needs_logits.tolist()) == (
+            [CONTEXT],
+            [1],
+            [1],
+        )
+        size = plan.token_ids.size
+        assert plan.num_draft_tokens.tolist() == [size - 1] and plan.parents.tolist() == list(range(-1, size - 2))
         assert len(set(plan.blocks.tolist())) == plan.blocks.size and 0 not in plan.blocks
 
 

@@ -61,17 +61,19 @@ def test_the_worst_step_runs(ranks: RankGroup) -> None:
     worker = ranks.worker
     assert isinstance(worker, Recorder) and worker.scores is not None
     plan, wanted = worker.plan, 4 * (1 + 7)
-    assert plan.tokens.size == 48 == int(plan.chains[0] + plan.nodes[0])
-    assert int(plan.starts[0]) == 8 * 16 - 48  # behind all the context that the pool has room for
-    assert int(plan.nodes[0]) + 1 == wanted
-    assert sorted(worker.scores.whole) == list(range(wanted))
-    assert worker.scores.prompt is not None and worker.scores.prompt.logprobs.size == 48 - wanted  # all other rows
+    assert plan.token_ids.size == 48 == int(plan.num_new_tokens[0] + plan.num_draft_tokens[0])
+    assert int(plan.num_computed_tokens[0]) == 8 * 16 - 48  # behind all the context that the pool has room for
+    assert int(plan.num_draft_tokens[0]) + 1 == wanted
+    assert sorted(worker.scores.full_logits) == list(range(wanted))
+    assert (
+        worker.scores.prompt_logprobs is not None and worker.scores.prompt_logprobs.logprobs.size == 48 - wanted
+    )  # all other rows
     assert got == 1100 + 4 * 4 * worker.model.vocab_size * 4
 
 
 def test_fewer_rows_than_wanted_ones(ranks: RankGroup) -> None:
     plan = worst_plan(ranks, config(max_batched_tokens=16, speculation={"max_nodes": 63}))
-    assert (int(plan.chains[0]), int(plan.nodes[0]), plan.parents.size) == (1, 15, 15)
+    assert (int(plan.num_new_tokens[0]), int(plan.num_draft_tokens[0]), plan.parents.size) == (1, 15, 15)
 
 
 def test_the_heads_run_for_all(ranks: RankGroup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ FLOOR = 0.05
 def test_it_rests_after_enough_failures_and_not_before() -> None:
     record = AcceptanceTracker()
     for tries in range(MIN_TRIES):
-        assert not record.rests(FLOOR), tries
+        assert not record.is_paused(FLOOR), tries
         record.learn(0, FLOOR)
-    assert record.rests(FLOOR) and not record.rests(0.0)
+    assert record.is_paused(FLOOR) and not record.is_paused(0.0)
 
 
 def test_one_hit_in_a_try_wakes_it_up() -> None:
@@ -27,9 +27,9 @@ def test_one_hit_in_a_try_wakes_it_up() -> None:
     for _ in range(50):
         record.learn(0, FLOOR)
     record.learn(1, FLOOR)
-    assert not record.rests(FLOOR)
+    assert not record.is_paused(FLOOR)
     tries = 0
-    while not record.rests(FLOOR):
+    while not record.is_paused(FLOOR):
         record.learn(0, FLOOR)
         tries += 1
     assert 20 < tries < 100  # and it falls asleep again if that was all
@@ -39,7 +39,7 @@ def test_one_hit_in_ten_is_enough() -> None:
     record = AcceptanceTracker()
     for tries in range(400):
         record.learn(int(tries % 10 == 0), FLOOR)
-        assert not record.rests(FLOOR)
+        assert not record.is_paused(FLOOR)
     assert record.mean == pytest.approx(0.1, abs=0.02)
 
 
@@ -56,7 +56,7 @@ class Halves(Oracle):
             name = sequence.request.request_id
             self.asked[name] = self.asked.get(name, 0) + 1
             if name == "bad":
-                coming = self.truth[name][sequence.num_output :][:1] or (0,)
+                coming = self.truth[name][sequence.num_output_tokens :][:1] or (0,)
                 wrong = (coming[0] + 1 + np.arange(self.num_ranks)) % VOCAB
                 chances = sequence.candidates.confidences
                 sequence.candidates = Candidates(np.tile(wrong, (self.num_heads, 1)), chances)
@@ -73,12 +73,12 @@ def test_a_hopeless_sequence_is_left_out_and_its_neighbour_is_not(tmp_path: Path
     engine = engine_over(rank, Setting(nodes=nodes))
     engine.drafter = oracle = Halves(truth)  # type: ignore[assignment]
     resting: list[int] = []
-    run = decode(engine, each, after_step=lambda made: resting.append(made.stats().num_resting))
+    run = decode(engine, each, after_step=lambda made: resting.append(made.stats().num_paused_sequences))
     assert {name: output.token_ids for name, output in run.outputs.items()} == truth
     # 199 steps or so: 16 tries, and one in 64 of the rest.
     assert MIN_TRIES <= oracle.asked["bad"] <= MIN_TRIES + 4
     assert run.outputs["bad"].stats.num_accepted == 0 and run.outputs["good"].stats.num_accepted > 100
     stats = engine.stats()
-    assert max(resting) == 1 and 170 < stats.num_rested < 190 and stats.num_steps_off == 0
+    assert max(resting) == 1 and 170 < stats.num_paused_sequence_steps < 190 and stats.num_steps_without_drafts == 0
     assert run.outputs["bad"].stats.num_drafted == sum(run.outputs["bad"].stats.drafted_per_head)
     assert len(stats.accepted_per_head) >= 3 and stats.num_sequence_steps > 200

@@ -14,14 +14,14 @@ def test_blocks_for() -> None:
 def test_all_blocks_but_scratch_are_handed_out_once() -> None:
     pool = BlockPool(9)
     assert pool.num_usable == pool.num_free == 8
-    first, second = pool.take(3), pool.take(5)
+    first, second = pool.allocate(3), pool.allocate(5)
     assert sorted(first + second) == list(range(1, 9)) and SCRATCH_BLOCK not in first + second
-    assert pool.num_free == 0 and pool.take(0) == []
+    assert pool.num_free == 0 and pool.allocate(0) == []
     pool.check_integrity([first, second])
     with pytest.raises(AssertionError, match="1 blocks asked, 0 free"):
-        pool.take(1)
-    pool.give_back(second)
-    assert pool.num_free == 5 and sorted(pool.take(5)) == sorted(second)
+        pool.allocate(1)
+    pool.free(second)
+    assert pool.num_free == 5 and sorted(pool.allocate(5)) == sorted(second)
 
 
 def test_an_owners_blocks_are_neighbours_while_it_grows_beside_others() -> None:
@@ -29,33 +29,33 @@ def test_an_owners_blocks_are_neighbours_while_it_grows_beside_others() -> None:
     owned: list[list[int]] = [[] for _ in range(20)]
     for _ in range(9):
         for blocks in owned:
-            blocks.extend(pool.take(1, behind=blocks))
+            blocks.extend(pool.allocate(1, behind=blocks))
     assert all(blocks == list(range(blocks[0], blocks[0] + 9)) for blocks in owned)
     pool.check_integrity(owned)
 
 
 def test_a_neighbour_that_is_taken_or_known_is_not_handed_out() -> None:
     pool = BlockPool(12)
-    mine = pool.take(3)
+    mine = pool.allocate(3)
     named(pool, mine)
-    pool.give_back(mine[1:])  # idle: known prefixes are kept while there are others
-    more = pool.take(8, behind=mine[:1])
+    pool.free(mine[1:])  # idle: known prefixes are kept while there are others
+    more = pool.allocate(8, behind=mine[:1])
     assert not set(more) & set(mine) and pool.num_free == 2
     pool.check_integrity([mine[:1], more])
 
 
 def test_giving_back_what_one_does_not_have() -> None:
     pool = BlockPool(5)
-    taken = pool.take(2)
-    pool.give_back(taken[:1])
+    taken = pool.allocate(2)
+    pool.free(taken[:1])
     for block in (taken[0], SCRATCH_BLOCK):
         with pytest.raises(AssertionError, match="given back twice"):
-            pool.give_back([block])
+            pool.free([block])
 
 
 def test_breaches_are_found() -> None:
     pool = BlockPool(5)
-    a, b = pool.take(2), pool.take(1)
+    a, b = pool.allocate(2), pool.allocate(1)
     pool.check_integrity([a, b, []])
     for owned, message in (
         ([a, [*b, a[0]]], "two owners"),
@@ -71,7 +71,7 @@ def named(pool: BlockPool, blocks: list[int]) -> list[bytes]:
     names: list[bytes] = []
     for number, block in enumerate(blocks):
         names.append(chain_hash(names[-1] if names else b"", [number] * 16))
-        pool.remember(block, names[-1])
+        pool.cache_block(block, names[-1])
     return names
 
 
@@ -83,49 +83,53 @@ def test_a_name_says_the_whole_prefix() -> None:
 
 def test_known_prefixes_are_shared_and_outlive_their_owner() -> None:
     pool = BlockPool(9)
-    mine = pool.take(3)
+    mine = pool.allocate(3)
     names = named(pool, mine)
     other = chain_hash(b"", [9] * 16)
-    assert pool.find(names) == mine and pool.find([names[0], other, names[2]]) == mine[:1] and pool.find([other]) == []
-    pool.share(mine[:2])
+    assert (
+        pool.find_cached(names) == mine
+        and pool.find_cached([names[0], other, names[2]]) == mine[:1]
+        and pool.find_cached([other]) == []
+    )
+    pool.add_owner(mine[:2])
     pool.check_integrity([mine, mine[:2]])
-    pool.give_back(mine)
-    assert pool.num_free == 6 and pool.num_idle_of(mine) == 1  # two are still read by the other
+    pool.free(mine)
+    assert pool.num_free == 6 and pool.count_idle(mine) == 1  # two are still read by the other
     pool.check_integrity([mine[:2]])
-    pool.give_back(mine[:2])
-    assert pool.num_free == 8 and pool.find(names) == mine
-    pool.share(pool.find(names))
+    pool.free(mine[:2])
+    assert pool.num_free == 8 and pool.find_cached(names) == mine
+    pool.add_owner(pool.find_cached(names))
     assert pool.num_free == 5
     pool.check_integrity([mine])
 
 
 def test_idle_prefixes_go_last_and_from_their_end() -> None:
     pool = BlockPool(6)
-    mine = pool.take(3)
+    mine = pool.allocate(3)
     names = named(pool, mine)
-    pool.give_back(mine)
-    assert not set(pool.take(2)) & set(mine)  # two blocks were never used
-    assert pool.take(1) == mine[2:] and pool.find(names) == mine[:2]
-    assert pool.take(2) == [mine[1], mine[0]] and pool.find(names) == []
+    pool.free(mine)
+    assert not set(pool.allocate(2)) & set(mine)  # two blocks were never used
+    assert pool.allocate(1) == mine[2:] and pool.find_cached(names) == mine[:2]
+    assert pool.allocate(2) == [mine[1], mine[0]] and pool.find_cached(names) == []
 
 
 def test_a_second_block_of_the_same_prefix_keeps_no_name() -> None:
     pool = BlockPool(5)
-    first, second = pool.take(1), pool.take(1)
+    first, second = pool.allocate(1), pool.allocate(1)
     names = named(pool, first)
-    assert named(pool, second) == names and pool.find(names) == first
-    pool.give_back(second)
+    assert named(pool, second) == names and pool.find_cached(names) == first
+    pool.free(second)
     pool.check_integrity([first])
-    assert pool.take(3) and pool.find(names) == first
+    assert pool.allocate(3) and pool.find_cached(names) == first
 
 
 def test_idle_blocks_can_be_forgotten() -> None:
     pool = BlockPool(5)
-    kept, left = pool.take(1), pool.take(2)
+    kept, left = pool.allocate(1), pool.allocate(2)
     names = named(pool, [*kept, *left])
-    pool.give_back(left)
-    pool.forget_idle()
-    assert pool.find(names) == kept and pool.num_free == 3
+    pool.free(left)
+    pool.reset_prefix_cache()
+    assert pool.find_cached(names) == kept and pool.num_free == 3
     pool.check_integrity([kept])
 
 

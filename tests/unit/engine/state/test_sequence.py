@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medusa_dist.engine.state.sequence import NO_SLOT, Sequence
+from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
@@ -18,37 +18,47 @@ def sequence(prompt: int = 20, output: int = 0) -> Sequence:
 def test_a_new_sequence_waits_with_all_its_tokens() -> None:
     made = sequence(20, 3)
     assert made.tokens == [*range(20), 0, 1, 2]
-    assert (made.num_prompt, made.num_output, made.num_missing, made.slot) == (20, 3, 23, NO_SLOT)
+    assert (made.num_prompt_tokens, made.num_output_tokens, made.num_uncomputed_tokens, made.batch_index) == (
+        20,
+        3,
+        23,
+        NOT_IN_BATCH,
+    )
     made.check_integrity()
 
 
 def test_places() -> None:
     made = sequence()
-    made.blocks = [7, 3]
-    assert [made.slot_of(column) for column in (0, 15, 16, 31)] == [112, 127, 48, 63]
-    assert [made.missing_blocks(n) for n in (1, 32, 33, 64, 65)] == [0, 0, 1, 2, 3]
+    made.block_table = [7, 3]
+    assert [made.slot_at(column) for column in (0, 15, 16, 31)] == [112, 127, 48, 63]
+    assert [made.num_blocks_to_allocate(n) for n in (1, 32, 33, 64, 65)] == [0, 0, 1, 2, 3]
 
 
 def test_forgetting_keeps_the_tokens_only() -> None:
     made = sequence(20, 2)
-    made.slot, made.num_computed, made.blocks, made.num_sent_blocks = 3, 21, [4, 5], 2
+    made.batch_index, made.num_computed_tokens, made.block_table, made.num_broadcast_blocks = 3, 21, [4, 5], 2
     made.candidates = Candidates(np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.float32))
     made.tree, made.pending_copies = Tree((1,), (-1,)), [(23, 22)]
     made.check_integrity()
-    assert made.forget_kv() == [4, 5]
-    assert (made.slot, made.num_computed, made.blocks, made.num_sent_blocks) == (NO_SLOT, 0, [], 0)
-    assert (made.candidates, made.tree, made.pending_copies) == (None, EMPTY, []) and made.num_missing == 22
+    assert made.release_kv() == [4, 5]
+    assert (made.batch_index, made.num_computed_tokens, made.block_table, made.num_broadcast_blocks) == (
+        NOT_IN_BATCH,
+        0,
+        [],
+        0,
+    )
+    assert (made.candidates, made.tree, made.pending_copies) == (None, EMPTY, []) and made.num_uncomputed_tokens == 22
     made.check_integrity()
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"slot": 1, "num_computed": 20, "blocks": [1, 2]},  # nothing left to compute, yet not finished
-        {"slot": 1, "num_computed": -1, "blocks": [1, 2]},
-        {"slot": 1, "num_computed": 17, "blocks": [1]},  # computed columns without a place
-        {"blocks": [1]},  # waiting, and holding blocks
-        {"num_computed": 3},
+        {"batch_index": 1, "num_computed_tokens": 20, "block_table": [1, 2]},  # nothing left to compute, yet not finished
+        {"batch_index": 1, "num_computed_tokens": -1, "block_table": [1, 2]},
+        {"batch_index": 1, "num_computed_tokens": 17, "block_table": [1]},  # computed columns without a place
+        {"block_table": [1]},  # waiting, and holding blocks
+        {"num_computed_tokens": 3},
         {"pending_copies": [(1, 2)]},
     ],
 )
@@ -58,6 +68,6 @@ def test_breaches_are_found(fields: dict) -> None:
         setattr(made, name, value)
     with pytest.raises(AssertionError):
         made.check_integrity()
-    if fields.get("num_computed") == 20:
+    if fields.get("num_computed_tokens") == 20:
         made.finish_reason = FinishReason.LENGTH
         made.check_integrity()

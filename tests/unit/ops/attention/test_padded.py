@@ -202,9 +202,9 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
         *(torch.zeros(4, dtype=torch.int64) for _ in range(3)),
         copy_sources=torch.zeros(0, dtype=torch.int64),
         copy_targets=torch.zeros(0, dtype=torch.int64),
-        wanted=torch.zeros(0, dtype=torch.int64),
-        scored=torch.zeros(0, dtype=torch.int64),
-        groups=(),
+        logits_rows=torch.zeros(0, dtype=torch.int64),
+        prompt_logprob_rows=torch.zeros(0, dtype=torch.int64),
+        padded=(),
     )
     rows = torch.ones(4, 1, 8)
     out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, AttentionParams(1.0))
