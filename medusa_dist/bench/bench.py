@@ -91,7 +91,7 @@ def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[s
     for peer in peers:
         for batch in peer.batches:
             peer_rows += _against(llm, source, setting, peer, batch, report)
-    cost = llm.engine.speculation.cost
+    cost = llm.engine.policy.measured_cost
     points = () if cost is None else zip(cost.rows, cost.seconds, strict=True)
     return BenchReport(
         machine=machine(device),

@@ -10,11 +10,11 @@ from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.scheduler.scheduler import Scheduler
+from medusa_dist.engine.spec.draft_policy import DraftPolicy
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
-from medusa_dist.engine.spec.tree_policy import Speculation
 from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.outputs import Output, SpeculationStats
 from medusa_dist.request import Request
@@ -29,14 +29,14 @@ class Engine:
         ranks: RankGroup,
         chooser: TokenSelector,
         drafter: Drafter | None,
-        speculation: Speculation,
+        policy: DraftPolicy,
         grammars: GrammarCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
         self.chooser = chooser
         self.drafter = drafter
-        self.speculation = speculation
+        self.policy = policy
         self.grammars = grammars
         self.clock = PhaseTimer()
         self._begin = 0.0  # of this step
@@ -105,14 +105,12 @@ class Engine:
             num_tokens=self._num_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
             num_drafted=self._totals.num_drafted,
-            num_expected=self.speculation.num_expected,
+            num_expected=self.policy.counts.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
             num_sequence_steps=self._totals.num_steps,
-            num_steps_without_drafts=self.speculation.num_steps_without_drafts,
-            num_paused_sequence_steps=self.speculation.num_paused_sequence_steps,
-            num_paused_sequences=sum(
-                s.acceptance.is_paused(self.speculation.config.min_accepted) for s in self.scheduler.running
-            ),
+            num_steps_without_drafts=self.policy.counts.num_steps_without_drafts,
+            num_paused_sequence_steps=self.policy.counts.num_paused_sequence_steps,
+            num_paused_sequences=sum(map(self.policy.is_paused, self.scheduler.running)),
             num_preemptions=self.scheduler.num_preemptions,
             phase_seconds=dict(self.clock.seconds),
         )
@@ -129,7 +127,7 @@ class Engine:
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
         verdicts = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
-        self.speculation.learn(verdicts)
+        self.policy.learn(verdicts)
         self.clock.lap("accept")
         return verdicts
 
@@ -141,14 +139,14 @@ class Engine:
             self._num_tokens += len(output.token_ids)
         self.clock.lap("emit")
         if (plan.num_new_tokens == 1).all():
-            self.speculation.observe(
+            self.policy.observe(
                 plan.batch_indices.size, int(plan.num_draft_tokens.sum()), time.perf_counter() - self._begin
             )
         return outputs
 
     def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:
-        if self.drafter is not None and (worth := self.speculation.select_for_drafting(verdicts)):
+        if self.drafter is not None and (worth := self.policy.select_for_drafting(verdicts)):
             begin = time.perf_counter()
             self.drafter.draft(worth, scores)
-            self.speculation.observe_drafting(len(verdicts), time.perf_counter() - begin)
+            self.policy.observe_drafting(len(verdicts), time.perf_counter() - begin)
         self.clock.lap("draft")

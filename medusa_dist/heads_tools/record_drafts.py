@@ -6,30 +6,30 @@ Owns the recording, through the engine's own step. Not here: what is made of it 
 
 from collections.abc import Callable, Sequence
 
-from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.draft_policy import DraftCounts, DraftPolicy, PlannedTree
 from medusa_dist.engine.state.sequence import Sequence as Running
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import RecordedAnswer
-from medusa_dist.medusa.trees.tree import Candidates, Tree
+from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import ProgressText
 
 
-class _Recording(Speculation):
+class _Recording:
     """Verifies nothing and keeps what was guessed: (request id, tokens emitted before) -> candidates."""
 
     def __init__(self) -> None:
-        super().__init__(SpeculationConfig(mode="auto", max_nodes=0, min_accepted=0.0))
+        self.counts = DraftCounts()
+        self.measured_cost = None
         self.guesses: dict[tuple[str, int], Candidates] = {}
 
-    def trees(self, decoding: list[Running], num_other_rows: int, max_model_len: int) -> list[tuple[Running, Tree]]:
+    def trees(self, decoding: list[Running], num_other_rows: int, max_model_len: int) -> list[PlannedTree]:
         """None."""
         return []
 
@@ -43,6 +43,16 @@ class _Recording(Speculation):
             if sequence.candidates is not None:
                 self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates
 
+    def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
+        """Nothing depends on it."""
+
+    def observe_drafting(self, num_sequences: int, seconds: float) -> None:
+        """Nothing depends on it."""
+
+    def is_paused(self, sequence: Running) -> bool:
+        """Never: all are recorded."""
+        return False
+
 
 def engine_with_heads(llm: LLM) -> Engine:
     """The engine of this process. Raises ConfigError if it has no heads."""
@@ -51,11 +61,11 @@ def engine_with_heads(llm: LLM) -> Engine:
     return llm.engine
 
 
-def watched_engine(engine: Engine, speculation: Speculation) -> Engine:
+def watched_engine(engine: Engine, policy: DraftPolicy) -> Engine:
     """Another engine over the same model, KV blocks and heads, with a policy of its own; the first one must be idle."""
     assert not engine.has_work
-    scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, speculation, engine.ranks.generation)
-    return Engine(scheduler, engine.ranks, engine.chooser, engine.drafter, speculation)
+    scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, policy, engine.ranks.generation)
+    return Engine(scheduler, engine.ranks, engine.chooser, engine.drafter, policy)
 
 
 def record(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.spec.tree_policy import Speculation
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.spec.tree_policy import TreePolicy
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.heads_tools.record_drafts import watched_engine
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.replay import believed, node_chances
@@ -38,11 +38,18 @@ class TracedStep:
         return values
 
 
-class _Watching(Speculation):
-    """Serves as configured, and keeps the last verdict with what led to it."""
+class _Watching:
+    """Serves as a TreePolicy configured so, and keeps the last result with what led to it."""
 
     def __init__(self, config: SpeculationConfig) -> None:
-        super().__init__(config)
+        self._policy = TreePolicy(config)
+        self.counts = self._policy.counts
+        self.measured_cost = self._policy.measured_cost
+        self.trees = self._policy.trees
+        self.observe = self._policy.observe
+        self.observe_drafting = self._policy.observe_drafting
+        self.select_for_drafting = self._policy.select_for_drafting
+        self.is_paused = self._policy.is_paused
         self.last: TracedStep | None = None
 
     def learn(self, verdicts: Sequence[StepResult]) -> None:
@@ -54,11 +61,13 @@ class _Watching(Speculation):
             self.last = TracedStep(
                 root=sequence.tokens[-1],
                 tree=tree,
-                chances=() if guesses is None else tuple(node_chances(tree, believed(guesses, self.calibration, band))),
+                chances=()
+                if guesses is None
+                else tuple(node_chances(tree, believed(guesses, self._policy.calibration, band))),
                 nodes=walk.nodes,
                 tokens=walk.tokens,
             )
-        super().learn(verdicts)
+        self._policy.learn(verdicts)
 
 
 def watch(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.heads_tools.record_drafts import engine_with_heads, record, watched_engine
 from medusa_dist.llm import LLM
@@ -66,7 +66,7 @@ def tune_tree(
 ) -> Tuning:
     """Record, replay, choose, and time what was chosen. Raises ConfigError without heads or a cost curve."""
     engine = engine_with_heads(llm)
-    cost = engine.speculation.cost
+    cost = engine.policy.measured_cost
     if cost is None:
         raise ConfigError("tune-tree: the config leaves no room for a step of several rows; raise max_batched_tokens")
     answers = record(engine, prompts, params, report)
@@ -82,8 +82,8 @@ def tune_tree(
         tree = tuple(best_static(chances, best.nodes))
         cap = fastest(dynamic)
         timer = _Timer(engine, [ids for ids, _ in prompts], batch, params)
-        as_static = Speculation(SpeculationConfig(mode="static", tree=tree), cost)
-        as_dynamic = Speculation(SpeculationConfig(mode="auto", max_nodes=cap.nodes), cost)
+        as_static = TreePolicy(SpeculationConfig(mode="static", tree=tree), cost)
+        as_dynamic = TreePolicy(SpeculationConfig(mode="auto", max_nodes=cap.nodes), cost)
         results.append(
             BatchResult(
                 plain=base,
@@ -106,7 +106,7 @@ class _Timer:
         rounds = [prompts[i : i + batch] for i in range(0, len(prompts) - batch + 1, batch)]
         self._rounds = rounds[: max(_TIMED_ROUNDS, 4 // batch)]
 
-    def gain(self, speculation: Speculation) -> float | None:
+    def gain(self, speculation: TreePolicy) -> float | None:
         """Seconds without over seconds with; None if there are too few prompts for one batch."""
         seconds = {True: 0.0, False: 0.0}
         for turn, prompts in enumerate(self._rounds):
@@ -119,7 +119,7 @@ class _Timer:
                 raise EngineError("speculation changed the tokens; this is a bug, please report it")
         return seconds[False] / seconds[True] if self._rounds else None
 
-    def _run(self, speculation: Speculation, prompts: list[Sequence[int]], drafting: bool) -> list[list[int]]:
+    def _run(self, speculation: TreePolicy, prompts: list[Sequence[int]], drafting: bool) -> list[list[int]]:
         self._engine.scheduler.pool.reset_prefix_cache()  # else the second run would find the prompts of the first
         watched = watched_engine(self._engine, speculation)
         tokens: list[list[int]] = [[] for _ in prompts]

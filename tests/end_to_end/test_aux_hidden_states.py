@@ -12,7 +12,7 @@ from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile, read_heads
 from medusa_dist.request import Request

@@ -21,10 +21,10 @@ from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.result import Known
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.matcher import GrammarCompiler
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import HeadsError, RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.medusa.beam.search import BeamRules
@@ -109,7 +109,7 @@ def planted(case: Draft) -> list[tuple[Sequence, Tree]]:
     verdicts = [StepResult(sequence, Accepted((), ()), (), i) for i, sequence in enumerate(sequences)]
     drafter.draft(verdicts, Scores(torch.zeros(0).numpy(), {}, hidden))
     mode = {"mode": "auto", "max_nodes": case.max_nodes} if not paths else {"mode": "static", "tree": paths}
-    speculation = Speculation(SpeculationConfig.model_validate(mode), COSTS[case.cost])
+    speculation = TreePolicy(SpeculationConfig.model_validate(mode), COSTS[case.cost])
     return speculation.trees(sequences, rng.choice([0, 5]), 256)
 
 
@@ -127,17 +127,15 @@ def _sequence(number: int, rng: random.Random) -> Sequence:
         output.append(token)
     params = SamplingParams(temperature=rng.choice([0.0, 0.7, 1.5]), max_tokens=60, grammar=grammar)
     one = Request(request_id=str(number), prompt_ids=(5, 6, number), params=params, seed=rng.getrandbits(40))
-    sequence = Sequence.of(one, tuple(output), number)
-    if grammar is not None:
-        sequence.matcher = GRAMMARS.start(grammar, tuple(output))
-    elif rng.random() < 0.3:
-        sequence.group = _group(sequence, rng)
-    return sequence
+    matcher = None if grammar is None else GRAMMARS.start(grammar, tuple(output))
+    if matcher is None and rng.random() < 0.3:
+        return _group(one, rng).root
+    return SingleSequence(one, tuple(output), number, matcher).root
 
 
-def _group(root: Sequence, rng: random.Random) -> BeamGroup:
+def _group(request: Request, rng: random.Random) -> BeamGroup:
     """A search of one beam, of which something may be remembered."""
-    group = BeamGroup(root, BeamRules(1, 60, frozenset({EOS})))
+    group = BeamGroup(request, BeamRules(1, 60, frozenset({EOS})))
     group.reach = rng.randrange(1, HEADS + 3)
     ranked = [(token, -1.0 - number) for number, token in enumerate(rng.sample(range(VOCAB), 5))]
     for path in [(), (ranked[0][0],), (ranked[1][0],)]:

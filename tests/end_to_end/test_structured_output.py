@@ -74,7 +74,7 @@ class Model:
     def engine(self, setting: Setting, kind: str | None = None) -> Engine:
         truth = None if kind is None else ids(self.reference(kind))
         engine = engine_over(self.rank, setting, truth)
-        plant = engine.speculation.trees
+        plant = engine.policy.trees
 
         def trees(*given: object) -> list:
             """Nothing is verified that the grammar forbids."""
@@ -90,7 +90,7 @@ class Model:
                     assert fresh.fits(paths[node]) and token != EOS
             return planted
 
-        engine.speculation.trees = trees
+        engine.policy.trees = trees
         return engine
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.beam import search as beam
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.outputs import Output

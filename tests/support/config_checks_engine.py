@@ -57,7 +57,7 @@ class World:
         """Its trees are not cut by what this machine measured."""
         engine = self.rank(self.config(key, value, **more)).engine
         assert engine is not None
-        engine.speculation.cost = None
+        engine.policy.cost = None
         return engine
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.trees.accept import Frontier, accept
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
@@ -109,7 +108,7 @@ class FakeWorker:
 class FakeEngine:
     """schedule -> execute -> accept -> emit -> draft, with heads that are right with chance `skill`."""
 
-    def __init__(self, limits: Limits, num_blocks: int, speculation: Speculation, skill: float, seed: int = 0) -> None:
+    def __init__(self, limits: Limits, num_blocks: int, speculation: TreePolicy, skill: float, seed: int = 0) -> None:
         self.scheduler = Scheduler(limits, BlockPool(num_blocks), speculation, generation=3)
         self.worker = FakeWorker(limits.max_running, -(-(limits.max_model_len + 64) // BLOCK_TOKENS))
         self.skill = skill

@@ -15,7 +15,7 @@ from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Limits, Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.budget import StepCost
@@ -89,7 +89,7 @@ def markov_engine(
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
     pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
     worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, "fused")
-    speculation = Speculation(config, cost)
+    speculation = TreePolicy(config, cost)
     limits = Limits(
         max_running=max_running,
         max_batched_tokens=4096,

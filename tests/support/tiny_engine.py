@@ -14,11 +14,11 @@ from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -126,7 +126,7 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
     else:
         config = SpeculationConfig(mode="auto", max_nodes=setting.nodes)
     # No cost curve: trees do not depend on what the clock says.
-    speculation = Speculation(config, cost=None)
+    speculation = TreePolicy(config, cost=None)
     old_limits = old.scheduler.limits
     limits = Limits(
         max_running=setting.max_running,

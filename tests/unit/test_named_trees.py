@@ -60,5 +60,5 @@ def test_the_engine_serves_it_and_refuses_it_with_too_few_heads(tmp_path: Path) 
     assert rank.engine is not None
     drafted = decode(rank.engine, each)
     assert {n: o.token_ids for n, o in drafted.outputs.items()} == {n: o.token_ids for n, o in plain.outputs.items()}
-    assert drafted.accepted > 0 and rank.engine.speculation.config.tree == NAMED_TREES["mc_sim_7b_63"]
+    assert drafted.accepted > 0 and rank.engine.policy.config.tree == NAMED_TREES["mc_sim_7b_63"]
     assert drafted.drafted / sum(output.stats.num_steps for output in drafted.outputs.values()) > 25

@@ -17,9 +17,9 @@ from itertools import zip_longest
 from medusa_dist.engine.beam.result import BeamResult, Memory
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, SequenceGroup, StepResult
 from medusa_dist.errors import RequestError
+from medusa_dist.medusa.beam.beam_tree import Levels
 from medusa_dist.medusa.beam.search import BeamRules, Search
 from medusa_dist.medusa.trees.tree import EMPTY
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
@@ -29,52 +29,58 @@ from medusa_dist.request import Request
 Moves = list[tuple[int, int]]  # (source, target) KV slots
 
 
-class BeamGroup:
-    """root: the sequence that waits, computes the prompt, and is the first beam.
+class BeamGroup(SequenceGroup):
+    """The beams of one request. root: the sequence that waits, computes the prompt, and is the first beam.
 
     beams: those that go on, in the order of search.outputs. idle: from admission to the first fork, the others.
-    memory: what is known of the next levels already. reach: how deep to draft.
+    memory: what is known of the next levels already. levels: what the last step's trees were made of. reach: how deep
+    to draft.
     """
 
-    def __init__(self, root: Sequence, rules: BeamRules) -> None:
-        self.root = root
+    def __init__(self, request: Request, rules: BeamRules, number: int = 0) -> None:
+        super().__init__(request, number)
         self.rules = rules
         self.stats = SpeculationStats()
         self.reach = 2
-        self.begin()
+        self.root = Sequence(self, list(request.prompt_ids))
+        self.restart()
 
-    def begin(self) -> None:
-        """Stand at the prompt, with nothing computed."""
+    def restart(self) -> None:
+        """Begin again from the prompt, with nothing computed."""
         self.search = Search()
         self.beams = [self.root]
         self.idle: list[Sequence] = []
+        self._sequences = [self.root]
         self.heads: list[int] = []  # which head guessed the tokens at each place of the output; 0 = none
         self.memory: Memory = {}
+        self.levels: Levels = []
         self.was_drafted = False  # in the last step
         self.root.tokens = list(self.request.prompt_ids)
 
     @property
-    def request(self) -> Request:
-        """What was asked."""
-        return self.root.request
+    def size(self) -> int:
+        """Batch indices that it needs: one a beam."""
+        return self.rules.width
 
     @property
-    def seats(self) -> list[Sequence]:
-        """All its sequences that hold a slot."""
-        return [*self.beams, *self.idle]
+    def sequences(self) -> list[Sequence]:
+        """All its sequences that hold a batch index, in an order that no fork changes."""
+        return self._sequences
 
-    def sit_down(self) -> list[Sequence]:
-        """Make its W sequences, at admission: the root, and those that wait for the first fork."""
-        root = self.root
-        self.idle = [
-            Sequence(root.request, [], root.num_prompt_tokens, root.number) for _ in range(self.rules.width - 1)
-        ]
-        for seat in self.idle:
-            seat.group = self
-        return self.seats
+    @property
+    def running(self) -> list[Sequence]:
+        """Until the first fork the root alone; then all beams."""
+        return [sequence for sequence in self._sequences if sequence.tokens]
 
-    def settle(self, verdicts: Seq[BeamResult], pool: BlockPool) -> Output | None:
-        """Take over a step's verdicts; the output if the search is over."""
+    def admit(self) -> list[Sequence]:
+        """Make its W sequences: the root, and those that wait for the first fork."""
+        self.idle = [Sequence(self, []) for _ in range(self.rules.width - 1)]
+        self._sequences = [*self.beams, *self.idle]
+        return self._sequences
+
+    def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output | None:
+        """Fork the beams as the search decided; the output if it is over."""
+        verdicts = [result for result in results if isinstance(result, BeamResult)]
         walk, width = verdicts[0].walk, len(verdicts)
         depth = max((d for verdict in verdicts for d in verdict.sequence.tree.depths), default=0)
         hits = [width] * (walk.num_levels - 1) + [0] * (depth + 1 - walk.num_levels)
@@ -84,8 +90,8 @@ class BeamGroup:
         self.heads += [*range(1, walk.num_levels), 0]
         self.search, self.memory, self.was_drafted = walk.search, verdicts[0].memory, drafted > 0
         if walk.search.is_over:
-            for seat in self.seats:
-                seat.finish_reason = walk.search.finished[0].finish_reason
+            for sequence in self._sequences:
+                sequence.finish_reason = walk.search.finished[0].finish_reason
             return self._output()
         for verdict in sorted(verdicts, key=lambda v: v.sequence is v.source):
             _fork(verdict, pool)  # those that stay in place come last: they are read before they change
@@ -105,6 +111,11 @@ class BeamGroup:
             num_cached_tokens=self.root.num_cached_tokens,
             hypotheses=self.search.finished,
         )
+
+
+def beam_groups(sequences: Iterable[Sequence]) -> list[BeamGroup]:
+    """The beam searches among the sequences, each once, in this order."""
+    return list(dict.fromkeys(s.group for s in sequences if isinstance(s.group, BeamGroup)))
 
 
 def _fork(verdict: BeamResult, pool: BlockPool) -> None:
@@ -136,22 +147,6 @@ def _common(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def settle_beams(verdicts: Seq[StepResult], pool: BlockPool) -> list[tuple[Sequence, Output]]:
-    """Settle all groups among the verdicts: (root, output) of those that are through, for the scheduler to free."""
-    of_group: dict[int, list[BeamResult]] = {}
-    for verdict in verdicts:
-        if isinstance(verdict, BeamResult):
-            of_group.setdefault(id(verdict.source.group), []).append(verdict)
-    ended = []
-    for own in of_group.values():
-        group = own[0].source.group
-        assert group is not None
-        output = group.settle(own, pool)
-        if output is not None:
-            ended.append((group.root, output))
-    return ended
-
-
 def with_forks(moves: Moves, sequences: Iterable[Sequence]) -> Moves:
     """The moves of a plan: those within a sequence, and those that give forked beams their rows, whose blocks they
     have by now. A block may come from a sequence that was preempted after its own moves were noted; those are void."""
@@ -169,17 +164,17 @@ def shared_blocks(sequences: Iterable[Sequence]) -> frozenset[int]:
     full: set[int] = set()
     growing: set[int] = set()
     for sequence in sequences:
-        if sequence.group is not None:
+        if sequence.group.size > 1:
             num_full = sequence.num_computed_tokens // BLOCK_TOKENS
             full.update(sequence.block_table[:num_full])
             growing.update(sequence.block_table[num_full:])
     return frozenset(full - growing)
 
 
-def beam_group(root: Sequence, limits: Limits, num_blocks: int) -> BeamGroup:
+def beam_group(request: Request, limits: Limits, num_blocks: int, number: int = 0) -> BeamGroup:
     """The group of a request with beam_width, in a cache of so many blocks. Raises RequestError if it can never be
     served."""
-    params, num_prompt, width = root.request.params, root.num_prompt_tokens, root.request.params.beam_width
+    params, num_prompt, width = request.params, len(request.prompt_ids), request.params.beam_width
     assert width is not None
     most = limits.max_model_len - num_prompt
     rules = BeamRules(
@@ -209,4 +204,4 @@ def beam_group(root: Sequence, limits: Limits, num_blocks: int) -> BeamGroup:
             "lower beam_width or max_tokens, or raise kv_cache_tokens of the service",
             "beam_width",
         )
-    return BeamGroup(root, rules)
+    return BeamGroup(request, rules, number)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.beam.beam_tree import BeamPath
 from medusa_dist.medusa.beam.search import BeamTraversal, Ranked
 

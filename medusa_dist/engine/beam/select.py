@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
-from medusa_dist.engine.beam.group import BeamGroup
+from medusa_dist.engine.beam.group import BeamGroup, beam_groups
 from medusa_dist.engine.beam.result import BeamResult, Known, Memory
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import Sequence
@@ -24,8 +24,8 @@ from medusa_dist.ops.sampling import History, adjust, top_tokens
 
 def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamResult]:
     """beams: (sequence, wanted row of its root), all beams of each request among them. One verdict per beam after."""
-    first_rows = {id(sequence): first for sequence, first in beams}
-    groups = list({id(group): group for sequence, _ in beams if (group := sequence.group) is not None}.values())
+    first_rows = dict(beams)
+    groups = beam_groups(first_rows)
 
     def likeliest(stands: list[BeamFrontier]) -> list[Ranked]:
         """One topk for all beams that stand at this level."""
@@ -40,7 +40,7 @@ def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tupl
         ]
 
     def rows_of(stands: list[BeamFrontier]) -> list[int]:
-        return [first_rows[id(groups[stand.group].beams[stand.source])] + 1 + stand.node for stand in stands]
+        return [first_rows[groups[stand.group].beams[stand.source]] + 1 + stand.node for stand in stands]
 
     def rank(stands: list[BeamFrontier]) -> list[Ranked]:
         ranked = likeliest(stands)
@@ -107,14 +107,16 @@ def _processed(
     return adjust(log_p, params, History(prompt, known), eos_ids)
 
 
-def _verdicts(group: BeamGroup, walk: BeamTraversal, first_rows: dict[int, int], memory: Memory) -> list[BeamResult]:
+def _verdicts(
+    group: BeamGroup, walk: BeamTraversal, first_rows: dict[Sequence, int], memory: Memory
+) -> list[BeamResult]:
     """Who goes on as what. A beam's first continuation takes its place, so it need not move; others take free ones."""
-    places, used = group.seats, [*walk.used, *((),) * len(group.idle)]
-    of_place = {id(place): nodes for place, nodes in zip(places, used, strict=True)}
+    places, used = [*group.beams, *group.idle], [*walk.used, *((),) * len(group.idle)]
+    of_place = {place: nodes for place, nodes in zip(places, used, strict=True)}
 
     def verdict(place: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
-        row = first_rows[id(source)] + 1 + accepted.last_node
-        return BeamResult(place, accepted, (), row, source, walk, of_place[id(place)], memory)
+        row = first_rows[source] + 1 + accepted.last_node
+        return BeamResult(place, accepted, (), row, source, walk, of_place[place], memory)
 
     if walk.search.is_over:
         return [verdict(beam, beam, Accepted((), ())) for beam in group.beams]

@@ -14,45 +14,48 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from medusa_dist.engine.beam.group import Moves, beam_group, settle_beams, shared_blocks, with_forks
-from medusa_dist.engine.beam.result import BeamResult
+from medusa_dist.engine.beam.group import Moves, beam_group, shared_blocks, with_forks
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs
 from medusa_dist.engine.scheduler.plan_builder import build_plan
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.draft_policy import DraftPolicy
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits, check_request
 from medusa_dist.engine.state.matcher import Matcher
-from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence, SequenceGroup, StepResult
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
-from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import EMPTY
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
 
 
 class Scheduler:
     """All sequences of one engine, from submit to their last output."""
 
-    def __init__(self, limits: Limits, pool: BlockPool, speculation: Speculation, generation: int) -> None:
+    def __init__(self, limits: Limits, pool: BlockPool, policy: DraftPolicy, generation: int) -> None:
         self.limits = limits
         self.pool = pool
         self.waiting = WaitingQueue()
-        self.running: list[Sequence] = []  # in order of admission
+        self._admitted: list[SequenceGroup] = []  # in this order
         self.num_preemptions = 0
         self._num_submitted = 0
-        self._speculation = speculation
+        self._policy = policy
         self._generation = generation
-        self._free_slots = list(range(limits.max_running))
-        self._by_slot: dict[int, Sequence] = {}
+        self._free_indices = list(range(limits.max_running))
+        self._by_index: dict[int, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.waiting or self.running)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences with tokens to compute, in order of admission."""
+        return [sequence for group in self._admitted for sequence in group.running]
 
     def submit(self, request: Request, output_ids: tuple[int, ...] = (), matcher: Matcher | None = None) -> None:
         """Queue a request; output_ids were emitted before, matcher stands after them.
@@ -60,22 +63,21 @@ class Scheduler:
         Raises RequestError if it can never be served.
         """
         check_request(request, self.limits, self.pool.num_usable)
-        sequence = Sequence.of(request, output_ids, self._num_submitted)
-        sequence.matcher = matcher
-        if request.params.beam_width is not None:
-            sequence.group = beam_group(sequence, self.limits, self.pool.num_usable)
-        self.waiting.add(sequence)
+        number = self._num_submitted
+        if request.params.beam_width is None:
+            self.waiting.add(SingleSequence(request, output_ids, number, matcher))
+        else:
+            self.waiting.add(beam_group(request, self.limits, self.pool.num_usable, number))
         self._num_submitted += 1
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; nothing happens if it is not here (idempotent)."""
-        leaders = (s for s in (*self.waiting, *self.running) if s is s.leader)
-        for sequence in [s for s in leaders if s.request.request_id == request_id]:
-            sequence.finish_reason = FinishReason.ABORT
-            if sequence.batch_index == NOT_IN_BATCH:
-                self.waiting.remove(sequence)
+        for group in [g for g in (*self.waiting, *self._admitted) if g.request.request_id == request_id]:
+            group.root.finish_reason = FinishReason.ABORT
+            if group.root.batch_index == NOT_IN_BATCH:
+                self.waiting.remove(group)
             else:
-                self._free(sequence)
+                self._release(group)
 
     def schedule(self, step: int) -> Plan:
         """Decide the next step. Call only if has_work."""
@@ -84,11 +86,12 @@ class Scheduler:
         chosen = self._choose_running()
         budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
         if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
-            for sequence in self._admit(budget):
+            for group in self._admit(budget):
+                sequence = group.root
                 chain = min(sequence.num_uncomputed_tokens, budget)
                 self._extend(sequence, sequence.num_computed_tokens + chain)
                 budget -= chain
-                admitted += sequence.family
+                admitted += group.sequences
                 chosen.append((sequence, chain))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
@@ -99,21 +102,25 @@ class Scheduler:
         if prompt_scores is not None:
             begins = np.cumsum(plan.num_prompt_logprobs) - plan.num_prompt_logprobs
             for slot, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
-                sequence = self._by_slot[int(slot)]
+                sequence = self._by_index[int(slot)]
                 num_top = sequence.request.params.prompt_logprobs or 0
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
         for slot, chain in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
-            self._by_slot[int(slot)].num_computed_tokens += int(chain)
-        outputs = [self._apply(verdict) for verdict in verdicts if not isinstance(verdict, BeamResult)]
-        self.running += [v.sequence for v in verdicts if not v.sequence.tokens]  # beams after their first fork
-        for sequence, output in settle_beams(verdicts, self.pool):
-            self._free(sequence)
-            outputs.append(output)
+            self._by_index[int(slot)].num_computed_tokens += int(chain)
+        outputs = []
+        for group, results in _by_group(verdicts).items():
+            output = group.advance(results, self.limits, self.pool)
+            if group.is_finished:
+                for sequence in group.running:
+                    self._name_full_blocks(sequence)  # drafts accepted just now are not in place, and are left out
+                self._release(group)
+            if output is not None:
+                outputs.append(output)
         return outputs
 
     def wanted_sequences(self, plan: Plan) -> list[Sequence]:
         """The plan's sequences whose scores are wanted, in its order."""
-        return [self._by_slot[int(slot)] for slot in plan.batch_indices[plan.needs_logits == 1]]
+        return [self._by_index[int(slot)] for slot in plan.batch_indices[plan.needs_logits == 1]]
 
     # --- schedule, part by part ---
 
@@ -169,44 +176,45 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
         """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
         while sequence.num_blocks_to_allocate(num_columns) > self.pool.num_free:
-            last = max(self.running, key=lambda s: s.priority_key).leader
-            self._free(last)
+            last = max(self._admitted, key=lambda g: g.priority_key)
+            self._release(last)
             last.num_preemptions += 1
             self.num_preemptions += 1
             self.waiting.add(last)
-            if last is sequence.leader:
+            if last is sequence.group:
                 return False
         return True
 
-    def _admit(self, budget: int) -> list[Sequence]:
-        """Waiting sequences that get a slot now: room for all their known tokens, in order, none overtakes."""
-        admitted: list[Sequence] = []
+    def _admit(self, budget: int) -> list[SequenceGroup]:
+        """Waiting groups that join the batch now: room for all their known tokens, in order, none overtakes."""
+        admitted: list[SequenceGroup] = []
         promised = 0  # blocks that those admitted here will take
-        while self.waiting and self._free_slots and budget > 0:
-            sequence = self.waiting.first
-            # The last known token is computed in any case: its scores are wanted.
-            # Rows of a prompt that is scored are all computed.
+        while self.waiting and self._free_indices and budget > 0:
+            group = self.waiting.first
+            sequence = group.root
+            # The last known token is computed in any case: its logits are needed.
+            # Rows of a prompt with log-probabilities are all computed.
             num_known = 0 if sequence.wants_prompt_logprobs else (len(sequence.tokens) - 1) // BLOCK_TOKENS
             prefix = self.pool.find_cached(sequence.prefix_hashes(num_known))
             new = blocks_for(min(len(sequence.tokens) + 1, self.limits.max_model_len)) - len(prefix)
-            num_seats = sequence.request.params.beam_width or 1
-            new += num_seats - 1  # each fork copies a block
-            if num_seats > len(self._free_slots) or new + promised + self.pool.count_idle(prefix) > self.pool.num_free:
+            new += group.size - 1  # each fork copies a block
+            idle = self.pool.count_idle(prefix)
+            if group.size > len(self._free_indices) or new + promised + idle > self.pool.num_free:
                 break
             self.pool.add_owner(prefix)
             promised += new
             sequence.block_table = prefix
             sequence.num_computed_tokens = len(prefix) * BLOCK_TOKENS
             sequence.num_hashed_blocks = len(prefix)
-            if sequence.num_preemptions == 0:
+            if group.num_preemptions == 0:
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
             budget -= sequence.num_uncomputed_tokens
-            self.waiting.remove(sequence)
-            for seat in [sequence] if sequence.group is None else sequence.group.sit_down():
-                seat.batch_index = heapq.heappop(self._free_slots)
-                self._by_slot[seat.batch_index] = seat
-            self.running.append(sequence)
-            admitted.append(sequence)
+            self.waiting.remove(group)
+            for one in group.admit():
+                one.batch_index = heapq.heappop(self._free_indices)
+                self._by_index[one.batch_index] = one
+            self._admitted.append(group)
+            admitted.append(group)
         return admitted
 
     def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
@@ -215,77 +223,40 @@ class Scheduler:
         for sequence, _ in chosen:
             sequence.tree = EMPTY
         num_other_rows = sum(chain for _, chain in chosen) - len(decoding)
-        for sequence, tree in self._speculation.trees(decoding, num_other_rows, self.limits.max_model_len):
+        for sequence, tree, values in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
             size = min(len(tree), budget)
             while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:
                 size -= 1
-            sequence.tree = tree.first(size)
+            sequence.tree, sequence.tree_values = tree.first(size), values[:size]
             self._extend(sequence, len(sequence.tokens) + size)
             budget -= size
 
     # --- emit, part by part ---
 
-    def _apply(self, verdict: StepResult) -> Output:
-        sequence, accepted = verdict.sequence, verdict.accepted
-        known, prompt_logprobs = len(sequence.tokens), sequence.take_prompt_logprobs()
-        tokens: list[int] = []
-        if sequence.request.params.max_tokens == 0:  # the prompt was all that was asked for
-            sequence.finish_reason, accepted = FinishReason.LENGTH, Accepted((), ())
-        for token in accepted.tokens:
-            sequence.tokens.append(token)
-            tokens.append(token)
-            sequence.check_finished(tuple(tokens), self.limits.eos_ids, self.limits.max_model_len)
-            if sequence.finish_reason is not None:
-                break
-        nodes = accepted.nodes[: len(tokens)]
-        heads = tuple(range(1, len(nodes) + 1)) + (0,) * (len(tokens) - len(nodes))
-        hits = [0] * max(sequence.tree.depths, default=0)
-        hits[: len(nodes)] = [1] * len(nodes)
-        stats = SpeculationStats(int(bool(tokens)), len(sequence.tree), tuple(hits), sequence.tree.num_per_depth)
-        sequence.stats += stats
-        if sequence.finish_reason is None:
-            # Accepted node i stands at column known + nodes[i] and belongs at known + i.
-            moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
-            sequence.pending_copies = moves
-            sequence.num_computed_tokens += len(nodes)
-            sequence.candidates, sequence.tree = None, EMPTY
-            if sequence.matcher is not None:
-                sequence.matcher.keep(tuple(tokens))
-        else:
-            self._name_full_blocks(sequence)  # the drafts accepted just now are not in place, and are left out
-            self._free(sequence)
-        return Output(
-            request_id=sequence.request.request_id,
-            token_ids=tuple(tokens),
-            heads=heads,
-            logprobs=verdict.logprobs[: len(tokens)],
-            finish_reason=sequence.finish_reason,
-            stats=stats,
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=prompt_logprobs,
-            is_complete=sequence.is_complete,
-            error=sequence.error,
-        )
-
-    def _free(self, sequence: Sequence) -> None:
-        """Take slot and blocks back, of all its family; it is no longer running."""
-        for one in sequence.family:
-            del self._by_slot[one.batch_index]
-            heapq.heappush(self._free_slots, one.batch_index)
-            self.pool.free(one.release_kv())
-        self.running = [s for s in self.running if s.batch_index != NOT_IN_BATCH]
-        if sequence.group is not None:
-            sequence.group.begin()
+    def _release(self, group: SequenceGroup) -> None:
+        """Take batch indices and blocks back from all its sequences; it is no longer running."""
+        for sequence in group.sequences:
+            del self._by_index[sequence.batch_index]
+            heapq.heappush(self._free_indices, sequence.batch_index)
+            self.pool.free(sequence.release_kv())
+        self._admitted.remove(group)
+        group.restart()
 
     def check_integrity(self) -> None:
-        """Blocks, slots and sequences agree; nothing is pending for nobody."""
+        """Blocks, batch indices and sequences agree; nothing is pending for no one."""
         self.pool.check_integrity([s.block_table for s in self.running], shared_blocks(self.running))
-        seated = [one for s in self.running if s is s.leader for one in s.family]
-        slots = [s.batch_index for s in seated]
-        assert {s.batch_index for s in self.running} <= set(slots)
-        assert sorted([*slots, *self._free_slots]) == list(range(self.limits.max_running)), "slots are lost or doubled"
-        assert {s.batch_index: s for s in seated} == self._by_slot
+        held = {s.batch_index: s for group in self._admitted for s in group.sequences}
+        assert sorted([*held, *self._free_indices]) == list(range(self.limits.max_running)), "batch indices are lost"
+        assert held == self._by_index
         self.waiting.check_integrity()
-        for sequence in (*self.waiting, *self.running):
+        for sequence in (*(group.root for group in self.waiting), *self.running):
             sequence.check_integrity()
             assert sequence.finish_reason is None
+
+
+def _by_group(results: Seq[StepResult]) -> dict[SequenceGroup, list[StepResult]]:
+    """The results of each group, groups in the order of their first result."""
+    found: dict[SequenceGroup, list[StepResult]] = {}
+    for result in results:
+        found.setdefault(result.sequence.group, []).append(result)
+    return found

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from medusa_dist.config import Paths
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
+from medusa_dist.engine.beam.group import BeamGroup, beam_groups
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import Growth, SequentialHeads, draft_paths
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
@@ -58,8 +59,8 @@ class Drafter:
         """Set `candidates` of the sequences that go on and want speculation; the rest keep none."""
         going = [v for v in verdicts if v.sequence.finish_reason is None and v.sequence.request.params.speculation]
         if self._beams is not None:
-            self._draft_beams(self._beams, [v for v in going if v.sequence.group is not None], scores)
-            going = [v for v in going if v.sequence.group is None]
+            self._draft_beams(self._beams, [v for v in going if isinstance(v.sequence.group, BeamGroup)], scores)
+            going = [v for v in going if not isinstance(v.sequence.group, BeamGroup)]
         if not going:
             return
         device = self._token_ids.device
@@ -75,9 +76,9 @@ class Drafter:
 
     def _draft_beams(self, drafter: BeamDrafter, verdicts: Seq[StepResult], scores: Scores) -> None:
         """verdicts: of all beams of each group among them."""
-        rows = {id(v.sequence): v.last_row for v in verdicts}
-        groups = list({id(g): g for v in verdicts if (g := v.sequence.group) is not None}.values())
-        drafter.draft(groups, [[scores.hidden[rows[id(beam)]] for beam in group.beams] for group in groups])
+        rows = {v.sequence: v.last_row for v in verdicts}
+        groups = beam_groups(v.sequence for v in verdicts)
+        drafter.draft(groups, [[scores.hidden[rows[beam]] for beam in group.beams] for group in groups])
 
     def _guess(
         self, hidden: Tensor, roots: Tensor, chance: tuple[Tensor, Tensor | None], growth: Growth

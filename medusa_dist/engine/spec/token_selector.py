@@ -11,12 +11,12 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
+from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.select import select_beams
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.typical import typical_bounds, weights_of
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.trees.accept import Accepted, Frontier, Weights, accept, accept_typical
 from medusa_dist.ops.arrays import Ints
@@ -42,8 +42,8 @@ class TokenSelector:
     def select(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
         """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
         firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
-        beams = select_beams(scores, [pair for pair in firsts if pair[0].group is not None], self._eos_ids)
-        return self._judge_alone(scores, [pair for pair in firsts if pair[0].group is None]) + beams
+        beams = select_beams(scores, [pair for pair in firsts if isinstance(pair[0].group, BeamGroup)], self._eos_ids)
+        return self._judge_alone(scores, [pair for pair in firsts if not isinstance(pair[0].group, BeamGroup)]) + beams
 
     def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[StepResult]:
         """firsts: (sequence, wanted row of its root)."""

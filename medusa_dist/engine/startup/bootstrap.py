@@ -25,7 +25,7 @@ from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
@@ -188,7 +188,7 @@ class EngineRank:
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
-        speculation = Speculation(config.speculation, cost, key_chunk(default_backend(self._device, model.dtype)))
+        policy = TreePolicy(config.speculation, cost, key_chunk(default_backend(self._device, model.dtype)))
         limits = Limits(
             max_running=config.max_running,
             max_batched_tokens=config.max_batched_tokens,
@@ -197,13 +197,13 @@ class EngineRank:
             eos_ids=eos_ids,
         )
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
-        scheduler = Scheduler(limits, pool, speculation, self._ranks.generation)
+        scheduler = Scheduler(limits, pool, policy, self._ranks.generation)
         chooser = TokenSelector(model.vocab_size, eos_ids, self._device)
         read = partial(
             AutoTokenizer.from_pretrained, folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
         grammars = GrammarCompiler(read, model.vocab_size, eos_ids)
-        self.engine = Engine(scheduler, self._ranks, chooser, drafter, speculation, grammars)
+        self.engine = Engine(scheduler, self._ranks, chooser, drafter, policy, grammars)
 
     def _describe(self, drafter: Drafter | None) -> str:
         if drafter is not None:

@@ -20,8 +20,8 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import best_tree
@@ -123,7 +123,7 @@ def _verdict(ids: list[int], place: int) -> StepResult:
     params = SamplingParams(temperature=0.0)
     request = Request(request_id="self-check", prompt_ids=tuple(ids[: place + 1]), params=params, seed=0)
     emitted = ids[place + 1]
-    return StepResult(Sequence.of(request, (emitted,)), Accepted((), (emitted,)), (), place)
+    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), place)
 
 
 def _first_guess(sequence: Sequence) -> int | None:

@@ -1,86 +1,73 @@
-"""Sequence: the life of one Request in the engine, on the host.
+"""Sequence: one token sequence in the engine; SequenceGroup: the sequences of one request.
 
-Owns tokens, computed count, block table and drafts of one sequence. Not here: when it runs
-(engine/scheduler/scheduler.py). Columns (places in the block table), as half-open ranges over known tokens n =
-len(tokens):
-  [0, num_computed)   KV is there, of verified tokens
-  [num_computed, n)   known tokens whose KV is not computed; while decoding just one, the root
-  [n, n + nodes)      during a step: drafted nodes
-Invariant between steps: num_computed < n.
+Owns a sequence's tokens, KV bookkeeping and drafts, and what a step decides for it. Not here: when it runs
+(engine/scheduler/scheduler.py), what a step's result does to a group (single_sequence.py, engine/beam/group.py).
+KV indices (positions in the block table), as half-open ranges over known tokens n = len(tokens):
+  [0, num_computed_tokens)   KV is there, of verified tokens
+  [num_computed_tokens, n)   known tokens whose KV is not computed; while decoding just one, the root
+  [n, n + len(tree))         during a step: draft tokens
+Invariant between steps: num_computed_tokens < n.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from medusa_dist.engine.state.acceptance_tracker import AcceptanceTracker
-from medusa_dist.engine.state.block_pool import blocks_for, chain_hash, salt_name
+from medusa_dist.engine.state.block_pool import BlockPool, blocks_for, chain_hash, salt_name
+from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.errors import RequestError
+from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.outputs import FinishReason, SpeculationStats, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.request import Request
-
-if TYPE_CHECKING:
-    from medusa_dist.engine.beam.group import BeamGroup
 
 NOT_IN_BATCH = -1
 
 
-@dataclass
+@dataclass(eq=False)  # a sequence is equal to itself alone, and a key of dicts
 class Sequence:
-    """Made by the scheduler at submit. `tokens` starts as prompt + output known from before a restart."""
+    """Made by its group. `tokens` starts as prompt + output known from before a restart."""
 
-    request: Request
+    group: "SequenceGroup" = field(repr=False)
     tokens: list[int]
-    num_prompt_tokens: int
-    number: int = 0  # how many came before it
     num_computed_tokens: int = 0
     batch_index: int = NOT_IN_BATCH
     block_table: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(
-        default_factory=list
-    )  # chain hashes of its full blocks, as far as they were needed
+    block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of its full blocks, as far as needed
     num_hashed_blocks: int = 0  # how many of `blocks` the prefix cache was told of, or gave
     num_cached_tokens: int = 0  # prompt tokens whose KV the prefix cache had when it was first admitted
     num_broadcast_blocks: int = 0  # how many of `blocks` the ranks know
     candidates: Candidates | None = None  # what the heads guess after the root; None: nothing drafted
     tree: Tree = EMPTY  # what this step verifies
+    tree_values: Seq[float] = ()  # expected acceptance of its nodes, calibrated
     pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) columns, not moved yet
     wants_prompt_logprobs: bool = False  # log-probabilities of its prompt are asked for, and not delivered yet
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
-    group: "BeamGroup | None" = field(default=None, repr=False, compare=False)  # of a beam; None: no beam search
     fork_slots: list[int] = field(default_factory=list)  # KV slots of its last computed rows, which stand elsewhere
     acceptance: AcceptanceTracker = field(default_factory=AcceptanceTracker)  # what drafting has brought it
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
-    num_preemptions: int = 0
     matcher: Matcher | None = None  # its place in its grammar, after the known tokens
     is_complete: bool = False  # the grammar left nothing to add
     error: RequestError | None = None  # why it could not go on
 
-    @classmethod
-    def of(cls, request: Request, output_ids: tuple[int, ...] = (), number: int = 0) -> "Sequence":
-        """A waiting sequence; output_ids are tokens that were emitted before (a restart, a lost group)."""
-        tokens = [*request.prompt_ids, *output_ids]
-        # The prompt's scores left with the first output.
-        scores_prompt = request.params.prompt_logprobs is not None and not output_ids
-        return cls(request, tokens, len(request.prompt_ids), number, wants_prompt_logprobs=scores_prompt)
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        return self.group.request
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_ids)
 
     @property
     def priority_key(self) -> tuple[int, int]:
-        """Its place among all sequences: the least is served first, the greatest preempted first."""
-        return self.request.priority, self.number
-
-    @property
-    def family(self) -> "list[Sequence]":
-        """The sequences that come and go with it, itself among them: all beams of its request, or it alone."""
-        return [self] if self.group is None else self.group.seats
-
-    @property
-    def leader(self) -> "Sequence":
-        """The one of its family that waits in the queue."""
-        return self if self.group is None else self.group.root
+        """Its group's place among all: the least is served first, the greatest preempted first."""
+        return self.group.priority_key
 
     @property
     def num_output_tokens(self) -> int:
@@ -94,11 +81,8 @@ class Sequence:
 
     def count_prompt_logprobs(self, chain: int) -> int:
         """How many of the next `chain` rows are followed by a prompt token whose score is asked for."""
-        return (
-            max(0, min(chain, self.num_prompt_tokens - 1 - self.num_computed_tokens))
-            if self.wants_prompt_logprobs
-            else 0
-        )
+        left = self.num_prompt_tokens - 1 - self.num_computed_tokens
+        return max(0, min(chain, left)) if self.wants_prompt_logprobs else 0
 
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
         """The prompt's scores, once: None for its first token, which nothing precedes. () if not asked for."""
@@ -142,7 +126,12 @@ class Sequence:
     def release_kv(self) -> list[int]:
         """Give up slot, blocks and drafts, keep the tokens; returns the blocks. Preemption: it recomputes later."""
         blocks, self.block_table = self.block_table, []
-        self.batch_index, self.num_computed_tokens, self.num_broadcast_blocks, self.num_hashed_blocks = NOT_IN_BATCH, 0, 0, 0
+        self.batch_index, self.num_computed_tokens, self.num_broadcast_blocks, self.num_hashed_blocks = (
+            NOT_IN_BATCH,
+            0,
+            0,
+            0,
+        )
         self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = None, EMPTY, [], []
         self.fork_slots = []
         return blocks
@@ -154,3 +143,70 @@ class Sequence:
             assert not self.block_table and self.num_computed_tokens == 0 and not self.pending_copies
         else:
             assert blocks_for(self.num_computed_tokens - len(self.fork_slots)) <= len(self.block_table)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step decided for one sequence: the accepted path, and one logprob entry per token if asked for."""
+
+    sequence: Sequence
+    accepted: Accepted
+    logprobs: tuple[TokenLogprobs, ...]
+    last_row: int  # logits row of the deepest accepted node (or the root): the heads read its hidden state next
+
+    @property
+    def hits(self) -> tuple[int, ...]:
+        """Nodes of the sequence's own tree that were accepted."""
+        return self.accepted.nodes
+
+
+class SequenceGroup(ABC):
+    """The sequences of one request: one, or W beams. They are admitted, preempted and freed together.
+
+    root waits in the queue and computes the prompt. sequences are those that hold a batch index once admitted.
+    number: how many requests were submitted before it.
+    """
+
+    root: Sequence
+
+    def __init__(self, request: Request, number: int = 0) -> None:
+        self.request = request
+        self.number = number
+        self.num_preemptions = 0
+
+    @property
+    def priority_key(self) -> tuple[int, int]:
+        """Its place among all groups: the least is served first, the greatest preempted first."""
+        return self.request.priority, self.number
+
+    @property
+    def size(self) -> int:
+        """Batch indices that it needs."""
+        return 1
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that hold a batch index."""
+        return [self.root]
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those of `sequences` that have tokens to compute."""
+        return self.sequences
+
+    def admit(self) -> list[Sequence]:
+        """Make its further sequences; returns all that get a batch index now."""
+        return self.sequences
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Its KV is gone: begin again from what is kept."""
+
+    @abstractmethod
+    def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output | None:
+        """Apply a step's results, one per running sequence; None if there is nothing to say yet."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will be computed for it."""
+        return self.root.finish_reason is not None

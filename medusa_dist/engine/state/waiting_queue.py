@@ -7,35 +7,35 @@ it, which is before all of its priority that came later. Not here: when a slot i
 from bisect import insort
 from collections.abc import Iterator
 
-from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.sequence import SequenceGroup
 
 
 class WaitingQueue:
     """A list that stays sorted by Sequence.turn."""
 
     def __init__(self) -> None:
-        self._sequences: list[Sequence] = []
+        self._groups: list[SequenceGroup] = []
 
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._sequences)
+    def __iter__(self) -> Iterator[SequenceGroup]:
+        return iter(self._groups)
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self._groups)
 
     @property
-    def first(self) -> Sequence:
+    def first(self) -> SequenceGroup:
         """Whose turn it is; there is one."""
-        return self._sequences[0]
+        return self._groups[0]
 
-    def add(self, sequence: Sequence) -> None:
-        """Put a sequence in its place."""
-        insort(self._sequences, sequence, key=lambda s: s.priority_key)
+    def add(self, group: SequenceGroup) -> None:
+        """Put a group in its place."""
+        insort(self._groups, group, key=lambda s: s.priority_key)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, admitted or aborted. Equal means the same one."""
-        del self._sequences[next(i for i, other in enumerate(self._sequences) if other is sequence)]
+    def remove(self, group: SequenceGroup) -> None:
+        """Take a group out, admitted or aborted. Equal means the same one."""
+        del self._groups[next(i for i, other in enumerate(self._groups) if other is group)]
 
     def check_integrity(self) -> None:
         """In order, and nobody twice."""
-        turns = [sequence.priority_key for sequence in self._sequences]
+        turns = [group.priority_key for group in self._groups]
         assert turns == sorted(set(turns)), "the queue is out of order"

@@ -9,7 +9,6 @@ import torch
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.result import Known
-from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.medusa.beam.beam_tree import num_followed, rank_guesses
 from medusa_dist.medusa.beam.search import BeamRules, Ranked, Search
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
@@ -39,9 +38,9 @@ def group_of(width: int, seed: int, reach: int) -> tuple[BeamGroup, list[torch.T
     """Beams under way, and the row before the last token of each."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     request = Request(request_id="x", prompt_ids=(4, 6), params=SamplingParams(beam_width=width), seed=0)
-    group = BeamGroup(Sequence.of(request), BeamRules(width, 60, frozenset({EOS})))
-    group.sit_down()
-    group.beams, group.idle, group.reach = group.seats, [], reach
+    group = BeamGroup(request, BeamRules(width, 60, frozenset({EOS})))
+    group.admit()
+    group.beams, group.idle, group.reach = group.sequences, [], reach
     for beam in group.beams:
         beam.tokens = [4, 6, rng.randrange(VOCAB), rng.randrange(VOCAB)]
     scores = sorted((rng.uniform(-3, 0) for _ in range(width)), reverse=True)

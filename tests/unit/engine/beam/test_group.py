@@ -11,9 +11,10 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import beam_group, shared_blocks, with_forks
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.token_selector import TokenSelector
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search, advance
 from medusa_dist.medusa.trees.tree import Candidates
@@ -61,7 +62,7 @@ class BeamEngine(FakeEngine):
 
     def __init__(self, num_blocks: int, nodes: int = 12, seed: int = 0, **fields: int) -> None:
         keys = {"max_running": 6, "max_batched_tokens": 64, "max_model_len": MAX_LEN, "vocab_size": VOCAB} | fields
-        speculation = Speculation(SpeculationConfig(mode="auto", max_nodes=nodes))
+        speculation = TreePolicy(SpeculationConfig(mode="auto", max_nodes=nodes))
         super().__init__(Limits(**keys, eos_ids=(EOS,)), num_blocks, speculation, skill=0.7, seed=seed)
         self.worker = SeeingWorker(keys["max_running"], -(-(MAX_LEN + 64) // 16))
         self.chooser = TokenSelector(VOCAB, (EOS,), torch.device("cpu"))
@@ -73,7 +74,11 @@ class BeamEngine(FakeEngine):
         sequences = self.scheduler.wanted_sequences(plan)
         seen = self.worker.execute(plan)
         of_row = [s for s in sequences for _ in range(1 + len(s.tree))]
-        whole = {i: torch.tensor(logits(seen[i])) for i, s in enumerate(of_row) if s.group is not None}
+        whole = {
+            i: torch.tensor(logits(seen[i]))
+            for i, s in enumerate(of_row)
+            if s.group.size > 1 or s.request.params.beam_width
+        }
         choices = np.array([truth(tokens) for tokens in seen], dtype=np.int64)
         verdicts = self.chooser.select(plan, Scores(choices, whole, torch.zeros(len(seen), 1)), sequences)
         outputs = self.scheduler.emit(plan, verdicts)
@@ -82,7 +87,9 @@ class BeamEngine(FakeEngine):
         self.most_shared = max(self.most_shared, len(owned) - len(set(owned)))
         for sequence in (v.sequence for v in verdicts):
             if sequence.finish_reason is None:
-                sequence.candidates = self.draft(sequence) if sequence.group is None else self.guess(sequence)
+                sequence.candidates = (
+                    self.draft(sequence) if sequence.request.params.beam_width is None else self.guess(sequence)
+                )
         for output in outputs:
             assert output.finish_reason is not None or not output.hypotheses
             before = self.outputs.get(output.request_id)
@@ -170,9 +177,9 @@ def test_a_preempted_search_begins_again_and_keeps_its_place() -> None:
         made.step()
     last = made.submit("last", (3,) * 30, max_tokens=4)
     # It may have been admitted again at once, and stands at its first token at most; nobody passes it.
-    everyone = [s for s in (*made.scheduler.running, *made.scheduler.waiting) if s is s.leader]
+    everyone = [s.group for s in made.scheduler.running if s is s.group.root] + list(made.scheduler.waiting)
     assert [s.request.request_id for s in sorted(everyone, key=lambda s: s.priority_key)] == ["first", "search", "last"]
-    assert all(s.num_output_tokens <= 1 for s in everyone if s.group is not None)
+    assert all(s.root.num_output_tokens <= 1 for s in everyone if s.request.params.beam_width)
     made.run()
     assert [h.token_ids for h in made.outputs["search"].hypotheses] == [h.token_ids for h in expected(search)]
     for request in (first, last):
@@ -218,18 +225,18 @@ def test_the_largest_search_that_fits_runs_alone_without_preemption() -> None:
 
 def test_the_group_reads_the_request() -> None:
     params = SamplingParams(beam_width=2, max_tokens=None, stop_token_ids=(7,), length_penalty=0.5, early_stopping=True)
-    root = Sequence.of(Request(request_id="x", prompt_ids=(1, 2, 3), params=params, seed=0), (9, 9))
+    request = Request(request_id="x", prompt_ids=(1, 2, 3), params=params, seed=0)
     limits = Limits(max_running=4, max_batched_tokens=64, max_model_len=50, vocab_size=VOCAB, eos_ids=(EOS,))
-    group = beam_group(root, limits, 100)
+    group = beam_group(request, limits, 100)
     assert group.rules == BeamRules(2, 47, frozenset({7, EOS}), 0.5, True)
-    assert group.rules.num_candidates == 6 and group.seats == [root]
-    assert root.tokens == [1, 2, 3], "tokens of an earlier search are none"
-    assert [seat.group for seat in group.sit_down()] == [None, group], "the scheduler links the root"
+    assert group.rules.num_candidates == 6 and group.sequences == group.running == [group.root]
+    assert group.root.tokens == [1, 2, 3]
+    assert [one.group for one in group.admit()] == [group, group] and group.running == [group.root]
 
 
 def test_moves_into_a_block_that_changed_hands_are_void() -> None:
     params = SamplingParams(beam_width=2)
-    one = Sequence.of(Request(request_id="x", prompt_ids=(1,) * 18, params=params, seed=0))
+    one = SingleSequence(Request(request_id="x", prompt_ids=(1,) * 18, params=params, seed=0)).root
     one.block_table, one.num_computed_tokens, one.fork_slots = [3, 5], 18, [40, 47]
     moves = [(100, 80), (101, 81), (102, 83), (7, 8)]  # slot 80 is block 5's first
     assert with_forks(moves, [one]) == [(102, 83), (7, 8), (40, 80), (47, 81)]
@@ -239,9 +246,10 @@ def test_moves_into_a_block_that_changed_hands_are_void() -> None:
 def test_only_full_blocks_of_beams_are_shared() -> None:
     params = SamplingParams(beam_width=2)
     request = Request(request_id="x", prompt_ids=(1,) * 40, params=params, seed=0)
-    first, second, other = (Sequence.of(request) for _ in range(3))
+    other = SingleSequence(request).root
     limits = Limits(max_running=4, max_batched_tokens=64, max_model_len=50, vocab_size=VOCAB, eos_ids=())
-    first.group = second.group = beam_group(first, limits, 100)
+    first, second = beam_group(request, limits, 100).admit()
+    second.tokens = list(first.tokens)
     first.block_table, second.block_table, other.block_table = [1, 2, 3], [1, 2, 4], [6, 7, 8]
     for sequence in (first, second, other):
         sequence.num_computed_tokens = 35

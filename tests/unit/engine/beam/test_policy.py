@@ -7,8 +7,9 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.policy import BeamPolicy
 from medusa_dist.engine.beam.result import BeamResult
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.beam.search import BeamRules, BeamTraversal, Search
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost
@@ -22,10 +23,9 @@ W, MAX_LEN = 4, 2000
 def group_of(name: str = "x", likely: int = 0) -> BeamGroup:
     """W beams with the same three lists of guesses; those of beam `likely` are the likeliest by far."""
     request = Request(request_id=name, prompt_ids=(1, 2, 3), params=SamplingParams(beam_width=W, max_tokens=90), seed=0)
-    root = Sequence.of(request)
-    group = root.group = BeamGroup(root, BeamRules(W, 90))
-    group.sit_down()
-    group.beams, group.idle = group.seats, []
+    group = BeamGroup(request, BeamRules(W, 90))
+    group.admit()
+    group.beams, group.idle = group.sequences, []
     tokens = np.arange(10, 40).reshape(3, 10)
     chances = np.tile(0.5 * 0.7 ** np.arange(10, dtype=np.float32), (3, 1))
     for number, beam in enumerate(group.beams):
@@ -47,17 +47,17 @@ def verdicts(group: BeamGroup, num_levels: int, hit: bool) -> list[BeamResult]:
     return [BeamResult(b, Accepted((), ()), (), 0, b, walk, (), {}) for b in group.beams]
 
 
-def plant(made: Speculation, beams: list[Sequence]) -> int:
+def plant(made: TreePolicy, beams: list[Sequence]) -> int:
     for beam in beams:
         beam.tree = EMPTY
-    for beam, tree in made.trees(beams, 0, MAX_LEN):
-        beam.tree = tree
+    for beam, tree, values in made.trees(beams, 0, MAX_LEN):
+        beam.tree, beam.tree_values = tree, values
     return sum(len(beam.tree) for beam in beams)
 
 
 def test_nodes_go_to_the_beams_that_win() -> None:
     group = group_of(likely=2)
-    made = Speculation(SpeculationConfig(max_nodes=50))
+    made = TreePolicy(SpeculationConfig(max_nodes=50))
     assert plant(made, group.beams) > 40
     assert len(group.beams[2].tree) == max(len(beam.tree) for beam in group.beams) > len(group.beams[0].tree)
     assert group.beams[2].tree.tokens[:6] == tuple(range(10, 16)), "the first run: 1.5 W"
@@ -66,7 +66,7 @@ def test_nodes_go_to_the_beams_that_win() -> None:
 @pytest.mark.parametrize("kink", range(4, 40, 3))
 def test_the_budget_pays_for_whole_runs(kink: int) -> None:
     """Rows are free up to the kink and unpayable beyond."""
-    made = Speculation(SpeculationConfig(max_nodes=50), StepCost((1, kink, kink + 1), (1.0, 1.0, 90.0)))
+    made = TreePolicy(SpeculationConfig(max_nodes=50), StepCost((1, kink, kink + 1), (1.0, 1.0, 90.0)))
     group = group_of()
     num_nodes = plant(made, group.beams)
     ends, total = [0], 0
@@ -80,9 +80,9 @@ def test_the_budget_pays_for_whole_runs(kink: int) -> None:
 
 def test_groups_and_others_share_a_budget() -> None:
     request = Request(request_id="y", prompt_ids=(1, 2), params=SamplingParams(max_tokens=90), seed=0)
-    group, alone = group_of(), Sequence.of(request, (5,))
+    group, alone = group_of(), SingleSequence(request, (5,)).root
     alone.candidates = Candidates(np.arange(10)[None], np.full((1, 10), 0.09, dtype=np.float32))
-    made = Speculation(SpeculationConfig(max_nodes=9), StepCost((1, W + 1, W + 7, W + 8), (1.0, 1.0, 1.01, 90.0)))
+    made = TreePolicy(SpeculationConfig(max_nodes=9), StepCost((1, W + 1, W + 7, W + 8), (1.0, 1.0, 1.01, 90.0)))
     assert plant(made, [*group.beams, alone]) == 6 and not len(alone.tree)
     alone.candidates = Candidates(np.arange(10)[None], np.full((1, 10), 0.9, dtype=np.float32))
     assert plant(made, [*group.beams, alone]) <= 6 and len(alone.tree) > 0 == sum(len(b.tree) for b in group.beams)
@@ -91,7 +91,7 @@ def test_groups_and_others_share_a_budget() -> None:
 def test_a_beam_without_candidates_has_no_tree() -> None:
     group = group_of(likely=1)
     group.beams[1].candidates = None
-    made = Speculation(SpeculationConfig(max_nodes=9))
+    made = TreePolicy(SpeculationConfig(max_nodes=9))
     plant(made, group.beams)
     assert len(group.beams[1].tree) == 0 < len(group.beams[0].tree)
 
@@ -136,7 +136,7 @@ def test_without_drafts_the_answer_is_forgotten() -> None:
 
 def test_widths_learn_for_themselves() -> None:
     group, made = group_of(), BeamPolicy(9)
-    other = BeamGroup(group.root, BeamRules(2, 90))
+    other = BeamGroup(group.request, BeamRules(2, 90))
     group.was_drafted = True
     made.trees([(beam, (9, 9)) for beam in group.beams])
     made.learn(verdicts(group, 1, hit=True))

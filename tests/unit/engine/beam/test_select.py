@@ -9,7 +9,7 @@ from medusa_dist.engine.beam.result import BeamResult
 from medusa_dist.engine.beam.select import select_beams
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.block_pool import BlockPool
-from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.limits import Limits
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.beam.search import BeamRules, Search
 from medusa_dist.medusa.trees.accept import Accepted
@@ -31,11 +31,11 @@ def row(**best: float) -> torch.Tensor:
 def group_of(outputs: list[tuple[int, ...]], scores: list[float], name: str = "x", **params: object) -> BeamGroup:
     """A search under way: beams with these outputs, each with a place."""
     asked = SamplingParams(beam_width=2, max_tokens=9, **params)
-    root = Sequence.of(Request(request_id=name, prompt_ids=(4, 6), params=asked, seed=0))
-    group = root.group = BeamGroup(root, BeamRules(2, 9, frozenset(EOS)))
-    group.sit_down()
+    request = Request(request_id=name, prompt_ids=(4, 6), params=asked, seed=0)
+    group = BeamGroup(request, BeamRules(2, 9, frozenset(EOS)))
+    group.admit()
     if len(outputs) > 1:
-        group.beams, group.idle = group.seats, []
+        group.beams, group.idle = group.sequences, []
     for beam, output in zip(group.beams, outputs, strict=True):
         beam.tokens = [4, 6, *output]
     group.search = Search(tuple(outputs), tuple(scores))
@@ -134,7 +134,7 @@ def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
         assert first.memory[place].ranked[0] == (int(best.indices), pytest.approx(float(best.values), abs=1e-5))
         assert first.memory[place].hidden.tolist() == [1.0 if place[1] == () else 3.0]
     # One step on: the first beam takes 1, of which all is known; the other's way was not remembered.
-    group.settle([first, second], BlockPool(8))
+    group.advance([first, second], Limits(4, 64, 50, V, EOS), BlockPool(8))
     assert group.memory is first.memory and group.was_drafted
     one, other = judge([group], [row(t1=9.0), row(t4=9.0)])
     assert one.walk.search.outputs == ((8, 5, 1), (9, 3, 4))

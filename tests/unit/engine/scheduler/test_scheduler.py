@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.runner.plan import Op
-from medusa_dist.engine.spec.tree_policy import Speculation
+from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.trees.tree import Tree
@@ -27,11 +27,11 @@ def limits(**fields: int) -> Limits:
     return Limits(**keys, eos_ids=(EOS,))
 
 
-def speculation(nodes: int | None = 7) -> Speculation:
+def speculation(nodes: int | None = 7) -> TreePolicy:
     """nodes: at most so many, 0 = off, None = a static tree."""
     if nodes is None:
-        return Speculation(SpeculationConfig(mode="static", tree=STATIC))
-    return Speculation(SpeculationConfig(mode="auto", max_nodes=nodes))
+        return TreePolicy(SpeculationConfig(mode="static", tree=STATIC))
+    return TreePolicy(SpeculationConfig(mode="auto", max_nodes=nodes))
 
 
 def engine(num_blocks: int = 40, nodes: int | None = 7, skill: float = 0.7, **fields: int) -> FakeEngine:
@@ -363,7 +363,7 @@ class Life(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             if self.engine.scheduler.has_work:
-                ran = {s.number for s in self.engine.scheduler.running}
+                ran = {s.group.number for s in self.engine.scheduler.running}
                 self.engine.step()
                 plan = self.engine.plans[-1]
                 self.nobody_overtook(ran, set(plan.admitted_indices.tolist()))
@@ -380,7 +380,7 @@ class Life(RuleBasedStateMachine):
         admitted = [s.priority_key for s in scheduler.running if s.batch_index in admitted_slots]
         assert max(admitted, default=LEAST) < min(waiting, default=MOST)
         put_out = [s.priority_key for s in scheduler.waiting if s.number in ran]
-        stayed = [s.priority_key for s in scheduler.running if s.number in ran]
+        stayed = [s.priority_key for s in scheduler.running if s.group.number in ran]
         assert max(stayed, default=LEAST) < min(put_out, default=MOST)
 
     @invariant()

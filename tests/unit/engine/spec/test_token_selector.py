@@ -8,6 +8,7 @@ from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.trees.tree import EMPTY, Tree
 from medusa_dist.ops.noise import NoiseColumns, gumbel
@@ -23,7 +24,7 @@ PROMPT = (4, 5, 6)
 
 def sequence(tree: Tree = EMPTY, output: tuple[int, ...] = (7,), seed: int = 3, **params: object) -> Sequence:
     request = Request(request_id="x", prompt_ids=PROMPT, params=SamplingParams(**params), seed=seed)
-    made = Sequence.of(request, output)
+    made = SingleSequence(request, output).root
     made.tree = tree
     return made
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from medusa_dist.config import SpeculationConfig
-from medusa_dist.engine.spec.tree_policy import Speculation
-from medusa_dist.engine.state.sequence import Sequence
-from medusa_dist.engine.state.step_result import StepResult
+from medusa_dist.engine.spec.tree_policy import TreePolicy
+from medusa_dist.engine.state.sequence import Sequence, StepResult
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import SAMPLED
@@ -26,19 +26,19 @@ def sequence(known: int = 20, chance: float = 0.6, heads: int = 4, **params: obj
     """Guess r of head k is token 10 k + r; each is half as likely as the one before."""
     fields = {"max_tokens": 1000} | params
     request = Request(request_id="x", prompt_ids=(1, 2, 3), params=SamplingParams(**fields), seed=0)
-    made = Sequence.of(request, (5,) * (known - 3))
+    made = SingleSequence(request, (5,) * (known - 3)).root
     tokens = 10 * np.arange(1, heads + 1)[:, None] + np.arange(5)
     chances = np.full((heads, 1), chance) * 0.5 ** np.arange(5)
     made.candidates = Candidates(tokens.astype(np.int64), chances.astype(np.float32))
     return made
 
 
-def policy(nodes: int = 7, cost: StepCost | None = None) -> Speculation:
-    return Speculation(SpeculationConfig(mode="auto", max_nodes=nodes), cost)
+def policy(nodes: int = 7, cost: StepCost | None = None) -> TreePolicy:
+    return TreePolicy(SpeculationConfig(mode="auto", max_nodes=nodes), cost)
 
 
-def only_tree(made: Speculation, one: Sequence, max_len: int = MAX_LEN) -> Tree:
-    ((found, tree),) = made.trees([one], 0, max_len)
+def only_tree(made: TreePolicy, one: Sequence, max_len: int = MAX_LEN) -> Tree:
+    ((found, tree, one.tree_values),) = made.trees([one], 0, max_len)
     assert found is one
     return tree
 
@@ -46,7 +46,7 @@ def only_tree(made: Speculation, one: Sequence, max_len: int = MAX_LEN) -> Tree:
 def test_sequences_without_candidates_get_no_tree() -> None:
     drafted, bare = sequence(), sequence()
     bare.candidates = None
-    assert [s for s, _ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
+    assert [s for s, _, _ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
     assert policy().trees([bare], 0, MAX_LEN) == policy().trees([], 0, MAX_LEN) == []
 
 
@@ -62,9 +62,9 @@ def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
     tree = only_tree(policy(100), sequence(known))
     assert len(tree) == most
     assert known // KEY_CHUNK == (known + len(tree) - 1) // KEY_CHUNK
-    static = Speculation(SpeculationConfig(mode="static", tree=tuple((r,) for r in range(5))))
+    static = TreePolicy(SpeculationConfig(mode="static", tree=tuple((r,) for r in range(5))))
     assert len(only_tree(static, sequence(known))) == min(5, most)
-    unbound = Speculation(SpeculationConfig(max_nodes=100), key_chunk=None)
+    unbound = TreePolicy(SpeculationConfig(max_nodes=100), key_chunk=None)
     assert len(only_tree(unbound, sequence(known))) == 100
 
 
@@ -78,19 +78,19 @@ def test_a_tree_is_no_deeper_than_what_may_be_emitted(left: int) -> None:
 
 def test_a_static_tree_is_always_the_same() -> None:
     paths = ((0,), (1,), (0, 0), (1, 2))
-    made = Speculation(SpeculationConfig(mode="static", tree=paths, max_nodes=1), STEEP)
+    made = TreePolicy(SpeculationConfig(mode="static", tree=paths, max_nodes=1), STEEP)
     assert only_tree(made, sequence()) == Tree((10, 11, 20, 22), (-1, -1, 0, 1))
-    assert made.should_draft(1)
+    assert made.gate.should_draft(1)
 
 
 def test_the_budget_goes_where_the_chances_are() -> None:
     likely, unlikely = sequence(chance=0.95), sequence(chance=0.02)
-    sizes = {id(s): len(tree) for s, tree in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
-    assert sizes == {id(likely): 7, id(unlikely): 7}  # rows cost nothing
+    sizes = {s: len(tree) for s, tree, _ in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {likely: 7, unlikely: 7}  # rows cost nothing
     kinked = StepCost((2, 6, 7), (1.0, 1.0, 3.0), 0.1)  # four rows are free, the fifth costs a step
-    sizes = {id(s): len(tree) for s, tree in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
-    assert sizes == {id(likely): 4, id(unlikely): 0}
-    assert all(len(tree) == 0 for _, tree in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
+    sizes = {s: len(tree) for s, tree, _ in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
+    assert sizes == {likely: 4, unlikely: 0}
+    assert all(len(tree) == 0 for _, tree, _ in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
 
 
 def test_rows_of_prompts_count() -> None:
@@ -100,11 +100,11 @@ def test_rows_of_prompts_count() -> None:
 
 def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
     made = policy(7, STEEP)
-    calls = [made.should_draft(1) for _ in range(3)]
+    calls = [made.gate.should_draft(1) for _ in range(3)]
     for _ in range(40):
-        if made.should_draft(1):
+        if made.gate.should_draft(1):
             made.trees([sequence()], 0, MAX_LEN)
-    ran = [made.should_draft(1 + step % 5) for step in range(1000)]
+    ran = [made.gate.should_draft(1 + step % 5) for step in range(1000)]
     assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred, whatever the batches
 
 
@@ -113,9 +113,9 @@ def test_what_was_drafted_in_one_batch_says_what_it_is_worth_in_another() -> Non
     made = policy(7, StepCost((1, 12, 13, 60), (1.0, 1.0, 2.0, 49.0), 0.05))
     for _ in range(20):
         made.trees([sequence(chance=0.7) for _ in range(2)], 0, MAX_LEN)
-    assert made.gain(3) > 1.2 and made.should_draft(3)
-    assert made.gain(12) < 1.0 and not made.should_draft(12)
-    assert made.gain(200) < 1.0  # more than are remembered
+    assert made.gate.gain(3) > 1.2 and made.gate.should_draft(3)
+    assert made.gate.gain(12) < 1.0 and not made.gate.should_draft(12)
+    assert made.gate.gain(200) < 1.0  # more than are remembered
 
 
 def test_a_gain_is_that_of_the_budget() -> None:
@@ -123,15 +123,15 @@ def test_a_gain_is_that_of_the_budget() -> None:
     for _ in range(64):
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
     values = values_of(only_tree(made, one := sequence(chance=0.9)), made.calibration.believe(one.candidates, SAMPLED))
-    assert made.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
-    assert made.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
+    assert made.gate.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
+    assert made.gate.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
 
 
 def test_heads_that_pay_run_but_for_probes() -> None:
     made = policy(7, FLAT)
     ran = []
     for _ in range(1000):
-        ran.append(made.should_draft(3))
+        ran.append(made.gate.should_draft(3))
         made.trees([sequence(chance=0.9) for _ in range(3)], 0, MAX_LEN)
     assert 5 <= ran.count(False) <= 10  # at most one step in a hundred
 
@@ -164,11 +164,11 @@ def test_who_is_drafted_for() -> None:
     for _ in range(20):
         made.learn([bad])
     assert made.select_for_drafting([good, bad]) == [good] and (
-        made.num_paused_sequence_steps,
-        made.num_steps_without_drafts,
+        made.counts.num_paused_sequence_steps,
+        made.counts.num_steps_without_drafts,
     ) == (1, 0)
-    assert made.select_for_drafting([]) == [] and made.num_steps_without_drafts == 0
-    never = Speculation(SpeculationConfig(min_accepted=0.0), FLAT)
+    assert made.select_for_drafting([]) == [] and made.counts.num_steps_without_drafts == 0
+    never = TreePolicy(SpeculationConfig(min_accepted=0.0), FLAT)
     assert never.select_for_drafting([good, bad]) == [good, bad]
 
 
@@ -188,7 +188,7 @@ def test_beams_rest_together() -> None:
     made = policy(7, FLAT)
     beams = [verdict(sequence()) for _ in range(2)]
     for beam in beams:
-        beam.sequence.group = SimpleNamespace(beams=[v.sequence for v in beams])
+        beam.sequence.group = SimpleNamespace(running=[v.sequence for v in beams], request=beam.sequence.request)
         beam.sequence.tree = Tree((10,), (-1,))
     for number in (0, 1):
         assert made.select_for_drafting(beams) == beams  # while one of them does well
@@ -223,7 +223,7 @@ def test_heads_rest_while_no_tree_finds_room() -> None:
     assert steps(100, room=True) > 80
 
 
-def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6, size: int = 3) -> list[bool]:
+def served(made: TreePolicy, count: int, hidden: float = 0.0, hits: float = 0.6, size: int = 3) -> list[bool]:
     """Steps of a batch, a second each. hidden: what drafted ones take beyond; hits: of each tree. -> drafted?"""
     drafted, owed = [], 0.0
     for _ in range(count):
@@ -231,7 +231,7 @@ def served(made: Speculation, count: int, hidden: float = 0.0, hits: float = 0.6
         if not made.select_for_drafting([verdict(one) for one in batch]):
             for one in batch:
                 one.candidates = None
-        for one, tree in made.trees(batch, 0, MAX_LEN):
+        for one, tree, one.tree_values in made.trees(batch, 0, MAX_LEN):
             one.tree = tree
         nodes = sum(len(one.tree) for one in batch)
         verdicts = []
@@ -254,7 +254,7 @@ def test_drafts_that_cost_what_nobody_foretold_end(hidden: float) -> None:
 
 
 def test_drafts_that_are_never_accepted_end() -> None:
-    made = Speculation(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
+    made = TreePolicy(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
     made.calibration.learn = lambda *_: None  # confidences that stay wrong
     assert sum(served(made, 6000, hits=0.0)[-3000:]) < 0.05 * 3000
 
@@ -266,14 +266,14 @@ def test_steps_without_drafts_are_counted() -> None:
         if made.select_for_drafting([verdict(sequence())]):
             ran += 1
             made.trees([sequence()], 0, MAX_LEN)
-    assert made.num_steps_without_drafts == 300 - ran > 250
+    assert made.counts.num_steps_without_drafts == 300 - ran > 250
 
 
-STATIC = Speculation(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (1, 0))))
+STATIC = TreePolicy(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (1, 0))))
 
 
 @pytest.mark.parametrize("made", [policy(7, None), policy(7, FLAT), STATIC], ids=["no curve", "curve", "static"])
-def test_what_is_expected_is_what_was_verified(made: Speculation) -> None:
+def test_what_is_expected_is_what_was_verified(made: TreePolicy) -> None:
     """The scheduler cuts trees where rows or blocks are short."""
     one = sequence(chance=0.8)
     tree = only_tree(made, one)
@@ -282,10 +282,10 @@ def test_what_is_expected_is_what_was_verified(made: Speculation) -> None:
     assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
     expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]
     made.learn([StepResult(one, Accepted((), (5,)), (), 0)])
-    assert made.num_expected == pytest.approx(float(expected), rel=1e-5)
+    assert made.counts.num_expected == pytest.approx(float(expected), rel=1e-5)
     made.trees([], 0, MAX_LEN)
     made.learn([StepResult(one, Accepted((), (5,)), (), 0)])
-    assert made.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
+    assert made.counts.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
 
 
 def test_what_drafting_really_takes_counts() -> None:
@@ -294,8 +294,8 @@ def test_what_drafting_really_takes_counts() -> None:
         made.observe_drafting(1, 100.0)  # the curve was measured with a tenth of a second
         made.observe_drafting(30, 0.1)
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
-    assert not any(made.should_draft(1) for _ in range(50))
-    assert made.should_draft(30)
+    assert not any(made.gate.should_draft(1) for _ in range(50))
+    assert made.gate.should_draft(30)
 
 
 def test_nodes_that_cost_more_than_their_rows_are_fewer() -> None:

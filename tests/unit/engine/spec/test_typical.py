@@ -86,11 +86,11 @@ def test_exact_requests_beside_it_stay_exact(rank: EngineRank) -> None:
 
 def test_nothing_is_learned_from_it(rank: EngineRank) -> None:
     engine = engine_over(rank, Setting(nodes=15))
-    before = [list(band) for band in engine.speculation.calibration.intercepts]
+    before = [list(band) for band in engine.policy.calibration.intercepts]
     decode(engine, requests())
-    assert before == engine.speculation.calibration.intercepts
+    assert before == engine.policy.calibration.intercepts
     decode(engine, requests(acceptance="exact"))
-    assert before != engine.speculation.calibration.intercepts
+    assert before != engine.policy.calibration.intercepts
 
 
 def test_weights() -> None:

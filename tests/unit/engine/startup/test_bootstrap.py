@@ -30,7 +30,7 @@ def test_facts(folder: Path) -> None:
     assert rank.facts["kv_blocks"] == 2048 // 16 + 1 == rank.engine.scheduler.pool.num_blocks
     assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 drafted tokens a step"
     assert rank.engine.scheduler.limits.eos_ids == (EOS,)
-    assert rank.engine.speculation.cost is not None and rank.engine.speculation.cost.draft_s > 0
+    assert rank.engine.policy.cost is not None and rank.engine.policy.cost.draft_s > 0
 
 
 def test_without_heads_or_speculation(folder: Path) -> None:

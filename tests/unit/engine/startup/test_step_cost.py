@@ -140,7 +140,7 @@ def test_each_pass_is_a_root_and_a_chain_behind_a_context(monkeypatch: pytest.Mo
 def test_real_passes_leave_the_engine_as_it_was(tmp_path: Path, one_thread: None) -> None:
     save_model("llama", tmp_path)
     engine = EngineRank(tiny_config(tmp_path), tmp_path).engine
-    cost = engine.speculation.cost
+    cost = engine.policy.cost
     assert cost.rows[0] == 4 and cost.rows[-1] == 64 and all(seconds > 0 for seconds in cost.seconds)
     pool = engine.scheduler.pool
     assert pool.num_free == pool.num_usable and not engine.has_work

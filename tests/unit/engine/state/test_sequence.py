@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
@@ -12,7 +13,7 @@ from medusa_dist.sampling_params import SamplingParams
 
 def sequence(prompt: int = 20, output: int = 0) -> Sequence:
     request = Request(request_id="x", prompt_ids=tuple(range(prompt)), params=SamplingParams(), seed=0)
-    return Sequence.of(request, tuple(range(output)))
+    return SingleSequence(request, tuple(range(output))).root
 
 
 def test_a_new_sequence_waits_with_all_its_tokens() -> None:
@@ -54,7 +55,11 @@ def test_forgetting_keeps_the_tokens_only() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"batch_index": 1, "num_computed_tokens": 20, "block_table": [1, 2]},  # nothing left to compute, yet not finished
+        {
+            "batch_index": 1,
+            "num_computed_tokens": 20,
+            "block_table": [1, 2],
+        },  # nothing left to compute, yet not finished
         {"batch_index": 1, "num_computed_tokens": -1, "block_table": [1, 2]},
         {"batch_index": 1, "num_computed_tokens": 17, "block_table": [1]},  # computed columns without a place
         {"block_table": [1]},  # waiting, and holding blocks

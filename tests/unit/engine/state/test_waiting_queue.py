@@ -2,21 +2,21 @@
 
 import random
 
-from medusa_dist.engine.state.sequence import Sequence
+from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.engine.state.waiting_queue import WaitingQueue
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 
 
-def sequence(number: int, priority: int = 0) -> Sequence:
+def group(number: int, priority: int = 0) -> SingleSequence:
     request = Request(request_id=f"r{number}", prompt_ids=(1,), params=SamplingParams(), seed=0, priority=priority)
-    return Sequence.of(request, (), number)
+    return SingleSequence(request, (), number)
 
 
 def test_any_order_of_adding_gives_the_same_queue() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        each = [sequence(number, rng.randrange(-2, 3)) for number in range(12)]
+        each = [group(number, rng.randrange(-2, 3)) for number in range(12)]
         expected = sorted(each, key=lambda s: (s.request.priority, s.number))
         rng.shuffle(each)
         queue = WaitingQueue()

@@ -1,0 +1,82 @@
+"""SingleSequence: the group of a request without beam search.
+
+Owns what a step's result does to a sequence: its tokens, the KV that stays, its finish, its output. Not here: which
+tokens were accepted (engine/spec/token_selector.py), when it runs (engine/scheduler/scheduler.py).
+"""
+
+from collections.abc import Sequence as Seq
+
+from medusa_dist.engine.state.block_pool import BlockPool
+from medusa_dist.engine.state.limits import Limits
+from medusa_dist.engine.state.matcher import Matcher
+from medusa_dist.engine.state.sequence import Sequence, SequenceGroup, StepResult
+from medusa_dist.medusa.trees.accept import Accepted
+from medusa_dist.medusa.trees.tree import EMPTY
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.request import Request
+
+
+class SingleSequence(SequenceGroup):
+    """output_ids were emitted before (a restart, a lost group); matcher is the grammar's state after them."""
+
+    def __init__(
+        self, request: Request, output_ids: tuple[int, ...] = (), number: int = 0, matcher: Matcher | None = None
+    ) -> None:
+        super().__init__(request, number)
+        # The prompt's log-probabilities left with the first output.
+        wants_prompt = request.params.prompt_logprobs is not None and not output_ids
+        tokens = [*request.prompt_ids, *output_ids]
+        self.root = Sequence(self, tokens, wants_prompt_logprobs=wants_prompt, matcher=matcher)
+
+    def restart(self) -> None:
+        """All tokens are kept, and recomputed."""
+
+    def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output:
+        """The accepted tokens up to the first that ends the sequence, and the KV rows of accepted drafts."""
+        (result,) = results
+        sequence, known = self.root, len(self.root.tokens)
+        prompt_logprobs = sequence.take_prompt_logprobs()
+        tokens = self._append(result.accepted, limits)
+        nodes = result.accepted.nodes[: len(tokens)]
+        stats = _count(sequence, len(nodes), len(tokens))
+        sequence.stats += stats
+        if sequence.finish_reason is None:
+            # Accepted node i is at KV index known + nodes[i] and belongs at known + i.
+            moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
+            sequence.pending_copies = moves
+            sequence.num_computed_tokens += len(nodes)
+            sequence.candidates, sequence.tree = None, EMPTY
+            if sequence.matcher is not None:
+                sequence.matcher.keep(tokens)
+        return Output(
+            request_id=self.request.request_id,
+            token_ids=tokens,
+            heads=tuple(range(1, len(nodes) + 1)) + (0,) * (len(tokens) - len(nodes)),
+            logprobs=result.logprobs[: len(tokens)],
+            finish_reason=sequence.finish_reason,
+            stats=stats,
+            num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=prompt_logprobs,
+            is_complete=sequence.is_complete,
+            error=sequence.error,
+        )
+
+    def _append(self, accepted: Accepted, limits: Limits) -> tuple[int, ...]:
+        """Take over the accepted tokens, until one of them is the end; returns those taken."""
+        sequence = self.root
+        if self.request.params.max_tokens == 0:  # the prompt was all that was asked for
+            sequence.finish_reason = FinishReason.LENGTH
+            return ()
+        for count, token in enumerate(accepted.tokens, start=1):
+            sequence.tokens.append(token)
+            sequence.check_finished(accepted.tokens[:count], limits.eos_ids, limits.max_model_len)
+            if sequence.finish_reason is not None:
+                return accepted.tokens[:count]
+        return accepted.tokens
+
+
+def _count(sequence: Sequence, num_accepted: int, num_tokens: int) -> SpeculationStats:
+    """This step in numbers: drafts per head, and those accepted."""
+    hits = [0] * max(sequence.tree.depths, default=0)
+    hits[:num_accepted] = [1] * num_accepted
+    return SpeculationStats(int(num_tokens > 0), len(sequence.tree), tuple(hits), sequence.tree.num_per_depth)
