@@ -1,7 +1,7 @@
 """What is asked and what leaves: Request, SamplingParams, Output.
 
 Owns the nouns at both ends of the engine. Not here: text (text/text_stream.py), the life of a request in the engine
-(engine/state/sequence.py), which fields go with a beam search (beam_fields.py). No torch.
+(engine/state/sequence.py), which fields go with a beam search (sampling_fields.py). No torch.
 """
 
 import hashlib

@@ -6,11 +6,9 @@ Owns the fields and their checks. Not here: the HTTP fields they come from (api/
 from dataclasses import dataclass
 from typing import Literal
 
-from medusa_dist.beam_fields import check_beam_fields
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
-
-MAX_LOGPROBS = 20
+from medusa_dist.sampling_fields import FIELDS, check_beam_fields, check_ranges, default, needs_full_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,30 +31,30 @@ class SamplingParams:
     and ignore_eos say. stop, stop_token_ids and max_tokens may end it before.
     """
 
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    speculation: bool = True
-    acceptance: Literal["exact", "typical"] = "exact"
-    typical_epsilon: float = 0.09
-    typical_delta: float = 0.3
-    beam_width: int | None = None
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    grammar: Grammar | None = None
+    max_tokens: int | None = FIELDS["max_tokens"].default
+    min_tokens: int = FIELDS["min_tokens"].default
+    temperature: float = FIELDS["temperature"].default
+    top_p: float = FIELDS["top_p"].default
+    top_k: int = FIELDS["top_k"].default
+    min_p: float = FIELDS["min_p"].default
+    presence_penalty: float = FIELDS["presence_penalty"].default
+    frequency_penalty: float = FIELDS["frequency_penalty"].default
+    repetition_penalty: float = FIELDS["repetition_penalty"].default
+    logit_bias: tuple[tuple[int, float], ...] = FIELDS["logit_bias"].default
+    seed: int | None = FIELDS["seed"].default
+    stop: tuple[str, ...] = FIELDS["stop"].default
+    stop_token_ids: tuple[int, ...] = FIELDS["stop_token_ids"].default
+    ignore_eos: bool = FIELDS["ignore_eos"].default
+    logprobs: int | None = FIELDS["logprobs"].default
+    prompt_logprobs: int | None = FIELDS["prompt_logprobs"].default
+    speculation: bool = FIELDS["speculation"].default
+    acceptance: Literal["exact", "typical"] = FIELDS["acceptance"].default
+    typical_epsilon: float = FIELDS["typical_epsilon"].default
+    typical_delta: float = FIELDS["typical_delta"].default
+    beam_width: int | None = FIELDS["beam_width"].default
+    length_penalty: float = FIELDS["length_penalty"].default
+    early_stopping: bool | Literal["never"] = FIELDS["early_stopping"].default
+    grammar: Grammar | None = FIELDS["grammar"].default
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -66,10 +64,7 @@ class SamplingParams:
         bias = self.logit_bias
         pairs = bias.items() if isinstance(bias, dict) else bias or ()
         object.__setattr__(self, "logit_bias", tuple(sorted((int(i), float(b)) for i, b in pairs)))
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise RequestError(f"{name} must be between {low:g} and {high:g}, got {value!r}", name)
+        check_ranges(self)
         if any(not text for text in self.stop):
             raise RequestError("stop must not contain an empty string", "stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -83,8 +78,8 @@ class SamplingParams:
         if self.acceptance not in ("exact", "typical"):
             raise RequestError(f'acceptance must be "exact" or "typical", got {self.acceptance!r}', "acceptance")
         if self.acceptance == "exact":
-            for name, default in (("typical_epsilon", 0.09), ("typical_delta", 0.3)):
-                if getattr(self, name) != default:
+            for name in ("typical_epsilon", "typical_delta"):
+                if getattr(self, name) != default(name):
                     raise RequestError(f'{name} is a bound of acceptance "typical"; ask for that, too', name)
         elif self.temperature == 0.0:
             raise RequestError("at temperature 0 typical acceptance is the exact one; leave it out", "acceptance")
@@ -94,35 +89,4 @@ class SamplingParams:
     @property
     def needs_full_logits(self) -> bool:
         """True if the choice needs more than each vocabulary shard's own argmax of logits / T + noise."""
-        return (
-            self.logprobs is not None
-            or self.acceptance == "typical"
-            or self.beam_width is not None
-            or self.top_p < 1.0
-            or self.top_k > 0
-            or self.min_p > 0.0
-            or self.min_tokens > 0
-            or bool(self.logit_bias)
-            or self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-            or self.repetition_penalty != 1.0
-            or self.grammar is not None
-        )
-
-
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("max_tokens", 0, 2**31),
-    ("min_tokens", 0, 2**31),
-    ("temperature", 0.0, 100.0),
-    ("top_p", 1e-9, 1.0),
-    ("top_k", 0, 2**31),
-    ("min_p", 0.0, 1.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("repetition_penalty", 1e-3, 100.0),
-    ("seed", -(2**63), 2**63 - 1),
-    ("logprobs", 0, MAX_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_LOGPROBS),
-    ("typical_epsilon", 1e-9, 1.0),
-    ("typical_delta", 1e-9, 10.0),
-)
+        return needs_full_logits(self)

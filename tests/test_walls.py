@@ -38,7 +38,8 @@ LAYERS = [
     {"config", "request"},
     {"sampling_params"},
     {"outputs"},
-    {"beam_fields", "grammar", "named_trees"},
+    {"sampling_fields"},
+    {"grammar", "named_trees"},
     {"errors"},
 ]
 PARTS = [part for row in LAYERS for part in row]

@@ -1,6 +1,6 @@
 """Beam search over HTTP: its two spellings, and what a call may ask beside it.
 
-Owns how many beams a body asks for. Not here: which sampling fields go with beams (beam_fields.py), why
+Owns how many beams a body asks for. Not here: which sampling fields go with beams (sampling_fields.py), why
 (docs/beam_search.md).
 """
 

@@ -20,9 +20,9 @@ from medusa_dist.api.beams import asked_beams
 from medusa_dist.api.schema.requests import ChatMessage, ChatRequest, CompletionRequest, Sampled
 from medusa_dist.api.schema.structured_outputs import asked_grammar
 from medusa_dist.api.service import Service
-from medusa_dist.beam_fields import GRAMMAR_REASON
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
 from medusa_dist.request import Request, check_prompt, choice_seed
+from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
     beam_width = asked_beams(body)
     if grammar is not None and beam_width is not None:
         spelt = "response_format" if body.structured_outputs is None else "structured_outputs"
-        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_REASON}; leave one out", spelt)
+        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; leave one out", spelt)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),

@@ -1,6 +1,6 @@
-"""What is written in the docs from the code itself: docs/config.md and the README's file tree (`make docs`).
+"""What is written in the docs from the code itself: docs/config.md, tables and the file tree (`make docs`).
 
-Owns the form of both. Not here: the keys and their words (config.py), the words on a file (its docstring).
+Owns their form. Not here: keys (config.py), sampling fields (sampling_fields.py), words on a file (its docstring).
 Works on a checkout, not on an installed package.
 """
 
@@ -12,8 +12,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from medusa_dist.config import Config
+from medusa_dist.sampling_fields import FIELDS, SamplingField
 
 ROOT = Path(__file__).parents[2]
+SAMPLING_MARKS = ("<!-- sampling fields -->\n", "<!-- end of sampling fields -->\n")
 TREE_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
 _HEAD = """# Keys of a service
 
@@ -65,6 +67,26 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def sampling_table() -> str:
+    """The table of sampling fields, for docs/requests.md."""
+    head = "| field | default | range | beam search |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{name}` | {_plain(f.default)} | {_range(f)} | {_beams(f)} |\n" for name, f in FIELDS.items()
+    )
+
+
+def _plain(value: Any) -> str:
+    return {None: "none", True: "true", False: "false", (): "empty"}.get(value, str(value))
+
+
+def _range(field: SamplingField) -> str:
+    return "" if field.low is None or field.high is None else f"{field.low:g} to {field.high:g}"
+
+
+def _beams(field: SamplingField) -> str:
+    return "yes" if field.no_beams is None else f"no: {field.no_beams}"
+
+
 def file_tree() -> str:
     """One line per folder and file of the package: its name and the first line of its docstring."""
     return "```\n" + "\n".join(_tree(ROOT / "medusa_dist", 0)) + "\n```\n"
@@ -86,11 +108,22 @@ def _line(file: Path, depth: int, name: str) -> str:
 
 def with_tree(text: str) -> str:
     """docs/architecture.md with the tree between its marks."""
-    begin, end = (text.index(mark) for mark in TREE_MARKS)
-    return text[: begin + len(TREE_MARKS[0])] + file_tree() + text[end:]
+    return _between(TREE_MARKS, text, file_tree())
+
+
+def with_sampling(text: str) -> str:
+    """docs/requests.md with the table of sampling fields between its marks."""
+    return _between(SAMPLING_MARKS, text, sampling_table())
+
+
+def _between(marks: tuple[str, str], text: str, new: str) -> str:
+    begin, end = (text.index(mark) for mark in marks)
+    return text[: begin + len(marks[0])] + new + text[end:]
 
 
 if __name__ == "__main__":
     (ROOT / "docs" / "config.md").write_text(page())
+    requests = ROOT / "docs" / "requests.md"
+    requests.write_text(with_sampling(requests.read_text()))
     architecture = ROOT / "docs" / "architecture.md"
     architecture.write_text(with_tree(architecture.read_text()))

@@ -13,14 +13,17 @@ from medusa_dist.api.beams import asked_beams
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
-from medusa_dist.beam_fields import MAX_BEAM_WIDTH, MAX_LENGTH_PENALTY
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_PRIORITY
-from medusa_dist.sampling_params import MAX_LOGPROBS
+from medusa_dist.sampling_fields import FIELDS
 
-PositiveInt = Annotated[int, Field(ge=1, le=2**31)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[Text, Field(min_length=1)]
+
+
+def within(name: str, low: float | None = None) -> Any:
+    """The range of a sampling field, for its annotation; low: another lower bound over HTTP."""
+    field = FIELDS[name]
+    return Field(ge=field.low if low is None else low, le=field.high)
 
 
 def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
@@ -125,30 +128,30 @@ class Sampled(Body):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: PositiveInt | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=1e-9, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=1e-3, le=100)] | None = None
+    max_tokens: Annotated[int, within("max_tokens", low=1)] | None = None
+    min_tokens: Annotated[int, within("min_tokens")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    top_k: Annotated[int, within("top_k", low=-1)] | None = None  # -1: all, as in vLLM
+    min_p: Annotated[float, within("min_p")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, within("seed")] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, within("prompt_logprobs")] | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     speculation: Literal["auto", "off"] | None = None
     acceptance: Literal["exact", "typical"] | None = None
-    typical_epsilon: Annotated[float, Field(ge=1e-9, le=1)] | None = None
-    typical_delta: Annotated[float, Field(ge=1e-9, le=10)] | None = None
-    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None
+    typical_epsilon: Annotated[float, within("typical_epsilon")] | None = None
+    typical_delta: Annotated[float, within("typical_delta")] | None = None
+    beam_width: Annotated[int, within("beam_width")] | None = None
     use_beam_search: bool | None = None
-    length_penalty: Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
+    length_penalty: Annotated[float, within("length_penalty")] | None = None
     early_stopping: bool | Literal["never"] | None = None
     structured_outputs: StructuredOutputs | None = None
     user: Any = None
@@ -170,9 +173,9 @@ class ChatRequest(Sampled):
     model_config = ConfigDict(json_schema_extra=_document(CHAT_FIELDS))
     rules = CHAT_FIELDS
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: PositiveInt | None = None
+    max_completion_tokens: Annotated[int, within("max_tokens", low=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, within("logprobs")] | None = None
     add_generation_prompt: bool | None = None
     metadata: Any = None
     store: Any = None
@@ -213,8 +216,8 @@ class CompletionRequest(Sampled):
     model_config = ConfigDict(json_schema_extra=_document(COMPLETION_FIELDS))
     rules = COMPLETION_FIELDS
     prompt: Text | list[Text] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    max_tokens: Annotated[int, within("max_tokens")] | None = None
+    logprobs: Annotated[int, within("logprobs")] | None = None
     echo: bool | None = None
     best_of: Any = None
     suffix: Any = None

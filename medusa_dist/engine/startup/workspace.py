@@ -19,7 +19,7 @@ from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.sampling_params import MAX_LOGPROBS
+from medusa_dist.sampling_fields import MAX_LOGPROBS
 
 _MARGIN = 1.1  # the allocator's fragments
 _CHOICE_COPIES = 4  # whole rows that choosing makes of each: adjusted scores, sorted ones, noise, their sum

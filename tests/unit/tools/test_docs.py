@@ -1,7 +1,7 @@
 """What the docs say is what the code says; `make docs` mends a difference."""
 
 from medusa_dist.config import Config
-from medusa_dist.tools.docs import ROOT, page, with_tree
+from medusa_dist.tools.docs import ROOT, page, with_sampling, with_tree
 
 
 def test_config_page_is_up_to_date() -> None:
@@ -15,6 +15,11 @@ def test_config_page_has_every_top_level_key() -> None:
 def test_file_tree_of_the_architecture_page_is_up_to_date() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     assert with_tree(text) == text
+
+
+def test_table_of_sampling_fields_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "requests.md").read_text()
+    assert with_sampling(text) == text
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
