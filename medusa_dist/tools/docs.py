@@ -76,11 +76,17 @@ def sampling_table() -> str:
 
 
 def _plain(value: Any) -> str:
-    return {None: "none", True: "true", False: "false", (): "empty"}.get(value, str(value))
+    if value is None or value == ():
+        return "none" if value is None else "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _range(field: SamplingField) -> str:
-    return "" if field.low is None or field.high is None else f"{field.low:g} to {field.high:g}"
+    return "" if field.low is None or field.high is None else f"{_number(field.low)} to {_number(field.high)}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _beams(field: SamplingField) -> str:
