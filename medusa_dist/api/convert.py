@@ -1,7 +1,7 @@
-"""From a client's words to ours: bodies to Requests, errors to HTTP.
+"""Converts request bodies to Requests, and exceptions to HTTP errors.
 
-Owns the meaning of request fields and the one mapping from exceptions to answers. Not here: types and ranges
-(schema.py), what comes back (answers.py).
+Owns the meaning of request fields and the one mapping from exceptions to responses. Not here: types and ranges
+(schema/requests.py), response bodies (response_builder.py).
 """
 
 import logging
@@ -28,21 +28,21 @@ from medusa_dist.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONG_TEXT = 4_000  # characters; below this a thread costs more than tokenising in place
+LONG_TEXT = 4_000  # characters; for shorter texts a thread costs more than tokenising in place
 MAX_CHOICES = 1024  # prompts x n of one call
 _UNION_LABELS = {"str", "int", "float", "bool"}
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """One prompt. text: as the client wrote it, for echo (ids decoded where it sent ids)."""
+    """One prompt. text: as the client sent it, for echo (decoded if it sent token ids)."""
 
     text: str
     ids: tuple[int, ...]
 
 
 async def off_loop(text_length: int, work: Callable[[], T]) -> T:
-    """Run CPU work on texts: at once if they are short, in a thread if they would hold up other streams."""
+    """Run CPU work on texts: directly if they are short, in a thread if they would block other streams."""
     return work() if text_length < LONG_TEXT else await anyio.to_thread.run_sync(work)
 
 
@@ -55,7 +55,7 @@ def check_model(name: str, service: Service) -> None:
 
 
 async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service) -> EncodedPrompt:
-    """Messages through the model's chat template. Raises RequestError where there is none or it objects."""
+    """Apply the model's chat template. Raises RequestError if there is none or it rejects the messages."""
     tokenizer = service.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise RequestError("this model has no chat template; use /v1/completions", "messages")
@@ -69,15 +69,15 @@ async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bo
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from None
-        # The template wrote all special tokens already.
+            raise RequestError(f"the model's chat template rejects these messages: {error}", "messages") from None
+        # The template has already written all special tokens.
         return EncodedPrompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     return await off_loop(sum(len(m.text) for m in messages), render)
 
 
 async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> EncodedPrompt:
-    """A plain text, with the special tokens the model expects at its start."""
+    """Tokenise a plain text, with the special tokens the model expects at its start."""
 
     def tokenize() -> EncodedPrompt:
         return EncodedPrompt(text, tuple(service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
@@ -86,7 +86,7 @@ async def text_prompt(text: str, service: Service, add_special_tokens: bool = Tr
 
 
 async def completion_prompts(body: CompletionRequest, service: Service) -> list[EncodedPrompt]:
-    """All prompts of a completions call: one text, one list of ids, or a list of either."""
+    """All prompts of a completions call: one text, one list of token ids, or a list of either."""
     given = body.prompt
     listed: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
     if not listed:
@@ -102,7 +102,7 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
 
 
 def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> SamplingParams:
-    """The body's sampling fields; null means the default. Raises RequestError with the field as the client spelt it."""
+    """The body's sampling fields; null means the default. Raises RequestError naming the field the client used."""
     given: dict[str, Any] = {name: getattr(body, name) for name in _PLAIN if getattr(body, name) is not None}
     if isinstance(body, ChatRequest):
         given["max_tokens"] = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -118,7 +118,7 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
     beam_width = asked_beams(body)
     if grammar is not None and beam_width is not None:
         spelt = "response_format" if body.structured_outputs is None else "structured_outputs"
-        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; leave one out", spelt)
+        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", spelt)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
@@ -141,10 +141,10 @@ def _logit_bias(body: Sampled, vocab_size: int) -> tuple[tuple[int, float], ...]
     pairs = []
     for key, bias in (body.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 20):
-            raise RequestError(f"logit_bias: {key[:40]!r} is no token id", "logit_bias")
+            raise RequestError(f"logit_bias: {key[:40]!r} is not a token id", "logit_bias")
         pairs.append((_token_id(int(key), vocab_size, "logit_bias"), bias))
     if len({i for i, _ in pairs}) < len(pairs):
-        raise RequestError("logit_bias names one token id twice", "logit_bias")
+        raise RequestError("logit_bias contains the same token id twice", "logit_bias")
     return tuple(pairs)
 
 
@@ -157,14 +157,14 @@ def _token_id(token_id: int, vocab_size: int, field: str) -> int:
 def make_requests(
     body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], call_id: str, service: Service
 ) -> tuple[int, list[Request]]:
-    """The seed that is reported, and one Request per choice: prompts outside, n inside. A beam search is one Request.
+    """The reported seed, and one Request per choice, by prompt and then by n. A beam search is one Request.
 
-    Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list is answered as if sent alone.
+    Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list gets the same output as if sent alone.
     """
     params, n = sampling_params(body, service.vocab_size), body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise RequestError(
-            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several", "n"
+            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls", "n"
         )
     for prompt in prompts:
         try:
@@ -205,7 +205,7 @@ class Failure:
 
 
 def failure(error: Exception, request_id: str) -> Failure:
-    """The one mapping from an exception to HTTP. Errors that are nobody's intention are logged and not shown."""
+    """Map an exception to an HTTP error. Unexpected errors are logged and not shown to the client."""
     if isinstance(error, RequestValidationError):
         error = explain(error)
     headers = {"x-request-id": request_id}
@@ -217,7 +217,7 @@ def failure(error: Exception, request_id: str) -> Failure:
         seconds = max(error.retry_after_s, 0.001)
         headers |= {"Retry-After": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
         message = error.message
-        if isinstance(error, GroupError):  # its text names nodes and ranks
+        if isinstance(error, GroupError):  # its text contains nodes and ranks
             logger.warning("request %s: %s", request_id, error.message)
             message = "the model is restarting; try again"
         return Failure(error.status, error_body(message, error.kind), headers)
@@ -225,7 +225,7 @@ def failure(error: Exception, request_id: str) -> Failure:
         headers |= dict(error.headers or {})
         return Failure(error.status_code, error_body(str(error.detail), RequestError.kind), headers)
     logger.error("request %s failed", request_id, exc_info=error)
-    headers["x-should-retry"] = "false"  # a bug fails again; clients retry every 500 twice unless told
+    headers["x-should-retry"] = "false"  # a bug fails again; by default clients retry every 500 twice
     return Failure(500, error_body(f"internal error; request id {request_id}", "server_error"), headers)
 
 
@@ -235,7 +235,7 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 
 
 def explain(error: RequestValidationError) -> RequestError:
-    """FastAPI's list of complaints as one sentence about the first field at fault."""
+    """FastAPI's list of validation errors as one sentence about the first invalid field."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         cause = first.get("ctx", {}).get("error", first["msg"])
@@ -248,7 +248,7 @@ def explain(error: RequestValidationError) -> RequestError:
     same = [e for e in error.errors() if e["loc"][1] == first["loc"][1]]
     texts = dict.fromkeys(
         e["msg"].removeprefix("Value error, ") for e in same
-    )  # a field of several types has a complaint for each
+    )  # a field of a union type has one error per type
     path = _path(first["loc"]) if len(texts) == 1 else field
     return RequestError(f"{path}: {'; or '.join(list(texts)[:4])}", field, "invalid_type")
 
