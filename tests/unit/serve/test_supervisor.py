@@ -199,7 +199,7 @@ async def test_silence_of_the_stream_is_a_fall(monkeypatch):
         await until(lambda: run.supervisor.num_requests == 1)
         run.groups[0].muted = True
         assert await reader == expected((20, 0), 100)
-        assert "no sign of life" in run.watch.failures[0]
+        assert "did not respond" in run.watch.failures[0]
 
 
 async def test_a_step_that_never_ends_is_a_fall():

@@ -214,7 +214,7 @@ WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
     "broken gbnf": (lambda: Grammar.ebnf("root ::= ("), "GBNF"),
     "endless rule": (lambda: Grammar.ebnf("start: start"), "no token of the model"),
     "half a character in a choice": (lambda: Grammar.choice(["\ud800"]), "surrogates"),
-    "a choice of letters": (lambda: Grammar.choice("ab"), "list of texts"),
+    "a choice of letters": (lambda: Grammar.choice("ab"), "list of non-empty texts"),
 }
 
 
