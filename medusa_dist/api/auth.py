@@ -47,8 +47,8 @@ class ApiKey:
         error = UnauthorizedError(
             "the API key is missing or wrong; send it as `Authorization: Bearer <key>`", None, "invalid_api_key"
         )
-        answer = failure(error, request_id(scope))
-        await JSONResponse(answer.body, answer.status, answer.headers)(scope, receive, send)
+        response = failure(error, request_id(scope))
+        await JSONResponse(response.body, response.status, response.headers)(scope, receive, send)
 
 
 def _digest(text: str) -> bytes:

@@ -117,8 +117,8 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
     grammar = asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs)
     beam_width = asked_beams(body)
     if grammar is not None and beam_width is not None:
-        spelt = "response_format" if body.structured_outputs is None else "structured_outputs"
-        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", spelt)
+        field = "response_format" if body.structured_outputs is None else "structured_outputs"
+        raise RequestError(f"{field} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", field)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
@@ -170,7 +170,7 @@ def make_requests(
         try:
             check_prompt(prompt.ids, service.max_model_len, service.vocab_size, params.max_tokens)
         except RequestError as error:
-            raise RequestError(error.message, _as_spelt(error.param, body), error.code) from None
+            raise RequestError(error.message, _client_field(error.param, body), error.code) from None
     # 53 bits: the seed is reported as a JSON number, and JavaScript rounds larger ones.
     seed = secrets.randbits(53) if params.seed is None else params.seed
     choices = [(prompt, i) for prompt in prompts for i in range(n if params.beam_width is None else 1)]
@@ -187,7 +187,7 @@ def make_requests(
     ]
 
 
-def _as_spelt(param: str | None, body: Sampled) -> str | None:
+def _client_field(param: str | None, body: Sampled) -> str | None:
     if not isinstance(body, ChatRequest):
         return param
     if param == "max_tokens" and body.max_completion_tokens is not None:

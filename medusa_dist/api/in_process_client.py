@@ -38,8 +38,8 @@ class Inside:
     async def post(self, path: str, body: Any) -> InProcessReply:
         """Make one call. Waits and retries while the service is full (429), since batch lines are not urgent."""
         while True:
-            answer = await self._client.post(path, json=body)
-            if answer.status_code != 429:
-                return InProcessReply(answer.status_code, answer.headers["x-request-id"], answer.json())
-            hint_s = float(answer.headers.get("retry-after", 1))
+            response = await self._client.post(path, json=body)
+            if response.status_code != 429:
+                return InProcessReply(response.status_code, response.headers["x-request-id"], response.json())
+            hint_s = float(response.headers.get("retry-after", 1))
             await asyncio.sleep(min(hint_s, MAX_WAIT_S) * random.uniform(0.5, 1.0))

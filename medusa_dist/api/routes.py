@@ -65,8 +65,8 @@ class Json(JSONResponse):
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    answer = failure(error, request_id(request.scope))
-    return Json(answer.body, answer.status, answer.headers)
+    response = failure(error, request_id(request.scope))
+    return Json(response.body, response.status, response.headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
@@ -113,20 +113,20 @@ async def _generate(
         num_prompt_logprobs=body.prompt_logprobs,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    answer: ResponseBuilder
+    builder: ResponseBuilder
     if isinstance(body, ChatRequest):
-        answer = ChatAnswer(facts, streams, tokenizer)
+        builder = ChatAnswer(facts, streams, tokenizer)
     else:
         echoes = [prompt if body.echo else None for prompt in prompts for _ in range(body.n or 1)]
-        answer = CompletionAnswer(facts, streams, tokenizer, echoes)
+        builder = CompletionAnswer(facts, streams, tokenizer, echoes)
     call = Call(service, requests, streams)
     call.start(request.receive)
     if body.stream:
-        return await open_stream(call, answer, request_id(request.scope))
+        return await open_stream(call, builder, request_id(request.scope))
     async with call:
         while call.is_open:
             await call.next()
-    return Json(answer.whole())
+    return Json(builder.whole())
 
 
 def _add_information(app: FastAPI, get_service: GetService) -> None:

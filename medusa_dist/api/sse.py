@@ -29,9 +29,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, answer: ResponseBuilder, first: str, request_id: str) -> None:
+    def __init__(self, call: Call, builder: ResponseBuilder, first: str, request_id: str) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would buffer chunks
-        super().__init__(_events(call, answer, first, request_id), headers=headers)
+        super().__init__(_events(call, builder, first, request_id), headers=headers)
         self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,22 +42,22 @@ class EventStream(StreamingResponse):
             await self._call.close()
 
 
-async def open_stream(call: Call, answer: ResponseBuilder, request_id: str) -> EventStream:
+async def open_stream(call: Call, builder: ResponseBuilder, request_id: str) -> EventStream:
     """Wait for the first token, up to the first keep-alive, so that an early error still sets the status code."""
     try:
-        first = await _next_events(call, answer)
+        first = await _next_events(call, builder)
     except BaseException:
         await call.close()
         raise
-    return EventStream(call, answer, first, request_id)
+    return EventStream(call, builder, first, request_id)
 
 
-async def _next_events(call: Call, answer: ResponseBuilder) -> str:
+async def _next_events(call: Call, builder: ResponseBuilder) -> str:
     got = await call.next(KEEP_ALIVE_S)
-    return KEEP_ALIVE if got is None else "".join(map(event, answer.chunks(*got)))
+    return KEEP_ALIVE if got is None else "".join(map(event, builder.chunks(*got)))
 
 
-async def _events(call: Call, answer: ResponseBuilder, first: str, request_id: str) -> AsyncGenerator[str, None]:
+async def _events(call: Call, builder: ResponseBuilder, first: str, request_id: str) -> AsyncGenerator[str, None]:
     """One write per delta, usage if requested, [DONE]; or an error event and no [DONE]."""
     try:
         text = first
@@ -66,8 +66,8 @@ async def _events(call: Call, answer: ResponseBuilder, first: str, request_id: s
                 yield text
             if not call.is_open:
                 break
-            text = await _next_events(call, answer)
-        yield "".join(map(event, answer.last_chunks())) + DONE
+            text = await _next_events(call, builder)
+        yield "".join(map(event, builder.last_chunks())) + DONE
     except ClientGone:
         return
     except Exception as error:  # noqa: BLE001 - `failure` logs errors that clients must not see

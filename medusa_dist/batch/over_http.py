@@ -34,16 +34,16 @@ class HttpSender:
     def describe(self) -> dict[str, Any]:
         """The data of /v1/models. Raises ConfigError if there is no service, or if it needs another API key."""
         try:
-            answer = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=30.0)
+            response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=30.0)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ConfigError(f"--address {self._url}: no service responds at this URL: {error}") from None
-        if answer.status_code == 401:
+        if response.status_code == 401:
             raise ConfigError(f"--address {self._url}: the API key is missing or wrong; set {API_KEY_VARIABLE}")
         try:
-            self._facts = dict(answer.json()["data"][0])
+            self._facts = dict(response.json()["data"][0])
         except (ValueError, LookupError, TypeError):
             raise ConfigError(
-                f"--address {self._url}: /v1/models returned status {answer.status_code} and no model; check the URL"
+                f"--address {self._url}: /v1/models returned status {response.status_code} and no model; check the URL"
             ) from None
         return self._facts
 
@@ -77,8 +77,8 @@ class HttpSender:
         pause_s, lost_since = 1.0, None
         while True:
             try:
-                answer = await client.post(f"{self._url}{line.url}", json=line.body)
-                body = answer.json()
+                response = await client.post(f"{self._url}{line.url}", json=line.body)
+                body = response.json()
             except (httpx.TransportError, ValueError) as error:
                 now = time.monotonic()
                 lost_since = lost_since or now
@@ -88,9 +88,9 @@ class HttpSender:
                         "use --resume to continue"
                     ) from None
             else:
-                if answer.status_code != 429:
-                    request_id = answer.headers.get("x-request-id", "")
-                    return LineAnswer(line.id, line.custom_id, answer.status_code, request_id, body)
+                if response.status_code != 429:
+                    request_id = response.headers.get("x-request-id", "")
+                    return LineAnswer(line.id, line.custom_id, response.status_code, request_id, body)
                 lost_since = None
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)

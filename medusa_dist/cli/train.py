@@ -87,13 +87,13 @@ def train_heads_command(
     model: ModelOption = "demo:smollm2-135m",
     data: Annotated[Path | None, typer.Option(help="Answers written by distill. Default: generate them first.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="For answers, places and checkpoints; default: TARGET.work. May be deleted.")
+        Path | None, typer.Option(help="Folder for answers, hidden states and checkpoints; default: TARGET.work.")
     ] = None,
     form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (as in Medusa).")] = "sequential",
     num_heads: Annotated[int, typer.Option(min=1, max=16, help="Number of heads, which is the depth of drafts.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
     taps: Annotated[
-        str, typer.Option(help="Inner layers that a sequential cell reads as well: 11,21 or none; auto takes two.")
+        str, typer.Option(help="Layers whose hidden states a sequential cell also reads: 11,21 or none; auto: two.")
     ] = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not for the form sequential.")] = 1,
     lm_head: Annotated[
@@ -102,7 +102,7 @@ def train_heads_command(
     draft_vocab: Annotated[int, typer.Option(min=1, help="Size of the draft vocabulary.")] = 8192,
     loss: Annotated[str, typer.Option(help="kl, ce, or lk (see docs/heads.md).")] = "kl",
     epochs: Annotated[float, typer.Option(min=0.01)] = 5.0,
-    batch_places: Annotated[int, typer.Option(min=1, help="Places of one step.")] = 1024,
+    batch_places: Annotated[int, typer.Option(min=1, help="Token positions per training step.")] = 1024,
     learning_rate: Annotated[float, typer.Option(min=1e-7)] = 1.5e-3,
     dtype: Annotated[str, typer.Option(help="Dtype of the model, to read and generate answers.")] = "bfloat16",
     prompts: PromptsOption = None,

@@ -9,9 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-METRIC = (
-    "sequences"  # Front.record_autoscaling_stats: sequences running or waiting, including those of a restarting group
-)
+METRIC = "sequences"  # LLMReplica.record_autoscaling_stats: running or waiting, also while the group restarts
 
 
 class Sample(Protocol):

@@ -31,7 +31,7 @@ from medusa_dist.serve.placement import bundles, explain_room, resolve_device
 
 Say = Callable[[str], None]
 POLL_S = 0.5
-HOPELESS = re.compile(r"medusa_dist\.errors\.(Config|Model|Heads)Error: ")  # a retry would fail the same way
+PERMANENT = re.compile(r"medusa_dist\.errors\.(Config|Model|Heads)Error: ")  # a retry would fail the same way
 ROOM_S = 5.0  # explain a placement that takes longer
 
 
@@ -105,7 +105,7 @@ class Launch:
             status = serve.status().applications.get(name)
             if status is not None:
                 details = [status.message, *(d.message for d in status.deployments.values())]
-                if status.status == ApplicationStatus.DEPLOY_FAILED or any(map(HOPELESS.search, details)):
+                if status.status == ApplicationStatus.DEPLOY_FAILED or any(map(PERMANENT.search, details)):
                     raise GroupError(f"{name}: {reason(max(details, key=len))}")
             if status is not None and status.status == ApplicationStatus.RUNNING and _answers(self._file.url(name)):
                 return
@@ -151,11 +151,11 @@ def reason(message: str) -> str:
 
 def wait_for_signal() -> str:
     """Block until SIGINT or SIGTERM and return its name. A second signal has its default effect."""
-    came: list[int] = []
+    received: list[int] = []
     event = threading.Event()
 
     def note(number: int, frame: Any) -> None:
-        came.append(number)
+        received.append(number)
         event.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -163,7 +163,7 @@ def wait_for_signal() -> str:
         pass
     for number, handler in before.items():
         signal.signal(number, handler)
-    return signal.Signals(came[0]).name
+    return signal.Signals(received[0]).name
 
 
 def _check_port(host: str, port: int) -> None:

@@ -17,7 +17,7 @@ Bundle = dict[str, float]
 def resolve_device(config: Config) -> Config:
     """The config with device "auto" replaced: cuda if the cluster has GPUs, else cpu.
 
-    Asks Ray and not torch, since build_app may run on a node without a GPU. Raises ConfigError
+    Queries Ray and not torch, since build_app may run on a node without a GPU. Raises ConfigError
     for cuda on a cluster with too few GPUs for the group.
     """
     gpus = ray.cluster_resources().get("GPU", 0.0)

@@ -16,7 +16,7 @@ REPORT_S = 10.0  # between two lines of the same count without a terminal
 
 
 class ProgressText(str):
-    """A text with numbers, such as "answering: 3 of 8 lines, 1 in error"."""
+    """A text with numbers, such as "processing: 3 of 8 lines, 1 failed"."""
 
     what: str
     done: int

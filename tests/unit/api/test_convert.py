@@ -96,7 +96,11 @@ BAD_COMPLETIONS = {
         "max_tokens",
         "max_tokens: 0 requires echo or prompt_logprobs",
     ),
-    "prompt scores in a stream": (completion(prompt_logprobs=1, stream=True), "prompt_logprobs", "not available with stream"),
+    "prompt scores in a stream": (
+        completion(prompt_logprobs=1, stream=True),
+        "prompt_logprobs",
+        "not available with stream",
+    ),
     "too many": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
 }
 
