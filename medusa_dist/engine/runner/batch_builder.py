@@ -1,7 +1,8 @@
-"""From a Plan to the ForwardBatch: the only function that turns decisions into tensors.
+"""Builds the ForwardBatch of a Plan: the only function that turns decisions into tensors.
 
-Owns rows, positions, KV slots, tree masks and how sequences are grouped for attention. Pure: same plan and block
-tables, same tensors, on every rank.
+Owns rows, positions, slot mapping, tree masks and the grouping of sequences for attention. Not here: the decisions
+(scheduler/scheduler.py), the types (ops/forward_batch.py).
+Pure: the same plan and block tables give the same tensors on every rank.
 """
 
 import numpy as np
@@ -14,14 +15,14 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 from medusa_dist.ops.forward_batch import ForwardBatch, PaddedMetadata, PagedMetadata
 
-ROWS_OF_ITEM = 16  # rows of a sequence that one piece of work reads keys and values for
-MIN_ROWS = 4  # lone rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
+ROWS_OF_ITEM = 16  # rows of a sequence in one work item, which reads keys and values once for all of them
+MIN_ROWS = 4  # single rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
 
 def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | None) -> ForwardBatch:
-    """tables: [slots, blocks] int64, already holding this plan's deltas.
+    """tables: [max_running, blocks] int64, with this plan's deltas already applied.
 
-    min_queries: ops/attention.min_queries; None: for an attention that reads block tables itself
+    min_queries: of the padded backend (ops/attention/padded.py). None: for a backend that reads block tables itself
     (ops/attention/paged_cpu.py).
     """
     rows = plan.num_new_tokens + plan.num_draft_tokens
@@ -64,17 +65,17 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, min_queries: int | N
 
 
 def wanted_rows(plan: Plan) -> Ints:
-    """Rows whose scores are wanted, sequence after sequence: the root's, then the nodes'. [W]."""
+    """Rows whose logits are needed, sequence by sequence: the root's row, then the nodes'. [W]."""
     ends = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)
     counts = np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0)
-    firsts = ends - plan.num_draft_tokens - 1  # the last known token's row
+    firsts = ends - plan.num_draft_tokens - 1  # row of the last known token
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     rows: Ints = np.repeat(firsts, counts) + within
     return rows
 
 
 def scored_rows(plan: Plan) -> Ints:
-    """Rows whose following prompt tokens are scored, sequence after sequence. [R]."""
+    """Rows whose next prompt token needs a logprob, sequence by sequence. [R]."""
     if not plan.num_prompt_logprobs.size:
         return plan.num_prompt_logprobs
     rows = plan.num_new_tokens + plan.num_draft_tokens
@@ -87,7 +88,7 @@ def scored_rows(plan: Plan) -> Ints:
 
 
 class Ancestry:
-    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, from its parents."""
+    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, computed from its parents."""
 
     def __init__(self, parents: Ints) -> None:
         size = parents.size
@@ -111,7 +112,8 @@ def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> PagedMetadata:
     sequence = np.repeat(np.arange(rows.size), pieces)
     begin = (np.arange(sequence.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * ROWS_OF_ITEM
     end = np.minimum(begin + ROWS_OF_ITEM, rows[sequence])
-    # Threads get contiguous shares: deal items out from the most work to the least, so that shares cost alike.
+    # Each thread gets a contiguous range of items. Deal the items round-robin from largest to smallest, so that all
+    # ranges take about the same time.
     work = (end - begin) * (plan.num_computed_tokens[sequence] + end)
     threads = torch.get_num_threads()
     ranked = np.argsort(-work, kind="stable")
@@ -131,7 +133,7 @@ def _reads(plan: Plan, tables: Ints, trees: list[Ancestry]) -> PagedMetadata:
 
 
 def _similar(rows: Ints, lengths: Ints, min_queries: int) -> list[Ints]:
-    """Sequences in groups that waste little padding: equal row counts and lengths up to a power of two."""
+    """Group sequences to waste little padding: equal row counts and lengths after rounding up to a power of two."""
     row_class = np.ceil(np.log2(np.maximum(rows, min_queries))).astype(np.int64)
     length_class = np.ceil(np.log2(np.maximum(lengths, KEY_CHUNK))).astype(np.int64)
     key = row_class * 64 + length_class
@@ -154,13 +156,13 @@ def _group(
     )
     rows = chains + nodes
     offsets = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)[members] - rows
-    is_lone = plan.batch_indices.size == 1  # its padding may be queries, too, so that the pass is in order
+    is_lone = plan.batch_indices.size == 1  # its padding rows may be queries too, so that the batch is in order
     width = max(int(rows.max()), min_queries, num_rows if is_lone else 0)
     num_blocks = -(-int((starts + rows).max()) // BLOCK_TOKENS)
     query = np.arange(width)
     column = np.arange(num_blocks * BLOCK_TOKENS)
     real = query < rows[:, None]
-    # A known token sees all columns up to its own; a node sees those up to the root's, and its ancestors (below).
+    # A known token sees all KV indices up to its own; a node sees those up to the root's, plus its ancestors (below).
     limits = np.where(real, starts[:, None] + np.minimum(query, chains[:, None] - 1) + 1, 1)
     visible = column < limits[:, :, None]
     query_positions = np.where(real, starts[:, None] + query, 0)

@@ -1,7 +1,7 @@
-"""From the scheduler's decisions to the Plan that says them to all ranks.
+"""Builds the Plan that broadcasts the scheduler's decisions to all ranks.
 
-Owns the order of a plan's arrays, and what the ranks are told of block tables: only what they do not know. Not here:
-the decisions (scheduler.py), the wire (plan.py).
+Owns the order of a plan's arrays, and block table deltas (only blocks new to the ranks). Not here: the decisions
+(scheduler.py), the wire format (runner/plan.py).
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ def build_plan(
     admitted: list[Sequence],
     copies: tuple[Ints, Ints],
 ) -> Plan:
-    """when: (generation, step). chosen: (sequence, known tokens to compute), its tree in place. copies: KV slots.
+    """when: (generation, step). chosen: (sequence, known tokens to compute), its tree already set. copies: KV slots.
 
-    Marks the sequences' blocks as sent.
+    Marks the sequences' blocks as broadcast.
     """
     tokens: list[int] = []
     blocks: list[int] = []
