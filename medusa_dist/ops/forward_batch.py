@@ -1,8 +1,9 @@
-"""The tensor image of one Plan: what the forward pass and attention read.
+"""ForwardBatch: the tensors of one Plan, as read by the forward pass and attention.
 
-Owns the shapes; made by one function (engine/runner/batch_builder.py) from a Plan and the rank's block tables.
-Shapes: T rows of the pass (prompt tokens, roots, drafted nodes, padding), W rows whose scores are wanted, and per
-attention group B sequences x Q query rows x L key columns.
+Owns the types and their shapes. Not here: how they are built from a Plan and block tables
+(engine/runner/batch_builder.py).
+Shapes: T rows of the batch (prompt tokens, roots, draft tokens, padding), W rows that need logits, and per attention
+group B sequences x Q query rows x L KV indices.
 """
 
 from dataclasses import dataclass, field
@@ -17,23 +18,23 @@ from torch import Tensor
 class PaddedMetadata:
     """Sequences of similar row count and length, padded to one rectangle.
 
-    visible[b, q, l]: query q of sequence b may read key column l. A column is a place in the sequence's block table:
-    committed tokens stand at their position, drafted nodes behind them in tree order.
-    Padding queries read column 0. They write to row T of an output one row longer than the pass, or, for a sequence
-    that is alone in the pass, to its padding rows.
+    visible[b, q, l]: query q of sequence b may read KV index l, a position in the sequence's block table: known tokens
+    at their position, draft tokens after them in tree order.
+    Padding queries read KV index 0. They write to row T of an output one row longer than the batch, or, if the sequence
+    is the only one in the batch, to its padding rows.
     """
 
-    query_rows: Tensor  # [B, Q] int64 in 0..T, T = none of the pass's
+    query_rows: Tensor  # [B, Q] int64 in 0..T, T = none of the batch's rows
     block_tables: Tensor  # [B * L / block size] int64, the block tables one after another
     visible: Tensor  # [B, Q, L] bool
     query_positions: Tensor  # [B, Q] int64
-    key_positions: Tensor  # [B, L] int64: a drafted node's position is its depth's, not its column
+    key_positions: Tensor  # [B, L] int64; the position of a draft token follows from its depth, not from its KV index
     _bias: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     _pieces: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def pieces(self, num_planes: int, num_blocks: int) -> Tensor:
         """The blocks in each of num_planes planes (keys and values of every head) of num_blocks blocks, the planes one
-        after another: [num_planes * B * L / block size] int64. Cached, since every layer asks."""
+        after another: [num_planes * B * L / block size] int64. Cached, since every layer needs it."""
         key = (num_planes, num_blocks)
         if key not in self._pieces:
             planes = torch.arange(num_planes, device=self.block_tables.device) * num_blocks
@@ -54,37 +55,37 @@ class PaddedMetadata:
 
 
 class PagedMetadata(NamedTuple):
-    """The same for an attention that reads block tables itself (ops/attention/paged_cpu.py): no rectangle, no padding.
+    """Metadata of a backend that reads block tables itself (ops/attention/paged_cpu.py): no rectangle, no padding.
 
-    Arrays on the host, of N nodes in S sequences. A sequence has the rows of the pass from rows[s] on: chains[s] known
-    tokens at the positions from starts[s] on, then nodes[s] drafted ones, whose keys stand behind them in tree order.
+    Host arrays for N draft tokens in S sequences. Sequence s has the rows from first_rows[s] on: num_new_tokens[s]
+    known tokens at positions from num_computed_tokens[s] on, then num_draft_tokens[s] draft tokens, whose keys follow
+    in tree order.
     """
 
     cost: int  # query-key pairs per query head
-    work_items: np.ndarray[
-        Any, np.dtype[np.int64]
-    ]  # [I, 3] sequence, first and end of some of its rows: one piece of work
+    work_items: np.ndarray[Any, np.dtype[np.int64]]  # [I, 3] sequence, begin and end of the rows of one work item
     first_rows: np.ndarray[Any, np.dtype[np.int64]]  # [S]
     num_computed_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
     num_new_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
     num_draft_tokens: np.ndarray[Any, np.dtype[np.int64]]  # [S]
     block_tables: np.ndarray[Any, np.dtype[np.int64]]  # [S, blocks]
-    first_nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S] index of a sequence's first node among all
+    first_nodes: np.ndarray[Any, np.dtype[np.int64]]  # [S] index of the sequence's first draft token among all
     depths: np.ndarray[Any, np.dtype[np.int64]]  # [N]
-    ancestors: np.ndarray[Any, np.dtype[np.bool_]]  # [N or 1, most nodes] a node is its own ancestor
+    ancestors: np.ndarray[Any, np.dtype[np.bool_]]  # [N or 1, most draft tokens] a node is its own ancestor
 
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """One pass: inputs, where its keys and values go, which rows move before, and who reads what."""
+    """One forward pass: its inputs, where its keys and values go, which rows are copied first, and which query reads
+    what."""
 
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64 KV slots written by this pass
-    copy_sources: Tensor  # [C] int64 KV slots moved before anything is written
+    copy_sources: Tensor  # [C] int64 KV slots copied before anything is written
     copy_targets: Tensor  # [C] int64
-    logits_rows: Tensor  # [W] int64 rows whose scores are wanted
-    prompt_logprob_rows: Tensor  # [R] int64 rows that say how likely the prompt's next token is
-    padded: tuple[PaddedMetadata, ...]  # none where there are reads
-    in_order: bool = False  # the pass is one group, whose queries are the rows 0, 1, ... T - 1
+    logits_rows: Tensor  # [W] int64 rows that need logits
+    prompt_logprob_rows: Tensor  # [R] int64 rows that score the next prompt token
+    padded: tuple[PaddedMetadata, ...]  # empty where there is paged metadata
+    in_order: bool = False  # the batch is one group, whose queries are the rows 0, 1, ... T - 1
     paged: PagedMetadata | None = None

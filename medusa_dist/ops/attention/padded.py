@@ -1,21 +1,20 @@
-"""Attention of a ForwardBatch over the paged KV pool, trees included.
+"""Padded attention of a ForwardBatch over the paged KV cache, including trees.
 
-Owns two backends in tensor operations with one signature, chosen by name: `exact` (products and a softmax whose rows do
-not depend on their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs), and the choice. Each
-is the other's oracle in the tests, and both are that of `fused`, the compiled one for CPUs
-(ops/attention/paged_cpu.py). Not here: the bridge to transformers (model/attention_bridge.py), masks
-(engine/runner/batch_builder.py).
+Owns two backends in tensor operations with one signature, and the choice of a backend. Not here: the compiled CPU
+backend (paged_cpu.py), the bridge to transformers (model/attention_bridge.py), masks (engine/runner/batch_builder.py).
+`exact`: products and a softmax whose rows do not depend on other rows. `sdpa`: torch's scaled_dot_product_attention,
+faster on GPUs. Each is the other's oracle in the tests, and both are oracles of `fused`, the compiled one.
 
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
  - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
-   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
- - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length
-   (seen: beyond 256 keys on Intel's CPUs, beyond 192 on AMD's); the scheduler keeps a tree's columns inside one chunk,
-   so a drafted key is summed in the chunk of its position;
- - there are at least two products, which threads share whole;
- - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
+   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it is;
+ - the chain is cut every KEY_CHUNK KV indices at fixed positions, where the library would choose its own cuts by length
+   (seen: beyond 256 keys on Intel CPUs, beyond 192 on AMD CPUs); the scheduler keeps a tree's KV indices inside one
+   chunk, so a drafted key is summed in the chunk of its position;
+ - there are at least two products, each computed by one thread;
+ - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on the position of each key.
 tests/unit/ops/attention/test_padded.py checks this on the machine it runs on.
-Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L columns.
+Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L KV indices.
 """
 
 from collections.abc import Callable
@@ -30,14 +29,14 @@ from medusa_dist.ops.forward_batch import ForwardBatch, PaddedMetadata
 
 KEY_CHUNK = 192
 _ONES_COLUMNS = 8
-_ones_of: dict[torch.device, Tensor] = {}  # the largest asked for so far
+_ones_of: dict[torch.device, Tensor] = {}  # the largest needed so far
 
 
 def min_queries(head_dim: int, per_head: int) -> int:
-    """Queries a sequence brings to a product at least, padding included; per_head query heads share a kv head.
+    """Fewest queries per sequence in a product, including padding; per_head query heads share a kv head.
 
-    A product with few rows takes another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
-    128 and 10 at 256 on, all row counts agree; this asks for a few more.
+    A product with few rows uses another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
+    128 and 10 at 256 on, all row counts agree; this requires a few more.
     """
     rows = max(4, -(-head_dim // 16))
     return -(-rows // per_head)
@@ -45,7 +44,7 @@ def min_queries(head_dim: int, per_head: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionParams:
-    """What a layer asks of its scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
+    """Parameters of a layer's attention scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
 
     scale: float
     window: int | None = None
@@ -58,7 +57,7 @@ GroupAttention = Callable[[Tensor, Tensor, Tensor, PaddedMetadata, AttentionPara
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """Attention of one pass: writes the new keys and values, then lets every query read what it may see."""
+    """Attention of one pass: writes the new keys and values, then computes every query over the keys it may see."""
 
     pool: KVCache
     batch: ForwardBatch
@@ -80,7 +79,7 @@ class PagedAttention:
         if self.batch.in_order:
             return attend(queries, self.batch.padded[0])
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
-        # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
+        # Zeros, not empty: padding rows are in no group, and garbage in them would reach the scratch block.
         out = torch.zeros_like(padded)
         for group in self.batch.padded:
             rows = group.query_rows.flatten()
@@ -98,12 +97,12 @@ class PagedAttention:
 
 
 def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
-    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; see the top of the file for what is exact."""
+    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; the module docstring explains what is exact."""
     num_kv_heads, size, width, per_head, head_dim = q.shape
     length = k.shape[2]
     batch, rows = num_kv_heads * size, width * per_head
     flat, keys = q.reshape(batch, rows, head_dim), k.reshape(batch, length, head_dim).transpose(1, 2)
-    # In float32 whatever the model's dtype: a CPU's batched products of bfloat16 are several times slower.
+    # In float32 whatever the model's dtype: batched bfloat16 products are several times slower on a CPU.
     scores = _products(flat.float() * scoring.scale, keys.float())
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
@@ -132,12 +131,12 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """torch.bmm, but never of one product alone: threads would share its rows, and few rows take another kernel."""
+    """torch.bmm, but never with a single product: threads would split its rows, and few rows use another kernel."""
     return torch.bmm(a, b) if a.shape[0] > 1 else torch.bmm(torch.cat([a, a]), torch.cat([b, b]))[:1]
 
 
 def _ones(batch: int, device: torch.device) -> Tensor:
-    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, laid out in memory: a product would copy expanded ones."""
+    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, materialised: a product would copy an expanded tensor."""
     known = _ones_of.get(device)
     if known is None or known.shape[0] < batch:
         known = _ones_of[device] = torch.ones(batch, KEY_CHUNK, _ONES_COLUMNS, device=device)
@@ -145,7 +144,7 @@ def _ones(batch: int, device: torch.device) -> Tensor:
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
-    """The same through torch's fused attention. Softcap and sinks are not offered there and take the exact path."""
+    """The same through torch's fused attention. It supports neither softcap nor sinks; those use the exact path."""
     if scoring.softcap is not None or scoring.sinks is not None:
         return attend_exact(q, k, v, group, scoring)
     num_kv_heads, size, width, per_head, head_dim = q.shape
@@ -162,12 +161,13 @@ BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdp
 
 
 def default_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """`fused` on a CPU, or `exact` for a dtype it does not know; `sdpa` elsewhere."""
+    """`fused` on a CPU, or `exact` for a dtype that it does not support; `sdpa` elsewhere."""
     if device.type != "cpu":
         return "sdpa"
     return "fused" if dtype in (torch.float32, torch.bfloat16) else "exact"
 
 
 def key_chunk(backend: str) -> int | None:
-    """Columns at whose multiples a tree must end, so that its keys are summed where they will stay; None: nowhere."""
+    """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;
+    None: no limit."""
     return KEY_CHUNK if backend == "exact" else None
