@@ -2,13 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= serve_configs/smollm2-cpu.yaml
-# Where torch comes from. PyPI's Linux wheel brings CUDA (2 to 3 GB); on a machine without a GPU, this saves that:
-#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where torch comes from. PyPI's Linux wheel brings CUDA (2 to 3 GB), so a machine without an NVIDIA GPU takes PyTorch's
+# CPU wheel where that index answers within 5 seconds. Say otherwise with NVIDIA_GPU=yes, or name an index yourself:
+#   make serve TORCH_INDEX=https://pypi.org/simple
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+NVIDIA_GPU ?= $(shell { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1 && echo yes || echo no)
+# `make test-lowest` takes the lowest torch that pyproject.toml admits, unless TORCH says another.
+LOWEST_TORCH = $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/.*"\(torch\)>=\([0-9.]*\),.*/\1==\2/p' pyproject.toml),$(TORCH))
+LOWEST_TESTS ?= tests/unit/medusa tests/unit/ops tests/unit/api
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs test test-slow test-matrix lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix test-lowest lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -21,6 +27,13 @@ serve: $(VENV)/installed ## install, fetch the demo model, serve it, and print h
 docs: $(VENV)/installed ## write docs/config.md and the README's file tree anew from the code
 	$(VENV)/bin/python -m medusa_dist.tools.docs
 
+site: $(VENV)/installed-docs ## make a site of docs/ in site/; a broken link is an error
+	$(VENV)/bin/zensical build --clean --strict
+
+build: $(VENV)/installed-dev ## make the source distribution and the wheel in dist/
+	rm -rf build *.egg-info # setuptools would take files that an earlier build listed
+	$(VENV)/bin/python -m build
+
 test: $(VENV)/installed-dev ## the default suite
 	$(VENV)/bin/pytest
 
@@ -29,6 +42,11 @@ test-slow: $(VENV)/installed-dev ## long matrices, chaos and soak runs
 
 test-matrix: $(VENV)/installed-dev ## exactness in full: all of on = off, rows, distribution, lives (some 20 minutes)
 	$(VENV)/bin/pytest -m slow tests/end_to_end/test_exactness_matrix.py tests/end_to_end/test_row_invariance.py tests/end_to_end/test_distribution.py tests/end_to_end/test_lifecycle_fuzz.py
+
+test-lowest: ## quick tests with the lowest versions that pyproject.toml admits, in an environment of their own
+	$(MAKE) $(VENV)-lowest/installed-lowest VENV=$(VENV)-lowest TORCH=$(LOWEST_TORCH) TORCH_FLAGS=--no-deps
+	$(VENV)-lowest/bin/medusa-dist serve --help >/dev/null
+	$(VENV)-lowest/bin/pytest $(LOWEST_TESTS)
 
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .
@@ -39,8 +57,8 @@ format: $(VENV)/installed-dev ## let ruff rewrite
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+clean: ## remove the virtual environments, caches and what was built
+	rm -rf $(VENV) $(VENV)-lowest .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,7 +66,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/torch: | $(VENV)/bin/python
-	$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@index="$(TORCH_INDEX)"; \
+	if [ -z "$$index" ] && [ "$(NVIDIA_GPU)" = no ] && $(VENV)/bin/python -c \
+	  'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' $(TORCH_CPU_INDEX)/torch/ 2>/dev/null; \
+	then index=$(TORCH_CPU_INDEX); fi; \
+	set -x; $(PIP) install $(TORCH_FLAGS) "$(TORCH)" $${index:+--index-url $$index}
 	@touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/torch
@@ -57,4 +79,13 @@ $(VENV)/installed: pyproject.toml | $(VENV)/torch
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml $(VENV)/installed
+	$(PIP) install -e '.[docs]'
+	@touch $@
+
+$(VENV)/installed-lowest: pyproject.toml | $(VENV)/torch
+	$(PIP) install 'uv>=0.9,<1'
+	$(VENV)/bin/uv pip install --python $(VENV) --resolution lowest-direct "$(TORCH)" -e '.[dev]'
 	@touch $@

@@ -202,6 +202,12 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where torch sees a GPU, else cpu."
     )
+    attention_backend: Literal["auto", "paged_cpu", "exact", "sdpa"] = Field(
+        default="auto",
+        description="What computes attention. auto: paged_cpu on a CPU (a compiled loop over the block tables, float32 "
+        "and bfloat16; exact for float16), sdpa on a GPU. exact: tensor operations, bitwise like paged_cpu in float32 "
+        "on a CPU, slower. sdpa: torch's scaled_dot_product_attention.",
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
         default=1, description="RankGroup the model is cut over. Legal: 1 to the model's number of key/value heads."
     )

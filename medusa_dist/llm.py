@@ -24,6 +24,7 @@ from medusa_dist.model.support_check import check_servable
 from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.chat_template import encode_chat
 from medusa_dist.text.text_stream import TextDelta, TextStream
 
 Prompt = str | Sequence[int]
@@ -152,10 +153,7 @@ class LLM:
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RequestError("this model has no chat template; use generate", "messages")
-        encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return encode_chat(self.tokenizer, messages)
 
     def stream(
         self,

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi.exceptions import RequestValidationError
-from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
 from medusa_dist.api.beams import asked_beams
@@ -24,6 +23,7 @@ from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestEr
 from medusa_dist.request import Request, check_prompt, choice_seed
 from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.chat_template import encode_rendered, render_chat
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,9 +56,6 @@ def check_model(name: str, service: Service) -> None:
 
 async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service) -> EncodedPrompt:
     """Messages through the model's chat template. Raises RequestError where there is none or it objects."""
-    tokenizer = service.tokenizer
-    if not getattr(tokenizer, "chat_template", None):
-        raise RequestError("this model has no chat template; use /v1/completions", "messages")
     turns = [
         {"role": "system" if m.role == "developer" else m.role, "content": m.text}
         | ({"name": m.name} if m.name else {})
@@ -66,12 +63,8 @@ async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bo
     ]
 
     def render() -> EncodedPrompt:
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from None
-        # The template wrote all special tokens already.
-        return EncodedPrompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        text = render_chat(service.tokenizer, turns, add_generation_prompt, instead="/v1/completions")
+        return EncodedPrompt(text, tuple(encode_rendered(service.tokenizer, text)))
 
     return await off_loop(sum(len(m.text) for m in messages), render)
 

@@ -23,6 +23,7 @@ from medusa_dist.bench.timed_run import TimedRun, run_prompts
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.chat_template import encode_question
 from medusa_dist.tools.progress import ProgressText
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
@@ -67,9 +68,7 @@ class PromptSource:
     def _ids(self, index: int, repeat: int) -> list[int]:
         text = self._texts[index % len(self._texts)]
         text = f"{repeat + 1}. {text}" if repeat else text
-        if getattr(self._llm.tokenizer, "chat_template", None):
-            return self._llm.chat_ids([{"role": "user", "content": text}])
-        return list(self._llm.tokenizer(text)["input_ids"])
+        return encode_question(self._llm.tokenizer, text)
 
 
 def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> BenchReport:

@@ -15,13 +15,12 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from medusa_dist.errors import ModelError
+from medusa_dist.ops.attention.backend import AttentionParams
 
 IMPLEMENTATION = "medusa_paged"
 
-# attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D], scale, window, softcap, sinks [Hq] | None) -> [T, Hq, D]
-# window: a key is visible if 0 <= q position - k position < window; None = all. softcap: scores -> c tanh(scores / c).
-# sinks: one more score per head that takes part in the softmax and has no value.
-Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
+# attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D], params) -> [T, Hq, D]
+Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionParams], Tensor]
 
 # Options that transformers passes and that do not affect our attention; any other option that is set is refused.
 _HARMLESS = frozenset(
@@ -85,7 +84,7 @@ def paged_attention(
         raise ModelError(f"{type(module).__name__} uses attention options that are not supported: {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = attention_context.attend(module.layer_idx, q, k, v, scale, window, softcap, sinks)
+    out = attention_context.attend(module.layer_idx, q, k, v, AttentionParams(scale, window, softcap, sinks))
     return out.unsqueeze(0), None
 
 
@@ -106,8 +105,8 @@ def check_attention(
     num_heads, num_kv_heads, head_dim = heads
     seen: list[tuple[int, tuple[int, int, int], int | None]] = []
 
-    def probe(layer: int, q: Tensor, k: Tensor, v: Tensor, _scale: float, window: int | None, *_: object) -> Tensor:
-        seen.append((layer, (q.shape[1], k.shape[1], q.shape[2]), window))
+    def probe(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        seen.append((layer, (q.shape[1], k.shape[1], q.shape[2]), params.window))
         return v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 
     two = torch.arange(2, device=device)

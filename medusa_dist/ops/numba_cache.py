@@ -21,7 +21,21 @@ def kept_on_disk(function: Any) -> Any:
     """
     with suppress(RuntimeError):  # "no locator available": no such folder
         function.enable_caching()
+        _drop_unreadable(function)
     return function
+
+
+def _drop_unreadable(function: Any) -> None:
+    """Drop cached code of another version of this package, whose types had other names or modules.
+
+    numba compares the source file only after it has unpickled the index, which fails on a type that no longer exists.
+    """
+    cache = function._cache
+    try:
+        cache._cache_file._load_index()
+    except (AttributeError, ImportError):
+        with suppress(OSError):  # not writable: each process compiles for itself
+            cache.flush()
 
 
 @contextmanager

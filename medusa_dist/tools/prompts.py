@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from medusa_dist.config import Strict, explain_validation
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
+from medusa_dist.text.chat_template import encode_question
 
 SHIPPED = Path(__file__).parents[1] / "data" / "eval_prompts.jsonl"
 
@@ -56,7 +57,4 @@ def _parse(path: Path, number: int, line: str) -> Question:
 
 def prompt_ids(llm: LLM, text: str) -> list[int]:
     """A question in the model's tokens: through its chat template if it has one, else as it is."""
-    if getattr(llm.tokenizer, "chat_template", None):
-        return llm.chat_ids([{"role": "user", "content": text}])
-    ids: list[int] = llm.tokenizer(text)["input_ids"]
-    return ids
+    return encode_question(llm.tokenizer, text)

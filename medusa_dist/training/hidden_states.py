@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from medusa_dist.errors import ConfigError
 from medusa_dist.model.attention_bridge import Attend, attention_context
 from medusa_dist.model.load import ShardedModel
+from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin, read_answers
 
 KEPT = 12  # tokens kept of each distribution; they hold nearly all of the probability
@@ -194,39 +195,28 @@ def packed_attention(lengths: Sequence[int]) -> Attend:
     """Attention for sequences laid end to end, each causal within itself; supports all options of a layer, in plain
     torch."""
 
-    def attend(
-        _layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
+    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         out = []
         parts = (torch.split(x, list(lengths)) for x in (q, k, v))
         for one_q, one_k, one_v in zip(*parts, strict=True):
             # [1, heads, T, D] each
             qs, ks, vs = one_q.transpose(0, 1)[None], one_k.transpose(0, 1)[None], one_v.transpose(0, 1)[None]
-            if window is None and softcap is None and sinks is None:
-                made = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=True)
+            if params == AttentionParams(params.scale):
+                made = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=params.scale, enable_gqa=True)
             else:
-                made = _plain(qs, ks, vs, scale, (window, softcap, sinks))
+                made = _plain(qs, ks, vs, params)
             out.append(made[0].transpose(0, 1))
         return torch.cat(out)
 
     return attend
 
 
-def _plain(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, extras: tuple[int | None, float | None, Tensor | None]
-) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
     """q [1, Hq, T, D], k and v [1, Hk, T, D] -> [1, Hq, T, D], with window, softcap and sinks."""
-    window, softcap, sinks = extras
+    window, softcap, sinks = params.window, params.softcap, params.sinks
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1).float(), v.repeat_interleave(groups, dim=1).float()
-    scores = scale * (q.float() @ k.transpose(-1, -2))
+    scores = params.scale * (q.float() @ k.transpose(-1, -2))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     position = torch.arange(q.shape[2], device=q.device)

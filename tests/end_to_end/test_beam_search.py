@@ -209,9 +209,9 @@ def check_kv(engine: Engine) -> None:
         count = sequence.num_computed_tokens
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *scoring: object, into=seen):
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: object, into=seen):
             into.append((k, v))
-            return dense_attend(layer, q, k, v, *scoring)
+            return dense_attend(layer, q, k, v, params)
 
         with torch.inference_mode(), attention_context.using(attend):
             worker.model.forward(torch.tensor(sequence.tokens[:count]), torch.arange(count), torch.tensor([0]))

@@ -15,8 +15,8 @@ import pytest
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine import engine as engine_module
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.runner import batch_builder as prepare
 from medusa_dist.medusa.trees.budget import StepCost
+from medusa_dist.ops.attention import backend
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from tests.support.markov_model import MarkovHeads, markov_engine, random_table
@@ -191,9 +191,9 @@ def test_off_runs_no_heads_no_tree_and_no_acceptance(monkeypatch: pytest.MonkeyP
     towns = [Town(monkeypatch), Town(monkeypatch, with_heads=False)]
     monkeypatch.setattr(engine_module, "time", towns[0].timer)
     masks: list[int] = []
-    real = prepare.Ancestry.__init__
+    real = backend.Ancestry.__init__
     monkeypatch.setattr(
-        prepare.Ancestry, "__init__", lambda self, parents: masks.append(parents.size) or real(self, parents)
+        backend.Ancestry, "__init__", lambda self, parents: masks.append(parents.size) or real(self, parents)
     )
     for town in towns:
         for i in range(MOST):

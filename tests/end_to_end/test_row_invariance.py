@@ -21,6 +21,7 @@ from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints, random_parents
 from tests.support.tiny_engine import VOCAB, save_model
@@ -80,7 +81,7 @@ class Bench:
             model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, torch.float32, CPU
         )
         pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
-        self.worker = Worker(model, pool, count, BLOCKS_EACH, "fused")
+        self.worker = Worker(model, pool, count, BLOCKS_EACH, PagedCpuBackend())
         blocks = torch.randperm(count * BLOCKS_EACH, generator=torch.Generator().manual_seed(4)) + 1
         self.worker._tables[:] = blocks.view(count, BLOCKS_EACH).numpy()
         self.worker._whole[:] = 1

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from medusa_dist.engine.runner.batch_builder import prepare
+from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
-from medusa_dist.ops.attention.padded import BACKENDS, AttentionParams, PagedAttention, min_queries
-from medusa_dist.ops.attention.paged_cpu import FusedAttention
+from medusa_dist.ops.attention.registry import BACKENDS
 from tests.support.plan_helpers import Piece, make_step, random_parents
 
 CPU = torch.device("cpu")
@@ -60,8 +60,8 @@ def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, ba
     """[T, Hq, D] through plan, tables, pool and backend."""
     plan, tables, num_blocks = make_step(pieces, seed)
     heads, dtype = contents.heads, contents.q.dtype
-    fewest = None if backend == "fused" else min_queries(heads.dim, heads.query // heads.kv)
-    batch = prepare(plan, tables, CPU, fewest)
+    attention = BACKENDS[backend](heads.dim, heads.query // heads.kv)
+    batch = prepare(plan, tables, CPU, attention)
     pool = KVCache.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
@@ -70,8 +70,7 @@ def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, ba
         pool.write(LAYER, slots, *contents.old[index])
     padding = batch.input_ids.numel() - contents.q.shape[0]
     q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
-    attention = FusedAttention(pool, batch) if fewest is None else PagedAttention(pool, batch, BACKENDS[backend])
-    out = attention(LAYER, q, k, v, scoring)
+    out = attention(LAYER, q, k, v, scoring, pool, batch)
     assert out.shape == q.shape and out.dtype == q.dtype and not out[contents.q.shape[0] :].isnan().any()
     return out[: contents.q.shape[0]]
 

@@ -202,6 +202,25 @@ def dtype(world: World) -> None:
         assert worker.pool.rows.dtype == worker.model.dtype == getattr(torch, name)
 
 
+def attention_backend(world: World) -> None:
+    """Each backend decodes, and says the same: all are exact for float32 on a CPU."""
+    said = {}
+    for name in ("auto", "paged_cpu", "exact", "sdpa"):
+        rank = world.rank(world.config("attention_backend", name))
+        assert rank.facts["attention_backend"] == ("paged_cpu" if name == "auto" else name)
+        engine = rank.engine
+        assert engine is not None
+        engine.submit(request("x", ignore_eos=True, temperature=0.0))
+        outputs = []
+        while engine.has_work:
+            outputs += [token for output in engine.step() for token in output.token_ids]
+        said[name] = outputs
+    assert len(said["auto"]) == 16 and said["auto"] == said["paged_cpu"] == said["exact"]
+    assert len(said["sdpa"]) == 16
+    with pytest.raises(ConfigError, match="attention_backend: paged_cpu"):
+        world.rank(world.config("attention_backend", "paged_cpu", dtype="float16"))
+
+
 def device(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(world.config("device", "auto")) == choose_device(world.config("device", "cpu"))
@@ -263,6 +282,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "speculation.min_accepted": speculation_min_accepted,
     "dtype": dtype,
     "device": device,
+    "attention_backend": attention_backend,
     "max_model_len": max_model_len,
     "max_running": max_running,
     "max_batched_tokens": max_batched_tokens,

@@ -9,6 +9,7 @@ from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.state.block_pool import chain_hash
 from medusa_dist.model.attention_bridge import attention_context
+from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from tests.support.tiny_models import dense_attend
 
@@ -19,9 +20,9 @@ def fresh_rows(worker: Worker, tokens: Sequence[int]) -> list[tuple[Tensor, Tens
     """Keys and values [T, Hkv, D] of each layer, from a pass with the plainest attention."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: object) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         seen.append((k, v))
-        return dense_attend(layer, q, k, v, *scoring)
+        return dense_attend(layer, q, k, v, params)
 
     with torch.inference_mode(), attention_context.using(attend):
         worker.model.forward(torch.tensor(tokens), torch.arange(len(tokens)), torch.tensor([0]))

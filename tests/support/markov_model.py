@@ -20,6 +20,7 @@ from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -88,7 +89,7 @@ def markov_engine(
     vocab = logits.shape[0]
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
     pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
-    worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, "fused")
+    worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, PagedCpuBackend())
     speculation = TreePolicy(config, cost)
     limits = Limits(
         max_running=max_running,

@@ -22,6 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from medusa_dist.ops.attention.backend import AttentionParams
+
 VOCAB = 97  # prime, as is the middle of the MLP: nothing divides evenly
 
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -98,17 +100,15 @@ def tokens(count: int = 13) -> Tensor:
     return ids
 
 
-def dense_attend(
-    _layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, sinks: object
-) -> Tensor:
+def dense_attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
     """Causal attention of one sequence at positions 0..T-1, by the definition. q [T, Hq, D] -> [T, Hq, D]."""
-    assert sinks is None
+    assert params.sinks is None
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * params.scale
+    if params.softcap is not None:
+        scores = params.softcap * torch.tanh(scores / params.softcap)
     position = torch.arange(q.shape[0])
     distance = position[:, None] - position
-    seen = (distance >= 0) & (distance < (window or 2**31))
+    seen = (distance >= 0) & (distance < (params.window or 2**31))
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, float("-inf")).softmax(-1), v)

@@ -6,7 +6,6 @@ Shapes: W logits rows, V vocabulary, Vs this rank's shard of it, I width of what
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs, gather_pro
 from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
-from medusa_dist.ops.attention.padded import BACKENDS, AttentionParams, PagedAttention, min_queries
-from medusa_dist.ops.attention.paged_cpu import FusedAttention, compile_kernel
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
@@ -42,16 +40,15 @@ class Scores:
 class Worker:
     """The same code on every rank; only rank 0 gets Scores."""
 
-    def __init__(self, model: ShardedModel, pool: KVCache, max_running: int, max_blocks: int, backend: str) -> None:
+    def __init__(
+        self, model: ShardedModel, pool: KVCache, max_running: int, max_blocks: int, attention: AttentionBackend
+    ) -> None:
         self.model = model
         self.pool = pool
-        self._backend = None if backend == "fused" else BACKENDS[backend]
-        if self._backend is None:
-            compile_kernel(pool.rows.dtype)
+        self._attention = attention
+        attention.warm_up(pool.rows.dtype)
         if model.device.type == "cpu":
             compile_noise()
-        per_head = model.num_heads // model.num_kv_heads
-        self._min_queries = min_queries(model.head_dim, per_head) if self._backend else None
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
         self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
         self._temperatures = np.zeros(max_running, dtype=np.float64)
@@ -65,7 +62,7 @@ class Worker:
         """Run one step. Rank 0 gets the scores, the others None. clock: None if the phases are not timed."""
         clock = clock or PhaseTimer()
         self._apply_deltas(plan)
-        batch = prepare(plan, self._tables, self.model.device, self._min_queries) if plan.batch_indices.size else None
+        batch = prepare(plan, self._tables, self.model.device, self._attention) if plan.batch_indices.size else None
         clock.lap("prepare")
         if plan.copy_sources.size:
             self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
@@ -87,12 +84,9 @@ class Worker:
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """logits [W + R, Vs] and hidden [W + R, I] of the W logits rows, then the R prompt logprob rows."""
-        paged: PagedAttention | FusedAttention = FusedAttention(self.pool, batch)
-        if self._backend:
-            paged = PagedAttention(self.pool, batch, self._backend)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, *scoring: Any) -> Tensor:
-            return paged(layer, q, k, v, AttentionParams(*scoring))
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+            return self._attention(layer, q, k, v, params, self.pool, batch)
 
         # A matrix product with a single row may use another kernel and round differently: duplicate a single row.
         rows = torch.cat([batch.logits_rows, batch.prompt_logprob_rows])

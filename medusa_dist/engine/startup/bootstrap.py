@@ -44,8 +44,9 @@ from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import output_width, read_config
+from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
-from medusa_dist.ops.attention.padded import default_backend, key_chunk
+from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
 
@@ -106,6 +107,7 @@ class EngineRank:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(self._device),
+            "attention_backend": resolve_backend(self.config.attention_backend, self._device, model.dtype),
             "weight_bytes": model.weight_bytes(),
             "kv_blocks": self._ranks.worker.pool.num_blocks,
             "max_model_len": self._max_model_len,
@@ -171,12 +173,16 @@ class EngineRank:
             )
         return count + 1
 
+    def _attention(self, model: ShardedModel) -> AttentionBackend:
+        name = resolve_backend(self.config.attention_backend, self._device, model.dtype)
+        return BACKENDS[name](model.head_dim, model.num_heads // model.num_kv_heads)
+
     def _make_worker(self, model: ShardedModel, num_blocks: int) -> Worker:
         pool = KVCache.allocate(
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
-        return Worker(model, pool, self.config.max_running, max_blocks, default_backend(self._device, model.dtype))
+        return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model))
 
     def _check_heads(self, drafter: HeadDrafter | None, folder: Path) -> str | None:
         """Refuse heads that guess no better than chance. Returns the finding; None without heads or if the check is
@@ -191,7 +197,7 @@ class EngineRank:
     def _build_engine(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
-        policy = TreePolicy(config.speculation, cost, key_chunk(default_backend(self._device, model.dtype)))
+        policy = TreePolicy(config.speculation, cost, self._attention(model).tree_alignment)
         limits = Limits(
             max_running=config.max_running,
             max_batched_tokens=config.max_batched_tokens,

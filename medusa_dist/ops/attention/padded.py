@@ -1,9 +1,9 @@
-"""Padded attention of a ForwardBatch over the paged KV cache, including trees.
+"""Padded attention of a batch over the paged KV cache, including trees.
 
-Owns two backends in tensor operations with one signature, and the choice of a backend. Not here: the compiled CPU
-backend (paged_cpu.py), the bridge to transformers (model/attention_bridge.py), masks (engine/runner/batch_builder.py).
+Owns the backends in tensor operations, and the rectangles and masks that they read. Not here: the interface
+(backend.py), the compiled CPU backend (paged_cpu.py), the choice of a backend (registry.py).
 `exact`: products and a softmax whose rows do not depend on other rows. `sdpa`: torch's scaled_dot_product_attention,
-faster on GPUs. Each is the other's oracle in the tests, and both are oracles of `fused`, the compiled one.
+faster on GPUs. Each is the other's oracle in the tests, and both are oracles of `paged_cpu`, the compiled one.
 
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
  - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
@@ -18,14 +18,17 @@ Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
-from medusa_dist.ops.forward_batch import ForwardBatch, PaddedMetadata
+from medusa_dist.ops.attention.metadata import PaddedGroup, PaddedMetadata
+from medusa_dist.ops.forward_batch import ForwardBatch
 
 KEY_CHUNK = 192
 _ONES_COLUMNS = 8
@@ -42,61 +45,120 @@ def min_queries(head_dim: int, per_head: int) -> int:
     return -(-rows // per_head)
 
 
-@dataclass(frozen=True)
-class AttentionParams:
-    """Parameters of a layer's attention scores: scale, sliding window (positions), softcap, attention sinks ([Hq])."""
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
+GroupAttention = Callable[[Tensor, Tensor, Tensor, PaddedGroup, AttentionParams], Tensor]
 
 
-GroupAttention = Callable[[Tensor, Tensor, Tensor, PaddedMetadata, AttentionParams], Tensor]
+class PaddedBackend:
+    """Gathers keys and values of similar sequences into rectangles, and attends with tensor operations.
 
+    attend: attention of one rectangle. queries_per_head: query heads that share a KV head.
+    """
 
-@dataclass(frozen=True)
-class PagedAttention:
-    """Attention of one pass: writes the new keys and values, then computes every query over the keys it may see."""
+    def __init__(
+        self, attend: GroupAttention, head_dim: int, queries_per_head: int, tree_alignment: int | None
+    ) -> None:
+        self.tree_alignment = tree_alignment
+        self._attend = attend
+        self._min_queries = min_queries(head_dim, queries_per_head)
 
-    pool: KVCache
-    batch: ForwardBatch
-    backend: GroupAttention
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Nothing is compiled."""
 
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: AttentionParams) -> Tensor:
+    def metadata(self, layout: BatchLayout, device: torch.device) -> PaddedMetadata:
+        """Sequences grouped by similar row count and length, each group padded to one rectangle."""
+        groups = tuple(
+            _group(layout, members, self._min_queries, device)
+            for members in _similar(layout.rows, layout.lengths, self._min_queries)
+        )
+        is_padded = int(layout.rows.sum()) < layout.num_rows
+        fills = len(groups) == 1 and groups[0].query_rows.numel() == layout.num_rows
+        return PaddedMetadata(groups, in_order=fills and (not is_padded or layout.rows.size == 1))
+
+    def __call__(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        params: AttentionParams,
+        cache: KVCache,
+        batch: ForwardBatch,
+    ) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
-        self.pool.write(layer, self.batch.slot_mapping, keys, values)
+        cache.write(layer, batch.slot_mapping, keys, values)
+        metadata: PaddedMetadata = batch.attention
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = keys.shape[1]
 
-        def attend(rows: Tensor, group: PaddedMetadata) -> Tensor:
+        def attend(rows: Tensor, group: PaddedGroup) -> Tensor:
             """[B * Q, Hq, D] -> the same. The query heads of one kv head are rows of one product: [Hk, B, Q, G, D]."""
             size, width = group.query_rows.shape
             q = rows.view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
-            k, v = self._gather(layer, group, size)
-            return self.backend(q, k, v, group, scoring).permute(1, 2, 0, 3, 4).reshape(rows.shape)
+            k, v = _gather(cache, layer, group, size)
+            return self._attend(q, k, v, group, params).permute(1, 2, 0, 3, 4).reshape(rows.shape)
 
-        if self.batch.in_order:
-            return attend(queries, self.batch.padded[0])
+        if metadata.in_order:
+            return attend(queries, metadata.groups[0])
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
         # Zeros, not empty: padding rows are in no group, and garbage in them would reach the scratch block.
         out = torch.zeros_like(padded)
-        for group in self.batch.padded:
+        for group in metadata.groups:
             rows = group.query_rows.flatten()
             out.index_copy_(0, rows, attend(padded.index_select(0, rows), group))
         return out[:num_rows]
 
-    def _gather(self, layer: int, group: PaddedMetadata, size: int) -> Tensor:
-        """Keys and values of a group: [2, Hk, B, L, D]."""
-        rows = self.pool.rows[layer]
-        _, num_kv_heads, _, head_dim = rows.shape
-        # As rows of one matrix, a CPU copies whole blocks; along an inner dimension it took up to 3 times as long.
-        pieces = group.pieces(2 * num_kv_heads, self.pool.num_blocks)
-        blocks = rows.view(-1, BLOCK_TOKENS * head_dim).index_select(0, pieces)
-        return blocks.view(2, num_kv_heads, size, -1, head_dim)
+
+def _gather(cache: KVCache, layer: int, group: PaddedGroup, size: int) -> Tensor:
+    """Keys and values of a group: [2, Hk, B, L, D]."""
+    rows = cache.rows[layer]
+    _, num_kv_heads, _, head_dim = rows.shape
+    # As rows of one matrix, a CPU copies whole blocks; along an inner dimension it took up to 3 times as long.
+    pieces = group.pieces(2 * num_kv_heads, cache.num_blocks)
+    blocks = rows.view(-1, BLOCK_TOKENS * head_dim).index_select(0, pieces)
+    return blocks.view(2, num_kv_heads, size, -1, head_dim)
 
 
-def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
+def _similar(rows: Ints, lengths: Ints, min_queries: int) -> list[Ints]:
+    """Group sequences to waste little padding: equal row counts and lengths after rounding up to a power of two."""
+    row_class = np.ceil(np.log2(np.maximum(rows, min_queries))).astype(np.int64)
+    length_class = np.ceil(np.log2(np.maximum(lengths, KEY_CHUNK))).astype(np.int64)
+    key = row_class * 64 + length_class
+    return [np.flatnonzero(key == value) for value in np.unique(key)]
+
+
+def _group(layout: BatchLayout, members: Ints, min_queries: int, device: torch.device) -> PaddedGroup:
+    starts, chains = layout.num_computed_tokens[members], layout.num_new_tokens[members]
+    nodes, num_rows = layout.num_draft_tokens[members], layout.num_rows
+    rows = chains + nodes
+    offsets = np.cumsum(layout.rows)[members] - rows
+    is_lone = layout.rows.size == 1  # its padding rows may be queries too, so that the batch is in order
+    width = max(int(rows.max()), min_queries, num_rows if is_lone else 0)
+    num_blocks = -(-int((starts + rows).max()) // BLOCK_TOKENS)
+    query = np.arange(width)
+    column = np.arange(num_blocks * BLOCK_TOKENS)
+    real = query < rows[:, None]
+    # A known token sees all KV indices up to its own; a node sees those up to the root's, plus its ancestors (below).
+    limits = np.where(real, starts[:, None] + np.minimum(query, chains[:, None] - 1) + 1, 1)
+    visible = column < limits[:, :, None]
+    query_positions = np.where(real, starts[:, None] + query, 0)
+    key_positions = np.broadcast_to(column, (members.size, column.size)).copy()
+    for b in np.flatnonzero(nodes):
+        tree, known = layout.trees[members[b]], int(starts[b] + chains[b])
+        own = slice(int(chains[b]), int(rows[b]))
+        drafted = slice(known, known + int(nodes[b]))
+        visible[b, own, drafted] = tree.matrix
+        query_positions[b, own] = key_positions[b, drafted] = known - 1 + tree.depths
+    spare = np.minimum(query, num_rows) if is_lone else num_rows
+    return PaddedGroup(
+        query_rows=torch.from_numpy(np.where(real, offsets[:, None] + query, spare)).to(device),
+        block_tables=torch.from_numpy(layout.block_tables[members, :num_blocks].reshape(-1)).to(device),
+        visible=torch.from_numpy(visible).to(device),
+        query_positions=torch.from_numpy(query_positions).to(device),
+        key_positions=torch.from_numpy(key_positions).to(device),
+    )
+
+
+def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedGroup, scoring: AttentionParams) -> Tensor:
     """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; the module docstring explains what is exact."""
     num_kv_heads, size, width, per_head, head_dim = q.shape
     length = k.shape[2]
@@ -143,7 +205,7 @@ def _ones(batch: int, device: torch.device) -> Tensor:
     return known[:batch]
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring: AttentionParams) -> Tensor:
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedGroup, scoring: AttentionParams) -> Tensor:
     """The same through torch's fused attention. It supports neither softcap nor sinks; those use the exact path."""
     if scoring.softcap is not None or scoring.sinks is not None:
         return attend_exact(q, k, v, group, scoring)
@@ -155,19 +217,3 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedMetadata, scoring:
         queries, k.transpose(0, 1), v.transpose(0, 1), attn_mask=bias, scale=scoring.scale
     )
     return out.view(size, num_kv_heads, per_head, width, head_dim).permute(1, 0, 3, 2, 4)
-
-
-BACKENDS: dict[str, GroupAttention] = {"exact": attend_exact, "sdpa": attend_sdpa}
-
-
-def default_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """`fused` on a CPU, or `exact` for a dtype that it does not support; `sdpa` elsewhere."""
-    if device.type != "cpu":
-        return "sdpa"
-    return "fused" if dtype in (torch.float32, torch.bfloat16) else "exact"
-
-
-def key_chunk(backend: str) -> int | None:
-    """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;
-    None: no limit."""
-    return KEY_CHUNK if backend == "exact" else None

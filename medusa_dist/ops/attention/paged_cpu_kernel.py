@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 
 from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
-from medusa_dist.ops.forward_batch import PagedMetadata
+from medusa_dist.ops.attention.metadata import PagedMetadata
 from medusa_dist.ops.numba_cache import kept_on_disk
 
 _UNROLL = 8  # KV indices whose values are added at once; divides BLOCK_TOKENS

@@ -4,6 +4,7 @@ from transformers import AttentionInterface
 
 from medusa_dist.errors import ModelError
 from medusa_dist.model.attention_bridge import IMPLEMENTATION, attention_context, check_attention, paged_attention
+from medusa_dist.ops.attention.backend import AttentionParams
 
 Q, KV = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
 CPU = torch.device("cpu")
@@ -24,15 +25,15 @@ def test_the_worker_gets_rows_first_and_the_layers_words() -> None:
         out, weights = paged_attention(
             Layer(), Q, KV, KV, None, scaling=0.5, dropout=0.0, sliding_window=7, softcap=50.0, s_aux=Q[0, :, 0, 0]
         )
-    layer, q, k, v, scale, window, softcap, sinks = seen[0]
-    assert (layer, scale, window, softcap, weights) == (3, 0.5, 7, 50.0, None)
+    layer, q, k, v, params = seen[0]
+    assert (layer, params.scale, params.window, params.softcap, weights) == (3, 0.5, 7, 50.0, None)
     assert torch.equal(q, Q[0].transpose(0, 1)) and k.shape == v.shape == (5, 2, 8)
-    assert sinks.shape == (4,) and torch.equal(out, Q.transpose(1, 2))
+    assert params.sinks.shape == (4,) and torch.equal(out, Q.transpose(1, 2))
 
 
 def test_the_scale_defaults_to_the_root_of_the_head_size() -> None:
     def attend(_layer: int, q: torch.Tensor, *rest: object) -> torch.Tensor:
-        assert rest[2] == 8**-0.5
+        assert rest[2].scale == 8**-0.5
         return q
 
     with attention_context.using(attend):
@@ -74,7 +75,7 @@ def test_the_gate(layers: list[int], windows: list[int | None], fault: str | Non
     def forward(*_: torch.Tensor) -> None:
         for layer in layers:
             attention_context.attend(layer, Q[0, :, :2].transpose(0, 1), KV[0, :, :2].transpose(0, 1),
-                                     KV[0, :, :2].transpose(0, 1), 1.0, None, None, None)  # fmt: skip
+                                     KV[0, :, :2].transpose(0, 1), AttentionParams(1.0))  # fmt: skip
 
     if fault is None:
         check_attention(forward, (4, 2, 8), windows, CPU)

@@ -1,6 +1,7 @@
 """The replica policy: its formula, what it does without counters, and simulated bursts under Serve's own delays."""
 
 import heapq
+import inspect
 import itertools
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def context(options, reports: dict[str, list[Sample]], **facts) -> AutoscalingCo
         "current_time": 0.0,
         "config": options,
     }
+    if "total_pending_async_requests" in inspect.signature(AutoscalingContext).parameters:  # before Ray 2.60
+        defaults["total_pending_async_requests"] = 0
     return AutoscalingContext(**{**defaults, **facts})
 
 

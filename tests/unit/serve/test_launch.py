@@ -4,20 +4,18 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from tests.support.served import HANG_S, Served, free_port, without_ray
 from tests.support.tiny_models import save_tiny
 from tests.support.tiny_tokenizers import byte_tokenizer
 
 ROOT = Path(__file__).parents[3]
-HANG_S = 300  # no claim about speed: only that a test which hangs comes to an end
 pytestmark = pytest.mark.slow
 
 
@@ -27,11 +25,6 @@ def model(tmp_path_factory) -> Path:
     save_tiny("llama", folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def write_config(folder: Path, model: object, port: int, **changes) -> Path:
@@ -53,55 +46,8 @@ def write_config(folder: Path, model: object, port: int, **changes) -> Path:
     return path
 
 
-class Command:
-    """`medusa-dist serve` in a session of its own, with a home of its own."""
-
-    def __init__(self, config: Path, home: Path, **env: str):
-        base = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "medusa_dist.cli.main", "serve", str(config)],
-            cwd=ROOT,
-            env={**base, "HOME": str(home), "PYTHONUNBUFFERED": "1", **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.output = ""
-
-    def read_until(self, text: str, seconds: float = HANG_S) -> None:
-        deadline = time.monotonic() + seconds
-        assert self.process.stdout is not None
-        while text not in self.output and time.monotonic() < deadline:
-            line = self.process.stdout.readline()
-            if not line:
-                break
-            self.output += line
-        assert text in self.output, self.output
-
-    def offspring(self) -> set[int]:
-        """Pids of all that descend from the command now."""
-        parents = {}
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = entry.read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue  # it ended meanwhile
-            parents[int(entry.parent.name)] = int(fields[1])
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found - {self.process.pid}
-
-    def end(self, number: int = signal.SIGINT) -> None:
-        """Signal it, and nothing that it started is left."""
-        started = self.offspring()
-        self.process.send_signal(number)
-        self.process.wait(60)
-        deadline = time.monotonic() + 15
-        while (left := {pid for pid in started if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not left, left
+def served(config: Path, home: Path, **env: str) -> Served:
+    return Served([sys.executable, "-m", "medusa_dist.cli.main"], config, ROOT, without_ray(HOME=str(home), **env))
 
 
 def command_line(pid: int) -> str:
@@ -120,7 +66,7 @@ def answer(url: str, key: str | None, **more):
 
 def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
     port = free_port()
-    command = Command(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
+    command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
     try:
         command.read_until("Ctrl-C ends")
         assert "start Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
@@ -147,7 +93,7 @@ def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
     ],
 )
 def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, changes, text):
-    command = Command(write_config(tmp_path, changes.pop("model", model), free_port(), **changes), tmp_path)
+    command = served(write_config(tmp_path, changes.pop("model", model), free_port(), **changes), tmp_path)
     output, _ = command.process.communicate(timeout=HANG_S)
     assert command.process.returncode == 1
     assert re.search("^error: ", output, re.MULTILINE) and text in output
@@ -156,7 +102,7 @@ def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, cha
 
 def test_a_port_in_use_is_told_before_anything_starts(model, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = Command(write_config(tmp_path, model, taken.getsockname()[1]), tmp_path)
+        command = served(write_config(tmp_path, model, taken.getsockname()[1]), tmp_path)
         output, _ = command.process.communicate(timeout=HANG_S)
     assert command.process.returncode == 1
     assert "http_options.port: cannot listen on" in output and "start Ray" not in output

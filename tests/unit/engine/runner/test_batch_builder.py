@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from medusa_dist.engine.runner.batch_builder import MIN_ROWS, ROWS_OF_ITEM, Ancestry, prepare, wanted_rows
+from medusa_dist.engine.runner.batch_builder import MIN_ROWS, prepare, wanted_rows
+from medusa_dist.ops.attention.backend import Ancestry
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
+from medusa_dist.ops.attention.paged_cpu import ROWS_OF_ITEM
+from medusa_dist.ops.attention.registry import BACKENDS
 from tests.support.plan_helpers import Piece, ints, make_step, random_parents, rows_of
 
-MIN_QUERIES = 3
+MIN_QUERIES = 3  # of heads of width 96 in pairs
 CPU = torch.device("cpu")
+PADDED, PAGED = BACKENDS["exact"](96, 2), BACKENDS["paged_cpu"](96, 2)
 
 
 def check(pieces: list[Piece], seed: int = 0) -> None:
     plan, tables, _ = make_step(pieces, seed)
     rows = rows_of(pieces, plan, tables)
-    batch = prepare(plan, tables, CPU, MIN_QUERIES)
+    batch = prepare(plan, tables, CPU, PADDED)
     padding = max(0, MIN_ROWS - len(rows))
     assert batch.input_ids.tolist() == plan.token_ids.tolist() + [0] * padding
     assert batch.positions.tolist() == [row.position for row in rows] + [0] * padding
@@ -25,7 +29,7 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
     assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slot_mapping.tolist()[len(rows) :])
     assert batch.logits_rows.tolist() == [i for i, row in enumerate(rows) if row.wanted] == wanted_rows(plan).tolist()
     seen = []
-    for group in batch.padded:
+    for group in batch.attention.groups:
         size, width = group.query_rows.shape
         assert width >= MIN_QUERIES and group.visible.shape[:2] == (size, width)
         blocks = group.block_tables.view(size, -1)
@@ -48,8 +52,10 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
                 ]
                 seen.append(index)
     assert sorted(seen) == list(range(len(rows)))
-    queries = [int(row) for group in batch.padded for row in group.query_rows.flatten()]
-    assert batch.in_order == (len(batch.padded) == 1 and queries == list(range(len(rows) + padding)))
+    queries = [int(row) for group in batch.attention.groups for row in group.query_rows.flatten()]
+    assert batch.attention.in_order == (
+        len(batch.attention.groups) == 1 and queries == list(range(len(rows) + padding))
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,28 +104,33 @@ def test_ancestry() -> None:
 def test_groups_waste_little() -> None:
     pieces = [Piece(20, 1), Piece(25, 1), Piece(1000, 1), Piece(0, 64), Piece(25, 1, (-1,) * 30)]
     plan, tables, _ = make_step(pieces)
-    shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU, MIN_QUERIES).padded)
+    shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU, PADDED).attention.groups)
     assert shapes == [(1, 3, 1008), (1, 31, 64), (1, 64, 64), (2, 3, 32)]
 
 
 def test_the_same_plan_gives_the_same_tensors() -> None:
     plan, tables, _ = make_step([Piece(9, 1, (-1, 0, 0)), Piece(70, 2)])
-    first, second = (prepare(plan, np.array(tables), CPU, MIN_QUERIES) for _ in range(2))
+    first, second = (prepare(plan, np.array(tables), CPU, PADDED) for _ in range(2))
     assert torch.equal(first.slot_mapping, second.slot_mapping)
-    assert all(torch.equal(a.visible, b.visible) for a, b in zip(first.padded, second.padded, strict=True))
+    assert all(
+        torch.equal(a.visible, b.visible) for a, b in zip(first.attention.groups, second.attention.groups, strict=True)
+    )
 
 
 def test_reads_cut_every_row_into_one_piece_of_work() -> None:
     pieces = [Piece(0, 40), Piece(5, 1, (-1, 0)), Piece(700, 17), Piece(3, 16), Piece(90, 1)]
     plan, tables, _ = make_step(pieces, 3)
-    batch = prepare(plan, tables, CPU, None)
-    assert not batch.padded and batch.paged is not None
-    items = batch.paged.work_items
+    batch = prepare(plan, tables, CPU, PAGED)
+    made = batch.attention
+    items = made.work_items
     covered = sorted((int(s), row) for s, begin, end in items for row in range(begin, end))
     assert covered == [(s, row) for s, piece in enumerate(pieces) for row in range(piece.chain + len(piece.parents))]
     assert all(0 < end - begin <= ROWS_OF_ITEM for _, begin, end in items)
-    assert batch.paged.cost == sum(int((end - begin) * (pieces[s].start + end)) for s, begin, end in items)
-    assert batch.paged.ancestors.tolist() == [[True, False], [True, True]] and batch.paged.depths.tolist() == [1, 2]
+    assert made.cost == sum(int((end - begin) * (pieces[s].start + end)) for s, begin, end in items)
+    assert made.ancestors.tolist() == [[True, False], [True, True]] and made.depths.tolist() == [
+        1,
+        2,
+    ]
 
 
 def test_shares_of_the_work_cost_alike() -> None:
@@ -127,7 +138,7 @@ def test_shares_of_the_work_cost_alike() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        reads = prepare(*make_step([Piece(0, 512)])[:2], CPU, None).paged
+        reads = prepare(*make_step([Piece(0, 512)])[:2], CPU, PAGED).attention
     finally:
         torch.set_num_threads(before)
     work = [int((end - begin) * end) for _, begin, end in reads.work_items]

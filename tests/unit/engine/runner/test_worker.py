@@ -11,6 +11,7 @@ from medusa_dist.engine.runner.worker import Worker, _best_of_shards
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints
@@ -30,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def worker(model) -> Worker:
     pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
-    return Worker(model, pool, max_running=4, max_blocks=6, backend="fused")
+    return Worker(model, pool, max_running=4, max_blocks=6, attention=PagedCpuBackend())
 
 
 def step(slot: int, start: int, tokens: list[int], **fields: object) -> Plan:
@@ -109,7 +110,7 @@ class Alone(TPGroup):
 
 
 def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker) -> None:
-    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, "fused")
+    rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, PagedCpuBackend())
     plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
     scores = rank.execute(plan)
     assert scores.full_logits == {}

@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
-from medusa_dist.ops.attention.padded import BACKENDS, KEY_CHUNK, AttentionParams, PagedAttention, default_backend
+from medusa_dist.ops.attention.metadata import PaddedMetadata
+from medusa_dist.ops.attention.padded import KEY_CHUNK
+from medusa_dist.ops.attention.registry import BACKENDS
 from medusa_dist.ops.forward_batch import ForwardBatch
-from tests.support.attention_cases import CPU, SCORINGS, Contents, Heads, attend, random_pieces
+from tests.support.attention_cases import SCORINGS, Contents, Heads, attend, random_pieces
 from tests.support.plan_helpers import Piece, make_step, random_parents, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ALL = [*BACKENDS, "fused"]
-BITWISE = ["exact", "fused"]
+ALL = list(BACKENDS)
+BITWISE = ["exact", "paged_cpu"]
 
 
 def by_definition(pieces: list[Piece], contents: Contents, scoring: AttentionParams) -> Tensor:
@@ -88,12 +91,6 @@ def test_unknown_rows_do_not_leak(backend: str) -> None:
     assert not torch.equal(after[3], before[3])
 
 
-def test_default_backend() -> None:
-    assert default_backend(CPU, torch.float32) == default_backend(CPU, torch.bfloat16) == "fused"
-    assert default_backend(CPU, torch.float16) == "exact"
-    assert default_backend(torch.device("cuda", 0), torch.float32) == "sdpa"
-
-
 # --- bitwise ---
 
 
@@ -137,7 +134,7 @@ def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str, backend: 
 def test_rows_at_any_length(known: int, backend: str) -> None:
     """Across the borders of key chunks and blocks; with `exact`, the scheduler keeps a tree inside one chunk."""
     rng = random.Random(known)
-    size = 15 if backend == "fused" else min(15, KEY_CHUNK - known % KEY_CHUNK)
+    size = 15 if backend == "paged_cpu" else min(15, KEY_CHUNK - known % KEY_CHUNK)
     pieces = [Piece(known - 1, 1, random_parents(rng, size)), Piece(known + 30, 1), Piece(5, 1, (-1, -1))]
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 2, 16), known), AttentionParams(0.25), 0, backend)
 
@@ -204,10 +201,10 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
         copy_targets=torch.zeros(0, dtype=torch.int64),
         logits_rows=torch.zeros(0, dtype=torch.int64),
         prompt_logprob_rows=torch.zeros(0, dtype=torch.int64),
-        padded=(),
+        attention=PaddedMetadata((), in_order=False),
     )
     rows = torch.ones(4, 1, 8)
-    out = PagedAttention(pool, batch, BACKENDS["exact"])(0, rows, rows, rows, AttentionParams(1.0))
+    out = BACKENDS["exact"](8, 1)(0, rows, rows, rows, AttentionParams(1.0), pool, batch)
     assert torch.equal(out, torch.zeros(4, 1, 8))
 
 
@@ -231,12 +228,12 @@ def test_rows_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch, seed: int
         softcap=rng.choice([None, 30.0]),
         sinks=rng.choice([None, torch.randn(heads.query)]),
     )
-    monkeypatch.setattr("medusa_dist.engine.runner.batch_builder.ROWS_OF_ITEM", rng.choice([1, 2, 3, 7, 64]))
-    together = attend(pieces, contents, scoring, "fused", seed)
+    monkeypatch.setattr("medusa_dist.ops.attention.paged_cpu.ROWS_OF_ITEM", rng.choice([1, 2, 3, 7, 64]))
+    together = attend(pieces, contents, scoring, "paged_cpu", seed)
     assert torch.allclose(together.double(), by_definition(pieces, contents, scoring), atol=2e-5)
-    monkeypatch.setattr("medusa_dist.engine.runner.batch_builder.ROWS_OF_ITEM", 16)
-    assert torch.equal(attend(pieces, contents, scoring, "fused", seed + 1), together)
+    monkeypatch.setattr("medusa_dist.ops.attention.paged_cpu.ROWS_OF_ITEM", 16)
+    assert torch.equal(attend(pieces, contents, scoring, "paged_cpu", seed + 1), together)
     rows = rows_of(pieces, *make_step(pieces)[:2])
     for index in rng.sample(range(len(rows)), min(3, len(rows))):
-        alone = attend(*lone(pieces, contents, index, rows[index].visible, rows[index].piece), scoring, "fused")
+        alone = attend(*lone(pieces, contents, index, rows[index].visible, rows[index].piece), scoring, "paged_cpu")
         assert torch.equal(together[index], alone[0]), f"row {index}"

@@ -13,7 +13,7 @@ import numba
 import pytest
 import torch
 
-from medusa_dist.ops.attention.padded import AttentionParams
+from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.paged_cpu import compile_kernel
 from medusa_dist.ops.attention.paged_cpu_kernel import attend as kernel
 from medusa_dist.ops.attention.paged_cpu_kernel import write
@@ -28,15 +28,15 @@ def test_bfloat16_pools_are_read_as_they_are() -> None:
     """The kernel computes in float32: from rounded inputs, the same as in float32 throughout, then rounded once."""
     pieces = random_pieces(11)
     narrow = Contents.random(pieces, Heads(6, 3, 8), 11).to(torch.bfloat16)
-    got = attend(pieces, narrow, SCORINGS["all"], "fused")
-    assert torch.equal(got, attend(pieces, narrow.to(torch.float32), SCORINGS["all"], "fused").to(torch.bfloat16))
+    got = attend(pieces, narrow, SCORINGS["all"], "paged_cpu")
+    assert torch.equal(got, attend(pieces, narrow.to(torch.float32), SCORINGS["all"], "paged_cpu").to(torch.bfloat16))
 
 
 def test_what_is_not_a_number_stays_so() -> None:
     pieces = [Piece(20, 1), Piece(20, 1)]
     contents = Contents.random(pieces, Heads(2, 1, 8), 0)
     contents.old[0][0][7] = float("nan")
-    out = attend(pieces, contents, AttentionParams(0.3), "fused")
+    out = attend(pieces, contents, AttentionParams(0.3), "paged_cpu")
     assert out[0].isnan().all() and not out[1].isnan().any()
 
 
@@ -46,7 +46,7 @@ def test_the_kernel_s_exponential() -> None:
         pieces = [Piece(1, 1)]
         one = torch.ones(1, 1, 1)
         contents = Contents(Heads(1, 1, 1), one, one * -gap, one, [(0 * one, 0 * one)])
-        got = attend(pieces, contents, AttentionParams(1.0), "fused").item()  # keys 0 and -gap, values 0 and 1
+        got = attend(pieces, contents, AttentionParams(1.0), "paged_cpu").item()  # keys 0 and -gap, values 0 and 1
         wanted = math.exp(-gap) / (1 + math.exp(-gap))
         assert got == pytest.approx(wanted, rel=4e-7)
 
@@ -60,7 +60,7 @@ def test_all_that_can_be_asked_for_is_compiled_at_start() -> None:
     for pieces in ([Piece(0, 1)], [Piece(0, 40)], [Piece(5, 1, (-1, 0)), Piece(30, 2)]):
         for dtype in dtypes:
             for scoring in SCORINGS.values():
-                attend(pieces, Contents.random(pieces, Heads(6, 3, 8), 0).to(dtype), scoring, "fused")
+                attend(pieces, Contents.random(pieces, Heads(6, 3, 8), 0).to(dtype), scoring, "paged_cpu")
     assert ([*kernel.signatures], [*write.signatures]) == before
 
 
@@ -84,9 +84,9 @@ def test_what_does_not_fit_the_pool_is_no_access_beside_it() -> None:
         replace(fits, q=fits.q[..., :4]),
     ):
         with pytest.raises(AssertionError):
-            attend(pieces, wrong, AttentionParams(0.3), "fused")
+            attend(pieces, wrong, AttentionParams(0.3), "paged_cpu")
     with pytest.raises(AssertionError):
-        attend(pieces, fits, AttentionParams(0.3, sinks=torch.zeros(3)), "fused")
+        attend(pieces, fits, AttentionParams(0.3, sinks=torch.zeros(3)), "paged_cpu")
 
 
 def test_what_finds_no_room_on_disk_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

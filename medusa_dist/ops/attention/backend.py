@@ -1,0 +1,106 @@
+"""AttentionBackend: the interface of attention over the paged KV cache.
+
+Owns the protocol, AttentionParams, and the row layout of a batch (BatchLayout). Not here: the backends (padded.py,
+paged_cpu.py), their registry (registry.py), the bridge to transformers (model/attention_bridge.py).
+Shapes: T rows of the batch, Hq query heads, Hk KV heads, D head_dim, S sequences.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medusa_dist.ops.arrays import Bools, Ints
+from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.forward_batch import ForwardBatch
+
+_ROOT = -1  # parent of a tree's first nodes (medusa/trees/tree.py)
+
+
+@dataclass(frozen=True)
+class AttentionParams:
+    """Parameters of a layer's attention scores.
+
+    window: a key is visible if 0 <= query position - key position < window; None: all. softcap: scores become c *
+    tanh(scores / c). sinks [Hq]: one more score per head that takes part in the softmax and has no value.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class Ancestry:
+    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, computed from its parents."""
+
+    def __init__(self, parents: Ints) -> None:
+        size = parents.size
+        self.depths: Ints = np.ones(size, dtype=np.int64)
+        self.matrix: Bools = np.eye(size, dtype=np.bool_)
+        for node, parent in enumerate(parents):
+            if parent != _ROOT:
+                self.depths[node] = self.depths[parent] + 1
+                self.matrix[node] |= self.matrix[parent]
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Which rows of a batch belong to which sequence. Host arrays; rows are in sequence order.
+
+    Sequence s has num_new_tokens[s] known tokens at the positions from num_computed_tokens[s] on, then
+    num_draft_tokens[s] draft tokens, whose keys follow in tree order. num_rows: of the batch, including padding.
+    """
+
+    num_computed_tokens: Ints  # [S]
+    num_new_tokens: Ints  # [S]
+    num_draft_tokens: Ints  # [S]
+    block_tables: Ints  # [S, blocks]
+    trees: list[Ancestry]
+    num_rows: int
+
+    @property
+    def rows(self) -> Ints:
+        """Number of rows of each sequence [S]."""
+        found: Ints = self.num_new_tokens + self.num_draft_tokens
+        return found
+
+    @property
+    def lengths(self) -> Ints:
+        """Number of keys of each sequence [S], including draft tokens."""
+        found: Ints = self.num_computed_tokens + self.rows
+        return found
+
+    @property
+    def used_blocks(self) -> int:
+        """Number of blocks of the longest sequence."""
+        return -(-int(self.lengths.max()) // BLOCK_TOKENS)
+
+
+class AttentionBackend(Protocol):
+    """Attention of one rank. To add one, write a class with these members and add a row to registry.py."""
+
+    tree_alignment: int | None
+    """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;
+    None: no limit."""
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile what a cache of this dtype needs, so that no step waits for it."""
+
+    def metadata(self, layout: BatchLayout, device: torch.device) -> Any:
+        """What `__call__` needs to know about a batch, built once for all layers; stored as ForwardBatch.attention."""
+
+    def __call__(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        params: AttentionParams,
+        cache: KVCache,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        """Write the new keys and values [T, Hk, D] to batch.slot_mapping, then attend every query [T, Hq, D] to the
+        keys it may see: all known tokens up to its own, and of the draft tokens its ancestors. Returns [T, Hq, D]."""

@@ -1,0 +1,80 @@
+"""Where `make` takes torch from: the recipe runs with a pip that only says how it was called."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Index(BaseHTTPRequestHandler):
+    """A package index that has torch."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/torch/" else 404)
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def index():
+    server = HTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def pip_call(folder: Path, *settings: str, path: str = "") -> str:
+    """What `make` asks of pip where torch is not installed yet."""
+    programs = folder / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, words in (("python", f'exec {sys.executable} "$@"'), ("pip", 'echo "pip: $@"')):
+        (programs / name).write_text(f"#!/bin/sh\n{words}\n")
+        (programs / name).chmod(0o755)
+    ours = ("TORCH", "TORCH_INDEX", "TORCH_CPU_INDEX", "NVIDIA_GPU", "MAKEFLAGS", "MAKELEVEL")
+    env = {key: value for key, value in os.environ.items() if key not in ours and not key.endswith("_proxy")}
+    env["PATH"] = f"{path}:{env['PATH']}"
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "VENV=venv", "venv/torch", *settings],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (call,) = re.findall(r"^pip: (?:--disable-pip-version-check )?(.*)$", done.stdout, re.MULTILINE)
+    return call
+
+
+def test_without_a_gpu_torch_comes_from_the_cpu_index(tmp_path, index):
+    call = pip_call(tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}", "TORCH=torch==1.2.3")
+    assert call == f"install torch==1.2.3 --index-url {index}"
+
+
+def test_an_index_that_does_not_answer_is_left_out(tmp_path, index):
+    call = pip_call(tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}/nowhere", "TORCH=torch==1.2.3")
+    assert call == "install torch==1.2.3"
+
+
+def test_an_index_that_is_named_is_taken(tmp_path, index):
+    call = pip_call(
+        tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}", "TORCH_INDEX=http://other", "TORCH=torch==1.2.3"
+    )
+    assert call == "install torch==1.2.3 --index-url http://other"
+
+
+def test_a_machine_with_nvidia_smi_takes_what_pip_is_set_to(tmp_path, index):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    call = pip_call(tmp_path, f"TORCH_CPU_INDEX={index}", "TORCH=torch==1.2.3", path=str(tmp_path))
+    assert call == "install torch==1.2.3"

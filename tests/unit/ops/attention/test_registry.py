@@ -1,0 +1,44 @@
+"""Which backend a rank uses, and that each keeps to the protocol."""
+
+import inspect
+
+import pytest
+import torch
+
+from medusa_dist.config import Config
+from medusa_dist.errors import ConfigError
+from medusa_dist.ops.attention.backend import AttentionBackend
+from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_auto_takes_what_the_device_and_dtype_can_run() -> None:
+    assert resolve_backend("auto", CPU, torch.float32) == resolve_backend("auto", CPU, torch.bfloat16) == "paged_cpu"
+    assert resolve_backend("auto", CPU, torch.float16) == "exact"
+    assert resolve_backend("auto", GPU, torch.float32) == "sdpa"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_named_backend_is_taken_where_it_runs(name: str) -> None:
+    assert resolve_backend(name, CPU, torch.float32) == name
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(GPU, torch.float32), (CPU, torch.float16)])
+def test_a_backend_that_cannot_run_there_is_refused_by_key(device: torch.device, dtype: torch.dtype) -> None:
+    with pytest.raises(ConfigError, match=r"attention_backend: paged_cpu runs on a CPU .*use auto"):
+        resolve_backend("paged_cpu", device, dtype)
+
+
+def test_the_config_key_names_the_registry() -> None:
+    names = Config.model_fields["attention_backend"].annotation.__args__
+    assert set(names) == {"auto", *BACKENDS}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_has_the_protocols_members(name: str) -> None:
+    made = BACKENDS[name](64, 3)
+    for member in ("warm_up", "metadata", "__call__"):
+        wanted = inspect.signature(getattr(AttentionBackend, member)).parameters
+        assert list(inspect.signature(getattr(type(made), member)).parameters) == list(wanted), member
+    assert made.tree_alignment is None or made.tree_alignment > 0
