@@ -51,9 +51,9 @@ class Engine:
         """schedule -> verify -> accept -> emit -> draft. Call only if has_work."""
         plan = self._schedule()
         scores = self._verify(plan)
-        verdicts = self._accept(plan, scores)
-        outputs = self._emit(plan, verdicts, scores)
-        self._draft(verdicts, scores)
+        results = self._accept(plan, scores)
+        outputs = self._emit(plan, results, scores)
+        self._draft(results, scores)
         return outputs
 
     @property
@@ -128,13 +128,13 @@ class Engine:
         return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
-        verdicts = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
-        self.policy.learn(verdicts)
+        results = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
+        self.policy.learn(results)
         self.clock.lap("accept")
-        return verdicts
+        return results
 
-    def _emit(self, plan: Plan, verdicts: list[StepResult], scores: Scores) -> list[Output]:
-        outputs = self.scheduler.emit(plan, verdicts, scores.prompt_logprobs)
+    def _emit(self, plan: Plan, results: list[StepResult], scores: Scores) -> list[Output]:
+        outputs = self.scheduler.emit(plan, results, scores.prompt_logprobs)
         self._num_steps += 1
         for output in outputs:
             self._totals += output.stats
@@ -146,10 +146,10 @@ class Engine:
             )
         return outputs
 
-    def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:
-        if self.drafter is not None and (worth := self.policy.select_for_drafting(verdicts)):
+    def _draft(self, results: list[StepResult], scores: Scores) -> None:
+        if self.drafter is not None and (selected := self.policy.select_for_drafting(results)):
             begin = time.perf_counter()
-            for result, candidates in zip(worth, self.drafter.draft(worth, scores), strict=True):
+            for result, candidates in zip(selected, self.drafter.draft(selected, scores), strict=True):
                 result.sequence.candidates = candidates
-            self.policy.observe_drafting(len(verdicts), time.perf_counter() - begin)
+            self.policy.observe_drafting(len(results), time.perf_counter() - begin)
         self.clock.lap("draft")

@@ -95,7 +95,7 @@ def record(
     return [
         RecordedAnswer(
             tuple(answer),
-            tuple(recording.guesses[str(i), place + 1] for place in range(len(answer) - 1)),
+            tuple(recording.guesses[str(i), position + 1] for position in range(len(answer) - 1)),
             band,
             category,
         )

@@ -93,8 +93,8 @@ def tune_tree(
                 best_dynamic=Choice(cap, cap.tokens_per_s / base.tokens_per_s, timer.gain(as_dynamic)),
             )
         )
-    places = sum(len(answer.guesses) for answer in answers)
-    return Tuning(llm.config.model, llm.config.dtype, llm.facts["device"], places, results)
+    num_positions = sum(len(answer.guesses) for answer in answers)
+    return Tuning(llm.config.model, llm.config.dtype, llm.facts["device"], num_positions, results)
 
 
 class _Timer:

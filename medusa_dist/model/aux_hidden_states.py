@@ -23,13 +23,15 @@ def decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
             found = [{getattr(part, "layer_idx", None) for part in layer.modules()} - {None} for layer in module]
             if found == [{index} for index in range(num_layers)]:
                 return list(module)
-    raise ModelError(f"{type(model).__name__} has no list of its {num_layers} layers, so none of them can be tapped")
+    raise ModelError(
+        f"{type(model).__name__} has no list of its {num_layers} layers, so aux hidden states cannot be read"
+    )
 
 
 def tapped_layers(model: nn.Module, num_layers: int, taps: Sequence[int]) -> tuple[nn.Module, ...]:
     """The modules of the layers `taps`. Raises ConfigError for a layer that the model lacks."""
     if any(not 0 <= layer < num_layers for layer in taps):
-        raise ConfigError(f"layers {list(taps)} are to be tapped, but the model's are 0 to {num_layers - 1}")
+        raise ConfigError(f"aux layers {list(taps)} were requested, but the model has layers 0 to {num_layers - 1}")
     layers = decoder_layers(model, num_layers) if taps else []
     return tuple(layers[layer] for layer in taps)
 

@@ -119,12 +119,12 @@ def _verdicts(
     members, used = [*group.beams, *group.idle], [*traversal.used, *((),) * len(group.idle)]
     used_by = {member: nodes for member, nodes in zip(members, used, strict=True)}
 
-    def verdict(member: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
+    def result_of(member: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
         row = first_rows[source] + 1 + accepted.last_node
         return BeamResult(member, accepted, (), row, source, traversal, used_by[member], memory)
 
     if traversal.search.is_over:
-        return [verdict(beam, beam, Accepted((), ())) for beam in group.beams]
+        return [result_of(beam, beam, Accepted((), ())) for beam in group.beams]
     parents = {fork.source for fork in traversal.forks}
     free = [member for i, member in enumerate(members) if i not in parents]
     made = []
@@ -132,5 +132,5 @@ def _verdicts(
         source = group.beams[fork.source]
         member = free.pop(0) if fork.source not in parents else source
         parents.discard(fork.source)
-        made.append(verdict(member, source, Accepted(fork.nodes, output[len(output) - traversal.num_levels :])))
+        made.append(result_of(member, source, Accepted(fork.nodes, output[len(output) - traversal.num_levels :])))
     return made

@@ -71,12 +71,17 @@ class Worker:
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
         logits, hidden = self._forward(batch)
         clock.lap("forward")
-        slots = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
-        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.logits_rows])
+        batch_indices = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
+        scores = self._choose(
+            logits[: batch_indices.size],
+            hidden[: batch_indices.size],
+            batch_indices,
+            batch.positions[batch.logits_rows],
+        )
         if plan.prompt_targets.size:
             model, num_top = self.model, int(plan.num_top_logprobs.max())
             found = gather_prompt_logprobs(
-                logits[slots.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
+                logits[batch_indices.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
             )
             scores = scores and replace(scores, prompt_logprobs=found)
         clock.lap("sample")
@@ -97,62 +102,62 @@ class Worker:
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:
-        for slot, seed, temperature, whole in zip(
+        for index, seed, temperature, full_logits in zip(
             plan.admitted_indices,
             plan.admitted_seeds,
             plan.admitted_temperatures,
             plan.admitted_full_logits,
             strict=True,
         ):
-            self._seeds[slot], self._whole[slot] = seed, whole
-            self._temperatures[slot] = temperature.view(np.float64)
+            self._seeds[index], self._whole[index] = seed, full_logits
+            self._temperatures[index] = temperature.view(np.float64)
         begin = 0
-        for slot, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
+        for index, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
             if count:
-                self._tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
+                self._tables[index, kept : kept + count] = plan.blocks[begin : begin + count]
                 begin += count
 
-    def _choose(self, logits: Tensor, hidden: Tensor, slots: Ints, positions: Tensor) -> Scores | None:
+    def _choose(self, logits: Tensor, hidden: Tensor, batch_indices: Ints, positions: Tensor) -> Scores | None:
         """logits [W, Vs], slots [W] (batch indices, on the host), positions [W] of the rows; the selected token is one
         further."""
         parallel, model = self.model.parallel, self.model
-        judged_whole = self._whole[slots] == 1
+        needs_full = self._whole[batch_indices] == 1
         if parallel.world_size == 1:
             # One rank has the full logits anyway, so noise is generated later, only for nodes that the traversal
             # reaches.
-            judged_whole |= self._temperatures[slots] > 0
-        whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)
-        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
+            needs_full |= self._temperatures[batch_indices] > 0
+        full_rows, plain_rows = np.flatnonzero(needs_full), np.flatnonzero(~needs_full)
+        choices: Ints = np.full(batch_indices.size, -1, dtype=np.int64)
         if plain_rows.size:
             plain, next_positions = logits, positions + 1
-            if whole_rows.size:  # otherwise all rows are plain, and these large logits need no copy
+            if full_rows.size:  # otherwise all rows are plain, and these large logits need no copy
                 rows = self._tensor(plain_rows)
                 plain, next_positions = logits.index_select(0, rows), next_positions[rows]
-            scores = self._plain_scores(plain, slots[plain_rows], next_positions)
+            scores = self._plain_scores(plain, batch_indices[plain_rows], next_positions)
             values, ids = lowest_argmax(scores)
             pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
             gathered = parallel.gather_to_rank0(pairs)
             if gathered is not None:
                 choices[plain_rows] = _best_of_shards(torch.stack(gathered))
-        whole: dict[int, Tensor] = {}
-        if whole_rows.size:
+        full_logits: dict[int, Tensor] = {}
+        if full_rows.size:
             # Logits are large: do not copy them unless needed.
-            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(whole_rows))
+            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(full_rows))
             shards = parallel.gather_to_rank0(rows.float())
             if shards is not None:
                 full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
-                whole = {int(row): full[i] for i, row in enumerate(whole_rows)}
-        return Scores(choices, whole, hidden) if parallel.rank == 0 else None
+                full_logits = {int(row): full[i] for i, row in enumerate(full_rows)}
+        return Scores(choices, full_logits, hidden) if parallel.rank == 0 else None
 
-    def _plain_scores(self, logits: Tensor, slots: Ints, positions: Tensor) -> Tensor:
+    def _plain_scores(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> Tensor:
         """Scores [R, valid columns] of rows that need only temperature and noise."""
         scores = logits[:, : self._num_valid].float()
-        temperatures = self._temperatures[slots]
+        temperatures = self._temperatures[batch_indices]
         if not temperatures.any():
             return scores
         sampled = self._tensor(np.flatnonzero(temperatures))
         # Rows at the same depth of a tree have the same position and seed, hence the same noise: generate it once.
-        keys = torch.stack([self._tensor(self._seeds[slots])[sampled], positions[sampled]], dim=1)
+        keys = torch.stack([self._tensor(self._seeds[batch_indices])[sampled], positions[sampled]], dim=1)
         unique, inverse = torch.unique(keys, dim=0, return_inverse=True)
         noise = gumbel(unique[:, 0], unique[:, 1], self._noise_columns)[inverse]
         sampled_temperatures = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]

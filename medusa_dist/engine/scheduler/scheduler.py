@@ -86,15 +86,15 @@ class Scheduler:
         moves = self._flush_copies()
         admitted: list[Sequence] = []
         chosen = self._choose_running()
-        budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
+        budget = self.limits.max_batched_tokens - sum(num_new for _, num_new in chosen)
         if len(self.running) == len(chosen):  # every running sequence is scheduled: admit waiting ones
             for group in self._admit(budget):
                 sequence = group.root
-                chain = min(sequence.num_uncomputed_tokens, budget)
-                self._extend(sequence, sequence.num_computed_tokens + chain)
-                budget -= chain
+                num_new = min(sequence.num_uncomputed_tokens, budget)
+                self._extend(sequence, sequence.num_computed_tokens + num_new)
+                budget -= num_new
                 admitted += group.sequences
-                chosen.append((sequence, chain))
+                chosen.append((sequence, num_new))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
         return build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
@@ -103,12 +103,12 @@ class Scheduler:
         """Apply a step's results: tokens, KV to keep, prompt logprobs, finished groups."""
         if prompt_scores is not None:
             begins = np.cumsum(plan.num_prompt_logprobs) - plan.num_prompt_logprobs
-            for slot, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
-                sequence = self._by_index[int(slot)]
+            for batch_index, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
+                sequence = self._by_index[int(batch_index)]
                 num_top = sequence.request.params.prompt_logprobs or 0
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
-        for slot, chain in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
-            self._by_index[int(slot)].num_computed_tokens += int(chain)
+        for batch_index, num_new in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
+            self._by_index[int(batch_index)].num_computed_tokens += int(num_new)
         outputs = []
         for group, results in _by_group(verdicts).items():
             output = group.advance(results, self.limits, self.pool)
@@ -123,7 +123,7 @@ class Scheduler:
 
     def wanted_sequences(self, plan: Plan) -> list[Sequence]:
         """The plan's sequences that need logits, in its order."""
-        return [self._by_index[int(slot)] for slot in plan.batch_indices[plan.needs_logits == 1]]
+        return [self._by_index[int(batch_index)] for batch_index in plan.batch_indices[plan.needs_logits == 1]]
 
     # --- schedule, part by part ---
 
@@ -160,16 +160,16 @@ class Scheduler:
         budget = self.limits.max_batched_tokens
         chosen: list[tuple[Sequence, int]] = []
         for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed_tokens > 1, s.priority_key)):
-            chain = min(sequence.num_uncomputed_tokens, budget)
+            num_new = min(sequence.num_uncomputed_tokens, budget)
             if (
                 sequence.batch_index != NOT_IN_BATCH
-                and chain > 0
-                and self._make_room(sequence, sequence.num_computed_tokens + chain)
+                and num_new > 0
+                and self._make_room(sequence, sequence.num_computed_tokens + num_new)
             ):
-                self._extend(sequence, sequence.num_computed_tokens + chain)
-                chosen.append((sequence, chain))
-                budget -= chain
-        return [(sequence, chain) for sequence, chain in chosen if sequence.batch_index != NOT_IN_BATCH]
+                self._extend(sequence, sequence.num_computed_tokens + num_new)
+                chosen.append((sequence, num_new))
+                budget -= num_new
+        return [(sequence, num_new) for sequence, num_new in chosen if sequence.batch_index != NOT_IN_BATCH]
 
     def _extend(self, sequence: Sequence, num_columns: int) -> None:
         """Allocate the blocks it lacks for num_columns tokens; the caller ensured that there are enough."""
@@ -225,10 +225,10 @@ class Scheduler:
     def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
         """Give a tree to each sequence whose root is computed in this step, within the tokens and blocks that are
         left."""
-        decoding = [s for s, chain in chosen if chain == s.num_uncomputed_tokens]
+        decoding = [s for s, num_new in chosen if num_new == s.num_uncomputed_tokens]
         for sequence, _ in chosen:
             sequence.tree = EMPTY
-        num_other_rows = sum(chain for _, chain in chosen) - len(decoding)
+        num_other_rows = sum(num_new for _, num_new in chosen) - len(decoding)
         for sequence, tree, values in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
             size = min(len(tree), budget)
             while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:

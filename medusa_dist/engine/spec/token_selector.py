@@ -88,41 +88,44 @@ class TokenSelector:
         accepted |= zip(lossy, typical, strict=True)
         return [accepted[i] for i in range(len(firsts))]
 
-    def _choose(self, scores: Scores, rows: list[int], places: list[TreePosition]) -> list[int]:
+    def _choose(self, scores: Scores, rows: list[int], tree_positions: list[TreePosition]) -> list[int]:
         """The model's choice after each row; all rows are at one level of their trees."""
         chosen = [int(scores.choices[row]) for row in rows]
         open_rows = [i for i, row in enumerate(rows) if row in scores.full_logits]
         if open_rows:
             tokens = self._choose_whole(
-                [scores.full_logits[rows[i]] for i in open_rows], [places[i] for i in open_rows]
+                [scores.full_logits[rows[i]] for i in open_rows], [tree_positions[i] for i in open_rows]
             )
             for i, token in zip(open_rows, tokens, strict=True):
                 chosen[i] = token
-        for token, (sequence, _) in zip(chosen, places, strict=True):
+        for token, (sequence, _) in zip(chosen, tree_positions, strict=True):
             if not 0 <= token < self._vocab_size:
                 name = sequence.request.request_id
                 raise EngineError(f"request {name}: the model's logits are NaN; try a wider dtype")
         return chosen
 
-    def _choose_whole(self, logits: list[torch.Tensor], places: list[TreePosition]) -> list[int]:
+    def _choose_whole(self, logits: list[torch.Tensor], tree_positions: list[TreePosition]) -> list[int]:
         """Selected tokens from full rows [V] of logits: adjusted one by one, noise and argmax for all together."""
         scores = torch.empty(len(logits), self._vocab_size, dtype=torch.float32, device=logits[0].device)
-        for score, row, place in zip(scores, logits, places, strict=True):
-            score.copy_(self._adjusted(row, place))
-        sampled = [i for i, (sequence, _) in enumerate(places) if sequence.request.params.temperature > 0.0]
+        for score, row, tree_position in zip(scores, logits, tree_positions, strict=True):
+            score.copy_(self._adjusted(row, tree_position))
+        sampled = [i for i, (sequence, _) in enumerate(tree_positions) if sequence.request.params.temperature > 0.0]
         if sampled:
-            keys = [(places[i][0].request.seed, len(places[i][0].tokens) + len(places[i][1])) for i in sampled]
+            keys = [
+                (tree_positions[i][0].request.seed, len(tree_positions[i][0].tokens) + len(tree_positions[i][1]))
+                for i in sampled
+            ]
             seeds, positions = torch.tensor(keys, dtype=torch.int64, device=scores.device).unbind(1)
             noise = gumbel(seeds, positions, self._columns)
-            if len(sampled) == len(places):
+            if len(sampled) == len(tree_positions):
                 scores += noise
             else:
                 scores[sampled] += noise
         ids: list[int] = lowest_argmax(scores)[1].tolist()
         return ids
 
-    def _adjusted(self, logits: torch.Tensor, place: TreePosition) -> torch.Tensor:
-        sequence, path = place
+    def _adjusted(self, logits: torch.Tensor, tree_position: TreePosition) -> torch.Tensor:
+        sequence, path = tree_position
         params = sequence.request.params
         if not params.needs_full_logits:
             return logits / params.temperature if params.temperature > 0.0 else logits
@@ -131,16 +134,18 @@ class TokenSelector:
             torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
             torch.tensor(output, dtype=torch.int64, device=logits.device),
         )
-        return adjust(logits, params, history, self._eos_ids, _allowed(place, logits.device))
+        return adjust(logits, params, history, self._eos_ids, _allowed(tree_position, logits.device))
 
-    def _logprobs(self, scores: Scores, first: int, sequence: Sequence, walk: Accepted) -> tuple[TokenLogprobs, ...]:
+    def _logprobs(
+        self, scores: Scores, first: int, sequence: Sequence, accepted: Accepted
+    ) -> tuple[TokenLogprobs, ...]:
         num_top = sequence.request.params.logprobs
         if num_top is None:
             return ()
-        rows = [first, *(first + 1 + node for node in walk.nodes)]
+        rows = [first, *(first + 1 + node for node in accepted.nodes)]
         return tuple(
             token_logprobs(scores.full_logits[int(row)], token, num_top)
-            for row, token in zip(rows, walk.tokens, strict=True)
+            for row, token in zip(rows, accepted.tokens, strict=True)
         )
 
 
@@ -156,10 +161,10 @@ def _first_rows(plan: Plan) -> Ints:
     return firsts
 
 
-def _allowed(place: TreePosition, device: torch.device) -> torch.Tensor | None:
+def _allowed(tree_position: TreePosition, device: torch.device) -> torch.Tensor | None:
     """Tokens that the grammar allows next [V]; None without a grammar, and after the end of the text, which is cut off
     later."""
-    sequence, path = place
+    sequence, path = tree_position
     state = None if sequence.matcher is None else sequence.matcher.state(path)
     if state is None or state.is_over:
         return None

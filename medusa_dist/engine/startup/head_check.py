@@ -102,8 +102,8 @@ def check_heads(ranks: RankGroup, drafter: Drafter, ids: list[int], most_rows: i
     positions = [i for i in range(len(ids) - 1) if ids[i + 1] == truth[i]]
     if len(positions) < MIN_PLACES:
         return HeadsCheck(0, len(positions), 0)
-    verdicts = [_verdict(ids, place) for place in positions]
-    guesses = [_first_guess(candidates) for candidates in drafter.draft(verdicts, scores)]
+    results = [_verdict(ids, place) for place in positions]
+    guesses = [_first_guess(candidates) for candidates in drafter.draft(results, scores)]
     wanted = [int(truth[place + 1]) for place in positions]
     hits = sum(guess == token for guess, token in zip(guesses, wanted, strict=True))
     return HeadsCheck(hits, len(positions), max(wanted.count(token) for token in set(wanted)))
@@ -120,12 +120,12 @@ def _read(ranks: RankGroup, ids: list[int], most_rows: int) -> Scores:
     return Scores(choices, {}, torch.cat([part.hidden for part in parts]))
 
 
-def _verdict(ids: list[int], place: int) -> StepResult:
-    """The result of a step that read ids[place] and emitted the token after it."""
+def _verdict(ids: list[int], position: int) -> StepResult:
+    """The result of a step that read ids[position] and emitted the token after it."""
     params = SamplingParams(temperature=0.0)
-    request = Request(request_id="self-check", prompt_ids=tuple(ids[: place + 1]), params=params, seed=0)
-    emitted = ids[place + 1]
-    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), place)
+    request = Request(request_id="self-check", prompt_ids=tuple(ids[: position + 1]), params=params, seed=0)
+    emitted = ids[position + 1]
+    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), position)
 
 
 def _first_guess(candidates: Candidates | None) -> int | None:

@@ -73,13 +73,13 @@ def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> 
     candidates: those the tree was built from, with raw confidences.
     """
     hits = set(accepted)
-    behind = {ROOT: 0}  # the root and the accepted nodes -> the list drafted after each
+    lists = {ROOT: 0}  # the root and the accepted nodes -> the list drafted after each
     labels = []
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
-        if parent in behind:
-            place = behind[parent]
-            rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
-            labels.append(Label(tree.depths[node], float(candidates.confidences[place, rank]), node in hits))
+        if parent in lists:
+            list_index = lists[parent]
+            rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
+            labels.append(Label(tree.depths[node], float(candidates.confidences[list_index, rank]), node in hits))
             if node in hits:
-                behind[node] = candidates.after(place, rank)
+                lists[node] = candidates.after(list_index, rank)
     return labels

@@ -70,9 +70,9 @@ def num_steps(answer: RecordedAnswer, accepted: Sequence[int]) -> int:
 
     The first step reads the prompt and emits tokens[0], without drafts.
     """
-    steps, place = 1, 0
-    while place < len(answer.tokens) - 1:
-        place += accepted[place] + 1
+    steps, position = 1, 0
+    while position < len(answer.tokens) - 1:
+        position += accepted[position] + 1
         steps += 1
     return steps
 
@@ -90,9 +90,9 @@ def accuracies(answers: Iterable[RecordedAnswer]) -> list[list[float]]:
     hits: list[Floats] = []
     counts: list[int] = []
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             at = 0
-            for head, token in enumerate(answer.after(place)):
+            for head, token in enumerate(answer.after(position)):
                 if at == NOWHERE:
                     break
                 if head == len(hits):
@@ -108,9 +108,9 @@ def fit(answers: Iterable[RecordedAnswer]) -> Calibration:
     """A calibration that has learned from all positions once, as it does while serving."""
     calibration = Calibration()
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             tree, _ = best_tree(believed(guesses, calibration, answer.band), _LEARNING_NODES, len(guesses.tokens))
-            accepted = truth_nodes(tree, answer.after(place))
+            accepted = truth_nodes(tree, answer.after(position))
             calibration.learn(labels_of(tree, tuple(accepted), guesses), answer.band)
     return calibration
 
@@ -126,9 +126,9 @@ def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration
     paths = []
     for answer in answers:
         each = []
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             tree, _ = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
-            each.append(truth_nodes(tree, answer.after(place)))
+            each.append(truth_nodes(tree, answer.after(position)))
         paths.append(each)
     return [
         tokens_per_step(answers, [[sum(node < n for node in nodes) for nodes in each] for each in paths])
@@ -140,8 +140,8 @@ def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
     """Draft tokens of the static tree accepted at each position."""
     known = set(paths)
     accepted = []
-    for place, guesses in enumerate(answer.guesses):
-        ranks = truth_ranks(guesses, answer.after(place))
+    for position, guesses in enumerate(answer.guesses):
+        ranks = truth_ranks(guesses, answer.after(position))
         depth = 0
         while depth < len(ranks) and ranks[: depth + 1] in known:
             depth += 1
@@ -152,13 +152,13 @@ def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
 def path_chances(answers: Iterable[RecordedAnswer]) -> dict[Path, float]:
     """For each path of guess indices that was ever right as a whole: the share of positions where it was."""
     counts: Counter[Path] = Counter()
-    num_places = 0
+    num_positions = 0
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
-            ranks = truth_ranks(guesses, answer.after(place))
+        for position, guesses in enumerate(answer.guesses):
+            ranks = truth_ranks(guesses, answer.after(position))
             counts.update(ranks[:depth] for depth in range(1, len(ranks) + 1))
-            num_places += 1
-    return {path: count / num_places for path, count in counts.items()}
+            num_positions += 1
+    return {path: count / num_positions for path, count in counts.items()}
 
 
 def best_static(chances: dict[Path, float], num_nodes: int) -> list[Path]:
@@ -196,10 +196,10 @@ def reliability(answers: Iterable[RecordedAnswer], calibration: Calibration | No
     """Ten bins by predicted acceptance, without empty ones. calibration: None uses the heads' raw confidences."""
     labels: list[Label] = []
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             seen = guesses if calibration is None else believed(guesses, calibration, answer.band)
             tree, _ = best_tree(seen, _LEARNING_NODES, len(guesses.tokens))
-            labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(place))), seen)
+            labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(position))), seen)
     bins: dict[int, list[Label]] = {}
     for label in labels:
         bins.setdefault(min(9, int(10 * label.confidence)), []).append(label)

@@ -102,20 +102,20 @@ class Candidates:
         if self.follows is None:
             return np.arange(1, len(self.tokens) + 1)
         depths = np.ones(len(self.tokens), dtype=np.int64)
-        for place, behind in enumerate(self.follows):
-            depths[behind[behind != NOWHERE]] = depths[place] + 1
+        for index, followers in enumerate(self.follows):
+            depths[followers[followers != NOWHERE]] = depths[index] + 1
         return depths
 
     def ranks(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """Indices of the tokens after the root in their lists, as far as they were drafted."""
         ranks: list[int] = []
-        place = 0
+        index = 0
         for token in tokens:
-            found = np.flatnonzero(self.tokens[place] == token) if place != NOWHERE else np.zeros(0)
+            found = np.flatnonzero(self.tokens[index] == token) if index != NOWHERE else np.zeros(0)
             if not found.size:
                 break
             ranks.append(int(found[0]))
-            place = self.after(place, ranks[-1])
+            index = self.after(index, ranks[-1])
         return tuple(ranks)
 
     def led_by(self, tokens: Sequence[int]) -> "Candidates":
@@ -130,11 +130,11 @@ class Candidates:
         if self.follows is None:
             tails = self.tokens[num_forced:], self.confidences[num_forced:]
             return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
-        behind = 0
+        next_list = 0
         for token in tokens:
-            behind = self.behind(behind, token)
+            next_list = self.behind(next_list, token)
         chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
-        chain[:, 0] = [*range(1, num_forced), NOWHERE if behind == NOWHERE else behind + num_forced]
+        chain[:, 0] = [*range(1, num_forced), NOWHERE if next_list == NOWHERE else next_list + num_forced]
         moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
         return Candidates(
             np.concatenate([sure, self.tokens]),
@@ -173,17 +173,17 @@ def best_tree(
     # parent).
     heap: list[tuple[float, int, int, int, int, float]] = []
 
-    def offer(depth: int, rank: int, parent: int, place: int, parent_value: float) -> None:
-        if depth <= max_depth and rank < num_ranks and place != NOWHERE:
-            value = parent_value * float(candidates.confidences[place, rank])
+    def offer(depth: int, rank: int, parent: int, list_index: int, parent_value: float) -> None:
+        if depth <= max_depth and rank < num_ranks and list_index != NOWHERE:
+            value = parent_value * float(candidates.confidences[list_index, rank])
             if value > floor:
-                heapq.heappush(heap, (-value, depth, rank, parent, place, parent_value))
+                heapq.heappush(heap, (-value, depth, rank, parent, list_index, parent_value))
 
     offer(1, 0, ROOT, 0, 1.0)
     while heap and len(tokens) < max_nodes:
-        negative, depth, rank, parent, place, parent_value = heapq.heappop(heap)
-        offer(depth, rank + 1, parent, place, parent_value)  # the next sibling
-        path = (*paths[parent], int(candidates.tokens[place, rank]))
+        negative, depth, rank, parent, list_index, parent_value = heapq.heappop(heap)
+        offer(depth, rank + 1, parent, list_index, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[list_index, rank]))
         if not may_follow(path):
             continue
         node = len(tokens)
@@ -191,7 +191,7 @@ def best_tree(
         tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth + 1, 0, node, candidates.after(place, rank), -negative)  # the first child
+        offer(depth + 1, 0, node, candidates.after(list_index, rank), -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
@@ -212,11 +212,11 @@ def static_tree(
     tokens: list[int] = []
     parents: list[int] = []
     for path in order_paths(paths):
-        before, parent, place = reached.get(path[:-1], ((), ROOT, NOWHERE))
-        if len(path) <= max_depth and len(tokens) < max_nodes and place != NOWHERE:
-            spelt = (*before, int(candidates.tokens[place, path[-1]]))
+        before, parent, list_index = reached.get(path[:-1], ((), ROOT, NOWHERE))
+        if len(path) <= max_depth and len(tokens) < max_nodes and list_index != NOWHERE:
+            spelt = (*before, int(candidates.tokens[list_index, path[-1]]))
             if may_follow(spelt):
-                reached[path] = spelt, len(tokens), candidates.after(place, path[-1])
+                reached[path] = spelt, len(tokens), candidates.after(list_index, path[-1])
                 tokens.append(spelt[-1])
                 parents.append(parent)
     return Tree(tuple(tokens), tuple(parents))
@@ -225,12 +225,12 @@ def static_tree(
 def values_of(tree: Tree, candidates: Candidates) -> list[float]:
     """The values, as defined in best_tree, of a tree that was built from these candidates in another way."""
     values: list[float] = []
-    places = {ROOT: 0}
+    lists = {ROOT: 0}
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
-        place = places[parent]
-        rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
-        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[place, rank]))
-        places[node] = candidates.after(place, rank)
+        list_index = lists[parent]
+        rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
+        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[list_index, rank]))
+        lists[node] = candidates.after(list_index, rank)
     return values
 
 

@@ -50,17 +50,17 @@ def budgeted(
     """
     tokens, steps, seconds = 0, 0, 0.0
     for answer in answers:
-        place = 0
-        while place < len(answer.guesses):
-            guesses = answer.guesses[place]
+        position = 0
+        while position < len(answer.guesses):
+            guesses = answer.guesses[position]
             tree, values = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
             repeated = [value for value in values for _ in range(batch)]
             count, _ = best_budget(repeated, batch, 0, cost)
             nodes = count // batch
-            accepted = sum(node < nodes for node in truth_nodes(tree, answer.after(place)))
-            emitted = min(accepted + 1, len(answer.guesses) - place)
+            accepted = sum(node < nodes for node in truth_nodes(tree, answer.after(position)))
+            emitted = min(accepted + 1, len(answer.guesses) - position)
             seconds += cost(batch * (1 + nodes)) + cost.drafting(batch)
-            tokens, steps, place = tokens + emitted, steps + 1, place + emitted
+            tokens, steps, position = tokens + emitted, steps + 1, position + emitted
     return Point(batch, max_nodes, tokens / steps, seconds / steps)
 
 
