@@ -22,8 +22,7 @@ from medusa_dist.request import Request
 
 
 class Engine:
-    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests that have a
-    grammar."""
+    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests with a grammar."""
 
     def __init__(
         self,

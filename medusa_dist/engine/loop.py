@@ -75,8 +75,7 @@ class EngineLoop:
         self._turned_at = self._beat_at = clock()
 
     def post(self, commands: Iterable[Command]) -> None:
-        """Queue commands for the engine, in order. Does not wait for the engine; grammars are compiled here while it
-        decodes."""
+        """Queue commands, in order, without waiting for the engine; grammars are compiled here while it decodes."""
         for command in commands:
             if isinstance(command, Submit) and command.request.params.grammar is not None:
                 self._engine.prepare(command.request)
@@ -96,8 +95,7 @@ class EngineLoop:
             self._outbox.close()
 
     def batches(self) -> Iterator[OutputBatch]:
-        """Blocking iterator over the outputs, merged while the reader was busy; yields an empty batch every TURN_S when
-        idle."""
+        """Blocking iterator over outputs, merged while the reader was busy; empty batches every TURN_S when idle."""
         number = 0
         while not self._outbox.finished:
             messages = tuple(self._outbox.take(TURN_S))

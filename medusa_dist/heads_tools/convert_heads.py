@@ -128,8 +128,7 @@ def read_published(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _head_files(folder: Path) -> list[Path]:
-    """The head file under its usual name, else all safetensors (a whole model that contains heads), else all
-    pickles."""
+    """The usual head file, else all safetensors (a whole model that contains heads), else all pickles."""
     for name in _PREFERRED:
         if (folder / name).is_file():
             return [folder / name]

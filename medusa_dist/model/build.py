@@ -145,8 +145,7 @@ class Builder:
             setattr(module, key, nn.Parameter(self._read(parameter, cut), requires_grad=False))
 
     def _read(self, parameter: Tensor, cut: Cut | None, lend: bool = False) -> Tensor:
-        """This rank's part of a parameter, on the device. Tied parameters share one tensor if they are sharded
-        alike."""
+        """This rank's part of a parameter, on the device. Tied parameters that are sharded alike share one tensor."""
         names = self.names_of[id(parameter)]
         key = (id(parameter), cut)
         if key in self._tied:
@@ -172,8 +171,7 @@ class Builder:
         return self.stored[name]
 
     def _localise(self, path: str) -> None:
-        """Set the attributes that an attention module derives from the config to this rank's numbers, once per
-        module."""
+        """Set attributes that an attention module derives from the config to this rank's values, once per module."""
         if path in self._attentions:
             return
         attention = self._attentions[path] = self.model.get_submodule(path)

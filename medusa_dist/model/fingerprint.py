@@ -51,8 +51,7 @@ def _essential(folder: Path) -> list[Any]:
 
 
 def _samples(checkpoint: Checkpoint, name: str) -> list[bytes]:
-    """The first _SAMPLE_BYTES of _SAMPLES rows spread between the first and the last, and the last bytes of the last
-    row."""
+    """The first _SAMPLE_BYTES of _SAMPLES evenly spread rows, and the last bytes of the last row."""
     shape = checkpoint.shape(name)
     num_rows = shape[0] if shape else 1
     if not num_rows:

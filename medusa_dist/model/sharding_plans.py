@@ -216,8 +216,7 @@ def style_of(name: str, plan: ShardingPlan, pattern: re.Pattern[str]) -> Style |
 
 
 def legal_tp_sizes(config: Any) -> list[int]:
-    """Rank counts over which this model can be sharded: every rank needs a key-value head; only 1 if there is no
-    plan."""
+    """Rank counts over which this model can be sharded: 1 to its key-value heads; only 1 without a plan."""
     try:
         plan_of(config)
     except ModelError:

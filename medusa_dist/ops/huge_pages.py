@@ -20,8 +20,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 def use_huge_pages() -> int:
-    """Move this process's memory to huge pages, where the system supports them; returns the bytes moved. Never
-    fails."""
+    """Move this process's memory to huge pages, where supported; returns the bytes moved. Never fails."""
     if not sys.platform.startswith("linux") or not _MAPS.exists():
         return 0
     libc = ctypes.CDLL(None, use_errno=True)

@@ -140,8 +140,7 @@ class VocabEmbedding(nn.Module):
 
 
 class Summed(nn.Module):
-    """Wraps a module whose output is a partial sum on each rank (experts of a mixture, sharded inside) and adds them
-    up."""
+    """Sums the output of a module over ranks, where each has a partial sum (experts of a mixture, sharded inside)."""
 
     def __init__(self, inner: nn.Module, parallel: TPGroup) -> None:
         super().__init__()

@@ -52,8 +52,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class NoiseColumns:
-    """The tokens that noise is needed for: the Philox blocks that hold them (four tokens per block), and their
-    indices."""
+    """The tokens that need noise: the Philox blocks that hold them (four tokens per block), and their indices."""
 
     blocks: Tensor  # [K] int64
     places: Tensor | slice  # V indices into the flattened [4 * K] words

@@ -33,8 +33,7 @@ def lowest_argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def perturb(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
-    """Scores [R, V] = logits / T + noise; the log-normaliser is left out, since it does not change the argmax. T >
-    0."""
+    """Scores [R, V] = logits / T + noise, T > 0; without the log-normaliser, which does not change the argmax."""
     return logits.float() / temperatures[:, None] + noise
 
 
@@ -77,8 +76,7 @@ def _biased(masked: Tensor, params: SamplingParams, history: History, eos_ids: t
 
 
 def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019, over prompt and output), frequency and presence penalty (OpenAI, output
-    only)."""
+    """Repetition penalty (Keskar et al. 2019; prompt and output), frequency and presence penalty (OpenAI; output)."""
     if params.repetition_penalty != 1.0:
         seen = torch.unique(torch.cat([history.prompt_ids, history.output_ids]))
         values = row[seen]

@@ -57,8 +57,7 @@ class TPGroup:
         return start, start + small + (self.rank < extra)
 
     def vocab_shard(self, vocab_size: int) -> tuple[int, int, int]:
-        """This rank's vocabulary ids [start, stop), and the row count of every rank including padding, ceil(V /
-        world_size)."""
+        """This rank's vocabulary ids [start, stop), and every rank's padded row count, ceil(V / world_size)."""
         rows = -(-vocab_size // self.world_size)
         start = min(self.rank * rows, vocab_size)
         return start, min(start + rows, vocab_size), rows

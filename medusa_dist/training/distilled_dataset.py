@@ -60,8 +60,7 @@ def read_answers(path: Path) -> tuple[Origin, list[DistilledAnswer]]:
 
 
 class AnswersFile:
-    """A file being written. Answers are written as whole lines; an incomplete last line of a killed job is dropped and
-    made again."""
+    """A file being written, by whole lines; an incomplete last line of a killed job is dropped and made again."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
         """Resumes a file of the same origin. Raises ConfigError if the existing file has another one."""

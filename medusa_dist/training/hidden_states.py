@@ -192,8 +192,7 @@ def _likeliest(model: ShardedModel, logits: Tensor) -> tuple[Tensor, Tensor] | N
 
 
 def packed_attention(lengths: Sequence[int]) -> Attend:
-    """Attention for sequences laid end to end, each causal within itself; supports all options of a layer, in plain
-    torch."""
+    """Attention for sequences laid end to end, each causal; supports all options of a layer, in plain torch."""
 
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         out = []

@@ -59,8 +59,7 @@ class Shape(Strict):
         return self
 
     def tapped(self, num_layers: int) -> tuple[int, ...]:
-        """The aux layers for a model with num_layers layers, ascending. Raises ConfigError for a layer that it
-        lacks."""
+        """The aux layers of a model with num_layers layers, ascending. Raises ConfigError for one that it lacks."""
         if self.form != "sequential":
             return ()
         if self.taps is None:  # the last layer adds no information

@@ -71,8 +71,7 @@ class _Lists:
 
 
 class BeamDrafter:
-    """embedding: of the base model [V, H], for heads that read tokens. token_ids [D]: the tokens that the heads
-    know."""
+    """embedding: of the base model [V, H], for heads that read tokens. token_ids [D]: those that the heads know."""
 
     def __init__(
         self, heads: MedusaHeads | SequentialHeads, embedding: Tensor | None, token_ids: Tensor, num_ranks: int

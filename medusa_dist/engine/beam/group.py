@@ -172,8 +172,7 @@ def shared_blocks(sequences: Iterable[Sequence]) -> frozenset[int]:
 
 
 def beam_group(request: Request, limits: Limits, num_blocks: int, number: int = 0) -> BeamGroup:
-    """The group of a request with beam_width. Raises RequestError if a cache of num_blocks blocks can never serve
-    it."""
+    """The group of a request with beam_width. Raises RequestError if num_blocks blocks can never serve it."""
     params, num_prompt, width = request.params, len(request.prompt_ids), request.params.beam_width
     assert width is not None
     most = limits.max_model_len - num_prompt

@@ -23,8 +23,7 @@ from medusa_dist.ops.sampling import History, adjust, top_tokens
 
 
 def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamResult]:
-    """beams: (sequence, logits row of its root), including all beams of each request. Returns one result per beam after
-    the step."""
+    """beams: (sequence, logits row of its root), all beams of each request. Returns one result per resulting beam."""
     first_rows = dict(beams)
     groups = beam_groups(first_rows)
 
@@ -114,8 +113,8 @@ def _processed(
 def _verdicts(
     group: BeamGroup, traversal: BeamTraversal, first_rows: dict[Sequence, int], memory: Memory
 ) -> list[BeamResult]:
-    """Which sequence continues which beam. A beam's first continuation stays in its sequence, so nothing is copied; the
-    others take free ones."""
+    """Which sequence continues which beam. A beam's first continuation stays in its sequence, so that nothing is
+    copied; the others take free sequences."""
     members, used = [*group.beams, *group.idle], [*traversal.used, *((),) * len(group.idle)]
     used_by = {member: nodes for member, nodes in zip(members, used, strict=True)}
 

@@ -86,8 +86,7 @@ class Plan:
 
     @classmethod
     def unpack(cls, words: Ints, generation: int, step: int) -> "Plan":
-        """The plan in `words`. Raises GroupError if it is not the expected one, which means that ranks are out of
-        sync."""
+        """The plan in `words`. Raises GroupError if it is not the expected one: ranks are then out of sync."""
         magic, version, sent_generation, sent_step, op, _ = (int(word) for word in words[:6])
         if (magic, version) != (_MAGIC, WIRE_VERSION):
             raise GroupError(f"expected a plan of version {WIRE_VERSION}, received {magic:#x}, version {version}")

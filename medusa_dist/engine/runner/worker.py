@@ -118,8 +118,7 @@ class Worker:
                 begin += count
 
     def _choose(self, logits: Tensor, hidden: Tensor, batch_indices: Ints, positions: Tensor) -> Scores | None:
-        """logits [W, Vs], slots [W] (batch indices, on the host), positions [W] of the rows; the selected token is one
-        further."""
+        """logits [W, Vs], batch_indices [W] (on the host), positions [W] of the rows; selects the token after each."""
         parallel, model = self.model.parallel, self.model
         needs_full = self._whole[batch_indices] == 1
         if parallel.world_size == 1:

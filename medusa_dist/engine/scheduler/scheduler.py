@@ -178,8 +178,10 @@ class Scheduler:
         )
 
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
-        """Preempt the lowest-priority group until there are blocks for num_columns tokens; False if that of `sequence`
-        was preempted."""
+        """Preempt the last groups in priority until there are blocks for num_columns tokens.
+
+        False if the group of `sequence` itself was preempted.
+        """
         while sequence.num_blocks_to_allocate(num_columns) > self.pool.num_free:
             last = max(self._admitted, key=lambda g: g.priority_key)
             self._release(last)
@@ -223,8 +225,7 @@ class Scheduler:
         return admitted
 
     def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
-        """Give a tree to each sequence whose root is computed in this step, within the tokens and blocks that are
-        left."""
+        """Give trees to the sequences whose root is computed in this step, within the tokens and blocks left."""
         decoding = [s for s, num_new in chosen if num_new == s.num_uncomputed_tokens]
         for sequence, _ in chosen:
             sequence.tree = EMPTY

@@ -162,8 +162,7 @@ def _first_rows(plan: Plan) -> Ints:
 
 
 def _allowed(tree_position: TreePosition, device: torch.device) -> torch.Tensor | None:
-    """Tokens that the grammar allows next [V]; None without a grammar, and after the end of the text, which is cut off
-    later."""
+    """Tokens that the grammar allows next [V]; None without a grammar, and after the end of the text."""
     sequence, path = tree_position
     state = None if sequence.matcher is None else sequence.matcher.state(path)
     if state is None or state.is_over:

@@ -54,8 +54,7 @@ __all__ = ["EngineRank", "build_rank", "join_store", "model_folder", "open_store
 
 
 class EngineRank:
-    """Everything a rank holds below Ray. engine: on rank 0 only. facts: what was found, and how long the phases
-    took."""
+    """Everything a rank holds below Ray. engine: on rank 0 only. facts: what was found, and duration of the phases."""
 
     def __init__(
         self,
@@ -161,8 +160,7 @@ class EngineRank:
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
 
     def _num_blocks(self, model: ShardedModel, memory: DeviceMemory | None) -> int:
-        """KV blocks of the cache, including the scratch block; the same on all ranks: the smallest number that any rank
-        can hold."""
+        """KV blocks of the cache, including the scratch block: the most that every rank can hold, the same on all."""
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
         count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
         count = int(model.parallel.all_reduce_min(count))
@@ -185,8 +183,7 @@ class EngineRank:
         return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model))
 
     def _check_heads(self, drafter: HeadDrafter | None, folder: Path) -> str | None:
-        """Refuse heads that guess no better than chance. Returns the finding; None without heads or if the check is
-        disabled."""
+        """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""
         if drafter is None or self.config.heads.allow_untrained:
             return None
         ids = text_ids(folder)[: self._max_model_len]

@@ -17,8 +17,7 @@ _SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
 
 
 def find_heads(config: Config) -> Path | None:
-    """The folder of the heads: the configured one, or the one shipped for the demo model. None: serve without
-    speculation."""
+    """The folder of the heads: as configured, or the demo model's own. None: serve without speculation."""
     if config.speculation.mode == "off":
         return None
     if config.heads.source is not None:

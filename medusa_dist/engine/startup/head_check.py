@@ -52,8 +52,10 @@ MIN_PLACES = 16  # too few to decide below this
 
 @dataclass(frozen=True)
 class HeadsCheck:
-    """hits out of places: positions where head 1's best guess was the model's choice. commonest: positions with the
-    most frequent choice."""
+    """hits: of `places` positions, those where head 1's best guess was the model's choice.
+
+    commonest: positions with the most frequent choice.
+    """
 
     hits: int
     places: int
@@ -92,8 +94,7 @@ def text_ids(folder: Path) -> list[int]:
 
 
 def check_heads(ranks: RankGroup, drafter: Drafter, ids: list[int], most_rows: int) -> HeadsCheck:
-    """One pass over `ids`, at most most_rows rows at a time. Call it before any request: it uses batch index 0 and the
-    first blocks."""
+    """One pass over `ids`, at most most_rows rows at a time. Uses batch index 0 and the first blocks: call it first."""
     ids = ids[: (ranks.worker.pool.num_blocks - 1) * BLOCK_TOKENS]
     if len(ids) < MIN_PLACES:
         return HeadsCheck(0, 0, 0)

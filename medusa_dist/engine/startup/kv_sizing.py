@@ -28,8 +28,7 @@ class DeviceMemory:
     workspace: int | None = None
 
     def spare(self, memory_fraction: float) -> int:
-        """Bytes for the KV cache and attention's gathered copy of one layer of it; negative if the weights alone exceed
-        the limit."""
+        """Bytes for the KV cache and attention's gathered copy of one layer; negative if the weights are too large."""
         workspace = int(self.total * GPU_WORKSPACE) if self.workspace is None else self.workspace
         return self.free - int(self.total * (1 - memory_fraction)) - workspace
 

@@ -76,8 +76,7 @@ class BlockPool:
         return taken
 
     def _next(self, last: int | None) -> int:
-        """The free block right after `last`, else one far from other runs, else the most recently freed, else an idle
-        one."""
+        """The free block right after `last`, else one far from other runs, else the last freed, else an idle one."""
         if last is None or last + 1 not in self._free:
             self._num_runs += 1
             last = int(self._num_runs * _GOLDEN % 1.0 * self.num_blocks) - 1

@@ -79,8 +79,7 @@ class Matcher:
         return self._states[path]
 
     def fits(self, path: tuple[int, ...]) -> bool:
-        """Whether the text may continue with this draft path. Paths with end tokens do not fit: nothing follows an
-        end."""
+        """Whether the text may continue with this draft path. A path with an end token does not fit."""
         if not all(map(self._vocabulary.is_text, path)):
             return False
         self._read(())
@@ -101,8 +100,10 @@ class Matcher:
         self._states = {(): state}
 
     def _read(self, path: tuple[int, ...]) -> None:
-        """Move the llguidance matcher to a path: roll back to the common prefix, then consume the rest. One in error
-        does not move."""
+        """Move the llguidance matcher to a path: roll back to the common prefix, then consume the rest.
+
+        A matcher in error does not move.
+        """
         shared = 0
         while shared < min(len(path), len(self._ahead)) and path[shared] == self._ahead[shared]:
             shared += 1
@@ -140,8 +141,7 @@ class Vocabulary:
         return token_id < self.tokenizer.vocab_size and token_id not in self._ends
 
     def allowed(self, machine: LLMatcher) -> Bools:
-        """Text tokens that may come next [V], without end tokens. Ids that the tokenizer does not know are never
-        allowed."""
+        """Text tokens that may come next [V], without end tokens and without ids unknown to the tokenizer."""
         known = self.tokenizer.vocab_size
         words = np.zeros((1, (known + 31) // 32), dtype=np.int32)
         llguidance.numpy.fill_next_token_bitmask(machine, words)

@@ -93,8 +93,7 @@ class Sequence:
         return None, *logprobs
 
     def check_finished(self, new: tuple[int, ...], eos_ids: tuple[int, ...], max_model_len: int) -> None:
-        """Set finish_reason, and what explains it, if the last known token ends the sequence. new: the tokens of this
-        step."""
+        """Set finish_reason, and its explanation, if the last known token is the end. new: tokens of this step."""
         params = self.request.params
         state = None if self.matcher is None else self.matcher.state(new)
         if new[-1] in params.stop_token_ids or (new[-1] in eos_ids and not params.ignore_eos):
@@ -125,8 +124,7 @@ class Sequence:
         return self.block_hashes[:num_blocks]
 
     def release_kv(self) -> list[int]:
-        """Give up batch index, blocks and drafts, keep the tokens; returns the blocks. After preemption it is
-        recomputed."""
+        """Give up batch index, blocks and drafts, keep the tokens. Returns the blocks."""
         blocks, self.block_table = self.block_table, []
         self.batch_index, self.num_computed_tokens, self.num_broadcast_blocks, self.num_hashed_blocks = (
             NOT_IN_BATCH,

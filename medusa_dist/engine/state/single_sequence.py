@@ -32,8 +32,7 @@ class SingleSequence(SequenceGroup):
         """All tokens are kept and recomputed."""
 
     def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output:
-        """Apply the accepted tokens up to the first that ends the sequence, and queue the KV copies of accepted
-        drafts."""
+        """Apply the accepted tokens up to the first that ends the sequence; queue the KV copies of drafts."""
         (result,) = results
         sequence, known = self.root, len(self.root.tokens)
         prompt_logprobs = sequence.take_prompt_logprobs()

@@ -184,8 +184,7 @@ def plant(levels: Levels, runs: Sequence[GuessRun], num_beams: int, max_nodes: i
 
 
 def whole_runs(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> list[int]:
-    """sizes[b]: how many nodes of beam b the budget covers. Reduced if that would split a run: part of a run completes
-    no level."""
+    """sizes[b]: how many nodes of beam b the budget covers. Reduced to whole runs: part of a run completes no level."""
     cut = {v[size] for size, v in zip(sizes, values, strict=True) if size < len(v)}
     taken = [v[size - 1] for size, v in zip(sizes, values, strict=True) if size]
     if not taken or min(taken) not in cut:

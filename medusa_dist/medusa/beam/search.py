@@ -37,8 +37,7 @@ class BeamRules:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """State between two levels: outputs and scores of the active beams, best first, and finished hypotheses, best
-    first."""
+    """State between two levels: outputs and scores of the active beams and finished hypotheses, each best first."""
 
     outputs: tuple[tuple[int, ...], ...] = ((),)
     scores: tuple[float, ...] = (0.0,)

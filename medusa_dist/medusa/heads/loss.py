@@ -21,8 +21,7 @@ _LEAST = 1e-6
 
 @dataclass(frozen=True)
 class Targets:
-    """columns: [N, M] of the draft vocabulary, or OUTSIDE. chances: [N, M], of the base model. labels: [N], true
-    columns."""
+    """columns: [N, M] of the draft vocabulary, or OUTSIDE. chances: [N, M], base model. labels: [N], true columns."""
 
     columns: Tensor
     chances: Tensor

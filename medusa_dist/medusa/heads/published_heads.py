@@ -139,8 +139,7 @@ def _put(names: dict[str, str], ours: str, theirs: str) -> None:
 
 
 def _count(sizes: Mapping[int, set[int]]) -> tuple[int, int]:
-    """Number of heads and blocks; both are numbered from 0 without gaps, and all heads have the same number of
-    blocks."""
+    """Number of heads and blocks: numbered from 0 without gaps, and the same number of blocks in all heads."""
     num_heads, num_blocks = len(sizes), max(len(blocks) for blocks in sizes.values())
     if sorted(sizes) != list(range(num_heads)):
         raise HeadsError(f"heads: the tensors have heads {sorted(sizes)}, which are not 0..{num_heads - 1}")

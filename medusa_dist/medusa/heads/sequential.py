@@ -59,8 +59,7 @@ class SequentialHeads(nn.Module):
         return started
 
     def step(self, states: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """states, embeddings: [N, H] -> the states one token later [N, H], and the next token's logits [N, D]
-        float32."""
+        """states, embeddings: [N, H] -> the next states [N, H], and the next token's logits [N, D] float32."""
         scaled = embeddings.to(self.dtype) * self.description.embedding_scale
         states = states.to(self.dtype)
         states = states + self._down(F.silu(self._up(torch.cat([states, scaled], dim=-1))))
@@ -80,8 +79,7 @@ def split_taps(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
 def build_heads(
     file: HeadsFile, output_rows: Tensor | None, dtype: torch.dtype, device: torch.device
 ) -> MedusaHeads | SequentialHeads:
-    """The module for a file's form. output_rows: [D, H] lm_head rows of its tokens, for files that share the base
-    model's."""
+    """The module for a file's form. output_rows: [D, H] lm_head rows of its tokens, for files with shared ones."""
     if file.description.form != "sequential":
         return MedusaHeads(file, output_rows, dtype, device)
     assert output_rows is not None, "shared output rows must be given"
@@ -111,8 +109,7 @@ class Growth:
     """Which guesses are extended: the inner paths of a static tree, or the most likely paths at each depth."""
 
     def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None, least: float = LEAST) -> None:
-        """static: the tree's paths of guess indices; None: FOLLOWED decides. least: minimum confidence of an extended
-        path."""
+        """static: the tree's paths of guess indices; None: FOLLOWED decides. least: confidence to extend a path."""
         self._least = least
         self._fixed: list[list[int]] | None = None
         self.counts: list[int] = []  # number of guesses extended at each depth

@@ -73,8 +73,7 @@ class TrainableHeads(nn.Module):
                         head.lm_head.weight.copy_(output_rows)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
-        """hidden: [N, I]. tokens: [N, K], the token just emitted and the true tokens after it -> logits [N, D] per
-        head."""
+        """hidden: [N, I]. tokens: [N, K], the one just emitted and the true ones after -> logits [N, D] per head."""
         if self.about.width is not None:
             yield from self._sequential(hidden, tokens)
             return

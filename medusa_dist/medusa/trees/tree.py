@@ -89,8 +89,7 @@ class Candidates:
         return place + 1 if place + 1 < len(self.tokens) else NOWHERE
 
     def behind(self, place: int, token: int) -> int:
-        """The list after `token` of list `place`; with heads that see no guesses, any token is followed by the next
-        list."""
+        """The list after `token` of list `place`; heads that see no guesses have one next list for any token."""
         if place == NOWHERE or self.follows is None:
             return place if place == NOWHERE else self.after(place, 0)
         found = np.flatnonzero(self.tokens[place] == token)
@@ -235,8 +234,7 @@ def values_of(tree: Tree, candidates: Candidates) -> list[float]:
 
 
 def order_paths(paths: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Paths with parents before children: by depth, then by the sum of indices (more likely first), then
-    lexicographically."""
+    """Paths with parents before children: by depth, sum of indices (more likely first), then lexicographically."""
     return sorted(paths, key=lambda path: (len(path), sum(path), path))
 
 
