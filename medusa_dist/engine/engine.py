@@ -1,6 +1,7 @@
-"""Engine: one model's continuous batching loop. `step` is the whole of it.
+"""Engine: the continuous batching loop of one model; `step` runs one iteration.
 
-Owns the order of a step. Not here: each of its five parts. All methods are called from one thread.
+Owns the order of the five parts of a step. Not here: the parts themselves (scheduler/, runner/, spec/).
+All methods are called from one thread, except `prepare`.
 """
 
 import time
@@ -21,7 +22,7 @@ from medusa_dist.request import Request
 
 
 class Engine:
-    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests that have one."""
+    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests with a grammar."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Engine:
         self.policy = policy
         self.grammars = grammars
         self.clock = PhaseTimer()
-        self._begin = 0.0  # of this step
+        self._begin = 0.0  # start of this step
         self._num_steps = 0
         self._totals = SpeculationStats()
         self._num_tokens = 0
@@ -49,9 +50,9 @@ class Engine:
         """schedule -> verify -> accept -> emit -> draft. Call only if has_work."""
         plan = self._schedule()
         scores = self._verify(plan)
-        verdicts = self._accept(plan, scores)
-        outputs = self._emit(plan, verdicts, scores)
-        self._draft(verdicts, scores)
+        results = self._accept(plan, scores)
+        outputs = self._emit(plan, results, scores)
+        self._draft(results, scores)
         return outputs
 
     @property
@@ -60,12 +61,12 @@ class Engine:
         return self.scheduler.has_work
 
     def prepare(self, request: Request) -> None:
-        """Do what is slow about taking a request, from any thread; nothing is decided, and nothing is raised."""
+        """Do the slow part of accepting a request. Callable from any thread; it decides nothing and raises nothing."""
         if request.params.grammar is not None and self.grammars is not None:
             self.grammars.prepare(request.params.grammar)
 
     def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
-        """Queue a request; output_ids were emitted before a restart. Raises RequestError."""
+        """Queue a request; output_ids are tokens it emitted before a restart. Raises RequestError."""
         self.scheduler.submit(request, output_ids, self._matcher(request, output_ids))
         self._num_prompt_tokens += len(request.prompt_ids)
 
@@ -78,24 +79,24 @@ class Engine:
         return self.grammars.start(grammar, output_ids, request.params.ignore_eos)
 
     def abort(self, request_id: str) -> None:
-        """Forget a request; idempotent, no further output."""
+        """Drop a request. Idempotent; no further output follows."""
         self.scheduler.abort(request_id)
 
     def reset_prefix_cache(self) -> None:
-        """Drop the KV that no running sequence holds, so that no later prompt begins with it."""
+        """Drop the cached KV blocks that no running sequence holds, so that no later prompt hits them."""
         self.scheduler.pool.reset_prefix_cache()
 
     def heartbeat(self) -> None:
-        """Tell idle followers that all is well; the moment to check our own state, too."""
+        """Tell idle followers that rank 0 is alive; also checks the scheduler's integrity."""
         self.scheduler.check_integrity()
         self.ranks.announce(Op.HEARTBEAT)
 
     def stop(self) -> None:
-        """Let the followers return."""
+        """Tell the followers to return."""
         self.ranks.announce(Op.STOP)
 
     def stats(self) -> EngineStats:
-        """A snapshot of the counts."""
+        """A snapshot of the counters."""
         pool = self.scheduler.pool
         return EngineStats(
             num_running=len(self.scheduler.running),
@@ -126,13 +127,13 @@ class Engine:
         return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
-        verdicts = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
-        self.policy.learn(verdicts)
+        results = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
+        self.policy.learn(results)
         self.clock.lap("accept")
-        return verdicts
+        return results
 
-    def _emit(self, plan: Plan, verdicts: list[StepResult], scores: Scores) -> list[Output]:
-        outputs = self.scheduler.emit(plan, verdicts, scores.prompt_logprobs)
+    def _emit(self, plan: Plan, results: list[StepResult], scores: Scores) -> list[Output]:
+        outputs = self.scheduler.emit(plan, results, scores.prompt_logprobs)
         self._num_steps += 1
         for output in outputs:
             self._totals += output.stats
@@ -144,10 +145,10 @@ class Engine:
             )
         return outputs
 
-    def _draft(self, verdicts: list[StepResult], scores: Scores) -> None:
-        if self.drafter is not None and (worth := self.policy.select_for_drafting(verdicts)):
+    def _draft(self, results: list[StepResult], scores: Scores) -> None:
+        if self.drafter is not None and (selected := self.policy.select_for_drafting(results)):
             begin = time.perf_counter()
-            for result, candidates in zip(worth, self.drafter.draft(worth, scores), strict=True):
+            for result, candidates in zip(selected, self.drafter.draft(selected, scores), strict=True):
                 result.sequence.candidates = candidates
-            self.policy.observe_drafting(len(verdicts), time.perf_counter() - begin)
+            self.policy.observe_drafting(len(results), time.perf_counter() - begin)
         self.clock.lap("draft")

@@ -1,8 +1,9 @@
-"""The thread that runs the engine, and the two doors to it: commands in, batches of outputs out.
+"""The engine thread: a command queue in, a stream of output batches out.
 
-Owns the order of things around `Engine.step`: commands, step, outputs, and the heartbeat of an idle engine. Not here:
-what a step does (engine.py), merging (outbox.py), Ray (serve/rank.py).
-`run` belongs to one thread, which alone touches the engine; `post`, `close` and `batches` may be called from others.
+Owns what happens around `Engine.step`: commands, step, outputs, and the heartbeat of an idle engine.
+Not here: what a step does (engine.py), merging of outputs (outbox.py), Ray (serve/rank.py).
+`run` belongs to one thread, the only one that touches the engine; `post`, `close` and `batches` may be called from
+others.
 """
 
 import queue
@@ -17,43 +18,43 @@ from medusa_dist.errors import MedusaError
 from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
 
-MAX_WAITING_TOKENS = 1024  # of one request in the outbox; several seconds of decoding, so only a dead reader gets there
-TURN_S = 1.0  # an idle engine comes around, and an idle stream says so, this often
+MAX_WAITING_TOKENS = 1024  # of one request in the outbox; several seconds of decoding, so only a dead reader reaches it
+TURN_S = 1.0  # an idle loop iterates, and an idle stream yields, at least this often
 
 
 class SteppingEngine(Protocol):
-    """What the loop needs of engine.Engine."""
+    """The part of engine.Engine that the loop uses."""
 
     def prepare(self, request: Request) -> None:
-        """Do what is slow about taking a request; called from any thread."""
+        """Do the slow part of accepting a request; called from any thread."""
 
     def submit(self, request: Request, output_ids: tuple[int, ...] = ()) -> None:
-        """Take a request; raises RequestError."""
+        """Queue a request; raises RequestError."""
 
     def abort(self, request_id: str) -> None:
-        """Forget a request; idempotent, and no output follows."""
+        """Drop a request. Idempotent; no output follows."""
 
     def step(self) -> list[Output]:
         """Advance all running sequences."""
 
     @property
     def has_work(self) -> bool:
-        """True if step would do something."""
+        """Whether a step would do anything."""
 
     def heartbeat(self) -> None:
-        """Tell the followers that rank 0 lives."""
+        """Tell the followers that rank 0 is alive."""
 
     def stop(self) -> None:
-        """Tell the followers that this was all."""
+        """Tell the followers to return."""
 
     def stats(self) -> EngineStats:
-        """Counts as of now."""
+        """A snapshot of the counters."""
 
 
 class EngineLoop:
     """Runs an engine until closed.
 
-    heartbeat_s: an idle engine calls `Engine.heartbeat` this often. stall_s: see Outbox.
+    heartbeat_s: how often an idle engine calls `Engine.heartbeat`. stall_s: see Outbox.
     """
 
     def __init__(
@@ -74,18 +75,18 @@ class EngineLoop:
         self._turned_at = self._beat_at = clock()
 
     def post(self, commands: Iterable[Command]) -> None:
-        """Queue commands for the engine, in order. Never waits for it; a grammar is compiled here, while it decodes."""
+        """Queue commands, in order, without waiting for the engine; grammars are compiled here while it decodes."""
         for command in commands:
             if isinstance(command, Submit) and command.request.params.grammar is not None:
                 self._engine.prepare(command.request)
             self._inbox.put(command)
 
     def close(self) -> None:
-        """Make `run` stop the engine and return, after the commands posted before."""
+        """Make `run` stop the engine and return, after the commands that were posted before."""
         self._inbox.put(Close())
 
     def run(self) -> None:
-        """Serve until `close`. Whatever the engine raises ends the loop; outputs made before can still be read."""
+        """Serve until `close`. Any exception of the engine ends the loop; earlier outputs can still be read."""
         try:
             while self._turn():
                 pass
@@ -94,7 +95,7 @@ class EngineLoop:
             self._outbox.close()
 
     def batches(self) -> Iterator[OutputBatch]:
-        """Blocking: what the engine puts out, merged while the reader was busy, and a sign of life every TURN_S."""
+        """Blocking iterator over outputs, merged while the reader was busy; empty batches every TURN_S when idle."""
         number = 0
         while not self._outbox.finished:
             messages = tuple(self._outbox.take(TURN_S))
@@ -102,7 +103,7 @@ class EngineLoop:
             number += 1
 
     def _turn(self) -> bool:
-        """Commands, then one step. False if the loop was closed."""
+        """Run all queued commands, then one step. False if the loop was closed."""
         self._turned_at = self._clock()
         wait_s = 0.0 if self._engine.has_work else min(TURN_S, self._heartbeat_s)
         while (command := self._next(wait_s)) is not None:

@@ -1,6 +1,6 @@
-"""What the front and the engine tell each other: commands in, batches of outputs out.
+"""Messages between replica and engine: commands in, batches of outputs out.
 
-Owns the types. Not here: the thread between them (loop.py), merging (outbox.py).
+Owns the types. Not here: the thread that handles them (loop.py), merging (outbox.py).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from medusa_dist.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Decode this request; output_ids are tokens that an earlier engine already produced for it."""
+    """Decode this request; output_ids are tokens that an earlier engine already emitted for it."""
 
     request: Request
     output_ids: tuple[int, ...] = ()
@@ -21,14 +21,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Stop decoding this request and free what it holds."""
+    """Stop decoding this request and free its resources."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Stop the engine, after the commands before."""
+    """Stop the engine after the commands that came before."""
 
 
 Command = Submit | Abort
@@ -36,7 +36,7 @@ Command = Submit | Abort
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The engine does not take this request, or cannot go on with it; nothing else comes for it."""
+    """The engine rejected this request or cannot continue it; no further message follows for it."""
 
     request_id: str
     error: MedusaError
@@ -47,10 +47,10 @@ EngineMessage = Output | Refusal
 
 @dataclass(frozen=True, slots=True)
 class OutputBatch:
-    """One item of the output stream; without messages it is a sign of life.
+    """One item of the output stream; without messages it is a heartbeat.
 
-    generation: of the group that made it. number: 0, 1, 2, ... within the generation. age_s: seconds since the engine
-    thread last came around; a step or a hang in progress makes it grow.
+    generation: of the rank group that produced it. number: 0, 1, 2, ... within the generation.
+    age_s: seconds since the engine thread last started an iteration; it grows during a long step or a hang.
     """
 
     generation: int

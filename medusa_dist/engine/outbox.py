@@ -1,8 +1,8 @@
-"""Outputs on their way from the engine thread to the one output stream.
+"""Outputs on their way from the engine thread to the output stream.
 
 Owns merging and the bound per request. Not here: the threads (loop.py), the stream itself (serve/rank.py).
-The engine never waits here: while the reader is busy, a request's outputs are merged into one. A request whose merged
-output exceeds `max_tokens` for `stall_s` is reported by `stalled`, so that memory stays bounded.
+The engine never blocks here: while the reader is busy, the outputs of a request are merged into one. A request whose
+merged output exceeds `max_tokens` for longer than `stall_s` is reported by `stalled`, so memory stays bounded.
 """
 
 import threading
@@ -16,7 +16,8 @@ from medusa_dist.outputs import Output
 class Outbox:
     """A queue that never blocks its writer and holds at most one message per request.
 
-    max_tokens: tokens one request may have waiting. stall_s: seconds it may exceed that before `stalled` names it.
+    max_tokens: most tokens that may wait for one request. stall_s: seconds above that limit before `stalled` reports
+    it.
     """
 
     def __init__(self, max_tokens: int, stall_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +30,7 @@ class Outbox:
         self._closed = False
 
     def put(self, messages: Iterable[EngineMessage]) -> None:
-        """Add messages; an Output is merged with what waits for the same request. Never blocks."""
+        """Add messages; an Output is merged with the one that waits for the same request. Never blocks."""
         with self._changed:
             for new in messages:
                 waiting = self._waiting.get(new.request_id)
@@ -51,7 +52,7 @@ class Outbox:
             return messages
 
     def stalled(self) -> list[str]:
-        """Ids of unfinished requests over the bound for longer than stall_s; each is named once."""
+        """Ids of unfinished requests above the limit for longer than stall_s; each is reported once."""
         with self._changed:
             deadline = self._clock() - self._stall_s
             ids = [i for i, since in self._over_since.items() if since <= deadline and not self._is_final(i)]
@@ -64,7 +65,7 @@ class Outbox:
         return isinstance(message, Refusal) or message.finish_reason is not None
 
     def close(self) -> None:
-        """No more messages will come: wakes the reader, who may still take what waits."""
+        """No more messages will come. Wakes the reader, which may still take those that wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,8 +1,9 @@
-"""`medusa-dist convert-heads`: published Medusa heads into our safetensors + JSON.
+"""`medusa-dist convert-heads`: converts published Medusa heads to our safetensors + JSON.
 
 Owns the files on both sides. Not here: their layouts (medusa/heads/published_heads.py), our format
-(medusa/heads/heads_file.py). The one place that reads .pt files, which are pickles: with weights_only, so that a file
-can make tensors and nothing else. Serving reads safetensors alone.
+(medusa/heads/heads_file.py).
+The only place that reads .pt files, which are pickles: with weights_only, so that a file can create tensors and nothing
+else. Serving reads only safetensors.
 """
 
 import json
@@ -31,8 +32,9 @@ _PREFERRED = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 def convert_heads(source: str, target: Path, base: str, trust_tensors: bool = False) -> tuple[HeadsFile, Published]:
     """Read heads from a file, a folder or a hub id, and write them to the folder `target` as heads of the model `base`.
 
-    trust_tensors: go by the tensors where config.json counts other heads. Returns what was written, and what was found.
-    Raises HeadsError for heads that cannot be read or do not fit the base, ModelError for a base that is not there.
+    trust_tensors: use the tensors where config.json has other counts. Returns the written file, and what was found.
+    Raises HeadsError for heads that cannot be read or do not fit the base model, ModelError for a base model that is
+    missing.
     """
     if (target / DESCRIPTION).exists():
         raise HeadsError(f"heads: {target} already holds a head file; give another folder, or remove it first")
@@ -48,7 +50,7 @@ def convert_heads(source: str, target: Path, base: str, trust_tensors: bool = Fa
     origin = {"converted_from": source, "layout": found.layout}
     if "base_model_name_or_path" in config:
         origin["made_for"] = str(config["base_model_name_or_path"])
-    # vLLM's config is the heads' own; elsewhere the key is the base model's.
+    # vLLM's config belongs to the heads; elsewhere the key belongs to the base model.
     scale = float(config.get("logit_scale") or 1.0) if config.get("model_type") == "medusa" else 1.0
     file = as_heads_file(found, tensors, about, origin, scale)
     file.save(target)
@@ -62,7 +64,7 @@ def as_heads_file(
     origin: dict[str, Any],
     logit_scale: float = 1.0,
 ) -> HeadsFile:
-    """The same heads under our names. Raises HeadsError naming what does not fit the base."""
+    """The same heads under our names. Raises HeadsError naming what does not fit the base model."""
     ours = {name: tensors[theirs] for name, theirs in found.names.items()}
     vocab_size, token_map = base.vocab_size, None
     if found.token_map is not None:
@@ -70,7 +72,7 @@ def as_heads_file(
         token_map, order = ids.sort()  # ours are ascending
         vocab_size = token_map.numel()
         for name in [name for name in ours if name.endswith("lm_head.weight")]:
-            if len(ours[name]) > vocab_size:  # rows of all tokens, of which the map's are used
+            if len(ours[name]) > vocab_size:  # rows of all tokens; only those in the map are used
                 _fit(name, ours[name], (base.vocab_size, base.hidden_size), base)
                 ours[name] = ours[name][token_map]
                 continue
@@ -99,8 +101,8 @@ def as_heads_file(
         )
     except (ValidationError, KeyError) as error:
         reason = explain_validation(error) if isinstance(error, ValidationError) else f"tensors of type {first.dtype}"
-        raise HeadsError(f"heads: cannot be described: {reason}") from None
-    # Blocks that are one shared layer in the source share memory, too, which safetensors does not store twice.
+        raise HeadsError(f"heads: not representable in our format: {reason}") from None
+    # Blocks that are one shared layer in the source share memory, which safetensors refuses to store twice.
     return HeadsFile(about, {name: tensor.clone() for name, tensor in ours.items()})
 
 
@@ -113,7 +115,7 @@ def _fit(name: str, tensor: Tensor, shape: tuple[int, int], base: BaseModelFacts
 
 
 def read_published(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, folder or hub id that may be heads, and the config.json beside them ({} if none)."""
+    """The tensors of a file, folder or hub id that may be heads, and the config.json next to them ({} if none)."""
     path = Path(source).expanduser()
     if not path.exists():
         path = hub_folder(source, None, _WANTED)
@@ -126,18 +128,18 @@ def read_published(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _head_files(folder: Path) -> list[Path]:
-    """A file of heads by its usual name, else all safetensors (a whole model with heads inside), else a lone pickle."""
+    """The usual head file, else all safetensors (a whole model that contains heads), else all pickles."""
     for name in _PREFERRED:
         if (folder / name).is_file():
             return [folder / name]
     files = sorted(folder.glob("*.safetensors")) or sorted([*folder.glob("*.pt"), *folder.glob("*.bin")])
     if not files:
-        raise HeadsError(f"heads: {folder} holds no .safetensors, .pt or .bin file")
+        raise HeadsError(f"heads: {folder} has no .safetensors, .pt or .bin file")
     return files
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Those tensors that may belong to heads: of a whole model the layers stay unread."""
+    """The tensors that may belong to heads; the layers of a whole model are not read."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys() if not _is_of_base(name)}  # noqa: SIM118
@@ -146,12 +148,12 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """A state dict. Anything in the file that is not data is refused unread."""
+    """A state dict. A file that holds anything but data is refused without being loaded."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=None)
     except UnpicklingError as error:
         first = str(error).strip().splitlines()[0]
-        raise HeadsError(f"heads: {file} holds more than tensors, and was not loaded: {first}") from None
+        raise HeadsError(f"heads: {file} holds more than tensors and was not loaded: {first}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise HeadsError(f"heads: {file} cannot be read: {error}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -1,7 +1,7 @@
-"""`medusa-dist eval-heads`: how good heads are on the served model's own answers, and what that is worth.
+"""`medusa-dist eval-heads`: accuracy of heads on the model's own answers, and speed-up.
 
-Owns the measurements and the report's content. Not here: recording (record.py), the arithmetic
-(medusa/trees/replay.py), tables (eval_report.py), pictures (plots.py).
+Owns the measurements and the content of the report. Not here: recording (record_drafts.py), the arithmetic
+(medusa/trees/replay.py), tables (eval_report.py), plots (plots.py).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import ProgressText
 from medusa_dist.tools.prompts import prompt_ids, read_prompts
 
-MAX_NODES = 63  # of the curves; published trees have as many
+MAX_NODES = 63  # end of the curves; published trees have up to 63 nodes
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,25 @@ class Speed:
 
     @property
     def speedup(self) -> float:
-        """Of drafting over not drafting."""
+        """Speed with drafts over speed without."""
         return self.tokens_per_s / self.plain_tokens_per_s
 
 
 @dataclass(frozen=True)
 class Category:
-    """One kind of prompts. top_accuracies: [head][r], one of the r + 1 best guesses was right."""
+    """One category of prompts. top_accuracies: [head][r], top-(r + 1) accuracy."""
 
     name: str
     answers: int
     places: int
     top_accuracies: list[list[float]]
-    tokens_per_step: dict[int, float]  # replayed, by nodes of a dynamic tree
+    tokens_per_step: dict[int, float]  # replayed, by size of a dynamic tree
     speed: Speed | None
 
 
 @dataclass(frozen=True)
 class HeadsReport:
-    """All that is needed to quote the numbers. dynamic, static: [n - 1] tokens per step with trees of n nodes."""
+    """Everything needed to quote the numbers. dynamic, static: [n - 1] tokens per step with trees of n nodes."""
 
     model: str
     dtype: str
@@ -84,7 +84,7 @@ class HeadsReport:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to evaluate on. num_timed: prompts of each category that are also timed, 0 for none."""
+    """What to evaluate on. num_timed: prompts per category that are also timed, 0 for none."""
 
     prompts: Path
     params: SamplingParams
@@ -92,9 +92,9 @@ class Asked:
 
 
 def eval_heads(llm: LLM, heads: str, asked: Asked, report: Callable[[str], None]) -> HeadsReport:
-    """Everything about the heads of an LLM. heads: their name, for people.
+    """Evaluate the heads of an LLM. heads: their name, for display.
 
-    Raises ConfigError for an LLM without heads or an unfit prompt file, EngineError if drafting changed a token.
+    Raises ConfigError for an LLM without heads or an invalid prompt file, EngineError if drafting changed a token.
     """
     engine = engine_with_heads(llm)
     prompts = [(prompt_ids(llm, prompt.text), prompt.category) for prompt in read_prompts(asked.prompts)]
@@ -141,7 +141,7 @@ def _category(name: str, answers: Sequence[RecordedAnswer], speed: Speed | None)
 
 
 def measure_speed(llm: LLM, engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Speed:
-    """Each prompt with and without drafts, by turns, so that other load on the machine hits both alike.
+    """Each prompt with and without drafts, alternating, so that other load on the machine affects both alike.
 
     Raises EngineError if the tokens differ.
     """
@@ -151,7 +151,7 @@ def measure_speed(llm: LLM, engine: Engine, prompts: Sequence[Sequence[int]], pa
     for i, ids in enumerate(prompts):
         tokens = {}
         for speculation in (True, False) if i % 2 == 0 else (False, True):
-            engine.scheduler.pool.reset_prefix_cache()  # the second of the two must not find the first one's prompt
+            engine.scheduler.pool.reset_prefix_cache()  # the second run must not hit the first one's prompt
             begin = time.perf_counter()
             output = llm.generate([ids], replace(params, speculation=speculation, seed=i))[0]
             seconds[speculation] += time.perf_counter() - begin
@@ -164,7 +164,7 @@ def measure_speed(llm: LLM, engine: Engine, prompts: Sequence[Sequence[int]], pa
 
 
 def joined(speeds: Sequence[Speed]) -> Speed:
-    """Means over categories, each with the same weight: harmonic for rates, as for prompts of equal length."""
+    """Means over categories with equal weights: harmonic for rates, as for prompts of equal length."""
     count = len(speeds)
     return Speed(
         sum(speed.prompts for speed in speeds),
@@ -175,12 +175,12 @@ def joined(speeds: Sequence[Speed]) -> Speed:
 
 
 def as_json(report: HeadsReport) -> str:
-    """The report for machines."""
+    """The report as JSON."""
     return json.dumps(asdict(report), indent=2)
 
 
 def write_accuracies(folder: Path, report: HeadsReport) -> None:
-    """Put the measured accuracies into a head file's description, to three digits, with where they are from.
+    """Write the measured accuracies, rounded to three digits, and their origin into a head file's description.
 
     Raises HeadsError if there is no description.
     """

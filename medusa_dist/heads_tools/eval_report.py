@@ -1,6 +1,6 @@
-"""What `medusa-dist eval-heads` prints.
+"""Tables printed by `medusa-dist eval-heads`.
 
-Owns the tables. Not here: the numbers (eval_heads.py), pictures (plots.py).
+Owns the tables. Not here: the numbers (eval_heads.py), plots (plots.py).
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ _BAR = 22
 
 
 def show(report: HeadsReport, console: Console) -> None:
-    """All tables of a report."""
+    """Print all tables of a report."""
     console.print(
         Text(
             f"{report.heads} on {report.model}, {report.dtype}, temperature {report.temperature:g}: "
-            f"{report.whole.places:,} places in {report.whole.answers} answers to {report.prompts}"
+            f"{report.whole.places:,} positions in {report.whole.answers} answers to {report.prompts}"
         ),
         style="bold",
     )
@@ -36,8 +36,8 @@ def show(report: HeadsReport, console: Console) -> None:
 
 
 def accuracy_table(category: Category) -> Table:
-    """One row a head."""
-    table = Table(title="How often the truth is among a head's best 1, 2, ... guesses, %")
+    """One row per head."""
+    table = Table(title="Top-1, top-2, ... accuracy of each head, %")
     table.add_column("head")
     for rank in range(1, max((len(ranks) for ranks in category.top_accuracies), default=0) + 1):
         table.add_column(str(rank), justify="right")
@@ -49,7 +49,7 @@ def accuracy_table(category: Category) -> Table:
 def curve_table(report: HeadsReport) -> Table:
     """Tokens per step by tree size, with bars."""
     table = Table(
-        title="Tokens per step by drafted tokens", caption="static: found on half the answers, used on the other"
+        title="Tokens per step by draft tokens", caption="static: found on half the answers, measured on the other"
     )
     for name in ("nodes", "dynamic", "", "static", ""):
         table.add_column(name, justify="left" if not name else "right")
@@ -63,21 +63,21 @@ def curve_table(report: HeadsReport) -> Table:
 
 
 def reliability_table(report: HeadsReport) -> Group:
-    """Predicted and measured chances, as the heads say them and as calibrated."""
-    table = Table(title="Chance of a draft whose parent is accepted, %")
-    for name in ("heads say", "measured", "drafts", "calibrated", "measured", "drafts"):
+    """Predicted and measured acceptance, with raw and calibrated confidences."""
+    table = Table(title="Acceptance of drafts whose parent is accepted, %")
+    for name in ("raw", "measured", "drafts", "calibrated", "measured", "drafts"):
         table.add_column(name, justify="right")
     rows = max(len(report.confidence), len(report.calibrated))
     for i in range(rows):
         table.add_row(*_bin(report.confidence, i), *_bin(report.calibrated, i))
-    errors = f"mean error: heads {100 * report.confidence_error:.1f}, calibrated {100 * report.calibrated_error:.1f} %"
+    errors = f"mean error: raw {100 * report.confidence_error:.1f}, calibrated {100 * report.calibrated_error:.1f} %"
     return Group(table, Text(errors, style="dim"))
 
 
 def category_table(categories: Sequence[Category]) -> Table:
-    """One row a category: accuracy, replay, and what the engine really did."""
-    note = "at 7, at 63 nodes: tokens per step, replayed; then as configured, one at a time through the engine"
-    table = Table(title="By kind of prompt", caption=note, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    """One row per category: accuracy, replay, and measured speed."""
+    note = "at 7, at 63: tokens per step with that many nodes, replayed; then measured as configured, one at a time"
+    table = Table(title="By category of prompt", caption=note, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     columns = ("", "n", "top 1", "top 5", "at 7", "at 63", "timed", "t/step", "tok/s", "plain", "gain")
     for name in columns:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -1,6 +1,6 @@
-"""`medusa-dist explain`: candidate trees, drawn: of a config, or of real steps with what became of each draft.
+"""`medusa-dist explain`: draws candidate trees, of a config or of real steps.
 
-Owns the drawing. Not here: the steps (watch.py), decoding (engine/).
+Owns the drawing. Not here: the steps (trace_steps.py), decoding (engine/).
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,10 @@ _REJECTED = Style(dim=True)
 
 
 def static_chances(paths: Sequence[Path], accuracies: Sequence[Sequence[float]]) -> dict[Path, float]:
-    """The chance of each path by a head file's accuracies, as if heads erred independently; {} if it has too few.
+    """Probability of each path by a head file's accuracies, as if the heads' errors were independent; {} if there are
+    too few.
 
-    accuracies: [head][r], how often one of the r + 1 best guesses is right.
+    accuracies: [head][r], top-(r + 1) accuracy.
     """
     if any(len(path) > len(accuracies) or path[-1] >= len(accuracies[len(path) - 1]) for path in paths):
         return {}
@@ -40,7 +41,7 @@ def static_chances(paths: Sequence[Path], accuracies: Sequence[Sequence[float]])
 
 
 def likeliest(accuracies: Sequence[Sequence[float]], num_nodes: int) -> list[Path]:
-    """The static tree that a head file's accuracies speak for."""
+    """The best static tree by a head file's accuracies."""
     if not accuracies or not accuracies[0]:
         return []
     ranks = [range(len(shares)) for shares in accuracies]
@@ -56,36 +57,36 @@ def likeliest(accuracies: Sequence[Sequence[float]], num_nodes: int) -> list[Pat
 
 
 def draw_static(paths: Sequence[Path], accuracies: Sequence[Sequence[float]], name: str) -> Group:
-    """A static tree: which guess of which head each node is, and what it is expected to gain."""
+    """A static tree: which guess of which head each node is, and its expected gain."""
     chances = static_chances(paths, accuracies)
     drawn = Drawn(Text(f"{name}: the token just emitted", style=style_of(0)))
-    places: dict[Path, Drawn] = {(): drawn}
+    branches: dict[Path, Drawn] = {(): drawn}
     for path in order_paths(paths):
         label = Text(f"{list(path)} ", style=style_of(len(path)))
         label.append(f"{_ordinal(path[-1])} guess of head {len(path)}", style="dim")
         if chances:
             label.append(f"  {_bar(chances[path])} {100 * chances[path]:.1f} %")
-        places[path] = places[path[:-1]].add(label)
+        branches[path] = branches[path[:-1]].add(label)
     deepest = max(map(len, paths), default=0)
     summary = f"{len(paths)} nodes, {deepest} deep, by depth {_by_depth(paths)}"
     if chances:
         summary += f"; expected {1 + sum(chances.values()):.2f} tokens/step, by the accuracies in heads.json"
     else:
-        summary += "; no accuracies for it: `medusa-dist eval-heads --write` measures them"
+        summary += "; heads.json has no accuracies for it: `medusa-dist eval-heads --write` measures them"
     return Group(drawn, Text(summary, style="dim"))
 
 
 def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[int]) -> Group:
-    """A real step: accepted drafts in their head's colour, the model's own choice behind them, the rest dim.
+    """A real step: accepted drafts in their head's colour, then the model's own choice; rejected drafts dim.
 
-    before: the answer's tokens up to and with the root.
+    before: the answer's tokens up to and including the root.
     """
     head = Text(f"step {number}  ", style="bold")
     head.append("… " if len(before) > 1 else "", style="dim")
     head.append(tokenizer.decode(list(before[:-1]))[-_TAIL:].replace("\n", "⏎"), style="dim")
     head.append(_spelt(tokenizer, step.root), style="bold")
     drawn = Drawn(head)
-    places: dict[int, Drawn] = {ROOT: drawn}
+    branches: dict[int, Drawn] = {ROOT: drawn}
     accepted = set(step.nodes)
     last = step.nodes[-1] if step.nodes else ROOT
     for node, (parent, token) in enumerate(zip(step.tree.parents, step.tree.tokens, strict=True)):
@@ -93,8 +94,8 @@ def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[in
         style = style_of(step.tree.depths[node]) if hit else _REJECTED
         label = Text(f"{'✓' if hit else '·'} {_spelt(tokenizer, token)}", style=style)
         label.append(f"  {_bar(step.chances[node])} {100 * step.chances[node]:.0f} %", style="" if hit else "dim")
-        places[node] = places[parent].add(label)
-    places[last].add(Text(f"➜ {_spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
+        branches[node] = branches[parent].add(label)
+    branches[last].add(Text(f"➜ {_spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
     return Group(drawn, Text(_verdict(step), style="dim"))
 
 
@@ -111,11 +112,11 @@ def summary(steps: Sequence[TracedStep]) -> str:
 
 
 def show_steps(steps: Sequence[TracedStep], tokenizer: Any, console: Console) -> None:
-    """Draw them one below the other; then the whole answer, coloured by who guessed each token."""
+    """Draw the steps one below the other, then the whole answer, coloured by which head guessed each token."""
     answer: list[int] = []
     text = Text()
     for number, step in enumerate(steps, start=1):
-        if number > 1:  # the first reads the prompt
+        if number > 1:  # the first step reads the prompt
             console.print(draw_step(step, tokenizer, number, answer))
             console.print()
         accepted = len(step.nodes)
@@ -143,7 +144,7 @@ def _by_depth(paths: Sequence[Path]) -> str:
 
 
 def _spelt(tokenizer: Any, token: int) -> str:
-    """A token between quotes, with its spaces and line ends to be seen."""
+    """A token in quotes, with spaces and line ends visible."""
     spelt: str = tokenizer.decode([token])
     return f"'{spelt}'".replace("\n", "⏎").replace("\t", "⇥")
 

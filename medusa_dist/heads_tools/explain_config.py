@@ -1,6 +1,6 @@
-"""Which tree `medusa-dist explain` is to draw, and the accuracies of the heads it is for.
+"""Options of `medusa-dist explain`: which tree to draw, and the accuracies of its heads.
 
-Owns the reading of its options. Not here: the drawing (explain.py).
+Owns the parsing of its options. Not here: the drawing (explain.py).
 """
 
 import json
@@ -12,24 +12,24 @@ from medusa_dist.medusa.heads.heads_file import read_description
 
 
 def tree_of(config: Config, tree: str | None, num_nodes: int) -> tuple[str, SpeculationConfig]:
-    """A name for people, and the speculation to show: the tree given, else the config's own static tree, else dynamic
-    trees of num_nodes nodes. Raises ConfigError for a tree that is none."""
+    """A display name, and the speculation config to show: the tree given, else the config's own static tree, else
+    dynamic trees of num_nodes nodes. Raises ConfigError for an invalid tree."""
     if tree is not None:
         paths: object = tree
         if tree.lstrip().startswith("["):
             try:
                 paths = json.loads(tree)
             except json.JSONDecodeError as error:
-                raise ConfigError(f"--tree is no list of paths such as [[0], [1], [0, 0]]: {error}") from None
+                raise ConfigError(f"--tree is not a list of paths such as [[0], [1], [0, 0]]: {error}") from None
         keys = {"mode": "static", "tree": paths}
         checked = parse_config({"model": config.model, "speculation": keys}).speculation
         return tree if isinstance(paths, str) else "--tree", checked
     if config.speculation.tree is not None:
         return "speculation.tree", config.speculation
-    return f"the {num_nodes} likeliest", SpeculationConfig(mode="auto", max_nodes=num_nodes)
+    return f"the {num_nodes} most likely", SpeculationConfig(mode="auto", max_nodes=num_nodes)
 
 
 def accuracies_of(config: Config) -> tuple[tuple[float, ...], ...]:
-    """What heads.json says of its heads; () without heads."""
+    """The accuracies in heads.json; () without heads."""
     folder = find_heads(config)
     return () if folder is None else read_description(folder).top_accuracies

@@ -1,6 +1,6 @@
-"""`medusa-dist generate`: one answer in the terminal, tokens coloured by who guessed them.
+"""`medusa-dist generate`: one answer in the terminal, tokens coloured by head.
 
-Owns the colours and the closing line. Not here: decoding (llm.py).
+Owns the colours and the summary line. Not here: decoding (llm.py).
 """
 
 import time
@@ -13,14 +13,14 @@ from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta
 
-# Colour i: the token was drafted by head i and verified; 0: the model's own choice, one per step.
+# Colour i: the token was drafted by head i and accepted; 0: the model's own choice, one per step.
 HEAD_STYLES = tuple(Style.parse(s) for s in ("default", "green", "cyan", "yellow", "magenta", "bright_blue"))
 
 
 def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, console: Console) -> None:
-    """Stream the answer; a step's text appears at once, then one line says how fast it was and why.
+    """Stream the answer; the text of a step appears at once. Then print speed and acceptance.
 
-    chat: put the prompt through the model's chat template. Raises RequestError.
+    chat: apply the model's chat template to the prompt. Raises RequestError.
     """
     ids = llm.chat_ids([{"role": "user", "content": prompt}]) if chat else prompt
     begin = time.perf_counter()
@@ -36,9 +36,9 @@ def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, conso
 
 
 def coloured(llm: LLM, delta: TextDelta) -> Text:
-    """The step's visible text, each token in its head's colour where tokens and text can be matched."""
+    """The visible text of a step, each token in its head's colour where tokens and text can be matched."""
     parts = [llm.tokenizer.decode([token], skip_special_tokens=True) for token in delta.token_ids]
-    if "".join(parts) != delta.text:  # held-back or merged characters: the step's text in the colour of its last draft
+    if "".join(parts) != delta.text:  # held-back or merged characters: use the colour of the step's deepest head
         return Text(delta.text, style=style_of(max(delta.heads, default=0)))
     text = Text()
     for part, head in zip(parts, delta.heads, strict=True):
@@ -47,7 +47,7 @@ def coloured(llm: LLM, delta: TextDelta) -> Text:
 
 
 def style_of(head: int) -> Style:
-    """Colour of a token that this head guessed."""
+    """Colour of a token guessed by this head."""
     return HEAD_STYLES[min(head, len(HEAD_STYLES) - 1)]
 
 
@@ -62,7 +62,7 @@ def legend(llm: LLM) -> Text:
 
 
 def summary(deltas: list[TextDelta], first_s: float, total_s: float) -> str:
-    """Tokens, steps, speed, and where drafts were accepted."""
+    """Tokens, steps, speed, and accepted drafts by head."""
     if not deltas:
         return "no tokens"
     stats = sum((d.stats for d in deltas[1:]), start=deltas[0].stats)

@@ -1,4 +1,4 @@
-"""Pictures of a heads report. Importing this needs matplotlib, which is an extra: `pip install medusa-dist[plots]`.
+"""Plots of a heads report. Needs matplotlib, an extra: `pip install medusa-dist[plots]`.
 
 Owns the drawing. Not here: the numbers (eval_heads.py).
 """
@@ -13,8 +13,8 @@ from medusa_dist.heads_tools.eval_heads import HeadsReport
 
 
 def draw(report: HeadsReport, target: Path) -> None:
-    """Accuracy curves, tokens per step against nodes, and reliability, side by side; the ending of target says the
-    format. Raises ConfigError for an ending that cannot be drawn."""
+    """Accuracy curves, tokens per step by nodes, and reliability, next to each other. The suffix of target sets the
+    format. Raises ConfigError for a format that is not supported."""
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     if target.suffix.lstrip(".").lower() not in figure.canvas.get_supported_filetypes():
         raise ConfigError(f"--plot: {target} must end in .png, .svg or .pdf")
@@ -22,14 +22,14 @@ def draw(report: HeadsReport, target: Path) -> None:
     _accuracy(accuracy, report)
     _curve(curve, report)
     _reliability(reliability, report)
-    figure.suptitle(f"{report.heads} on {report.model}, {report.whole.places:,} places of {report.prompts}")
+    figure.suptitle(f"{report.heads} on {report.model}, {report.whole.places:,} positions of {report.prompts}")
     figure.savefig(target, dpi=130)
 
 
 def _accuracy(axes: Axes, report: HeadsReport) -> None:
     for head, shares in enumerate(report.whole.top_accuracies, start=1):
         axes.plot(range(1, len(shares) + 1), [100 * share for share in shares], marker="o", label=f"head {head}")
-    axes.set(xlabel="best guesses that count", ylabel="the truth is among them, %", title="Accuracy", ylim=(0, None))
+    axes.set(xlabel="k", ylabel="top-k accuracy, %", title="Accuracy", ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -43,15 +43,15 @@ def _curve(axes: Axes, report: HeadsReport) -> None:
         axes.plot(
             sizes, [category.tokens_per_step[n] for n in sizes], marker=".", lw=0.8, alpha=0.6, label=category.name
         )
-    axes.set(xlabel="drafted tokens a step", ylabel="tokens a step", title="Gain", ylim=(1, None))
+    axes.set(xlabel="draft tokens per step", ylabel="tokens per step", title="Gain", ylim=(1, None))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
 
 
 def _reliability(axes: Axes, report: HeadsReport) -> None:
     axes.plot([0, 100], [0, 100], color="grey", lw=0.8)
-    for label, bins in (("heads say", report.confidence), ("calibrated", report.calibrated)):
+    for label, bins in (("raw", report.confidence), ("calibrated", report.calibrated)):
         axes.plot([100 * b.predicted for b in bins], [100 * b.measured for b in bins], marker="o", label=label)
-    axes.set(xlabel="predicted chance, %", ylabel="accepted, %", title="Confidence")
+    axes.set(xlabel="predicted acceptance, %", ylabel="measured acceptance, %", title="Confidence")
     axes.legend()
     axes.grid(alpha=0.3)

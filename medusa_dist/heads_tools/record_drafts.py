@@ -1,7 +1,8 @@
-"""The served model's own answers, and what its heads guess at every place of them.
+"""Records the served model's own answers, and its heads' guesses at every position.
 
-Owns the recording, through the engine's own step. Not here: what is made of it (medusa/trees/replay.py), the questions
-(prompts.py). Each step runs the heads but verifies no draft, so that no place of an answer is skipped.
+Owns the recording, through the engine's own step. Not here: what is computed from it (medusa/trees/replay.py), the
+prompts (tools/prompts.py).
+Each step runs the heads but verifies no drafts, so that no position of an answer is skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from medusa_dist.tools.progress import ProgressText
 
 
 class _Recording:
-    """Verifies nothing and keeps what was guessed: (request id, tokens emitted before) -> candidates."""
+    """Verifies nothing and keeps the guesses: (request id, tokens emitted before) -> candidates."""
 
     def __init__(self) -> None:
         self.counts = DraftCounts()
@@ -34,11 +35,11 @@ class _Recording:
         return []
 
     def select_for_drafting(self, verdicts: list[StepResult]) -> list[StepResult]:
-        """All: also the guess at a last token is judged."""
+        """All: the guesses after a last token are evaluated too."""
         return verdicts
 
     def learn(self, verdicts: Sequence[StepResult]) -> None:
-        """The candidates were drafted behind the last token known before this step."""
+        """The candidates were drafted after the last token known before this step."""
         for sequence in (verdict.sequence for verdict in verdicts):
             if sequence.candidates is not None:
                 self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates
@@ -57,12 +58,12 @@ class _Recording:
 def engine_with_heads(llm: LLM) -> Engine:
     """The engine of this process. Raises ConfigError if it has no heads."""
     if llm.engine.drafter is None:
-        raise ConfigError(f"heads are needed, and there are none: speculation is {llm.facts['speculation']}")
+        raise ConfigError(f"this command needs heads, and there are none: speculation is {llm.facts['speculation']}")
     return llm.engine
 
 
 def watched_engine(engine: Engine, policy: DraftPolicy) -> Engine:
-    """Another engine over the same model, KV blocks and heads, with a policy of its own; the first one must be idle."""
+    """Another engine over the same model, KV blocks and heads, with its own policy; the first one must be idle."""
     assert not engine.has_work
     scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, policy, engine.ranks.generation)
     return Engine(scheduler, engine.ranks, engine.chooser, engine.drafter, policy)
@@ -74,9 +75,9 @@ def record(
     params: SamplingParams,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[RecordedAnswer]:
-    """Answer all prompts (token ids, category), as many at a time as fit. report: told how far it is.
+    """Answer all prompts (token ids, category), as many at a time as fit. report: called with the progress.
 
-    Prompt i has seed i where params sample. Raises RequestError for a prompt that cannot be served.
+    Prompt i has seed i if params sample. Raises RequestError for a prompt that cannot be served.
     """
     recording = _Recording()
     watched = watched_engine(engine, recording)
@@ -94,7 +95,7 @@ def record(
     return [
         RecordedAnswer(
             tuple(answer),
-            tuple(recording.guesses[str(i), place + 1] for place in range(len(answer) - 1)),
+            tuple(recording.guesses[str(i), position + 1] for position in range(len(answer) - 1)),
             band,
             category,
         )

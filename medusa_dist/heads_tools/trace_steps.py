@@ -1,6 +1,6 @@
-"""One request, step by step: what was drafted, what the model chose, what was accepted.
+"""Traces one request step by step: draft tokens, the model's choices, accepted tokens.
 
-Owns the watching, through the engine's own step. Not here: how it is drawn (explain.py).
+Owns the tracing, through the engine's own step. Not here: how it is drawn (explain.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from medusa_dist.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class TracedStep:
-    """tree: the drafts below the root. chances[i]: of node i, given that its parent is accepted. nodes: the accepted
-    ones. tokens: what the step emits: the accepted tokens, then the model's own choice behind them."""
+    """tree: the draft tokens below the root. chances[i]: of node i, given that its parent is accepted. nodes: the
+    accepted ones. tokens: emitted by the step: the accepted tokens, then the model's own choice."""
 
     root: int
     tree: Tree
@@ -31,7 +31,7 @@ class TracedStep:
 
     @property
     def values(self) -> list[float]:
-        """Chance of each node that all of its path is accepted; their sum is the expected number of accepted drafts."""
+        """Probability that each node is accepted; the sum is the expected number of accepted drafts."""
         values: list[float] = []
         for parent, chance in zip(self.tree.parents, self.chances, strict=True):
             values.append(chance * (1.0 if parent < 0 else values[parent]))
@@ -39,7 +39,7 @@ class TracedStep:
 
 
 class _Watching:
-    """Serves as a TreePolicy configured so, and keeps the last result with what led to it."""
+    """Serves as configured, and keeps the last step's result with its tree."""
 
     def __init__(self, config: SpeculationConfig) -> None:
         self._policy = TreePolicy(config)
@@ -53,9 +53,9 @@ class _Watching:
         self.last: TracedStep | None = None
 
     def learn(self, verdicts: Sequence[StepResult]) -> None:
-        """Look before the calibration changes and the tree is taken away."""
+        """Look before the calibration changes and the tree is dropped."""
         for verdict in verdicts:
-            sequence, walk = verdict.sequence, verdict.accepted
+            sequence, accepted = verdict.sequence, verdict.accepted
             guesses, tree = sequence.candidates, sequence.tree
             band = SAMPLED if sequence.request.params.temperature > 0 else GREEDY
             self.last = TracedStep(
@@ -64,8 +64,8 @@ class _Watching:
                 chances=()
                 if guesses is None
                 else tuple(node_chances(tree, believed(guesses, self._policy.calibration, band))),
-                nodes=walk.nodes,
-                tokens=walk.tokens,
+                nodes=accepted.nodes,
+                tokens=accepted.tokens,
             )
         self._policy.learn(verdicts)
 
@@ -75,7 +75,7 @@ def watch(
 ) -> Iterator[TracedStep]:
     """The steps of one answer. Every step verifies as many drafts as config allows, whether they pay or not.
 
-    Raises ConfigError for a static tree that these heads cannot draft, RequestError for an unfit prompt.
+    Raises ConfigError for a static tree that these heads cannot draft, RequestError for an invalid prompt.
     """
     if config.tree is not None and engine.drafter is not None:
         check_paths(config.tree, engine.drafter.max_depth, engine.drafter.top_k)

@@ -1,4 +1,4 @@
-"""What `medusa-dist tune-tree` prints, and the YAML it writes.
+"""Tables printed by `medusa-dist tune-tree`, and the YAML it writes.
 
 Owns the tables and the file. Not here: the numbers (tune_tree.py).
 """
@@ -18,8 +18,8 @@ Mode = Literal["auto", "static"]
 
 
 def show(tuning: Tuning, console: Console) -> None:
-    """A table per batch size, and the choices."""
-    what = f"{tuning.model}, {tuning.dtype}, {tuning.device}; {tuning.places:,} recorded places"
+    """Print a table per batch size, and the choices."""
+    what = f"{tuning.model}, {tuning.dtype}, {tuning.device}; {tuning.places:,} recorded positions"
     console.print(Text(what), style="bold")
     for result in tuning.batches:
         console.print(batch_table(result))
@@ -27,8 +27,8 @@ def show(tuning: Tuning, console: Console) -> None:
 
 
 def batch_table(result: BatchResult) -> Table:
-    """nodes -> tokens per step -> milliseconds -> speed; the fastest of each kind is bold."""
-    title = f"batch {result.plain.batch}: static trees of so many nodes | dynamic ones of at most so many"
+    """Nodes, tokens per step, milliseconds, speed; the fastest of each kind is bold."""
+    title = f"batch {result.plain.batch}: static trees of n nodes | dynamic trees of at most n"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in ("nodes", "t/step", "ms", "tok/s", "gain", "|", "t/step", "ms", "tok/s", "gain"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -62,16 +62,17 @@ def choice_table(tuning: Tuning) -> Table:
 
 
 def recommended(tuning: Tuning) -> Mode:
-    """What is faster for the smallest batch: as measured where it was, else as predicted. Dynamic unless static wins by
-    a percent, since dynamic trees also shrink under load."""
+    """The faster kind for the smallest batch: as measured, else as predicted. Dynamic unless static wins by more than
+    one percent, since dynamic trees also shrink under load."""
     first = tuning.batches[0]
     return "static" if _worth(first.best_static) > 1.01 * _worth(first.best_dynamic) else "auto"
 
 
 def as_yaml(tuning: Tuning, mode: Mode) -> str:
-    """Keys for `args:` of a Serve config: the best for the smallest batch in force, all else in comments."""
+    """Keys for `args:` of a Serve config: the best tree for the smallest batch, all others as comments."""
     lines = [
-        f"# medusa-dist tune-tree: {tuning.model}, {tuning.dtype}, {tuning.device}; {tuning.places:,} recorded places.",
+        f"# medusa-dist tune-tree: {tuning.model}, {tuning.dtype}, {tuning.device}; "
+        f"{tuning.places:,} recorded positions.",
         "# For `args:` of a Serve config. Gains are over decoding without drafts on the machine that measured them.",
     ]
     first = tuning.batches[0]
@@ -97,7 +98,7 @@ def _block(result: BatchResult, mode: Mode) -> list[str]:
 
 
 def _wrapped(tree: Sequence[Path], width: int = 110) -> list[str]:
-    """The paths as a YAML list, some lines long."""
+    """The paths as a YAML list, with line breaks."""
     lines, line = [], "    ["
     for i, path in enumerate(tree):
         entry = f"[{', '.join(map(str, path))}]" + ("," if i + 1 < len(tree) else "]")

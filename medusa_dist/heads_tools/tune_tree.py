@@ -1,7 +1,7 @@
-"""`medusa-dist tune-tree`: the best trees for these heads on this machine.
+"""`medusa-dist tune-tree`: finds the fastest trees for these heads on this machine.
 
-Owns the measurement and its result. Not here: recording (record.py), the arithmetic (medusa/trees/tune.py), what is
-printed and written (tune_report.py).
+Owns the measurement and its result. Not here: recording (record_drafts.py), the arithmetic (medusa/trees/tune.py), what
+is printed and written (tune_report.py).
 """
 
 import time
@@ -27,17 +27,17 @@ _TIMED_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Choice:
-    """The best tree of one kind for one batch size. measured: its speed-up over not drafting, in the engine."""
+    """The best tree of one kind for one batch size. measured: its speed-up over no drafts, in the engine."""
 
     point: Point
     gain: float
     measured: float | None = None
-    tree: tuple[Path, ...] = ()  # of a static one
+    tree: tuple[Path, ...] = ()  # of a static tree
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch size: without drafts, with static trees and with dynamic ones by their cap."""
+    """One batch size: without drafts, with static trees, and with dynamic trees by their cap."""
 
     plain: Point
     static: list[Point]  # [n - 1]
@@ -48,7 +48,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All that was found; batches ascending."""
+    """All results; batches ascending."""
 
     model: str
     dtype: str
@@ -64,11 +64,11 @@ def tune_tree(
     params: SamplingParams,
     report: Callable[[str], None],
 ) -> Tuning:
-    """Record, replay, choose, and time what was chosen. Raises ConfigError without heads or a cost curve."""
+    """Record, replay, choose, and time the choices. Raises ConfigError without heads or a cost curve."""
     engine = engine_with_heads(llm)
     cost = engine.policy.measured_cost
     if cost is None:
-        raise ConfigError("tune-tree: the config leaves no room for a step of several rows; raise max_batched_tokens")
+        raise ConfigError("tune-tree: the config does not allow a step of several rows; raise max_batched_tokens")
     answers = record(engine, prompts, params, report)
     report("replaying")
     calibration = fit(answers)
@@ -93,12 +93,12 @@ def tune_tree(
                 best_dynamic=Choice(cap, cap.tokens_per_s / base.tokens_per_s, timer.gain(as_dynamic)),
             )
         )
-    places = sum(len(answer.guesses) for answer in answers)
-    return Tuning(llm.config.model, llm.config.dtype, llm.facts["device"], places, results)
+    num_positions = sum(len(answer.guesses) for answer in answers)
+    return Tuning(llm.config.model, llm.config.dtype, llm.facts["device"], num_positions, results)
 
 
 class _Timer:
-    """The same prompts with and without drafts, by turns, a whole batch at a time."""
+    """Times the same prompts with and without drafts, alternating, a whole batch at a time."""
 
     def __init__(self, engine: Engine, prompts: list[Sequence[int]], batch: int, params: SamplingParams) -> None:
         self._engine = engine
@@ -107,7 +107,7 @@ class _Timer:
         self._rounds = rounds[: max(_TIMED_ROUNDS, 4 // batch)]
 
     def gain(self, speculation: TreePolicy) -> float | None:
-        """Seconds without over seconds with; None if there are too few prompts for one batch."""
+        """Seconds without drafts over seconds with; None if there are too few prompts for one batch."""
         seconds = {True: 0.0, False: 0.0}
         for turn, prompts in enumerate(self._rounds):
             tokens = {}
@@ -120,10 +120,10 @@ class _Timer:
         return seconds[False] / seconds[True] if self._rounds else None
 
     def _run(self, speculation: TreePolicy, prompts: list[Sequence[int]], drafting: bool) -> list[list[int]]:
-        self._engine.scheduler.pool.reset_prefix_cache()  # else the second run would find the prompts of the first
+        self._engine.scheduler.pool.reset_prefix_cache()  # else the second run would hit the first one's prompts
         watched = watched_engine(self._engine, speculation)
         tokens: list[list[int]] = [[] for _ in prompts]
-        # All answers have the same length, so that the batch is full from beginning to end.
+        # All answers have the same length, so that the batch is full from start to end.
         params = replace(self._params, speculation=drafting, ignore_eos=True)
         for i, ids in enumerate(prompts):
             watched.submit(Request(request_id=str(i), prompt_ids=tuple(ids), params=params, seed=i))

@@ -1,1 +1,1 @@
-"""transformers models made ours: resolved, sharded, loaded."""
+"""Models from transformers: resolved, checked, sharded, loaded."""

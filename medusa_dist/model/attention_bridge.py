@@ -1,9 +1,9 @@
-"""Our attention inside transformers' models: one function, registered once, that hands q, k, v to the worker.
+"""Bridge from transformers' attention layers to ours: passes q, k, v to the worker.
 
-Owns the bridge and the gate that proves a model really uses it. Not here: the attention itself
-(ops/attention/padded.py), which gets q, k, v after rotary embedding and q/k norms, with this rank's heads only.
-transformers makes no mask for an implementation it has no mask function for, so causality, trees and windows are
-entirely the worker's. Shapes: T rows, Hq / Hkv query and key-value heads of this rank, D head size.
+Owns the bridge, and the check that a model really uses it. Not here: the attention itself (ops/attention/).
+It gets q, k, v after rotary embedding and q/k norms, with this rank's heads only. transformers makes no mask for an
+implementation without a mask function, so causality, trees and windows are up to the worker.
+Shapes: T rows, Hq / Hkv query and key-value heads of this rank, D head size.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ IMPLEMENTATION = "medusa_paged"
 # attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D], params) -> [T, Hq, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionParams], Tensor]
 
-# Words that transformers passes along and that change nothing in our attention; anything else set is refused.
+# Options that transformers passes and that do not affect our attention; any other option that is set is refused.
 _HARMLESS = frozenset(
     {
         "dropout",  # zero outside training
@@ -41,15 +41,15 @@ _HARMLESS = frozenset(
 
 
 class AttentionContext:
-    """What the models' attention layers call at the moment. One per process, since transformers' modules call us
-    without arguments of ours; the worker sets it around each forward pass."""
+    """The function that the models' attention layers currently call. One per process, since transformers' modules call
+    us without arguments of ours; the worker sets it around each forward pass."""
 
     def __init__(self) -> None:
         self._attend: Attend | None = None
 
     @property
     def attend(self) -> Attend:
-        """The current function; an assertion outside `using`."""
+        """The current function; fails an assertion outside `using`."""
         assert self._attend is not None, "a model ran outside attention_context.using(...)"
         return self._attend
 
@@ -71,7 +71,7 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query [1, Hq, T, D], key and value [1, Hkv, T, D] -> ([1, T, Hq, D], None).
 
-    Raises ModelError for an option that would change the result and that we do not implement.
+    Raises ModelError for an option that would change the result and is not supported.
     """
     scale = options.pop("scaling", None)
     window, softcap, sinks = (options.pop(name, None) for name in ("sliding_window", "softcap", "s_aux"))
@@ -81,7 +81,7 @@ def paged_attention(
     if options.get("is_causal") is False:
         unknown.append("is_causal=False")
     if unknown:
-        raise ModelError(f"{type(module).__name__} wants attention options that are not served: {', '.join(unknown)}")
+        raise ModelError(f"{type(module).__name__} uses attention options that are not supported: {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = attention_context.attend(module.layer_idx, q, k, v, AttentionParams(scale, window, softcap, sinks))
@@ -97,10 +97,10 @@ def check_attention(
     windows: list[int | None],
     device: torch.device,
 ) -> None:
-    """Run `forward` on two tokens and prove that attention goes through us, once per layer and in order.
+    """Run `forward` on two tokens and verify that attention calls our function, once per layer and in order.
 
-    heads = (Hq, Hkv, D) of this rank. windows: what the config says each layer's sliding window is; a model that cuts
-    its window by a mask alone would otherwise silently attend to everything. Raises ModelError.
+    heads = (Hq, Hkv, D) of this rank. windows: each layer's sliding window by the config; a model that applies its
+    window only through a mask would otherwise silently attend to everything. Raises ModelError.
     """
     num_heads, num_kv_heads, head_dim = heads
     seen: list[tuple[int, tuple[int, int, int], int | None]] = []
@@ -114,10 +114,10 @@ def check_attention(
         with attention_context.using(probe):
             forward(two, two, two[1:])
     except (RuntimeError, IndexError, TypeError, AttributeError, AssertionError) as error:
-        raise ModelError(f"the model does not run as it was cut and loaded: {error}") from error
+        raise ModelError(f"the model does not run after sharding and loading: {error}") from error
     wanted = [(layer, (num_heads, num_kv_heads, head_dim), window) for layer, window in enumerate(windows)]
     if seen != wanted:
         raise ModelError(
-            "this model's attention is not served: expected one call per layer as (layer, (query heads, key-value "
-            f"heads, head size), window) {wanted[:2]}... ({len(wanted)}), saw {seen[:2]}... ({len(seen)})"
+            "this model's attention is not supported: expected one call per layer as (layer, (query heads, key-value "
+            f"heads, head size), window) {wanted[:2]}... ({len(wanted)}), got {seen[:2]}... ({len(seen)})"
         )

@@ -1,8 +1,9 @@
-"""States of inner layers, read as they pass: for heads that are told more than the last hidden state.
+"""Aux hidden states: outputs of inner layers, for heads that read them.
 
-Owns which modules the layers are, and the reading. Not here: what heads make of it (medusa/heads/sequential.py).
-A layer's output is the residual stream, before the final norm. It is read behind the layer's sums over ranks, so any
-rank sees the whole of it.
+Owns which modules the layers are, and the forward hooks. Not here: what the heads compute from them
+(medusa/heads/sequential.py).
+A layer's output is the residual stream before the final norm. It is read after the layer's all-reduces, so every rank
+has all of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,27 +16,30 @@ from medusa_dist.errors import ConfigError, ModelError
 
 
 def decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
-    """The decoder layers in order: the outermost list of so many modules, the i-th of which holds the attention of
-    layer i, as every architecture that we serve has one. Raises ModelError if there is none."""
+    """The decoder layers in order: the outermost list of num_layers modules whose i-th holds the attention of layer i.
+    All supported architectures have one. Raises ModelError if there is none."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             found = [{getattr(part, "layer_idx", None) for part in layer.modules()} - {None} for layer in module]
             if found == [{index} for index in range(num_layers)]:
                 return list(module)
-    raise ModelError(f"{type(model).__name__} has no list of its {num_layers} layers, so none of them can be tapped")
+    raise ModelError(
+        f"{type(model).__name__} has no list of its {num_layers} layers, so aux hidden states cannot be read"
+    )
 
 
 def tapped_layers(model: nn.Module, num_layers: int, taps: Sequence[int]) -> tuple[nn.Module, ...]:
     """The modules of the layers `taps`. Raises ConfigError for a layer that the model lacks."""
     if any(not 0 <= layer < num_layers for layer in taps):
-        raise ConfigError(f"layers {list(taps)} are to be tapped, but the model's are 0 to {num_layers - 1}")
+        raise ConfigError(f"aux layers {list(taps)} were requested, but the model has layers 0 to {num_layers - 1}")
     layers = decoder_layers(model, num_layers) if taps else []
     return tuple(layers[layer] for layer in taps)
 
 
 @contextmanager
 def tapping(layers: Sequence[nn.Module], rows: Tensor) -> Iterator[list[Tensor]]:
-    """Within the block, a pass [1, T, W] puts the rows [R] of each layer's output into the list: [R, W] each, in order.
+    """Within the block, a pass [1, T, W] appends the rows [R] of each layer's output to the list: [R, W] each, in
+    order.
 
     The other rows are not kept.
     """

@@ -1,7 +1,7 @@
-"""From a transformers module without weights to one rank's layers with weights.
+"""Builds one rank's sharded layers, with weights, in a transformers model.
 
-Owns the walk over the modules: which are replaced by our layers (ops/tp_group.py), what each reads, ties, buffers.
-Not here: the plans (model/sharding_plans.py), the reading (model/source/checkpoint.py).
+Owns the walk over the modules: which are replaced by our layers (ops/linear.py), what each one reads, tied weights,
+buffers. Not here: the sharding plans (sharding_plans.py), reading (source/checkpoint.py).
 """
 
 import copy
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 def empty_model(found: type[PreTrainedModel], config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model on the meta device, its attention ours, in eval mode. Weights take no memory yet."""
+    """The model on the meta device, with our attention, in eval mode. Weights take no memory yet."""
     options: dict[str, Any] = {"attn_implementation": IMPLEMENTATION, "dtype": dtype}
     if device.type == "cpu":
-        options["experts_implementation"] = "eager"  # a mixture's plain loop; the fused forms are made for GPUs
+        options["experts_implementation"] = "eager"  # the plain loop over experts; the fused forms are made for GPUs
     try:
         with torch.device("meta"):
             model: PreTrainedModel = found._from_config(copy.deepcopy(config), **options)
@@ -46,7 +46,7 @@ def empty_model(found: type[PreTrainedModel], config: Any, dtype: torch.dtype, d
 
 
 class Builder:
-    """Fills one model, module by module, so that no more than one tensor is held besides the rank's part."""
+    """Fills one model, module by module, so that at most one tensor is held besides the rank's part."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Builder:
     ) -> None:
         self.model, self.checkpoint, self.parallel = model, checkpoint, parallel
         self.dtype, self.device, self.prepack = dtype, device, prepack
-        self.packs = prepack and packing_refusal(device, dtype) is None  # plain weights are dropped once packed
+        self.packs = prepack and packing_refusal(device, dtype) is None  # plain weights are dropped after packing
         self.heads = HeadShape.of(model.config, parallel)
         self.plan = plan_of(model.config) if parallel.world_size > 1 else {}
         self.pattern = match(self.plan, model.base_model_prefix)
@@ -83,7 +83,7 @@ class Builder:
         self.output_head: nn.Module = head
 
     def fill(self) -> None:
-        """Read every parameter this rank holds, replace the layers, make the buffers."""
+        """Read every parameter of this rank, replace the layers, create the buffers."""
         self._make_buffers()
         for name, module in list(self.model.named_modules()):
             self._fill_module(name, module)
@@ -92,7 +92,7 @@ class Builder:
         self.model.requires_grad_(False)
         unread = [n for n in self.stored if n not in self.used and not self._is_ignored(n)]
         if unread:
-            logger.warning("%d stored tensors belong to no parameter, such as %s", len(unread), unread[0])
+            logger.warning("%d stored tensors belong to no parameter, for example %s", len(unread), unread[0])
 
     def _fill_module(self, name: str, module: nn.Module) -> None:
         style = style_of(name, self.plan, self.pattern) if self.plan else None
@@ -112,10 +112,10 @@ class Builder:
             if style is Style.EXPERTS:
                 self._replace(name, Summed(module, self.parallel))
             elif style is not None:
-                raise ModelError(f"{name} is a {type(module).__name__}, and the sharding plan takes it for a linear")
+                raise ModelError(f"{name} is a {type(module).__name__}, but the sharding plan expects a linear layer")
 
     def _linear(self, module: Any, cut: Cut | None, style: Style | None) -> Linear:
-        """Our layer in place of an nn.Linear or GPT-2's Conv1D (whose weight is stored [I, O])."""
+        """Our layer in place of an nn.Linear or GPT-2's Conv1D (whose weight is stored as [I, O])."""
         stored_cut = cut
         if isinstance(module, Conv1D) and cut is not None:
             stored_cut = Cut(1 - cut.dim, cut.ranges, cut.pad)
@@ -134,18 +134,18 @@ class Builder:
         weight = self._read(module.weight, vocab_cut(num_ids, self.parallel))
         module.weight = nn.Parameter(weight, requires_grad=False)
         if isinstance(module, nn.Embedding):
-            module.num_embeddings, module.padding_idx = weight.shape[0], None  # padding matters to gradients only
+            module.num_embeddings, module.padding_idx = weight.shape[0], None  # padding matters only for gradients
         self._replace(name, VocabEmbedding(module, num_ids, self.parallel))
 
     def _fill_plain(self, name: str, module: nn.Module) -> None:
-        """A module that keeps its class: its own parameters are read whole, or cut if the plan names them."""
+        """A module that keeps its class: its own parameters are read whole, or sharded if the plan names them."""
         for key, parameter in list(module.named_parameters(recurse=False)):
             style = style_of(f"{name}.{key}", self.plan, self.pattern) if self.plan else None
             cut = None if style is None else cut_of(style, tuple(parameter.shape), self.heads, self.parallel)
             setattr(module, key, nn.Parameter(self._read(parameter, cut), requires_grad=False))
 
     def _read(self, parameter: Tensor, cut: Cut | None, lend: bool = False) -> Tensor:
-        """The rank's part of a parameter, on the device. Tied parameters share one tensor if cut alike."""
+        """This rank's part of a parameter, on the device. Tied parameters that are sharded alike share one tensor."""
         names = self.names_of[id(parameter)]
         key = (id(parameter), cut)
         if key in self._tied:
@@ -154,7 +154,7 @@ class Builder:
         found, expected = self.checkpoint.shape_of(stored), tuple(parameter.shape)
         if found != expected:
             raise ModelError(
-                f"{names[0]}: config.json asks for {expected}, the weights hold {found}; the two do not belong together"
+                f"{names[0]}: config.json implies {expected}, but the weights have {found}; they do not match"
             )
         dtype = self.dtype if parameter.is_floating_point() else parameter.dtype
         tensor = self.checkpoint.read(stored, cut, dtype, lend and len(names) == 1).to(self.device)
@@ -171,7 +171,7 @@ class Builder:
         return self.stored[name]
 
     def _localise(self, path: str) -> None:
-        """Set what an attention module derived from the config to this rank's numbers, once per module."""
+        """Set attributes that an attention module derives from the config to this rank's values, once per module."""
         if path in self._attentions:
             return
         attention = self._attentions[path] = self.model.get_submodule(path)
@@ -179,18 +179,18 @@ class Builder:
         for name, word in LOCAL_ATTRIBUTES.items():
             if hasattr(attention, name):
                 setattr(attention, name, local[word])
-        config = copy.copy(self.model.config)  # some forward passes split fused projections by the config's counts
+        config = copy.copy(self.model.config)  # some forward passes split fused projections by the config's head counts
         config.num_attention_heads = local["num_heads"]
         if getattr(config, "num_key_value_heads", None):
             config.num_key_value_heads = local["num_kv_heads"]
         attention.config = config
 
     def _check_attention_parameters(self) -> None:
-        """Refuse attention whose whole parameters are not per head element, such as a norm over all heads at once."""
+        """Refuse attention with replicated parameters that are not per head element, such as a norm over all heads."""
         for parent, attention in self._attentions.items():
             for key, parameter in attention.named_parameters():
                 if tuple(parameter.shape) != (self.heads.head_dim,):
-                    raise ModelError(f"{parent}.{key} spans all heads, so the model is served on one rank only")
+                    raise ModelError(f"{parent}.{key} spans all heads, so the model supports one rank only")
 
     def _replace(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
@@ -214,7 +214,7 @@ class Builder:
                     buffer.copy_(self.checkpoint.read(self.stored[path], None, buffer.dtype))
                     self.used.add(path)
                 elif _has_blank(buffer):
-                    raise ModelError(f"{type(self.model).__name__} is not served: nothing fills its buffer {path}")
+                    raise ModelError(f"{type(self.model).__name__} is not supported: nothing fills its buffer {path}")
 
     def _is_ignored(self, name: str) -> bool:
         return name.endswith(_OBSOLETE)
@@ -230,7 +230,7 @@ def _rows_first(module: Any) -> Tensor:
 
 
 def _blank(dtype: torch.dtype) -> float | int | bool:
-    """A value no buffer keeps: NaN, or the lowest integer; booleans have none."""
+    """A value that no initialised buffer has: NaN, or the lowest integer; booleans have none."""
     if dtype.is_floating_point:
         return float("nan")
     return False if dtype == torch.bool else torch.iinfo(dtype).min

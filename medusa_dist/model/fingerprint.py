@@ -1,8 +1,9 @@
-"""Which base model this is, as one hash: heads name the model they were trained for by it.
+"""Fingerprint of a base model: the hash by which heads name their base model.
 
-Owns the definition (version 1). It covers what changes the model's hidden states or tokens: the head counts, and
-names, types, shapes and byte samples of all tensors. Not covered: file names, how tensors are spread over files,
-timestamps, metadata, generation defaults.
+Owns the definition (version 1). Not here: the check of heads against it (medusa/heads/heads_file.py).
+It covers what changes the model's hidden states or tokens: the head counts, and names, types, shapes and byte samples
+of all tensors. Not covered: file names, how tensors are distributed over files, timestamps, metadata, generation
+defaults.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ from transformers import CONFIG_MAPPING
 from medusa_dist.model.source.checkpoint import Checkpoint
 from medusa_dist.model.support_check import read_config
 
-_SAMPLES, _SAMPLE_BYTES = 4, 256  # spread evenly over each tensor, first and last bytes included
+_SAMPLES, _SAMPLE_BYTES = 4, 256  # spread evenly over each tensor, including first and last bytes
 
-# The config's numbers that the weights' shapes do not tell. Read through transformers, which knows each architecture's
-# spelling; its other keys come and go with its versions, and saving a model again must not change the hash.
+# Config values that the shapes of the weights do not determine. Read through transformers, which knows each
+# architecture's spelling; its other keys change with its versions, and saving a model again must not change the hash.
 _ESSENTIAL = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "num_experts_per_tok")
 
 
@@ -37,12 +38,12 @@ def fingerprint(folder: Path) -> str:
 
 
 def _essential(folder: Path) -> list[Any]:
-    """The config's essential numbers. A config of a class that comes with the model is read as it is written: its code
-    is not ours to run here, and the hash must not depend on whether it may."""
+    """The essential values of the config. The config of a class that ships with the model is read as raw JSON: its code
+    must not run here, and the hash must not depend on whether it may."""
     try:
         written = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        written = {}  # read_config says what is wrong
+        written = {}  # read_config reports the problem
     if "AutoConfig" in written.get("auto_map", {}) and written.get("model_type") not in CONFIG_MAPPING:
         return [written.get(key) for key in _ESSENTIAL]
     config = read_config(folder)
@@ -50,7 +51,7 @@ def _essential(folder: Path) -> list[Any]:
 
 
 def _samples(checkpoint: Checkpoint, name: str) -> list[bytes]:
-    """The first _SAMPLE_BYTES of _SAMPLES rows between the first and the last, and the last bytes of the last row."""
+    """The first _SAMPLE_BYTES of _SAMPLES evenly spread rows, and the last bytes of the last row."""
     shape = checkpoint.shape(name)
     num_rows = shape[0] if shape else 1
     if not num_rows:

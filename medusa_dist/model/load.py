@@ -1,8 +1,7 @@
-"""A transformers model made ours: built without weights, cut, and filled by slices.
+"""Loads a transformers model sharded: built without weights, then filled by slice reads.
 
-Owns `ShardedModel`, the one forward pass the worker calls, `load_model`, and `Outline`, which needs no weights. Not
-here: what may be served (model/support_check.py), how it is cut (model/sharding_plans.py), the building of layers
-(model/build.py).
+Owns `ShardedModel`, the one forward pass that the worker calls, `load_model`, and `Outline`, which needs no weights.
+Not here: what is supported (support_check.py), how it is sharded (sharding_plans.py), how layers are built (build.py).
 """
 
 import logging
@@ -41,9 +40,9 @@ _BLOCK_ROWS = 8192  # rows of a vocabulary matrix read at a time
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What is known of a model before its weights are read. dtype, device: what is read of it has and is on.
+    """What is known of a model before its weights are read. dtype, device: of tensors that are read from it.
 
-    hidden_size: width of the rows that reach the output matrix.
+    hidden_size: width of the rows that the output matrix reads.
     """
 
     config: Any
@@ -53,11 +52,11 @@ class Outline:
     dtype: torch.dtype
     device: torch.device
     checkpoint: Checkpoint
-    vocab_rows: dict[str, StoredTensor]  # where the whole "input" and "output" vocabulary matrices are stored
+    vocab_rows: dict[str, StoredTensor]  # where the full "input" and "output" vocabulary matrices are stored
 
     @property
     def layer_width(self) -> int:
-        """Width of the states between layers, which is not hidden_size for every OPT."""
+        """Width of the hidden states between layers, which differs from hidden_size for some OPT models."""
         return int(self.config.hidden_size)
 
 
@@ -65,9 +64,9 @@ class Outline:
 class ShardedModel(Outline):
     """One rank's part of a model.
 
-    num_heads, num_kv_heads: of this rank. vocab_shard: columns of this rank's logits, ceil(V / world) on every rank;
-    column j is token vocab_start + j, and is padding unless that is < vocab_size. max_position: longest context in
-    tokens. tapped: the layers, in order, whose output is wanted as well.
+    num_heads, num_kv_heads: of this rank. vocab_shard: columns of this rank's logits, ceil(V / world_size) on every
+    rank; column j is token vocab_start + j, and is padding unless that is < vocab_size. max_position: longest context
+    in tokens. tapped: the aux layers, in order, whose output is returned as well.
     """
 
     parallel: TPGroup
@@ -82,12 +81,12 @@ class ShardedModel(Outline):
     tapped: tuple[nn.Module, ...] = ()
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over T tokens, all sequences flattened; attention goes to `attention_context`'s function.
+        """One pass over T tokens, all sequences flattened; attention calls `attention_context`'s function.
 
-        input_ids, positions: [T] int64. rows: [R] int64, the tokens whose scores are wanted.
-        -> logits [R, vocab_shard] as the model computes them (softcap and scale included), and what heads read: hidden
-        [R, H], what the output matrix was multiplied with (after the final norm), and behind it the tapped layers'
-        outputs, [R, H + taps * layer width].
+        input_ids, positions: [T] int64. rows: [R] int64, the tokens whose logits are needed.
+        -> logits [R, vocab_shard] as the model computes them (including softcap and scale), and what the heads read:
+        hidden [R, H], the input of the output matrix (after the final norm), followed by the outputs of the aux layers,
+        [R, H + number of aux layers * layer width].
         """
         taken: list[Tensor] = []
 
@@ -95,8 +94,8 @@ class ShardedModel(Outline):
             taken.append(inputs[0][:, rows])
             return taken[-1]
 
-        # The rows are chosen at the door of the output matrix, which every architecture has; not each one's forward
-        # knows `logits_to_keep`, and the Medusa heads need the same rows.
+        # Rows are selected in a pre-forward hook on the output matrix, which every architecture has; not every forward
+        # supports `logits_to_keep`, and the Medusa heads need the same rows.
         hook = self.output_head.register_forward_pre_hook(take_rows)
         try:
             with tapping(self.tapped, rows) as tapped:
@@ -104,11 +103,11 @@ class ShardedModel(Outline):
         finally:
             hook.remove()
         assert len(taken) == 1, "the output matrix was not used exactly once"
-        assert len(tapped) == len(self.tapped), "a tapped layer was not used exactly once"
+        assert len(tapped) == len(self.tapped), "an aux layer was not used exactly once"
         return output.logits[0], torch.cat([taken[0][0], *tapped], dim=-1) if tapped else taken[0][0]
 
     def weight_bytes(self) -> int:
-        """Bytes of this rank's parameters and buffers, packed ones included."""
+        """Bytes of this rank's parameters and buffers, including packed ones."""
         # By address: tied matrices share their memory.
         plain = {t.data_ptr(): t for t in (*self.module.buffers(), *self.module.parameters())}
         total: int = sum(t.numel() * t.element_size() for t in plain.values())
@@ -126,10 +125,10 @@ def load_model(
     trust_remote_code: bool = False,
     taps: Sequence[int] = (),
 ) -> ShardedModel:
-    """Load this rank's part of the model in `folder`; all ranks call it together (a probe pass ends it).
+    """Load this rank's part of the model in `folder`; called by all ranks together (it ends with a probe pass).
 
-    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (the twin for tests). taps: layers,
-    ascending, whose outputs are wanted on this rank.
+    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (for comparison in tests). taps: aux
+    layers, ascending, whose outputs this rank needs.
     Peak memory is the rank's part and one more tensor. Raises ModelError or ConfigError.
     """
     config = read_config(folder, trust_remote_code)
@@ -190,16 +189,16 @@ def read_outline(folder: Path, *, dtype: torch.dtype, device: torch.device, trus
 
 
 def load_full_rows(model: Outline, which: Literal["input", "output"], ids: Tensor | None = None) -> Tensor:
-    """Rows of the whole input embedding or output matrix, whatever part of it this rank holds.
+    """Rows of the full input embedding or output matrix, whatever part of it this rank holds.
 
     ids: [N] int64, None = all in order. -> [N, H] in the model's dtype on its device, read from the checkpoint in
-    blocks; without the scaling some models apply after the lookup. Raises ModelError for an id outside it.
+    blocks, without the scaling that some models apply after the lookup. Raises ModelError for an id out of range.
     """
     (name,) = model.vocab_rows[which].stacks[0]
     num_rows, width = model.checkpoint.shape(name)
     wanted = torch.arange(num_rows) if ids is None else ids.cpu()
     if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < num_rows:
-        raise ModelError(f"ids outside the {num_rows} rows of {name} were asked for")
+        raise ModelError(f"requested ids are outside the {num_rows} rows of {name}")
     out = torch.empty((wanted.numel(), width), dtype=model.dtype)
     for start in range(0, num_rows, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, num_rows)

@@ -1,7 +1,7 @@
-"""What is known of a model without reading its weights: its config, and the shapes that headers or the config tell.
+"""Config and tensor shapes of a model, local or on the hub, without reading its weights.
 
-Owns finding both, on this machine or on the hub. Not here: fetching a whole model (model/source/resolve_model.py), what
-the shapes mean for a rank (model/sizing.py).
+Owns finding both. Not here: fetching a whole model (source/resolve_model.py), what the shapes mean for a rank
+(sizing.py).
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ _DESCRIPTIONS = ["config.json", "generation_config.json", "*.py"]
 
 @dataclass(frozen=True)
 class Headers:
-    """folder: holds config.json. shapes: of all stored tensors, None where no weights are in sight.
+    """folder: holds config.json. shapes: of all stored tensors, None if no weights are available.
 
-    seen: which weights were looked at: here (their files' headers), on the hub (the same, fetched), or none.
+    seen: where the shapes come from: a folder (file headers), the hub (file headers, fetched), or none.
     """
 
     folder: Path
@@ -35,8 +35,8 @@ class Headers:
 def read_headers(model: str, revision: str | None = None) -> Headers:
     """Config and shapes of a hub id, a folder, a .gguf file or the demo model.
 
-    A folder may hold a config.json alone. A .gguf file and the demo model are converted, as serving them would.
-    Raises ModelError for what is not there or could not be served.
+    A folder may hold only a config.json. A .gguf file and the demo model are converted, as for serving. Raises
+    ModelError for a model that is missing or could not be served.
     """
     if is_hub_id(model):
         folder = hub_folder(model, revision, _DESCRIPTIONS)
@@ -51,21 +51,21 @@ def read_headers(model: str, revision: str | None = None) -> Headers:
 
 def _of_folder(folder: Path) -> Headers:
     checkpoint = Checkpoint(folder)
-    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}  # opens each file: a truncated one shows
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}  # opens each file: detects a truncated one
     checkpoint.close()
     return Headers(folder, shapes, "folder")
 
 
 def _of_hub(model: str, revision: str | None, folder: Path) -> Headers:
-    """Fetches the headers only, some kilobytes a file."""
+    """Fetches only the headers, some kilobytes per file."""
     try:
         found = HfApi().get_safetensors_metadata(model, revision=revision)
     except NotASafetensorsRepoError:
-        raise ModelError(f"{model} has no safetensors on the hub, and only these are served") from None
+        raise ModelError(f"{model} has no safetensors on the hub, and only safetensors are supported") from None
     except SafetensorsParsingError as error:
-        raise ModelError(f"{model}: a safetensors file on the hub is broken: {error}") from None
+        raise ModelError(f"{model}: a safetensors file on the hub is corrupt: {error}") from None
     except (HfHubHTTPError, HTTPError, OSError):
-        return Headers(folder, None, "none")  # the config was in the cache; the hub cannot be reached now
+        return Headers(folder, None, "none")  # the config was in the cache, but the hub is unreachable
     shapes = {
         name: tuple(tensor.shape) for file in found.files_metadata.values() for name, tensor in file.tensors.items()
     }

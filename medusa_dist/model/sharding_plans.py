@@ -1,9 +1,8 @@
-"""How an architecture is cut over ranks, as data.
+"""Sharding plans: how an architecture is sharded over ranks, as data.
 
-Owns the plans: transformers' own (`config.base_model_tp_plan`) translated into ours, and hand-made ones where it has
-none or one that does not cut attention. Not here: the layers (ops/tp_group.py), the reading
-(model/source/checkpoint.py). Attention is cut by whole key-value groups, so a rank holds one or more key-value heads
-and all their query heads.
+Owns the plans: transformers' own (`config.base_model_tp_plan`) translated into ours, and hand-written ones where it has
+none or one that does not shard attention. Not here: the layers (ops/linear.py), reading (source/checkpoint.py).
+Attention is sharded by whole key-value groups, so a rank holds one or more key-value heads and all their query heads.
 """
 
 import re
@@ -17,34 +16,34 @@ from medusa_dist.ops.tp_group import TPGroup
 
 
 class Style(Enum):
-    """How a linear layer (or a mixture's expert tensor) is cut."""
+    """How a linear layer (or an expert tensor of a mixture) is sharded."""
 
     QUERY = auto()  # rows by query heads
     KEY_VALUE = auto()  # rows by key-value heads
     FUSED_QKV = auto()  # rows [all q | all k | all v]
     FUSED_BY_HEAD = auto()  # rows (q, k, v) of head 0, of head 1, ...
     ATTENTION_OUT = auto()  # columns by query heads, then summed
-    COLUMN = auto()  # rows dealt evenly
-    GATE_UP = auto()  # rows [gate | up], each dealt evenly
-    ROW = auto()  # columns dealt evenly, then summed
+    COLUMN = auto()  # rows divided evenly
+    GATE_UP = auto()  # rows [gate | up], each divided evenly
+    ROW = auto()  # columns divided evenly, then summed
     EXPERTS = auto()  # a module whose output is a partial sum
     EXPERTS_GATE_UP = auto()  # a tensor [experts, gate | up, hidden]
     EXPERTS_DOWN = auto()  # a tensor [experts, hidden, middle]
 
     @property
     def is_summed(self) -> bool:
-        """True if the layer's outputs are partial sums, so its bias must be added once, after the sum."""
+        """Whether the layer's outputs are partial sums, so its bias must be added once, after the sum."""
         return self in (Style.ATTENTION_OUT, Style.ROW)
 
     @property
     def is_attention_input(self) -> bool:
-        """True for the projections whose parent is the attention module."""
+        """Whether this is a projection whose parent is the attention module."""
         return self in (Style.QUERY, Style.KEY_VALUE, Style.FUSED_QKV, Style.FUSED_BY_HEAD)
 
 
 ShardingPlan = dict[str, Style]  # module path below the base model, * = a layer number -> style
 
-# Hand-made plans by model_type. Phi3's own plan leaves attention whole on every rank, so ours replaces it.
+# Hand-written plans by model_type. Phi3's own plan replicates attention on every rank, so ours replaces it.
 _HAND_PLANS: dict[str, ShardingPlan] = {
     "gpt2": {
         "h.*.attn.c_attn": Style.FUSED_QKV,
@@ -84,7 +83,7 @@ _ATTENTION_LEAF = {
     "query_key_value": Style.FUSED_BY_HEAD,
 }
 
-# Attributes that attention modules derive from the config and use in forward: their value on a rank, by name.
+# Attributes that attention modules derive from the config and use in forward -> the local value that replaces them.
 LOCAL_ATTRIBUTES = {
     "num_heads": "num_heads",
     "num_attention_heads": "num_heads",
@@ -118,7 +117,7 @@ class HeadShape:
         return self.groups[0] * group, self.groups[1] * group
 
     def local(self) -> dict[str, int]:
-        """This rank's numbers, under the names LOCAL_ATTRIBUTES uses."""
+        """This rank's numbers, by the names used in LOCAL_ATTRIBUTES."""
         num_heads = self.queries[1] - self.queries[0]
         return {
             "num_heads": num_heads,
@@ -127,7 +126,7 @@ class HeadShape:
         }
 
     def cut(self, style: Style, size: int) -> Cut:
-        """Rows (or columns) of a layer in attention; `size` = its extent before cutting."""
+        """Rows (or columns) of an attention layer on this rank; `size` = its extent before sharding."""
         queries, groups = _scaled(self.queries, self.head_dim), _scaled(self.groups, self.head_dim)
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         dim, expected, ranges = {
@@ -142,12 +141,12 @@ class HeadShape:
             ),
         }[style]
         if size != expected:
-            raise ModelError(f"an attention layer of {size} rows cannot be cut by heads ({style.name}: {expected})")
+            raise ModelError(f"an attention layer of {size} rows cannot be sharded by heads ({style.name}: {expected})")
         return Cut(dim, ranges)
 
 
 def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: TPGroup) -> Cut:
-    """What this rank holds of a weight of `shape` [O, I] (or an expert tensor [experts, O, I])."""
+    """This rank's part of a weight of `shape` [O, I] (or an expert tensor [experts, O, I])."""
     if style is Style.ATTENTION_OUT:
         return heads.cut(style, shape[1])
     if style.is_attention_input:
@@ -162,7 +161,7 @@ def cut_of(style: Style, shape: tuple[int, ...], heads: HeadShape, parallel: TPG
 
 
 def vocab_cut(vocab_size: int, parallel: TPGroup) -> Cut | None:
-    """This rank's vocabulary rows, padded to the same count on every rank; None on one rank."""
+    """This rank's vocabulary rows, padded to the same count on every rank; None with one rank."""
     if parallel.world_size == 1:
         return None
     start, stop, rows = parallel.vocab_shard(vocab_size)
@@ -170,7 +169,7 @@ def vocab_cut(vocab_size: int, parallel: TPGroup) -> Cut | None:
 
 
 def plan_of(config: Any) -> ShardingPlan:
-    """The plan of a config's architecture. Raises ModelError, saying why, where it cannot be cut."""
+    """The plan of a config's architecture. Raises ModelError with the reason if it cannot be sharded."""
     if config.model_type in _HAND_PLANS:
         return _HAND_PLANS[config.model_type]
     published = getattr(config, "base_model_tp_plan", None)
@@ -182,7 +181,7 @@ def plan_of(config: Any) -> ShardingPlan:
         if word not in ("replicated_with_grad_allreduce", "embedding_rowwise"):
             plan[path] = _translate(config, path, word, any(path.startswith(e + ".") for e in experts))
     if not any(style.is_attention_input for style in plan.values()):
-        raise ModelError(f"the sharding plan of {config.model_type} leaves attention whole")
+        raise ModelError(f"the sharding plan of {config.model_type} does not shard attention")
     return plan
 
 
@@ -200,7 +199,7 @@ def _translate(config: Any, path: str, word: str, of_experts: bool) -> Style:
     else:
         style = {"colwise": Style.COLUMN, "rowwise": Style.ROW}.get(word)
     if style is None:
-        raise ModelError(f"the sharding plan of {config.model_type} has {path}: {word}, which is not served")
+        raise ModelError(f"the sharding plan of {config.model_type} has {path}: {word}, which is not supported")
     return style
 
 
@@ -211,13 +210,13 @@ def match(plan: ShardingPlan, base_prefix: str) -> re.Pattern[str]:
 
 
 def style_of(name: str, plan: ShardingPlan, pattern: re.Pattern[str]) -> Style | None:
-    """The style of the module called `name`, or None if it is whole on every rank."""
+    """The style of the module called `name`, or None if it is replicated on every rank."""
     found = pattern.fullmatch(name)
     return None if found is None else list(plan.values())[(found.lastindex or 1) - 1]
 
 
 def legal_tp_sizes(config: Any) -> list[int]:
-    """Rank counts this model can be cut over: every rank needs a key-value head; 1 alone where there is no plan."""
+    """Rank counts over which this model can be sharded: 1 to its key-value heads; only 1 without a plan."""
     try:
         plan_of(config)
     except ModelError:
@@ -226,7 +225,7 @@ def legal_tp_sizes(config: Any) -> list[int]:
 
 
 def check_tp_size(config: Any, world: int) -> None:
-    """Raises ConfigError naming the legal sizes if the model cannot be cut over `world` ranks."""
+    """Raise ConfigError, naming the legal sizes, if the model cannot be sharded over `world` ranks."""
     legal = legal_tp_sizes(config)
     if world in legal:
         return

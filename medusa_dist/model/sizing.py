@@ -1,7 +1,7 @@
-"""How large a rank's part of a model is, from shapes alone: the loader's own cutting, on the meta device.
+"""Size of a rank's part of a model from shapes only, by the loader on the meta device.
 
-Owns the measuring of a model that is not loaded. Not here: the cutting (model/build.py, model/sharding_plans.py), where
-shapes come from (model/safetensors_headers.py), what else needs memory (check/memory.py).
+Owns the sizes of a model that is not loaded. Not here: the sharding (build.py, sharding_plans.py), where shapes come
+from (safetensors_headers.py), what else needs memory (check/memory.py).
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class RankSize:
-    """One rank's part. weight_bytes is what ShardedModel.weight_bytes() says after loading.
+    """One rank's part. weight_bytes equals ShardedModel.weight_bytes() after loading.
 
-    dense_bytes: read whole in every step. expert_bytes: a mixture's experts, read as far as they are chosen.
+    dense_bytes: read completely in every step. expert_bytes: experts of a mixture, of which only the chosen ones are
+    read.
     dense_params, expert_params: of matrices; a row costs 2 operations for each (experts: for each chosen one).
-    widest: features of the widest layer. input_shape, output_shape: of the whole vocabulary matrices.
+    widest: features of the widest layer. input_shape, output_shape: of the full vocabulary matrices.
     """
 
     weight_bytes: int
@@ -47,7 +48,7 @@ class RankSize:
 
 
 class HeaderCheckpoint(Checkpoint):
-    """Stored tensors of which only shapes are known: what is read from it has no values."""
+    """Stored tensors of which only the shapes are known: tensors read from it have no values."""
 
     def __init__(self, folder: Path, shapes: Shapes) -> None:  # the base class would look for the files
         self.folder = folder
@@ -71,21 +72,21 @@ class _SizingBuilder(Builder):
     def __init__(self, *args: Any, packs_later: bool, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packs_later = packs_later
-        self.shared_bytes = 0  # counted once per name, there once
+        self.shared_bytes = 0  # counted once per name, but stored once
 
     def _make_buffers(self) -> None:
-        """They have their shapes already, and need no values here."""
+        """Buffers already have their shapes and need no values here."""
 
     def _read(self, parameter: Tensor, cut: Cut | None, lend: bool = False) -> Tensor:
         is_tied = (id(parameter), cut) in self._tied
         tensor = super()._read(parameter, cut, lend)
-        if is_tied and not (self._packs_later and tensor.dim() == 2):  # a packed matrix is a copy of its own
+        if is_tied and not (self._packs_later and tensor.dim() == 2):  # a packed matrix is a separate copy
             self.shared_bytes += _bytes([tensor])
         return tensor
 
 
 def own_shapes(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Shapes:
-    """What a checkpoint of this config holds, where there is none to look at: the model's own parameters."""
+    """What a checkpoint of this config would hold, if there is none to inspect: the model's own parameters."""
     model = empty_model(model_class(config, trust_remote_code), config, dtype, _META)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
@@ -93,9 +94,9 @@ def own_shapes(config: Any, dtype: torch.dtype, trust_remote_code: bool = False)
 def rank_size(
     config: Any, checkpoint: Checkpoint, parallel: TPGroup, dtype: torch.dtype, device_type: str, trust: bool = False
 ) -> RankSize:
-    """The part of rank `parallel.rank`. device_type: "cpu" keeps linear layers packed where `dtype` allows.
+    """The part of rank `parallel.rank`. device_type: "cpu" packs linear layers where `dtype` allows it.
 
-    Raises ModelError where config and stored shapes do not belong together, as loading would.
+    Raises ModelError, as loading would, if config and stored shapes do not match.
     """
     model = empty_model(model_class(config, trust), config, dtype, _META)
     packs = device_type == "cpu" and packing_refusal(torch.device("cpu"), dtype) is None

@@ -1,7 +1,7 @@
-"""Whether a model can be served, decided before anything expensive.
+"""Whether a model is supported, checked before anything expensive.
 
-Owns the checks on a folder's config and safetensors headers, and what the config says about context and windows.
-Not here: loading (model/load.py), the proof that attention goes through us (model/attention_bridge.py).
+Owns the checks on a folder's config and safetensors headers, and what the config says about context and windows. Not
+here: loading (load.py), the check that attention calls our function (attention_bridge.py).
 """
 
 import logging
@@ -25,39 +25,39 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 def check_servable(folder: Path, tensor_parallel_size: int, trust_remote_code: bool = False) -> None:
     """Raise ModelError or ConfigError if the model in `folder` cannot be served on that many ranks.
 
-    Reads the config and the safetensors headers only. The message names the reason and the way out.
+    Reads only the config and the safetensors headers. The message names the reason and a way out.
     """
     config = read_config(folder, trust_remote_code)
     model_class(config, trust_remote_code)
     check_tp_size(config, tensor_parallel_size)
     checkpoint = Checkpoint(folder)
     for name in checkpoint.names():
-        checkpoint.shape(name)  # opens every file once: a truncated one is found now
+        checkpoint.shape(name)  # opens every file once, which detects a truncated one
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The text model's transformers config. Raises ModelError for a folder or a kind of model that is not served."""
+    """The text model's transformers config. Raises ModelError for a folder or a kind of model that is not supported."""
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a transformers folder: it holds no config.json")
+        raise ModelError(f"{folder} is not a transformers folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         hint = "; set trust_remote_code if you trust its author" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"{folder / 'config.json'} is not understood: {_first_line(error)}{hint}") from None
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}{hint}") from None
     refusal = _refusal(config)
     if refusal is not None:
-        raise ModelError(f"{config.model_type} in {folder} is not served: {refusal}")
+        raise ModelError(f"{config.model_type} in {folder} is not supported: {refusal}")
     return config
 
 
 def _refusal(config: Any) -> str | None:
-    """Why this config's model is not served, or None."""
+    """Why this config's model is not supported, or None."""
     if config.get_text_config() is not config:
-        return "it is multimodal; only text decoders are"
+        return "it is multimodal; only text decoders are supported"
     if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder; only decoders are"
+        return "it is an encoder-decoder; only decoders are supported"
     if getattr(config, "is_decoder", True) is False and config.model_type.startswith("bert"):
         return "it is an encoder (is_decoder is false)"
     if getattr(config, "add_cross_attention", False):
@@ -70,12 +70,12 @@ def _refusal(config: Any) -> str | None:
         return f"it is quantized ({getattr(method, 'value', method)}); use the unquantized checkpoint"
     odd = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if odd:
-        return f"it has layers of type {', '.join(sorted(odd))}; only full and sliding attention are served"
+        return f"it has layers of type {', '.join(sorted(odd))}; only full and sliding attention are supported"
     return None
 
 
 def model_class(config: Any, trust_remote_code: bool = False) -> type[PreTrainedModel]:
-    """The causal language model class of a config. Raises ModelError where attention cannot be routed through us."""
+    """The causal language model class of a config. Raises ModelError if its attention cannot be replaced by ours."""
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if remote and trust_remote_code:
         from_remote: type[PreTrainedModel] = _remote_class(config, remote)
@@ -95,23 +95,23 @@ def _remote_class(config: Any, reference: str) -> Any:
 def _with_attention_backend(found: Any) -> type[PreTrainedModel]:
     if not getattr(found, "_supports_attention_backend", False):
         raise ModelError(
-            f"{found.__name__} is not served: its attention cannot be replaced (it does not use transformers' "
-            "attention interface; Falcon and Bloom are such models)"
+            f"{found.__name__} is not supported: its attention cannot be replaced (it does not use transformers' "
+            "attention interface; Falcon and Bloom do not, for example)"
         )
     result: type[PreTrainedModel] = found
     return result
 
 
 def output_width(config: Any) -> int:
-    """Width of what the output matrix, and so the heads, read: hidden_size but for OPT with projections."""
+    """Width of what the output matrix, and so the heads, read: hidden_size, except for OPT with projections."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def max_position(config: Any) -> int:
-    """Longest context (tokens) the weights support, exactly as transformers computes each position.
+    """Longest context (tokens) that the weights support, exactly as transformers computes each position.
 
-    Rotary variants whose factors change with the longest position in a batch are served up to where they do not:
-    beyond, one request's length would change another's output.
+    Rotary variants whose factors change with the longest position in a batch are served only up to the length where
+    they start to: beyond it, one request's length would change another's output.
     """
     longest = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -120,13 +120,13 @@ def max_position(config: Any) -> int:
         if kind in _GROWING_ROPE:
             fixed = int(part.get("original_max_position_embeddings") or longest)
             if fixed < longest:
-                logger.warning("%s rotary embedding: served up to %d of %d tokens", kind, fixed, longest)
+                logger.warning("%s rotary embedding: context limited to %d of %d tokens", kind, fixed, longest)
             longest = min(longest, fixed)
     return longest
 
 
 def layer_windows(config: Any) -> list[int | None]:
-    """Sliding window of each layer in tokens, None = full attention, as the config says."""
+    """Sliding window of each layer in tokens, None = full attention, according to the config."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

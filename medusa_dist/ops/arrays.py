@@ -1,4 +1,4 @@
-"""Names of the host arrays that travel between the parts: numpy, with their dtype."""
+"""Type aliases for numpy arrays on the host, with their dtypes."""
 
 from typing import Any
 

@@ -1,7 +1,9 @@
-"""The tensor image of one Plan: what the forward pass and attention read.
+"""ForwardBatch: the tensors of one Plan, as read by the forward pass and attention.
 
-Owns the shapes; made by one function (engine/runner/batch_builder.py) from a Plan and the rank's block tables.
-Shapes: T rows of the pass (prompt tokens, roots, drafted nodes, padding), W rows whose logits are needed.
+Owns the type and its shapes. Not here: how it is built from a Plan and block tables (engine/runner/batch_builder.py),
+attention metadata (ops/attention/metadata.py).
+Shapes: T rows of the batch (prompt tokens, roots, draft tokens, padding), W rows that need logits, R rows for prompt
+logprobs, C copies.
 """
 
 from dataclasses import dataclass
@@ -12,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """One pass: inputs, where its keys and values go, which rows move before, and who reads what."""
+    """One forward pass: its inputs, where its keys and values go, and which rows are copied first."""
 
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64 KV slots written by this pass
-    copy_sources: Tensor  # [C] int64 KV slots moved before anything is written
+    copy_sources: Tensor  # [C] int64 KV slots copied before anything is written
     copy_targets: Tensor  # [C] int64
-    logits_rows: Tensor  # [W] int64 rows whose scores are wanted
-    prompt_logprob_rows: Tensor  # [R] int64 rows that say how likely the prompt's next token is
-    attention: Any  # what the attention backend made of the layout (AttentionBackend.metadata)
+    logits_rows: Tensor  # [W] int64 rows that need logits
+    prompt_logprob_rows: Tensor  # [R] int64 rows that score the next prompt token
+    attention: Any  # the backend's metadata (AttentionBackend.metadata)

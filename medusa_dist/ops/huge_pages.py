@@ -1,9 +1,10 @@
-"""Huge pages for what a CPU reads in every step: weights, packed ones included, and the KV cache.
+"""Huge pages for the memory that a CPU reads in every step: weights and KV cache.
 
-Owns one request to the kernel. With pages of 4 KiB, reading 540 MB of weights in a step misses the table of addresses a
-hundred thousand times; with pages of 2 MiB a step of the demo model on two cores took 46 ms where it took 53.
-Linux gives huge pages to whoever asks, in its default setting. Ours are asked for after loading, for all memory that is
-there by then, since libraries make their own allocations.
+Owns the madvise calls to the kernel. Not here: who allocates that memory (model/load.py, ops/attention/kv_cache.py).
+Packed weights are included. With pages of 4 KiB, reading 540 MB of weights per step causes a hundred thousand TLB
+misses; with pages of 2 MiB a step of the demo model on two cores took 46 ms instead of 53.
+In its default setting, Linux gives huge pages to processes that ask for them. We ask after loading, for all memory that
+exists by then, since libraries allocate memory themselves.
 """
 
 import ctypes
@@ -14,12 +15,12 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _HUGE = 1 << 21
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h; collapsing at once is known since Linux 6.1
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h; MADV_COLLAPSE exists since Linux 6.1
 _MAPS = Path("/proc/self/maps")
 
 
 def use_huge_pages() -> int:
-    """Move this process's memory to huge pages, where the system has them; bytes that were moved. Never fails."""
+    """Move this process's memory to huge pages, where supported; returns the bytes moved. Never fails."""
     if not sys.platform.startswith("linux") or not _MAPS.exists():
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +34,7 @@ def use_huge_pages() -> int:
 
 
 def anonymous_ranges(maps: str) -> list[tuple[int, int]]:
-    """[start, stop) of the writable memory in /proc/self/maps that belongs to no file, cut to whole huge pages."""
+    """[start, stop) of the writable mappings in /proc/self/maps that belong to no file, cut to whole huge pages."""
     ranges = []
     for line in maps.splitlines():
         span, mode, *rest = line.split()

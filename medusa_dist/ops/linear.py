@@ -1,6 +1,6 @@
-"""Sharded layers: column- and row-parallel linear layers, the vocabulary's embedding, and the CPU's prepacked weights.
+"""Sharded layers: column- and row-parallel linear, vocabulary embedding, packed CPU weights.
 
-Owns what a rank computes in a cut layer. Not here: collectives (tp_group.py), which layer is cut how
+Owns what a rank computes in a sharded layer. Not here: collectives (tp_group.py), which layer is sharded how
 (model/sharding_plans.py).
 """
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class PackedWeight:
-    """A weight [O, I] in oneDNN's own blocked layout, and the linear that uses it. CPU, float32 or bfloat16.
+    """A weight [O, I] in oneDNN's own blocked layout, and the linear product that uses it. CPU, float32 or bfloat16.
 
-    Faster than `F.linear` for few rows (MKL's skinny matrix product is slow), and in float32 a row's result does not
-    depend on how many other rows are computed with it. The operators are private to PyTorch: `pack` may refuse.
+    Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and in float32 a row's result does not
+    depend on how many other rows are computed with it. The operators are private to PyTorch, so `pack` may refuse.
     """
 
     def __init__(self, packed: Tensor) -> None:
@@ -28,7 +28,7 @@ class PackedWeight:
 
     @staticmethod
     def pack(weight: Tensor) -> "PackedWeight | None":
-        """The packed copy, or None where this build, device or dtype cannot; the reason is logged once."""
+        """The packed copy, or None where this build, device or dtype does not support it; the reason is logged once."""
         refusal = packing_refusal(weight.device, weight.dtype)
         if refusal is not None:
             if weight.device.type == "cpu":
@@ -37,19 +37,19 @@ class PackedWeight:
         return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_PACKED_FOR))
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., I] -> [..., O]; the bias is added inside."""
+        """x [..., I] -> [..., O]; the bias is added in the same operator."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
         return y
 
 
-_ROWS_PACKED_FOR = 8  # a hint for the blocking only; results do not depend on it
+_ROWS_PACKED_FOR = 8  # only a hint for the blocking; results do not depend on it
 
 
 @functools.cache
 def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why weights of this kind cannot be prepacked; None = they can. Tries it once against F.linear."""
+    """Why weights of this kind cannot be prepacked; None if they can. Tries it once against F.linear."""
     if device.type != "cpu":
-        return f"{device.type} has no use for it"
+        return f"{device.type} does not use it"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype} is not supported"
     x, weight = torch.linspace(-1, 1, 64).view(2, 32).to(dtype), torch.linspace(-1, 1, 480).view(15, 32).to(dtype)
@@ -59,18 +59,19 @@ def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
         return str(error).splitlines()[0]
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    return None if torch.allclose(y, F.linear(x, weight), atol=tolerance, rtol=tolerance) else "it computes wrongly"
+    return None if torch.allclose(y, F.linear(x, weight), atol=tolerance, rtol=tolerance) else "its results are wrong"
 
 
 @functools.cache
 def _log_refusal(reason: str) -> None:
-    logger.warning("linear layers are not prepacked, which is slower on a CPU: %s", reason)
+    logger.warning("linear layers are not prepacked, which makes a CPU slower: %s", reason)
 
 
 class Linear(nn.Module):
-    """y = x W^T + b with this rank's rows of W: a column-parallel layer, or a whole one.
+    """y = x W^T + b with this rank's rows of W: a column-parallel layer, or a replicated one.
 
-    With `prepack` the plain weight is dropped and `weight` is None, where the CPU can; else F.linear runs.
+    With `prepack`, where the CPU supports it, the plain weight is dropped and `weight` is None; otherwise F.linear
+    runs.
     """
 
     weight: Tensor | None
@@ -85,7 +86,7 @@ class Linear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """True if the weight lives in oneDNN's layout."""
+        """Whether the weight is in oneDNN's layout."""
         return self._packed is not None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,8 +105,8 @@ class Linear(nn.Module):
 
 
 class RowLinear(Linear):
-    """y = sum over ranks of x_r W_r^T, + b: this rank's columns of W on this rank's part of x. The bias is added once,
-    after the sum, so every rank ends with the same bits."""
+    """y = sum over ranks of x_r W_r^T, + b: this rank's columns of W times this rank's part of x. The bias is added
+    once, after the sum, so every rank gets the same bits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, prepack: bool, parallel: TPGroup) -> None:
         super().__init__(weight, bias, prepack)
@@ -120,9 +121,9 @@ class RowLinear(Linear):
 
 
 class VocabEmbedding(nn.Module):
-    """Embedding lookup over ranks: each looks up its own ids, the others' rows are zero, and the sum is exact.
+    """Vocabulary-parallel embedding: each rank looks up its own ids, the rows of others are zero, and the sum is exact.
 
-    `local` is the model's own embedding module, holding this rank's rows; what it does besides (scaling) stays.
+    `local` is the model's own embedding module with this rank's rows; whatever else it does (scaling) is kept.
     """
 
     def __init__(self, local: nn.Module, vocab_size: int, parallel: TPGroup) -> None:
@@ -139,7 +140,7 @@ class VocabEmbedding(nn.Module):
 
 
 class Summed(nn.Module):
-    """A module whose output is a partial sum on each rank (a mixture's experts, cut inside): adds them up."""
+    """Sums the output of a module over ranks, where each has a partial sum (experts of a mixture, sharded inside)."""
 
     def __init__(self, inner: nn.Module, parallel: TPGroup) -> None:
         super().__init__()
@@ -147,5 +148,5 @@ class Summed(nn.Module):
         self.parallel = parallel
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """As the inner module, summed over ranks."""
+        """The inner module's output, summed over ranks."""
         return self.parallel.all_reduce(self.inner(*args, **kwargs))

@@ -1,6 +1,6 @@
-"""Philox4x32-10 compiled for CPUs: the words of ops/noise.py, which is its oracle, ten times as fast.
+"""Philox4x32-10 compiled for CPUs, ten times as fast as its oracle, ops/noise.py.
 
-Owns one loop. Not here: what becomes of the words (ops/noise.py), how it is compiled (ops/numba_cache.py).
+Owns the loop. Not here: the use of the words (noise.py), how it is compiled (numba_cache.py).
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _ROUNDS = 10
-_WIDTH = 64  # blocks side by side: few enough to stay in the nearest cache through all rounds
+_WIDTH = 64  # blocks computed together: few enough to stay in the L1 cache through all rounds
 
 
 @kept_on_disk

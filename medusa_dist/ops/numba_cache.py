@@ -1,7 +1,7 @@
-"""How our loops for CPUs come to be compiled: by numba, kept on disk, one process at a time.
+"""Compilation cache of our numba loops: on disk, compiled by one process at a time.
 
 Owns the cache and its lock. Not here: the loops (ops/attention/paged_cpu_kernel.py, ops/noise_kernel.py).
-numba and not an extension in C, since that needs no compiler on the user's machine.
+numba instead of a C extension, since it needs no compiler on the user's machine.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from typing import Any
 
 from filelock import FileLock
 
-_LOCK_S = 300.0  # then compile beside whoever holds the lock
+_LOCK_S = 300.0  # after that, compile without the lock
 
 
 def kept_on_disk(function: Any) -> Any:
-    """A numba function that keeps its compiled code beside its file or in the user's cache.
+    """A numba function that caches its compiled code next to its source file or in the user's cache folder.
 
-    Where neither can be written, each process compiles for itself.
+    If neither is writable, each process compiles for itself.
     """
     with suppress(RuntimeError):  # "no locator available": no such folder
         function.enable_caching()
@@ -26,24 +26,25 @@ def kept_on_disk(function: Any) -> Any:
 
 
 def _drop_unreadable(function: Any) -> None:
-    """Forget code kept by another version of this package, whose types had other names or modules.
+    """Drop cached code of another version of this package, whose types had other names or modules.
 
-    numba compares the source file only after it has unpickled the index, which fails on a type that is gone.
+    numba compares the source file only after it has unpickled the index, which fails on a type that no longer exists.
     """
     cache = function._cache
     try:
         cache._cache_file._load_index()
     except (AttributeError, ImportError):
-        with suppress(OSError):  # nothing can be written there: each process compiles for itself
+        with suppress(OSError):  # not writable: each process compiles for itself
             cache.flush()
 
 
 @contextmanager
 def first_calls(function: Any) -> Iterator[None]:
-    """Around the first calls of functions of function's file, which compile them or read them from disk.
+    """Wraps the first calls of functions in function's file, which compile them or load them from disk.
 
-    One process at a time: numba numbers its files, and two at once, perhaps on two kinds of CPU with one file system,
-    may give the same number to different code. A file system without locks, or without room, is no error.
+    One process at a time: numba numbers its cache files, and two processes at once, perhaps on two kinds of CPU with a
+    shared file system, may give the same number to different code. A file system without locks or space is not an
+    error.
     """
     lock = None
     if (folder := function.stats.cache_path) is not None:

@@ -1,7 +1,8 @@
-"""Our own loops on torch's threads.
+"""Runs our compiled loops on torch's OpenMP threads.
 
-Owns the way into the OpenMP library that torch is linked to. A pool of our own on the same cores would not do: threads
-of both wait by spinning, so each would take the other's cores.
+Owns access to the OpenMP library that torch is linked to. Not here: the loops (ops/attention/paged_cpu_kernel.py).
+A thread pool of our own on the same cores would not work: idle threads of both pools spin, so each would take the
+other's cores.
 """
 
 import ctypes
@@ -15,10 +16,10 @@ _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run_shares(work: Callable[[int, int], None]) -> None:
-    """work(share, shares) for all shares, one on each of torch's threads; returns when all have ended.
+    """Call work(share, shares) for all shares, one on each of torch's threads; returns when all are done.
 
-    work should release the GIL for most of its time. One of the exceptions raised is raised here. Where torch's threads
-    cannot be had (no OpenMP of GNU's interface), the calling thread does it all.
+    work should release the GIL most of the time. One of the exceptions raised in it is re-raised here. If torch's
+    threads are not accessible (no OpenMP with GNU's interface), the calling thread does all the work.
     """
     shares = torch.get_num_threads()
     parallel = _openmp_parallel() if shares > 1 else None
@@ -30,10 +31,10 @@ def run_shares(work: Callable[[int, int], None]) -> None:
 
     def task(_: int | None) -> None:
         try:
-            # Fewer threads may come than were asked for: whoever comes takes what is left.
+            # Fewer threads than requested may start: each takes shares until none are left.
             for share in numbers:
                 work(share, shares)
-        except BaseException as error:  # noqa: BLE001 - a callback has nobody to raise it to
+        except BaseException as error:  # noqa: BLE001 - a ctypes callback cannot propagate exceptions
             failed.append(error)
 
     parallel(_Task(task), None, shares, 0)
@@ -43,10 +44,10 @@ def run_shares(work: Callable[[int, int], None]) -> None:
 
 @cache
 def _openmp_parallel() -> Any | None:
-    """void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags), GNU's entry for
-    `#pragma omp parallel`; None: torch's OpenMP has none."""
-    # A name is looked up in what a library depends on, too: this is the OpenMP that torch itself calls, even where
-    # others are loaded beside it.
+    """void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags), GNU's entry point for
+    `#pragma omp parallel`; None if torch's OpenMP lacks it."""
+    # Symbol lookup includes a library's dependencies: this is the OpenMP that torch itself calls, even if others are
+    # loaded too.
     parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
     if parallel is not None:
         parallel.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

@@ -1,7 +1,7 @@
-"""From logits to the scores a token is chosen by: penalties, bias, temperature, filters, and the argmax itself.
+"""From logits to token scores: grammar mask, bias, penalties, temperature, filters, argmax.
 
 Owns the order in which they apply (vLLM's): grammar, bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
-Not here: the noise (ops/noise.py), whose row this is (engine/spec/token_selector.py).
+Not here: the noise (noise.py), which rows are adjusted (engine/spec/token_selector.py).
 Shapes: R rows, V vocabulary columns (or a rank's shard of them).
 """
 
@@ -19,10 +19,10 @@ NEVER = float("-inf")
 def lowest_argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Largest value of each row and the lowest column that has it: values [R] float32, columns [R] int64.
 
-    A row of NaN has no such column and gets column V: the caller sees an impossible id, not a wrong one.
+    A row of NaN has no such column and gets column V: the caller sees an invalid id, not a wrong token.
     """
     if scores.device.type == "cpu":
-        # NumPy's is vectorised, ten times faster than what torch has, and finds the first by definition.
+        # NumPy's argmax is vectorised, ten times faster than torch's, and returns the first maximum by definition.
         first = torch.from_numpy(scores.float().numpy().argmax(axis=-1))
         values = scores.gather(-1, first[:, None]).squeeze(-1).float()
         return values, first.masked_fill(values.isnan(), scores.shape[-1])
@@ -33,13 +33,13 @@ def lowest_argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def perturb(logits: Tensor, temperatures: Tensor, noise: Tensor) -> Tensor:
-    """Scores [R, V] = logits / T + noise, the log-normaliser left out since it moves no argmax. T > 0."""
+    """Scores [R, V] = logits / T + noise, T > 0; without the log-normaliser, which does not change the argmax."""
     return logits.float() / temperatures[:, None] + noise
 
 
 @dataclass(frozen=True)
 class History:
-    """What penalties look at: token ids of the prompt, and of the output up to the position being chosen."""
+    """Inputs of the penalties: token ids of the prompt, and of the output up to the position being selected."""
 
     prompt_ids: Tensor  # [P] int64
     output_ids: Tensor  # [N] int64
@@ -50,9 +50,9 @@ def adjust(
 ) -> Tensor:
     """One row [V] of raw logits -> log-scores [V] after bias, bans, penalties, temperature and filters.
 
-    allowed: bool [V], where a grammar is obeyed; at least one token is. It has the last word: bias and bans that would
-    leave nothing of it do not apply. Filtered tokens are -inf. At temperature 0 filters keep the best token anyway and
-    are skipped.
+    allowed: bool [V], under a grammar; at least one token is allowed. The grammar takes precedence: bias and bans that
+    would leave none of its tokens do not apply. Filtered tokens are -inf. At temperature 0 filters always keep the best
+    token, so they are skipped.
     """
     row = logits.float().clone()
     if allowed is not None:
@@ -76,7 +76,7 @@ def _biased(masked: Tensor, params: SamplingParams, history: History, eos_ids: t
 
 
 def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019, over prompt and output), frequency and presence (OpenAI, output only)."""
+    """Repetition penalty (Keskar et al. 2019; prompt and output), frequency and presence penalty (OpenAI; output)."""
     if params.repetition_penalty != 1.0:
         seen = torch.unique(torch.cat([history.prompt_ids, history.output_ids]))
         values = row[seen]
@@ -88,7 +88,7 @@ def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:
 
 
 def _filter(row: Tensor, params: SamplingParams) -> Tensor:
-    """min_p, top_k, top_p on log-scores [V]; ties at a boundary go to the lower id, and one token always stays."""
+    """min_p, top_k, top_p on log-scores [V]; ties at a boundary go to the lower id, and at least one token remains."""
     if params.min_p > 0.0:
         log_p = torch.log_softmax(row, dim=-1)
         threshold = log_p.amax() + torch.log(torch.tensor(params.min_p, device=row.device))
@@ -100,7 +100,7 @@ def _filter(row: Tensor, params: SamplingParams) -> Tensor:
             keep[params.top_k :] = False
         if params.top_p < 1.0:
             p = torch.softmax(ordered.masked_fill(~keep, NEVER).double(), dim=-1)
-            # The token that carries the sum past top_p is kept, so mass before it decides.
+            # The token that moves the sum past top_p is kept, so compare the mass before it.
             keep &= (p.cumsum(-1) - p) < params.top_p
         keep[0] = True
         row = row.clone()
@@ -123,7 +123,7 @@ def token_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs
 def top_tokens(log_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest values of each row [R, V] and their columns, falling; ties go to the lower column. [R, K].
 
-    A plain topk for all rows, and a stable sort for the rare ones in which a tie decides something.
+    A plain topk for all rows, and a stable sort for the rare rows where a tie matters.
     """
     count = min(count, log_p.shape[-1])
     values, ids = log_p.topk(count, dim=-1)

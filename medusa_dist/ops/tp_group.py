@@ -1,8 +1,7 @@
-"""Tensor parallelism: who this process is, the collectives, and every sharded layer.
+"""TPGroup: this process's rank in the tensor-parallel group, and the collectives.
 
-Owns the local layers a model is built of on one rank, and the CPU's prepacked linear. Not here: which layer of which
-architecture is cut how (model/sharding_plans.py), reading the weights (model/source/checkpoint.py).
-Shapes: T rows, I input features, O output features (of this rank), V vocabulary, H hidden size.
+Owns the group and how sizes are divided over ranks. Not here: sharded layers (linear.py), which layer is sharded how
+(model/sharding_plans.py), reading the weights (model/source/checkpoint.py).
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from medusa_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class TPGroup:
-    """Who I am in the tensor-parallel group. `group` carries the data collectives; None means world == 1."""
+    """Rank and size of the tensor-parallel group. `group` carries the data collectives; None means world_size == 1."""
 
     rank: int = 0
     world_size: int = 1
@@ -43,7 +42,7 @@ class TPGroup:
         return parts
 
     def all_reduce_min(self, value: int) -> int:
-        """The least of all ranks' values, on every rank."""
+        """The minimum of all ranks' values, on every rank."""
         if self.world_size == 1:
             return value
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
@@ -52,13 +51,13 @@ class TPGroup:
         return int(least.item())
 
     def shard_range(self, size: int) -> tuple[int, int]:
-        """My [start, stop) of `size` items dealt as evenly as possible; the first ranks hold one more."""
+        """This rank's [start, stop) of `size` items, divided as evenly as possible; the first ranks hold one more."""
         small, extra = divmod(size, self.world_size)
         start = self.rank * small + min(self.rank, extra)
         return start, start + small + (self.rank < extra)
 
     def vocab_shard(self, vocab_size: int) -> tuple[int, int, int]:
-        """My vocabulary ids [start, stop) and the equal row count of all ranks, ceil(V / world), padding included."""
+        """This rank's vocabulary ids [start, stop), and every rank's padded row count, ceil(V / world_size)."""
         rows = -(-vocab_size // self.world_size)
         start = min(self.rank * rows, vocab_size)
         return start, min(start + rows, vocab_size), rows

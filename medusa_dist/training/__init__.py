@@ -1,1 +1,1 @@
-"""`medusa-dist distill` and `train-heads`: heads trained on the model's own answers."""
+"""`medusa-dist distill` and `train-heads`: trains heads on the model's own answers."""

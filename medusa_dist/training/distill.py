@@ -1,8 +1,8 @@
-"""`medusa-dist distill`: the served model answers prompts, and what it says becomes training data for its heads.
+"""`medusa-dist distill`: the served model's answers as training data for its heads.
 
-Owns the course of the job. Not here: the file (answers_file.py), decoding (llm.py), training (train_heads.py).
-Heads learn to foresee this model, so its own answers teach them better than anybody else's (Medusa's and Hydra's
-training data is made so, too). Heads that the model already has draft here as well: the answers are the same, sooner.
+Owns the job. Not here: the file format (distilled_dataset.py), decoding (llm.py), training (train_heads.py).
+Heads learn to predict this model, so its own answers are the best training text (Medusa and Hydra make their training
+data the same way). Heads that the model already has are used to draft: the answers are the same, sooner.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ PROMPTS = Path(__file__).parents[1] / "data" / "train_prompts.jsonl"
 def origin_of(
     llm: LLM, prompts: Path, temperatures: tuple[float, ...], samples: int, max_tokens: int, seed: int = 0
 ) -> Origin:
-    """What decides the answers."""
+    """Everything that determines the answers."""
     return Origin(
         model=llm.config.model,
         fingerprint=llm.facts.get("fingerprint"),
@@ -39,9 +39,9 @@ def origin_of(
 def distill(
     llm: LLM, prompts: Path, target: Path, origin: Origin, report: Callable[[str], None] = lambda _: None
 ) -> AnswersFile:
-    """Answer all prompts that target has no answer for yet. A killed job goes on where it was when run again.
+    """Answer all prompts that the target file has no answer for yet. A killed job resumes when run again.
 
-    report: told how far it is. Raises ConfigError, also for a target that holds answers made otherwise.
+    report: called with the progress. Raises ConfigError, also for a target whose answers were made with other options.
     """
     asked = read_prompts(prompts)
     file = AnswersFile(target, origin)
@@ -51,16 +51,16 @@ def distill(
         total, before = len(wanted), len(wanted) - len(jobs)
         report(ProgressText("distilling", before, total, "answers"))
         results = llm.as_finished([blank.prompt_ids for blank, _ in jobs], [params for _, params in jobs])
-        for done, (place, result) in enumerate(results, start=before + 1):
+        for done, (index, result) in enumerate(results, start=before + 1):
             reason = result.finish_reason.value if result.finish_reason is not None else ""
-            told = {"output_ids": result.token_ids, "finish_reason": reason}
-            file.add(jobs[place][0].model_copy(update=told))
+            fields = {"output_ids": result.token_ids, "finish_reason": reason}
+            file.add(jobs[index][0].model_copy(update=fields))
             report(ProgressText("distilling", done, total, "answers", f"{file.num_tokens:,} tokens"))
     return file
 
 
 def _jobs(llm: LLM, asked: list[Question], origin: Origin) -> Iterator[tuple[DistilledAnswer, SamplingParams]]:
-    """Every answer wanted, still blank, and how it is sampled: first one of each prompt, then a second of each."""
+    """Every answer to make, still empty, and how it is sampled: first one of each prompt, then a second of each."""
     room = int(llm.facts["max_model_len"]) - 1
     ids = [tuple(prompt_ids(llm, prompt.text)) for prompt in asked]
     for sample in range(origin.samples):

@@ -1,7 +1,7 @@
-"""The answers that heads are trained on: one JSON line each, behind a first line that says whose answers they are.
+"""The distilled dataset: one JSON line per answer, after a line with their origin.
 
-Owns the format, and how a file that a killed job left behind goes on. Not here: who answers (distill.py), what is made
-of the answers (train_data.py).
+Owns the format, and how a file that a killed job left is resumed. Not here: making the answers (distill.py), what is
+computed from them (hidden_states.py).
 """
 
 import os
@@ -16,10 +16,10 @@ from medusa_dist.errors import ConfigError
 
 
 class Origin(Strict):
-    """The first line: all that decides what the answers are. A file only goes on with the same."""
+    """The first line: everything that determines the answers. A file is only resumed with the same origin."""
 
     format: Literal["medusa-dist answers 1"] = "medusa-dist answers 1"
-    model: str = Field(description="As it was named; the fingerprint is what counts.")
+    model: str = Field(description="The model as it was named; the fingerprint identifies it.")
     fingerprint: str | None
     dtype: str
     prompts: str = Field(description="Name of the prompt file.")
@@ -47,23 +47,23 @@ DatasetLine = TypeVar("DatasetLine", Origin, DistilledAnswer)
 
 
 def read_answers(path: Path) -> tuple[Origin, list[DistilledAnswer]]:
-    """A whole file; a last line that a kill cut short is left out. Raises ConfigError naming the line."""
+    """A whole file; an incomplete last line of a killed job is ignored. Raises ConfigError naming the line."""
     try:
         with path.open("rb") as file:
             lines = [line for line in file if line.endswith(b"\n")]
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not lines:
-        raise ConfigError(f"{path} is empty; it should begin with a line that says whose answers it holds")
+        raise ConfigError(f"{path} is empty; it should begin with a line that describes the origin of its answers")
     origin = _parse(Origin, path, 1, lines[0])
     return origin, [_parse(DistilledAnswer, path, number, line) for number, line in enumerate(lines[1:], start=2)]
 
 
 class AnswersFile:
-    """A file being written. Lines appear whole: what a kill cut short is dropped and made again."""
+    """A file being written, by whole lines; an incomplete last line of a killed job is dropped and made again."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
-        """Goes on with a file of the same origin. Raises ConfigError if the file there has another."""
+        """Resumes a file of the same origin. Raises ConfigError if the existing file has another one."""
         self.path = path
         self.num_tokens = 0
         self.done: set[str] = set()
@@ -73,8 +73,8 @@ class AnswersFile:
             if differs:
                 key = differs[0]
                 raise ConfigError(
-                    f"{path} holds answers made otherwise ({key}: {getattr(found, key)!r}, now "
-                    f"{getattr(origin, key)!r}); give another file, or the same options to go on with it"
+                    f"{path} holds answers made with other options ({key}: {getattr(found, key)!r}, now "
+                    f"{getattr(origin, key)!r}); give another file, or the same options to resume it"
                 )
             self.done = {answer.id for answer in answers}
             self.num_tokens = sum(len(answer.output_ids) for answer in answers)
@@ -85,7 +85,7 @@ class AnswersFile:
             self._write(origin)
 
     def add(self, answer: DistilledAnswer) -> None:
-        """One more line; it outlives a kill of this process."""
+        """Write one more line and flush it, so that it survives a kill of this process."""
         self._write(answer)
         self.done.add(answer.id)
         self.num_tokens += len(answer.output_ids)
@@ -107,7 +107,7 @@ def _parse(kind: type[DatasetLine], path: Path, number: int, line: bytes) -> Dat
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Bytes up to the end of the last complete line."""
     return sum(len(line) for line in _lines(path) if line.endswith(b"\n"))
 
 

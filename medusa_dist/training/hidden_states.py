@@ -1,11 +1,12 @@
-"""What the base model thought at each place of its own answers: computed once, read in every epoch.
+"""Teacher-forced hidden states and top-M distributions of the distilled answers.
 
-Owns the teacher-forced pass and the store of its results. Not here: answers (answers_file.py), training
+Owns the teacher-forced pass and the file of its results. Not here: the answers (distilled_dataset.py), training
 (train_heads.py).
-A place is one emitted token ("the token just emitted" when heads draft): `hidden` is the state that chose it, and the
-next places of the same answer hold what the heads should have guessed after it.
-Shapes: N places of all answers, in order; I width of what heads read (the hidden state, and tapped ones behind it), M
-tokens kept of each distribution.
+Computed once and read in every epoch. A position is one emitted token ("the token just emitted" when heads draft):
+`hidden` is the state that predicted it, and the next positions of the same answer hold what the heads should guess
+after it.
+Shapes: N positions of all answers, in order; I width of what the heads read (the hidden state, then the aux hidden
+states), M tokens kept of each distribution.
 """
 
 import hashlib
@@ -26,45 +27,45 @@ from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin, read_answers
 
-KEPT = 12  # tokens of each distribution; the model is sure enough that these hold nearly all of it
-PASS_ROWS = 2048  # tokens of one pass
-_PIECE_ROWS = 256  # rows of float32 logits beside each other
-_FEWEST = 20  # answers below which there is nothing to hold out
+KEPT = 12  # tokens kept of each distribution; they hold nearly all of the probability
+PASS_ROWS = 2048  # tokens per pass
+_PIECE_ROWS = 256  # rows of float32 logits at a time
+_FEWEST = 20  # fewest answers, so that some can be held out
 
 
 @dataclass(frozen=True)
 class Data:
-    """Answers, and the file they came from."""
+    """Answers, and the file they were read from."""
 
     origin: Origin
     answers: list[DistilledAnswer]
     path: Path
 
     def held_out(self, share: float) -> Tensor:
-        """[number of answers]: whether an answer is held out. All answers of a prompt are, or none."""
+        """[number of answers]: whether an answer is held out. All answers of a prompt are held out, or none."""
         marks = torch.tensor([_mark(answer.id.split(":")[0]) for answer in self.answers])
         return marks <= max(share, float(marks.min()))
 
 
 def _mark(prompt: str) -> float:
-    """0 to 1, the same for the same prompt."""
+    """A number from 0 to 1, the same for the same prompt."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
 
 
 def read_data(path: Path, model: str, found: str) -> Data:
-    """The answers to learn from. found: fingerprint of the model to train for. Raises ConfigError."""
+    """The answers to train on. found: fingerprint of the model to train for. Raises ConfigError."""
     origin, answers = read_answers(path)
     if origin.fingerprint is not None and origin.fingerprint != found:
         raise ConfigError(f"{path} holds answers of another model ({origin.model}); heads for {model} need its own")
     answers = [answer for answer in answers if len(answer.output_ids) > 1]
     if len(answers) < _FEWEST:
-        raise ConfigError(f"{path} has {len(answers)} answers of 2 tokens and more; {_FEWEST} are the least")
+        raise ConfigError(f"{path} has {len(answers)} answers of at least 2 tokens; training needs at least {_FEWEST}")
     return Data(origin, answers, path)
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: what the base would have emitted here; answers [N]."""
+    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: the base model's distribution here; answers [N]."""
 
     hidden: Tensor
     tokens: Tensor
@@ -76,12 +77,12 @@ class Places:
         return len(self.tokens)
 
     def follows(self, places: Tensor, distance: int) -> Tensor:
-        """Which of `places` have a place `distance` further in the same answer."""
+        """Which of these positions have a position `distance` further in the same answer."""
         further = (places + distance).clamp_max(len(self) - 1)
         return (places + distance < len(self)) & (self.answers[further] == self.answers[places])
 
     def of(self, wanted: Tensor) -> "Places":
-        """Those of the answers for which wanted [number of answers] is true."""
+        """The positions of the answers for which wanted [number of answers] is true."""
         rows = wanted[self.answers].nonzero().flatten()
         return Places(*(getattr(self, name)[rows] for name in _FIELDS))
 
@@ -92,7 +93,7 @@ _FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
 def data_key(
     answers: Sequence[DistilledAnswer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()
 ) -> str:
-    """Hash of all that decides the places."""
+    """Hash of everything that determines the result."""
     digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *taps]).encode())
     for answer in answers:
         digest.update(json.dumps([answer.prompt_ids, answer.output_ids]).encode())
@@ -100,14 +101,14 @@ def data_key(
 
 
 def save_places(places: Places, path: Path, key: str) -> None:
-    """Write them, whole or not at all."""
+    """Write them, completely or not at all."""
     scratch = path.with_suffix(".part")
     save_file({name: getattr(places, name).contiguous() for name in _FIELDS}, scratch, metadata={"key": key})
     scratch.replace(path)
 
 
 def load_places(path: Path, key: str) -> Places | None:
-    """What save_places wrote, if it was made of the same data."""
+    """The file that save_places wrote, if it was computed from the same data."""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
@@ -118,9 +119,9 @@ def load_places(path: Path, key: str) -> Places | None:
 
 @torch.inference_mode()
 def collect(model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Callable[[int], None]) -> Places | None:
-    """One pass of the model over all answers, several at a time. advance: told how many tokens are done.
+    """One pass of the model over all answers, several at a time. advance: called with the number of tokens done.
 
-    All ranks call it together; rank 0 gets the places, the others None.
+    Called by all ranks together; rank 0 gets the result, the others None.
     """
     parts: list[tuple[Tensor, ...]] = []
     begin = 0
@@ -141,7 +142,7 @@ def _length(answer: DistilledAnswer) -> int:
 
 
 def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -> tuple[Tensor, ...] | None:
-    """Places of a few answers, flattened into one row of tokens; None on ranks other than 0."""
+    """Positions of a few answers, flattened into one row of tokens; None on ranks other than 0."""
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -153,7 +154,7 @@ def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -
         ids += [*answer.prompt_ids, *answer.output_ids]
         lengths.append(len(ids) - begin)
         positions += range(lengths[-1])
-        # The state after the last token of the prompt chose the first of the answer, and so on.
+        # The state after the last token of the prompt predicted the first token of the answer, and so on.
         start = begin + len(answer.prompt_ids) - 1
         rows += range(start, start + len(answer.output_ids))
         tokens += answer.output_ids
@@ -169,29 +170,29 @@ def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -
 
 
 def _likeliest(model: ShardedModel, logits: Tensor) -> tuple[Tensor, Tensor] | None:
-    """logits [R, Vs] of this rank -> the likeliest ids and their chances, [R, M] on rank 0; None on the others.
+    """logits [R, Vs] of this rank -> the most likely ids and their probabilities, [R, M] on rank 0; None on the others.
 
-    Each rank finds the best of its columns, so that a few numbers of each row travel and not the row.
+    Each rank finds the best of its columns, so that only a few numbers per row are sent.
     """
     parallel, kept = model.parallel, min(KEPT, model.vocab_size)
-    num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))  # padding is behind them
+    num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))  # padding comes after them
     ids, chances = [], []
-    for part in torch.split(logits, _PIECE_ROWS):  # a whole float32 copy would be large
+    for part in torch.split(logits, _PIECE_ROWS):  # a full float32 copy would be large
         mine = part.float()
         mine[:, num_valid:] = float("-inf")
         values, columns = mine.topk(min(kept, model.vocab_shard), dim=-1)
         sums = mine.logsumexp(dim=-1, keepdim=True)
-        told = [parallel.gather_to_rank0(x) for x in (values, columns + model.vocab_start, sums)]
-        every = [torch.cat(shards, dim=1) for shards in told if shards is not None]
+        gathered = [parallel.gather_to_rank0(x) for x in (values, columns + model.vocab_start, sums)]
+        every = [torch.cat(shards, dim=1) for shards in gathered if shards is not None]
         if every:
-            best, places = every[0].topk(kept, dim=-1)
-            ids.append(every[1].gather(1, places).int())
+            best, indices = every[0].topk(kept, dim=-1)
+            ids.append(every[1].gather(1, indices).int())
             chances.append((best - every[2].logsumexp(dim=-1, keepdim=True)).exp().half())
     return (torch.cat(ids), torch.cat(chances)) if ids else None
 
 
 def packed_attention(lengths: Sequence[int]) -> Attend:
-    """Attention for sequences laid end to end, each causal within itself; everything a layer can ask for, plainly."""
+    """Attention for sequences laid end to end, each causal; supports all options of a layer, in plain torch."""
 
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         out = []
@@ -217,9 +218,9 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
     scores = params.scale * (q.float() @ k.transpose(-1, -2))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    place = torch.arange(q.shape[2], device=q.device)
-    behind = place[:, None] - place[None, :]
-    seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    position = torch.arange(q.shape[2], device=q.device)
+    distance = position[:, None] - position[None, :]
+    seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
     scores = scores.masked_fill(~seen, float("-inf"))
     if sinks is not None:
         column = sinks.float()[None, :, None, None].expand(1, -1, q.shape[2], 1)

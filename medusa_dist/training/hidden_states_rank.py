@@ -1,9 +1,9 @@
-"""One rank of the pass over the answers: what serve/rank.py runs as a Ray actor in place of
-engine/startup/bootstrap.py.
+"""HiddenStatesRank: one rank of the pass over the answers.
 
-Owns the order of things on a rank. Not here: the pass (train_data.py), the group (serve/local_group.py). With one rank
-it runs in the process that asks for it. All ranks read the same answers in the same order, each with its part of the
-model; the heads' states and the places are rank 0's.
+Owns the sequence of work on a rank, run by serve/rank.py as a Ray actor in place of EngineRank. Not here: the pass
+(hidden_states.py), the group (serve/local_group.py).
+With one rank it runs in the calling process. All ranks read the same answers in the same order, each with its part of
+the model; only rank 0 keeps hidden states and writes the result.
 """
 
 import time
@@ -28,7 +28,7 @@ STACK = __name__
 
 
 class HiddenStatesRank:
-    """A rank without an engine. facts: bytes of its part of the model, seconds of its start."""
+    """A rank without an engine. facts: bytes of its part of the model, seconds of its start-up."""
 
     engine = None
 
@@ -50,7 +50,7 @@ class HiddenStatesRank:
         if data_key(self._answers, found, dtype, config.taps) != config.key:
             raise ConfigError(f"rank {rank} sees other answers in {config.answers}, or another model, than the driver")
         device = choose_device(config)
-        progress("meeting the other ranks")
+        progress("connecting to the other ranks")
         parallel, _ = join_group(config, device, rank, store, generation)
         progress("loading the model")
         self._model = load_model(
@@ -65,7 +65,7 @@ class HiddenStatesRank:
         self.facts: dict[str, Any] = {"weight_bytes": self._model.weight_bytes(), "seconds": seconds}
 
     def follow(self) -> None:
-        """Read all answers; rank 0 writes the places down."""
+        """Read all answers; rank 0 writes the result."""
         total, done = sum(len(answer.output_ids) for answer in self._answers), 0
         self._progress(ProgressText("reading the answers", done, total, "tokens"))
 
@@ -79,4 +79,4 @@ class HiddenStatesRank:
             save_places(places, self._config.target, self._config.key)
 
 
-build_rank = HiddenStatesRank  # what serve/rank.py asks a module for
+build_rank = HiddenStatesRank  # the RankFactory that serve/rank.py looks up in this module

@@ -1,8 +1,8 @@
 """`medusa-dist train-heads`: from a model without heads to a head file that serves.
 
-Owns the course: one pass of the model over its answers, training, packing. Not here: the answers (distill.py), the
-parts (train_data.py, train_loop.py).
-The base model stays as it is: only heads learn, so what the service answers does not change.
+Owns the job: one pass of the model over its answers, training, packing. Not here: the answers (distill.py), the parts
+(hidden_states.py, train_loop.py).
+The base model is frozen: only the heads are trained, so the service's answers do not change.
 """
 
 import hashlib
@@ -37,19 +37,19 @@ class Shape(Strict):
 
     form: Literal["hidden", "hidden+embedding", "sequential"] = "sequential"
     num_heads: Annotated[int, Field(ge=1, le=16)] = 4
-    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not of the form sequential.")
-    width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only of the form sequential.")
+    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not for the form sequential.")
+    width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only for the form sequential.")
     taps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
-        description="Inner layers that the heads read as well, the first being 0; only of the form sequential. None: "
+        description="Aux layers that the heads read as well, counted from 0; only for the form sequential. None: "
         "two, at 3/8 and 7/10 of the depth.",
     )
     draft_vocab_size: Annotated[int, Field(ge=1)] = Field(
-        default=8192, description="The tokens that the model emits most; the whole vocabulary if that is smaller."
+        default=8192, description="The tokens that the model emits most often; the whole vocabulary if that is smaller."
     )
     lm_head: Literal["shared", "own"] = "shared"
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        default=0.05, description="Share of the prompts whose answers are kept for judging."
+        default=0.05, description="Share of the prompts whose answers are held out for evaluation."
     )
 
     @model_validator(mode="after")
@@ -59,10 +59,10 @@ class Shape(Strict):
         return self
 
     def tapped(self, num_layers: int) -> tuple[int, ...]:
-        """The layers to tap of a model that has so many, ascending. Raises ConfigError for one that it lacks."""
+        """The aux layers of a model with num_layers layers, ascending. Raises ConfigError for one that it lacks."""
         if self.form != "sequential":
             return ()
-        if self.taps is None:  # the last layer says nothing new
+        if self.taps is None:  # the last layer adds no information
             return tuple(sorted({num_layers * 3 // 8, num_layers * 7 // 10} - {num_layers - 1}))
         missing = [layer for layer in self.taps if layer >= num_layers]
         if missing:
@@ -72,7 +72,7 @@ class Shape(Strict):
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, from what, and where to keep things. The pass over the answers is in the config's dtype."""
+    """What to train, from which data, and where to store files. The pass over the answers uses the config's dtype."""
 
     config: Config
     data: Path
@@ -83,15 +83,16 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model while it reads the answers."""
+        """dtype of the model for the pass over the answers."""
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         return dtype
 
 
 def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], None]) -> HeadsFile:
-    """Train, pack into job.target, and return what was packed. Goes on after a kill.
+    """Train, pack into job.target, and return the head file. Resumes after a kill.
 
-    note: told what is worth keeping on the screen; status: what is going on now. Raises ConfigError or EngineError.
+    note: called with lines worth keeping on screen; status: with the current progress. Raises ConfigError or
+    EngineError.
     """
     folder = model_folder(job.config)
     found = fingerprint(folder)
@@ -107,8 +108,8 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     vocab = draft_vocab(train, min(job.shape.draft_vocab_size, base.vocab_size), base.vocab_size)
     covered = float(torch.isin(judge.tokens, vocab).float().mean())
     note(
-        f"{len(data.answers)} answers, {len(train):,} places to learn from and {len(judge):,} held out; "
-        f"{len(vocab)} tokens to draft, {covered:.1%} of the held-out ones"
+        f"{len(data.answers)} answers, {len(train):,} positions to train on and {len(judge):,} held out; "
+        f"draft vocabulary of {len(vocab)} tokens, which covers {covered:.1%} of the held-out ones"
     )
     embedding = load_full_rows(base, "input").float()
     about = describe(job, base, found, vocab, places, embedding)
@@ -117,7 +118,7 @@ def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], N
     note(f"memory: about {training_bytes(heads, places, vocab, job.recipe) / 1e9:.1f} GB at the peak of training")
     trainer = Trainer(heads, (train, judge), vocab, job.recipe, job.work, key)
     if trainer.progress.step:
-        note(f"going on after step {trainer.progress.step}")
+        note(f"resuming after step {trainer.progress.step}")
     best = trainer.run(status, note)
     trainer.load(best)
     score = trainer.score()
@@ -135,13 +136,13 @@ def _places(
     note: Callable[[str], None],
     status: Callable[[str], None],
 ) -> tuple[Places, str]:
-    """The pass over the answers, or what an earlier run kept of it, and its key."""
+    """The result of the pass over the answers, possibly from an earlier run, and its key."""
     taps = job.shape.tapped(base.num_layers)
     key, path = data_key(data.answers, found, job.dtype, taps), job.work.resolve() / "places.safetensors"
     places = load_places(path, key)
     if places is None:
-        told = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
-        config = PlacesConfig.model_validate(job.config.model_dump() | told)
+        job_keys = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
+        config = PlacesConfig.model_validate(job.config.model_dump() | job_keys)
         peak = reading_bytes(config, base, sum(len(answer.output_ids) for answer in data.answers))
         where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"
         note(f"memory: about {peak / 1e9:.2g} GB{where} while the answers are read")
@@ -150,12 +151,12 @@ def _places(
         else:
             run_ranks(config, places_rank.STACK, status)
         places = load_places(path, key)
-        assert places is not None, "the pass left no places"
+        assert places is not None, "the pass wrote no result"
     return places, key
 
 
 def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
-    """[size], sorted: the tokens that the base most expects in its answers; ties to the lower id."""
+    """[size], sorted: the tokens that the base model expects most in its answers; ties to the lower id."""
     weights = torch.zeros(vocab_size, dtype=torch.float64)
     weights.index_add_(0, places.base_ids.flatten().long(), places.base_chances.flatten().double())
     weights -= 1e-9 * torch.arange(vocab_size)
@@ -165,7 +166,7 @@ def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
 def describe(
     job: Job, model: Outline, found: str, vocab: Tensor, places: Places, embedding: Tensor
 ) -> HeadsDescription:
-    """heads.json before anything is learned."""
+    """heads.json before training."""
     shape, sequential = job.shape, job.shape.form == "sequential"
     sample = places.hidden[:: max(1, len(places) // 4096), : model.hidden_size].float()
     used = embedding[places.tokens[:: max(1, len(places) // 4096)]]
@@ -200,7 +201,7 @@ def pack(
     job: Job,
     trainer: Trainer,
 ) -> HeadsFile:
-    """The head file: tensors in bfloat16, and where they come from."""
+    """The head file: tensors in bfloat16, and their origin."""
     tensors = {name: t.to(torch.bfloat16) for name, t in state.items()}
     if about.draft_vocab_size is not None:
         tensors["draft_vocab"] = vocab.int()
@@ -225,8 +226,10 @@ def pack(
 def summary(score: Score, trainer: Trainer) -> str:
     """One line per head."""
     lines = [
-        f"head {k}: right {head[0]:.1%}, among its best {len(head)} {head[-1]:.1%}"
+        f"head {k}: top-1 accuracy {head[0]:.1%}, top-{len(head)} {head[-1]:.1%}"
         for k, head in enumerate(score.accuracies, start=1)
     ]
-    lines.append(f"best after step {trainer.progress.best_step}: {score.chain:.3f} tokens per step, best guesses alone")
+    lines.append(
+        f"best after step {trainer.progress.best_step}: {score.chain:.3f} tokens per step with top-1 guesses only"
+    )
     return "\n".join(lines)

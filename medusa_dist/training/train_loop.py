@@ -1,8 +1,9 @@
-"""Training heads on places: batches, steps, checks of what they learn, and a state that outlives a kill.
+"""Training loop of the heads: batches, steps, evaluation, and resumable checkpoints.
 
-Owns the loop. Not here: the places (train_data.py), the losses (medusa/heads/loss.py), what is packed (train_heads.py).
-The order of batches follows from seed and epoch alone, so a run that was killed goes on where its last checkpoint
-was, and ends with the numbers of a run that was not.
+Owns the loop. Not here: the hidden states (hidden_states.py), the losses (medusa/heads/loss.py), packing
+(train_heads.py).
+The order of batches depends only on seed and epoch, so a killed run resumes from its last checkpoint and ends with the
+same numbers as an uninterrupted one.
 """
 
 import json
@@ -26,7 +27,7 @@ from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.tools.progress import ProgressText
 from medusa_dist.training.hidden_states import Places
 
-RANKS = 5  # accuracies are kept for so many guesses
+RANKS = 5  # accuracies are kept for top-1 to top-5 guesses
 _CHECK_ROWS = 4096
 
 
@@ -43,16 +44,17 @@ class Recipe(Strict):
     clip: Annotated[float, Field(gt=0)] = 1.0
     checkpoint_steps: Annotated[int, Field(ge=1)] = 100
     patience: Annotated[int, Field(ge=1)] = Field(
-        default=2, description="Checks of the held-out answers, one an epoch, without a gain before training ends."
+        default=2,
+        description="Evaluations on the held-out answers, one per epoch, without a gain before training ends.",
     )
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Score:
-    """On held-out answers. accuracies: [head][rank], the first rank + 1 guesses, the path before them being true.
+    """On held-out answers. accuracies: [head][i], top-(i + 1) accuracy, given that the path before is right.
 
-    chain: tokens per step, all places alike, if the best guess of each head were the only draft.
+    chain: tokens per step, over all positions, if the best guess of each head were the only draft.
     """
 
     accuracies: list[list[float]]
@@ -61,7 +63,7 @@ class Score:
 
 @dataclass
 class Progress:
-    """Where training stands; kept in checkpoints."""
+    """The state of training; stored in checkpoints."""
 
     step: int = 0
     best: float = 0.0
@@ -70,7 +72,7 @@ class Progress:
 
 
 class Trainer:
-    """One run. folder: for checkpoints. key: of the data, so that a checkpoint of other data is not gone on with."""
+    """One run. folder: for checkpoints. key: of the data, so that a checkpoint of other data is not resumed."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Trainer:
         self.recipe = recipe
         self.train, self.held = places
         self.progress = Progress()
-        self.losses: list[float] = []  # of each head, a moving average
+        self.losses: list[float] = []  # moving average for each head
         size = int(max(int(vocab.max()), int(places[0].tokens.max()), int(places[0].base_ids.max()))) + 1
         self._columns = torch.full((size,), OUTSIDE)
         self._columns[vocab] = torch.arange(len(vocab))
@@ -99,19 +101,19 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one epoch; a last one that is not full is left out, unless it is the only one."""
+        """Batches per epoch; an incomplete last batch is dropped, unless it is the only one."""
         return max(1, len(self.train) // self.recipe.batch_places)
 
     @property
     def num_steps(self) -> int:
-        """Steps in all, if training does not end early."""
+        """Total steps if training does not end early."""
         return max(1, round(self.recipe.epochs * self.steps_per_epoch))
 
     def run(self, status: Callable[[str], None], note: Callable[[str], None] = lambda _: None) -> dict[str, Tensor]:
-        """Train to the end; returns the best state, by the held-out answers.
+        """Train to the end; returns the best state on the held-out answers.
 
-        status: told each step; note: told what each check of the held-out answers found. Raises EngineError at the
-        first loss that is not finite, naming step and batch.
+        status: called in each step; note: called with each evaluation on the held-out answers. Raises EngineError at
+        the first loss that is not finite, naming step and batch.
         """
         while self.progress.step < self.num_steps and self.progress.checks_without_gain < self.recipe.patience:
             self._step()
@@ -121,12 +123,12 @@ class Trainer:
             if step % self.recipe.checkpoint_steps == 0 or step == self.num_steps:
                 self._save()
             losses = " ".join(f"{loss:.2f}" for loss in self.losses)
-            more = f"losses {losses}; held-out chain {self.progress.best:.3f}"
+            more = f"losses {losses}; held-out tokens per step {self.progress.best:.3f}"
             status(ProgressText("training", step, self.num_steps, "steps", more))
         return self._best
 
     def batch(self, step: int) -> Tensor:
-        """Places of a step: [batch_places]."""
+        """Positions of a step: [batch size]."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.seed + epoch))
         return order[number * self.recipe.batch_places :][: self.recipe.batch_places].sort().values
@@ -140,12 +142,12 @@ class Trainer:
             losses = self._head_losses(rows)
         self.progress.step += 1
         if not losses:
-            return  # every place is the last of its answer: nothing to learn
+            return  # every position is the last of its answer: nothing to learn
         loss = total_loss(losses, recipe.decay)
         if not bool(torch.isfinite(loss)):
             each = ", ".join(f"{float(one.detach()):g}" for one in losses)
             raise EngineError(
-                f"training: the loss is not finite at step {step} (batch of places {int(rows[0])}..{int(rows[-1])}; "
+                f"training: the loss is not finite at step {step} (batch of positions {int(rows[0])}..{int(rows[-1])}; "
                 f"by head: {each}). Lower learning_rate, or look at those answers"
             )
         self.optimizer.zero_grad()
@@ -191,7 +193,7 @@ class Trainer:
 
     @torch.no_grad()
     def score(self) -> Score:
-        """What the heads are worth on the held-out answers."""
+        """Accuracy of the heads on the held-out answers."""
         num_heads, places = self._num_heads, self.held
         ranks = min(RANKS, len(self._vocab))
         hits, counts = torch.zeros(num_heads, ranks), torch.zeros(num_heads)
@@ -213,7 +215,7 @@ class Trainer:
         return Score([[round(float(x), 4) for x in head] for head in shares], 1.0 + accepted / max(1, ends))
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over a state, as run() returns it."""
+        """Load a state as returned by run()."""
         self.accelerator.unwrap_model(self.heads).load_state_dict(state)
 
     def _check(self, note: Callable[[str], None]) -> None:
@@ -225,7 +227,7 @@ class Trainer:
             self._best = {name: t.detach().cpu().clone() for name, t in heads.state_dict().items()}
         else:
             self.progress.checks_without_gain += 1
-        note(f"after step {self.progress.step}: {chain:.3f} tokens per step of the best guesses alone, held out")
+        note(f"after step {self.progress.step}: {chain:.3f} tokens per step with top-1 guesses only, held out")
 
     def _save(self) -> None:
         heads = self.accelerator.unwrap_model(self.heads)
@@ -263,14 +265,14 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def schedule(step: int, warm_up: int, num_steps: int) -> float:
-    """Share of the learning rate: up in a line, then down half a cosine."""
+    """Factor of the learning rate: linear warm-up, then half a cosine down."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
 def mixed_precision() -> str:
-    """bfloat16 where the device multiplies it fast."""
+    """bfloat16 where the device has fast bfloat16 products."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"

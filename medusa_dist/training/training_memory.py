@@ -1,4 +1,4 @@
-"""How much memory training heads takes at its peaks: the pass over the answers, and the training.
+"""Peak memory of training heads: of the pass over the answers, and of the training.
 
 Owns the arithmetic. Not here: what a rank holds of a model (model/sizing.py).
 """
@@ -16,8 +16,8 @@ from medusa_dist.training.train_loop import Recipe
 
 
 def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
-    """Bytes at the peak of the pass on rank 0, which holds most: its part of the model, one pass's activations and
-    logits, and twice the places, which are joined at the end."""
+    """Peak bytes of the pass on rank 0, which holds most: its part of the model, the activations and logits of one
+    pass, and twice the result, which is concatenated at the end."""
     parallel = TPGroup(0, config.tensor_parallel_size)
     device = choose_device(config).type
     size = rank_size(base.config, base.checkpoint, parallel, base.dtype, device, config.trust_remote_code)
@@ -28,8 +28,8 @@ def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
 
 
 def training_bytes(heads: TrainableHeads, places: Places, vocab: Tensor, recipe: Recipe) -> int:
-    """Bytes at the peak: places, parameters with gradients, Adam's moments and two copies, frozen rows, and one batch's
-    logits with what their gradients need."""
+    """Peak bytes: the dataset, parameters with gradients, Adam's moments and two copies, frozen rows, and the logits of
+    one batch with what their gradients need."""
     kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))
     learned = sum(t.numel() for t in heads.parameters()) * 4 * 6
     frozen = sum(t.numel() * t.element_size() for t in heads.buffers())

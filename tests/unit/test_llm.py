@@ -226,7 +226,7 @@ def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
             LLM(str(folder), **{key: value})
     with pytest.raises(ModelError):
         LLM(str(tmp_path))
-    with pytest.raises(HeadsError, match=r"heads\.json is not there"):
+    with pytest.raises(HeadsError, match=r"heads\.json is missing"):
         LLM(str(folder), heads=str(tmp_path))
 
 

@@ -52,7 +52,7 @@ def test_the_engine_serves_it_and_refuses_it_with_too_few_heads(tmp_path: Path) 
         EngineRank(named, tmp_path)
     save_heads(tmp_path / "heads", hidden, VOCAB, num_heads=4)
     rank = EngineRank(named, tmp_path)
-    assert "at most 63 drafted" in rank.facts["speculation"]
+    assert "at most 63 draft tokens" in rank.facts["speculation"]
     each = [request(f"r{i}", range(3, 12 + i), seed=i, max_tokens=20, ignore_eos=True) for i in range(2)]
     plain = decode(engine_over(rank, Setting()), each)
     assert rank.engine is not None

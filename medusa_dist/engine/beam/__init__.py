@@ -1,1 +1,1 @@
-"""Beam search in the engine: groups of sequences, their selection and their drafts."""
+"""Beam search in the engine: groups of sequences, selection of beams, their drafts."""

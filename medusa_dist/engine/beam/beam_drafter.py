@@ -1,10 +1,11 @@
-"""BeamDrafter: guesses for the beams of searches, level by level, from memory where a row was verified.
+"""BeamDrafter: drafts for beams, level by level, reusing rows that were verified before.
 
-Owns which guesses of a group are followed up, and what is drafted behind them. Not here: the order of guesses and how
-many are verified (medusa/beam/beam_tree.py), when heads run (drafter.py).
-A level that one beam held up was verified for the others: the model's own log-probabilities of what follows those are
-known (judge_beams.py), and the heads draft on from the rows behind. So of W beams only a few have to be guessed for,
-and what was missing in one step is there in the next. Memory drafts, and never decides.
+Owns which guesses of a group are extended, and what is drafted after them. Not here: the order of guesses
+(medusa/beam/beam_tree.py), how many are verified (medusa/trees/budget.py), when the heads run (spec/head_drafter.py).
+When a level stops because one beam's draft is missing, the drafts of the other beams were still verified: the model's
+own log-probabilities of their continuations are known (select.py), and the heads continue from their rows. So only a
+few of W beams need guesses, and what was missing in one step is drafted in the next. This memory only affects drafts,
+never the result.
 """
 
 from collections.abc import Sequence as Seq
@@ -24,16 +25,17 @@ from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import SequentialHeads
 from medusa_dist.medusa.trees.tree import NOWHERE, Candidates
 
-_NEVER = -80.0  # log-probabilities that are no confidence in float32
+_NEVER = -80.0  # log-probabilities below this are 0 as a float32 confidence
 
 
 @dataclass(frozen=True, eq=False)
 class _Item:
-    """A place that a list of guesses is drafted for.
+    """A node that a list of guesses is drafted for.
 
-    known: what the model said there, if it did. Else hidden [I] is that of the last row that was verified on the way,
-    tail the tokens behind it, and state [H] the sequential cell's before the last of them (None: behind one token).
-    above: list and rank of the guess that it follows; None: it follows the root.
+    known: the model's result for it, if it was verified. Otherwise hidden [I] belongs to the last verified row on the
+    path, tail holds the tokens after that row, and state [H] is the sequential cell's state before the last of them
+    (None if there is only one).
+    above: list and index of the guess that it follows; None: it follows the root.
     """
 
     group: int
@@ -49,27 +51,27 @@ class _Item:
 
 @dataclass
 class _Lists:
-    """One beam's lists, as they grow."""
+    """The lists of one beam while they are built."""
 
     ranked: list[Ranked] = field(default_factory=list)
     above: list[tuple[int, int] | None] = field(default_factory=list)
 
     def candidates(self) -> Candidates:
-        """In the form that trees are made of; short lists are filled up with guesses of no confidence."""
-        num_ranks = max(map(len, self.ranked))
-        tokens = np.zeros((len(self.ranked), num_ranks), dtype=np.int64)
-        chances = np.zeros((len(self.ranked), num_ranks), dtype=np.float32)
-        follows = np.full((len(self.ranked), num_ranks), NOWHERE, dtype=np.int64)
-        for place, (ranked, above) in enumerate(zip(self.ranked, self.above, strict=True)):
-            tokens[place, : len(ranked)] = [token for token, _ in ranked]
-            chances[place, : len(ranked)] = np.exp([min(0.0, log_p) for _, log_p in ranked])
+        """As Candidates; short lists are padded with guesses of confidence 0."""
+        width = max(map(len, self.ranked))
+        tokens = np.zeros((len(self.ranked), width), dtype=np.int64)
+        chances = np.zeros((len(self.ranked), width), dtype=np.float32)
+        follows = np.full((len(self.ranked), width), NOWHERE, dtype=np.int64)
+        for index, (ranked, above) in enumerate(zip(self.ranked, self.above, strict=True)):
+            tokens[index, : len(ranked)] = [token for token, _ in ranked]
+            chances[index, : len(ranked)] = np.exp([min(0.0, log_p) for _, log_p in ranked])
             if above is not None:
-                follows[above] = place
+                follows[above] = index
         return Candidates(tokens, chances, follows)
 
 
 class BeamDrafter:
-    """embedding: of the base [V, H], for heads that read tokens. token_ids [D]: those that the heads know."""
+    """embedding: of the base model [V, H], for heads that read tokens. token_ids [D]: those that the heads know."""
 
     def __init__(
         self, heads: MedusaHeads | SequentialHeads, embedding: Tensor | None, token_ids: Tensor, num_ranks: int
@@ -80,7 +82,7 @@ class BeamDrafter:
         self._num_ranks = num_ranks
 
     def draft(self, groups: Seq[BeamGroup], hidden: Seq[Seq[Tensor]]) -> dict[Sequence, Candidates]:
-        """The candidates of all beams. hidden[g][b] [I]: of the row before the last token of group g's beam b."""
+        """The candidates of all beams. hidden[g][b] [I]: of the row before the last token of beam b of group g."""
         lists = [[_Lists() for _ in group.beams] for group in groups]
         items = [
             _Item(number, b, (), score, group.memory.get((b, ())), hidden[number][b], (beam.tokens[-1],))
@@ -90,16 +92,16 @@ class BeamDrafter:
         depth = 0
         while items:
             depth += 1
-            onward: list[_Item] = []
+            next_items: list[_Item] = []
             for item, (ranked, state) in zip(items, self._guesses(items), strict=True):
                 own = lists[item.group][item.beam]
                 own.ranked.append(ranked)
                 own.above.append(item.above)
                 if depth < min(groups[item.group].reach, MAX_DEPTH):
-                    onward += self._behind(item, groups[item.group], (ranked, state), len(own.ranked) - 1)
+                    next_items += self._behind(item, groups[item.group], (ranked, state), len(own.ranked) - 1)
             items = [
                 item
-                for number, of_group in groupby(onward, key=lambda item: item.group)
+                for number, of_group in groupby(next_items, key=lambda item: item.group)
                 for item in sorted(of_group, key=lambda i: -i.score)[: num_followed(depth, len(groups[number].beams))]
             ]
             items = [item for item in items if item.known is not None or len(item.tail) <= self._heads.num_heads]
@@ -110,20 +112,20 @@ class BeamDrafter:
         }
 
     def _behind(self, item: _Item, group: BeamGroup, made: tuple[Ranked, Tensor | None], place: int) -> list[_Item]:
-        """What may be followed up of the guesses made for `item`, which are its beam's list number `place`."""
+        """The guesses made for `item` that may be extended; they are list number `place` of its beam."""
         ranked, state = made
         hidden, tail = (item.hidden, item.tail) if item.known is None else (item.known.hidden, ())
-        onward = []
-        for rank, (token, log_p) in enumerate(ranked):
+        next_items = []
+        for index, (token, log_p) in enumerate(ranked):
             if token not in group.rules.ends and log_p > _NEVER:
                 path = (*item.path, token)
                 known = group.memory.get((item.beam, path))
-                about = item.score + log_p, known, hidden, (*tail, token), state, (place, rank)
-                onward.append(_Item(item.group, item.beam, path, *about))
-        return onward
+                fields = item.score + log_p, known, hidden, (*tail, token), state, (place, index)
+                next_items.append(_Item(item.group, item.beam, path, *fields))
+        return next_items
 
     def _guesses(self, items: Seq[_Item]) -> list[tuple[Ranked, Tensor | None]]:
-        """Of each item: its guesses, and the sequential cell's state behind them."""
+        """For each item: its guesses, and the sequential cell's state after it."""
         unknown = [item for item in items if item.known is None]
         guessed = iter(self._guess(unknown) if unknown else [])
         return [next(guessed) if item.known is None else (item.known.ranked, None) for item in items]
@@ -140,7 +142,7 @@ class BeamDrafter:
             stacked = torch.stack([state.to(self._heads.dtype) for state in before if state is not None])
             after, logits = self._heads.step(stacked, self._embed([item.tail[-1] for item in items]))
             states = list(after)
-        else:  # all of a head file's heads guess at once, from the token behind the known row
+        else:  # all heads of the file guess at once, from the token after the known row
             hidden = torch.stack([item.hidden for item in items])
             embedding = self._embed([item.tail[0] for item in items]) if self._heads.needs_embedding else None
             heads = torch.tensor([len(item.tail) - 1 for item in items], device=hidden.device)

@@ -1,13 +1,13 @@
 """BeamGroup: the beams of one request, and the KV blocks they share.
 
 Owns what a fork does to sequences and block tables. Pure host work. Not here: the search (medusa/beam/search.py), when
-beams run and who makes room for them (scheduler.py). Each beam is a Sequence with a slot of its own; all run in the
-same steps, have the same length, and are admitted, preempted and freed together. A preempted group begins again from
-its prompt: a search is nothing but its beams, and half of it may be W caches. Blocks: beams with a common beginning
-share the blocks that are full of it; they only read them. What lies behind, at most a block and the drafts accepted
-just now, is copied when a beam forks: copy-on-write by whole blocks. A beam that takes another's place owns its part of
-the source's blocks at once, and gets the rest when it is scheduled; the rows are moved at the beginning of that plan,
-from wherever they stand now.
+beams run and how they get blocks (scheduler/scheduler.py).
+Each beam is a Sequence with its own batch index. All beams run in the same steps, have the same length, and are
+admitted, preempted and freed together. A preempted group restarts from its prompt: its only state is W KV caches.
+Blocks: beams with a common prefix share the blocks that are full of it; they only read them. The rest, at most one
+block plus the draft tokens just accepted, is copied when a beam forks (copy-on-write by whole blocks). A beam that
+replaces another owns its part of the source's blocks at once and gets the rest when it is scheduled; the rows are
+copied at the start of that plan from wherever they are then.
 """
 
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ Moves = list[tuple[int, int]]  # (source, target) KV slots
 
 
 class BeamGroup(SequenceGroup):
-    """The beams of one request. root: the sequence that waits, computes the prompt, and is the first beam.
+    """root: the sequence that waits, computes the prompt, and is the first beam.
 
-    beams: those that go on, in the order of search.outputs. idle: from admission to the first fork, the others.
-    memory: what is known of the next levels already. levels: what the last step's trees were made of. reach: how deep
-    to draft.
+    beams: the active beams, in the order of search.outputs. idle: the other sequences, from admission to the first
+    fork.
+    memory: known results of the next levels. reach: how deep to draft.
     """
 
     def __init__(self, request: Request, rules: BeamRules, number: int = 0) -> None:
@@ -46,12 +46,12 @@ class BeamGroup(SequenceGroup):
         self.restart()
 
     def restart(self) -> None:
-        """Begin again from the prompt, with nothing computed."""
+        """Reset to the prompt, with nothing computed."""
         self.search = Search()
         self.beams = [self.root]
         self.idle: list[Sequence] = []
         self._sequences = [self.root]
-        self.heads: list[int] = []  # which head guessed the tokens at each place of the output; 0 = none
+        self.heads: list[int] = []  # head that guessed each output token; 0 = none
         self.memory: Memory = {}
         self.levels: Levels = []
         self.was_drafted = False  # in the last step
@@ -59,45 +59,45 @@ class BeamGroup(SequenceGroup):
 
     @property
     def size(self) -> int:
-        """Batch indices that it needs: one a beam."""
+        """Number of batch indices that it needs: one per beam."""
         return self.rules.width
 
     @property
     def sequences(self) -> list[Sequence]:
-        """All its sequences that hold a batch index, in an order that no fork changes."""
+        """All its sequences that have a batch index, in an order that forks do not change."""
         return self._sequences
 
     @property
     def running(self) -> list[Sequence]:
-        """Until the first fork the root alone; then all beams."""
+        """The root until the first fork, then all beams."""
         return [sequence for sequence in self._sequences if sequence.tokens]
 
     def admit(self) -> list[Sequence]:
-        """Make its W sequences: the root, and those that wait for the first fork."""
+        """Create its W sequences: the root, and those that wait for the first fork."""
         self.idle = [Sequence(self, []) for _ in range(self.rules.width - 1)]
         self._sequences = [*self.beams, *self.idle]
         return self._sequences
 
     def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output | None:
-        """Fork the beams as the search decided; the output if it is over."""
-        verdicts = [result for result in results if isinstance(result, BeamResult)]
-        walk, width = verdicts[0].walk, len(verdicts)
-        depth = max((d for verdict in verdicts for d in verdict.sequence.tree.depths), default=0)
-        hits = [width] * (walk.num_levels - 1) + [0] * (depth + 1 - walk.num_levels)
-        drafted = sum(len(verdict.sequence.tree) for verdict in verdicts)
-        per_head = map(sum, zip_longest(*(v.sequence.tree.num_per_depth for v in verdicts), fillvalue=0))
+        """Fork the beams as the search decided; returns the output if the search is over."""
+        beam_results = [result for result in results if isinstance(result, BeamResult)]
+        traversal, width = beam_results[0].walk, len(beam_results)
+        depth = max((d for one in beam_results for d in one.sequence.tree.depths), default=0)
+        hits = [width] * (traversal.num_levels - 1) + [0] * (depth + 1 - traversal.num_levels)
+        drafted = sum(len(one.sequence.tree) for one in beam_results)
+        per_head = map(sum, zip_longest(*(v.sequence.tree.num_per_depth for v in beam_results), fillvalue=0))
         self.stats += SpeculationStats(width, drafted, tuple(hits), tuple(per_head))
-        self.heads += [*range(1, walk.num_levels), 0]
-        self.search, self.memory, self.was_drafted = walk.search, verdicts[0].memory, drafted > 0
-        if walk.search.is_over:
+        self.heads += [*range(1, traversal.num_levels), 0]
+        self.search, self.memory, self.was_drafted = traversal.search, beam_results[0].memory, drafted > 0
+        if traversal.search.is_over:
             for sequence in self._sequences:
-                sequence.finish_reason = walk.search.finished[0].finish_reason
+                sequence.finish_reason = traversal.search.finished[0].finish_reason
             return self._output()
-        for verdict in sorted(verdicts, key=lambda v: v.sequence is v.source):
-            _fork(verdict, pool)  # those that stay in place come last: they are read before they change
-        for verdict in verdicts:
-            verdict.sequence.candidates, verdict.sequence.tree = None, EMPTY
-        self.beams, self.idle = [verdict.sequence for verdict in verdicts], []
+        for one in sorted(beam_results, key=lambda v: v.sequence is v.source):
+            _fork(one, pool)  # those that continue in place come last: they are read before they change
+        for one in beam_results:
+            one.sequence.candidates, one.sequence.tree = None, EMPTY
+        self.beams, self.idle = [one.sequence for one in beam_results], []
         return None
 
     def _output(self) -> Output:
@@ -119,37 +119,37 @@ def beam_groups(sequences: Iterable[Sequence]) -> list[BeamGroup]:
 
 
 def _fork(verdict: BeamResult, pool: BlockPool) -> None:
-    """Let verdict.sequence go on as verdict.source along the accepted path."""
-    place, source, accepted = verdict.sequence, verdict.source, verdict.accepted
+    """Make verdict.sequence continue as verdict.source along the accepted path."""
+    target, source, accepted = verdict.sequence, verdict.source, verdict.accepted
     known, nodes = len(source.tokens), accepted.nodes
-    if place is source:
-        place.pending_copies = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
-        place.tokens += accepted.tokens
-        place.num_computed_tokens += len(nodes)
+    if target is source:
+        target.pending_copies = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
+        target.tokens += accepted.tokens
+        target.num_computed_tokens += len(nodes)
         return
     num_shared = known // BLOCK_TOKENS
     columns = [*range(num_shared * BLOCK_TOKENS, known), *(known + node for node in nodes)]
-    before, place.block_table = place.block_table, source.block_table[:num_shared]
-    pool.add_owner(place.block_table)
+    before, target.block_table = target.block_table, source.block_table[:num_shared]
+    pool.add_owner(target.block_table)
     pool.free(before)
-    place.fork_slots = [source.slot_at(column) for column in columns]
-    place.tokens = [*source.tokens, *accepted.tokens]
-    place.num_computed_tokens = known + len(nodes)
-    place.block_hashes = source.block_hashes[:num_shared]
-    place.num_hashed_blocks = min(source.num_hashed_blocks, num_shared)
-    place.num_broadcast_blocks = _common(before[: place.num_broadcast_blocks], place.block_table)
-    place.pending_copies = []
+    target.fork_slots = [source.slot_at(column) for column in columns]
+    target.tokens = [*source.tokens, *accepted.tokens]
+    target.num_computed_tokens = known + len(nodes)
+    target.block_hashes = source.block_hashes[:num_shared]
+    target.num_hashed_blocks = min(source.num_hashed_blocks, num_shared)
+    target.num_broadcast_blocks = _common(before[: target.num_broadcast_blocks], target.block_table)
+    target.pending_copies = []
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def with_forks(moves: Moves, sequences: Iterable[Sequence]) -> Moves:
-    """The moves of a plan: those within a sequence, and those that give forked beams their rows, whose blocks they
-    have by now. A block may come from a sequence that was preempted after its own moves were noted; those are void."""
+    """The copies of a plan: those within a sequence, and those that fill the new blocks of forked beams. A block may
+    come from a sequence that was preempted after its own copies were queued; those are dropped."""
     forks: Moves = []
     for sequence in sequences:
         first = sequence.num_computed_tokens - len(sequence.fork_slots)
@@ -172,8 +172,7 @@ def shared_blocks(sequences: Iterable[Sequence]) -> frozenset[int]:
 
 
 def beam_group(request: Request, limits: Limits, num_blocks: int, number: int = 0) -> BeamGroup:
-    """The group of a request with beam_width, in a cache of so many blocks. Raises RequestError if it can never be
-    served."""
+    """The group of a request with beam_width. Raises RequestError if num_blocks blocks can never serve it."""
     params, num_prompt, width = request.params, len(request.prompt_ids), request.params.beam_width
     assert width is not None
     most = limits.max_model_len - num_prompt
@@ -186,7 +185,7 @@ def beam_group(request: Request, limits: Limits, num_blocks: int, number: int = 
     )
     if width > limits.max_running:
         raise RequestError(
-            f"beam_width {width} needs as many sequences at once, the service runs {limits.max_running}; lower it, or "
+            f"beam_width {width} needs {width} sequences at once, the service runs {limits.max_running}; lower it, or "
             "raise max_running of the service",
             "beam_width",
         )
@@ -200,7 +199,7 @@ def beam_group(request: Request, limits: Limits, num_blocks: int, number: int = 
     needed = shared + width * (blocks_for(num_prompt + rules.max_tokens) - shared)
     if needed > num_blocks:
         raise RequestError(
-            f"{width} beams of prompt and max_tokens may need {needed} KV blocks, the cache has {num_blocks}; "
+            f"{width} beams of prompt plus max_tokens may need {needed} KV blocks, the cache has {num_blocks}; "
             "lower beam_width or max_tokens, or raise kv_cache_tokens of the service",
             "beam_width",
         )

@@ -1,6 +1,7 @@
-"""What a step decided for the beams of a search.
+"""BeamResult: the outcome of a step for one beam of a search.
 
-Owns the nouns between selection (select.py) and what follows from it (group.py, beam_drafter.py).
+Owns the types passed from selection (select.py) to the group and its drafter (group.py, beam_drafter.py). Not here: the
+outcome for other sequences (state/sequence.py).
 """
 
 from dataclasses import dataclass
@@ -14,28 +15,28 @@ from medusa_dist.medusa.beam.search import BeamTraversal, Ranked
 
 @dataclass(frozen=True)
 class Known:
-    """What the model said of a row that was verified: its likeliest continuations, and what the heads read [I]."""
+    """The model's result for a verified row: its most likely continuations, and what the heads read there [I]."""
 
     ranked: Ranked
     hidden: Tensor
 
 
-Memory = dict[BeamPath, Known]  # by the beam, in the order of search.outputs, and the tokens behind it
+Memory = dict[BeamPath, Known]  # by beam (in the order of search.outputs) and the tokens after it
 
 
 @dataclass(frozen=True)
 class BeamResult(StepResult):
-    """What a step decided for one beam: `sequence` goes on as `source` along `accepted`, a path in source's tree.
+    """The outcome of a step for one beam: `sequence` continues `source` along `accepted`, a path in source's tree.
 
-    All beams of a request have one, and share walk and memory. When the walk is over, `accepted` is empty.
+    All beams of a request have one, and share walk and memory. When the search is over, `accepted` is empty.
     """
 
     source: Sequence
     walk: BeamTraversal
-    used: tuple[int, ...]  # nodes of `sequence`'s own tree that any beam went through
-    memory: Memory  # of beams that go on, or of what may follow them: verified, but their level was not complete
+    used: tuple[int, ...]  # nodes of `sequence`'s own tree that any beam passed through
+    memory: Memory  # for active beams and their possible continuations: verified, but at a level that was not complete
 
     @property
     def hits(self) -> tuple[int, ...]:
-        """Nodes of the sequence's own tree that were right."""
+        """Nodes of the sequence's own tree that were accepted."""
         return self.used

@@ -1,8 +1,8 @@
-"""How the scores of a step become the next beams.
+"""Selects the next beams from the scores of a step.
 
-Owns log-probabilities for beams: which row is asked, with which processors, in transformers' order; and what is
-remembered of a level that was verified in part. Not here: the search (medusa/beam/search.py), what a fork does to KV
-blocks (beam.py), what is drafted from memory (beam_drafter.py).
+Owns beam log-probabilities: rows, and processors in transformers' order. Not here: the search (medusa/beam/search.py),
+what a fork does to KV blocks (group.py), drafts (beam_drafter.py).
+Also keeps the results of a level that was verified only in part, from which the drafter continues.
 """
 
 import math
@@ -23,50 +23,53 @@ from medusa_dist.ops.sampling import History, adjust, top_tokens
 
 
 def select_beams(scores: Scores, beams: Seq[tuple[Sequence, int]], eos_ids: tuple[int, ...]) -> list[BeamResult]:
-    """beams: (sequence, wanted row of its root), all beams of each request among them. One verdict per beam after."""
+    """beams: (sequence, logits row of its root), all beams of each request. Returns one result per resulting beam."""
     first_rows = dict(beams)
     groups = beam_groups(first_rows)
 
-    def likeliest(stands: list[BeamFrontier]) -> list[Ranked]:
-        """One topk for all beams that stand at this level."""
-        log_p = _log_probabilities(torch.stack([scores.full_logits[row].float() for row in rows_of(stands)]))
-        for i, stand in enumerate(stands):
-            log_p[i] = _processed(log_p[i], groups[stand.group], stand.output, eos_ids)
-        values, ids = top_tokens(log_p, max(groups[stand.group].rules.num_candidates for stand in stands))
-        pairs = zip(ids.tolist(), values.tolist(), stands, strict=True)
+    def likeliest(frontiers: list[BeamFrontier]) -> list[Ranked]:
+        """One topk for all beams at this level."""
+        log_p = _log_probabilities(torch.stack([scores.full_logits[row].float() for row in rows_of(frontiers)]))
+        for i, frontier in enumerate(frontiers):
+            log_p[i] = _processed(log_p[i], groups[frontier.group], frontier.output, eos_ids)
+        values, ids = top_tokens(log_p, max(groups[frontier.group].rules.num_candidates for frontier in frontiers))
+        pairs = zip(ids.tolist(), values.tolist(), frontiers, strict=True)
         return [
-            list(zip(tokens, row, strict=True))[: groups[stand.group].rules.num_candidates]
-            for tokens, row, stand in pairs
+            list(zip(tokens, row, strict=True))[: groups[frontier.group].rules.num_candidates]
+            for tokens, row, frontier in pairs
         ]
 
-    def rows_of(stands: list[BeamFrontier]) -> list[int]:
-        return [first_rows[groups[stand.group].beams[stand.source]] + 1 + stand.node for stand in stands]
+    def rows_of(frontiers: list[BeamFrontier]) -> list[int]:
+        return [first_rows[groups[frontier.group].beams[frontier.source]] + 1 + frontier.node for frontier in frontiers]
 
-    def rank(stands: list[BeamFrontier]) -> list[Ranked]:
-        ranked = likeliest(stands)
-        for stand, row in zip(stands, ranked, strict=True):
+    def rank(frontiers: list[BeamFrontier]) -> list[Ranked]:
+        ranked = likeliest(frontiers)
+        for frontier, row in zip(frontiers, ranked, strict=True):
             if any(math.isnan(value) for _, value in row):
-                name = groups[stand.group].request.request_id
-                raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
+                name = groups[frontier.group].request.request_id
+                raise EngineError(f"request {name}: the model's logits are NaN; try a wider dtype")
         return ranked
 
     states = [BeamState(group.search, group.rules, tuple(beam.tree for beam in group.beams)) for group in groups]
-    walks = traverse_beams(states, rank)
-    memories = [_kept(group.memory, walk) for group, walk in zip(groups, walks, strict=True)]
-    found = [one for index, walk in enumerate(walks) for one in _verified(walk, states[index].trees, index)]
-    if found:
-        stands = [stand for _, stand in found]
-        hidden = scores.hidden[torch.tensor(rows_of(stands), device=scores.hidden.device)]
-        for (place, stand), ranked, read in zip(found, likeliest(stands), hidden, strict=True):
-            memories[stand.group][place] = Known(ranked, read)
-    each = zip(groups, walks, memories, strict=True)
-    return [verdict for group, walk, memory in each for verdict in _verdicts(group, walk, first_rows, memory)]
+    traversals = traverse_beams(states, rank)
+    memories = [_kept(group.memory, traversal) for group, traversal in zip(groups, traversals, strict=True)]
+    verified = [
+        one for index, traversal in enumerate(traversals) for one in _verified(traversal, states[index].trees, index)
+    ]
+    if verified:
+        frontiers = [frontier for _, frontier in verified]
+        hidden = scores.hidden[torch.tensor(rows_of(frontiers), device=scores.hidden.device)]
+        for (key, frontier), ranked, read in zip(verified, likeliest(frontiers), hidden, strict=True):
+            memories[frontier.group][key] = Known(ranked, read)
+    each = zip(groups, traversals, memories, strict=True)
+    return [verdict for group, traversal, memory in each for verdict in _verdicts(group, traversal, first_rows, memory)]
 
 
-def _verified(walk: BeamTraversal, trees: Seq[Tree], group: int) -> list[tuple[BeamPath, BeamFrontier]]:
-    """The verified nodes at which a beam goes on, and those behind them: the next step may ask for them again."""
+def _verified(traversal: BeamTraversal, trees: Seq[Tree], group: int) -> list[tuple[BeamPath, BeamFrontier]]:
+    """The verified nodes where a beam continues, and their verified descendants: the next step may need them again."""
     made: list[tuple[BeamPath, BeamFrontier]] = []
-    for beam, (fork, output) in enumerate(zip(walk.forks, walk.search.outputs, strict=False)):  # no forks: it is over
+    # no forks once the search is over
+    for beam, (fork, output) in enumerate(zip(traversal.forks, traversal.search.outputs, strict=False)):
         open_nodes: list[tuple[int, tuple[int, ...]]] = [] if fork.ahead is None else [(fork.ahead, ())]
         while open_nodes:
             node, path = open_nodes.pop()
@@ -76,12 +79,12 @@ def _verified(walk: BeamTraversal, trees: Seq[Tree], group: int) -> list[tuple[B
     return made
 
 
-def _kept(before: Memory, walk: BeamTraversal) -> Memory:
-    """What is remembered from earlier steps and still lies on a beam that goes on."""
-    if not before or walk.search.is_over:
+def _kept(before: Memory, traversal: BeamTraversal) -> Memory:
+    """Results of earlier steps that are still on an active beam."""
+    if not before or traversal.search.is_over:
         return {}
     made: Memory = {}
-    for beam, (source, tokens) in enumerate(walk.chosen[-1]):
+    for beam, (source, tokens) in enumerate(traversal.chosen[-1]):
         for (owner, path), known in before.items():
             if owner == source and path[: len(tokens)] == tokens:
                 made[beam, path[len(tokens) :]] = known
@@ -89,15 +92,15 @@ def _kept(before: Memory, walk: BeamTraversal) -> Memory:
 
 
 def _log_probabilities(rows: torch.Tensor) -> torch.Tensor:
-    """log softmax of each row [R, V] float32. The normaliser is summed in float64, so that it does not depend on how
-    many rows there are: fused float32 kernels may differ in the last bit."""
+    """log softmax of each row [R, V] float32. The normaliser is summed in float64, so that it does not depend on the
+    number of rows: fused float32 kernels may differ in the last bit."""
     return rows - torch.logsumexp(rows.double(), dim=-1, keepdim=True).float()
 
 
 def _processed(
     log_p: torch.Tensor, group: BeamGroup, output: tuple[int, ...], eos_ids: tuple[int, ...]
 ) -> torch.Tensor:
-    """transformers applies its processors to log-probabilities [V], and does not normalise them again."""
+    """transformers applies its processors to log-probabilities [V] and does not normalise them again."""
     params = group.request.params
     if not (params.logit_bias or params.min_tokens > len(output) or params.repetition_penalty != 1.0):
         return log_p
@@ -108,24 +111,25 @@ def _processed(
 
 
 def _verdicts(
-    group: BeamGroup, walk: BeamTraversal, first_rows: dict[Sequence, int], memory: Memory
+    group: BeamGroup, traversal: BeamTraversal, first_rows: dict[Sequence, int], memory: Memory
 ) -> list[BeamResult]:
-    """Who goes on as what. A beam's first continuation takes its place, so it need not move; others take free ones."""
-    places, used = [*group.beams, *group.idle], [*walk.used, *((),) * len(group.idle)]
-    of_place = {place: nodes for place, nodes in zip(places, used, strict=True)}
+    """Which sequence continues which beam. A beam's first continuation stays in its sequence, so that nothing is
+    copied; the others take free sequences."""
+    members, used = [*group.beams, *group.idle], [*traversal.used, *((),) * len(group.idle)]
+    used_by = {member: nodes for member, nodes in zip(members, used, strict=True)}
 
-    def verdict(place: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
+    def result_of(member: Sequence, source: Sequence, accepted: Accepted) -> BeamResult:
         row = first_rows[source] + 1 + accepted.last_node
-        return BeamResult(place, accepted, (), row, source, walk, of_place[place], memory)
+        return BeamResult(member, accepted, (), row, source, traversal, used_by[member], memory)
 
-    if walk.search.is_over:
-        return [verdict(beam, beam, Accepted((), ())) for beam in group.beams]
-    parents = {fork.source for fork in walk.forks}
-    free = [place for i, place in enumerate(places) if i not in parents]
+    if traversal.search.is_over:
+        return [result_of(beam, beam, Accepted((), ())) for beam in group.beams]
+    parents = {fork.source for fork in traversal.forks}
+    free = [member for i, member in enumerate(members) if i not in parents]
     made = []
-    for fork, output in zip(walk.forks, walk.search.outputs, strict=True):
+    for fork, output in zip(traversal.forks, traversal.search.outputs, strict=True):
         source = group.beams[fork.source]
-        place = free.pop(0) if fork.source not in parents else source
+        member = free.pop(0) if fork.source not in parents else source
         parents.discard(fork.source)
-        made.append(verdict(place, source, Accepted(fork.nodes, output[len(output) - walk.num_levels :])))
+        made.append(result_of(member, source, Accepted(fork.nodes, output[len(output) - traversal.num_levels :])))
     return made

@@ -1,1 +1,1 @@
-"""What every rank runs: executes plans, decides nothing."""
+"""Runs on every rank: executes plans, decides nothing."""

@@ -1,7 +1,8 @@
-"""From a Plan to the ForwardBatch: the only function that turns decisions into tensors.
+"""Builds the ForwardBatch of a Plan: the only function that turns decisions into tensors.
 
-Owns rows, positions, KV slots, tree masks and how sequences are grouped for attention. Pure: same plan and block
-tables, same tensors, on every rank.
+Owns rows, positions and slot mapping. Not here: the decisions (scheduler/scheduler.py), masks and other attention
+metadata (ops/attention/padded.py, ops/attention/paged_cpu.py).
+Pure: the same plan and block tables give the same tensors on every rank.
 """
 
 import numpy as np
@@ -13,11 +14,11 @@ from medusa_dist.ops.attention.backend import Ancestry, AttentionBackend, BatchL
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.forward_batch import ForwardBatch
 
-MIN_ROWS = 4  # lone rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
+MIN_ROWS = 4  # single rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
 
 def prepare(plan: Plan, tables: Ints, device: torch.device, attention: AttentionBackend) -> ForwardBatch:
-    """tables: [max_running, blocks] int64, already holding this plan's deltas."""
+    """tables: [max_running, blocks] int64, with this plan's deltas already applied."""
     rows = plan.num_new_tokens + plan.num_draft_tokens
     ends = np.cumsum(rows)
     offsets = ends - rows
@@ -52,17 +53,17 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, attention: Attention
 
 
 def wanted_rows(plan: Plan) -> Ints:
-    """Rows whose scores are wanted, sequence after sequence: the root's, then the nodes'. [W]."""
+    """Rows whose logits are needed, sequence by sequence: the root's row, then the nodes'. [W]."""
     ends = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)
     counts = np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0)
-    firsts = ends - plan.num_draft_tokens - 1  # the last known token's row
+    firsts = ends - plan.num_draft_tokens - 1  # row of the last known token
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     rows: Ints = np.repeat(firsts, counts) + within
     return rows
 
 
 def scored_rows(plan: Plan) -> Ints:
-    """Rows whose following prompt tokens are scored, sequence after sequence. [R]."""
+    """Rows whose next prompt token needs a logprob, sequence by sequence. [R]."""
     if not plan.num_prompt_logprobs.size:
         return plan.num_prompt_logprobs
     rows = plan.num_new_tokens + plan.num_draft_tokens

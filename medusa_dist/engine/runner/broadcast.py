@@ -1,7 +1,7 @@
-"""RankGroup: rank 0's reach to all ranks, and the loop in which followers obey.
+"""RankGroup: broadcasts rank 0's plans to all ranks; runs the follower loop.
 
-Owns the broadcast: the only control traffic there is. One fixed-size int64 message a step, and a second one for the
-rest of a plan that is longer. Not here: what a plan says (plan.py), what executing it means (worker.py).
+Owns the broadcast, the only control traffic: one fixed-size int64 message per step, and a second one for the rest of a
+longer plan. Not here: what a plan contains (plan.py), how it is executed (worker.py).
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ from medusa_dist.engine.runner.worker import Scores, Worker
 from medusa_dist.errors import GroupError
 from medusa_dist.ops.arrays import Ints
 
-MESSAGE_WORDS = 1024  # enough for a step of some 32 sequences; broadcast time is flat up to here
+MESSAGE_WORDS = 1024  # enough for a step of about 32 sequences; broadcast time is flat up to here
 assert MESSAGE_WORDS > 2 * HEADER_WORDS
 
 
 class RankGroup:
-    """All ranks of one tensor-parallel group, seen from any of them. control: a gloo group; None for one rank."""
+    """All ranks of one tensor-parallel group, seen from any of them. control: a gloo group; None with a single rank."""
 
     def __init__(self, worker: Worker, control: dist.ProcessGroup | None, generation: int) -> None:
         self.worker = worker
@@ -28,12 +28,12 @@ class RankGroup:
         self._next_step = 0
 
     def next_step(self) -> int:
-        """Number for the next message; rank 0 only."""
+        """Number of the next message; rank 0 only."""
         step, self._next_step = self._next_step, self._next_step + 1
         return step
 
     def verify(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores:
-        """Rank 0: have all ranks execute the plan; their choices and rows come back here. clock: None: no one asks."""
+        """Rank 0: have all ranks execute the plan and return their scores. clock: None if the phases are not timed."""
         clock = clock or PhaseTimer()
         self._send(plan)
         clock.lap("broadcast")
@@ -42,11 +42,11 @@ class RankGroup:
         return scores
 
     def announce(self, op: Op) -> None:
-        """Rank 0: a message without work: HEARTBEAT, READY or STOP."""
+        """Rank 0: send a message without work: HEARTBEAT, READY or STOP."""
         self._send(Plan(op, self.generation, self.next_step()))
 
     def follower_loop(self, until: Op = Op.STOP) -> None:
-        """RankGroup > 0: execute what comes until that op. Raises GroupError if rank 0 is gone or out of step."""
+        """Ranks > 0: execute plans until the op `until` arrives. Raises GroupError if rank 0 is gone or out of sync."""
         while True:
             plan = self._receive()
             if plan.op is until:

@@ -1,7 +1,7 @@
-"""Where a step's time goes.
+"""PhaseTimer: wall-clock time of each phase of a step.
 
-Owns the wall clock of a step's phases. Not here: what the phases are (engine.py, ranks.py and worker.py name theirs),
-how they are shown (serve/metrics.py, bench/report.py).
+Owns the timer. Not here: which phases there are (engine/engine.py, broadcast.py and worker.py name theirs), how they
+are shown (serve/metrics.py, bench/report.py).
 """
 
 import time
@@ -10,9 +10,9 @@ import torch
 
 
 class PhaseTimer:
-    """Seconds by phase, since it was made. Laps follow each other without gaps, so their sum is the whole step.
+    """Seconds by phase since creation. Laps follow each other without gaps, so their sum is the whole step.
 
-    On a GPU, kernels run behind the host's back, and their time is booked where the host first needs a result;
+    GPU kernels run asynchronously, so their time counts for the phase in which the host first waits for a result;
     `wait_for` changes that.
     """
 
@@ -22,15 +22,15 @@ class PhaseTimer:
         self._last = 0.0
 
     def wait_for(self, device: torch.device) -> None:
-        """From now on, let the device finish before each reading: exact phases, slower steps."""
+        """From now on, synchronize with the device before each reading: exact phases, slower steps."""
         self._device = device if device.type == "cuda" else None
 
     def start(self) -> None:
-        """Time before this is nobody's."""
+        """Start timing; the time before is not counted."""
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """What passed since the last lap (or start) was this phase."""
+        """Add the time since the last lap (or start) to this phase."""
         if self._device is not None:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()

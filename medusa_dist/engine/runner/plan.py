@@ -1,9 +1,9 @@
 """Plan: what all ranks do in one step, small enough to broadcast as one int64 tensor.
 
-Owns the wire format. Not here: who decides (engine/scheduler/scheduler.py), the tensors made from it
-(engine/runner/batch_builder.py). A plan says everything a follower needs; followers decide nothing. Sampling parameters
-travel once, with admission; block tables travel as deltas. Layout: header, then the arrays of _SECTIONS one after
-another.
+Owns the wire format. Not here: the decisions (engine/scheduler/scheduler.py), the tensors built from a plan
+(batch_builder.py).
+A plan holds everything a follower needs; followers decide nothing. Sampling parameters are sent once, at admission;
+block tables are sent as deltas. Layout: header, then the arrays of _SECTIONS one after another.
 """
 
 from dataclasses import dataclass, field, fields
@@ -25,7 +25,7 @@ def _none() -> Ints:
 
 
 class Op(IntEnum):
-    """What a message asks of a rank. Admissions and frees ride on STEP: one broadcast a step is all there is."""
+    """What a message asks of a rank. Admissions are part of STEP, so there is one broadcast per step."""
 
     STEP = 1
     HEARTBEAT = 2
@@ -35,42 +35,43 @@ class Op(IntEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """One step. S sequences take part; sequence s has chains[s] known tokens and nodes[s] drafted ones behind them.
+    """One step of S sequences. Sequence s computes num_new_tokens[s] known tokens and then num_draft_tokens[s] draft
+    tokens.
 
-    The columns (places in its block table) of its rows are starts[s], starts[s] + 1, ...: known tokens at their
-    positions, drafted nodes behind the root in tree order. Block table entry kept[s] + i becomes the i-th of its
-    new blocks; what stood from kept[s] on is gone.
-    Copies move KV rows (physical slots) before anything is written.
+    The KV indices (positions in its block table) of its rows are num_computed_tokens[s], num_computed_tokens[s] + 1,
+    ...: known tokens first, then draft tokens in tree order. Entry num_kept_blocks[s] + i of the block table becomes
+    the i-th of its new blocks; previous entries from num_kept_blocks[s] on are dropped.
+    Copies of KV rows (between physical slots) are done before any row is written.
     """
 
     op: Op
     generation: int
     step: int
-    admitted_indices: Ints = field(default_factory=_none)  # [A] slots that begin anew with this step
+    admitted_indices: Ints = field(default_factory=_none)  # [A] batch indices of sequences admitted in this step
     admitted_seeds: Ints = field(default_factory=_none)  # [A]
     admitted_temperatures: Ints = field(default_factory=_none)  # [A] float64, bit-cast
     admitted_full_logits: Ints = field(
         default_factory=_none
-    )  # [A] 1: whole rows of logits go to rank 0, 0: each shard's argmax does
+    )  # [A] 1: full logits are gathered to rank 0, 0: each shard computes its argmax
     batch_indices: Ints = field(default_factory=_none)  # [S]
     num_computed_tokens: Ints = field(default_factory=_none)  # [S]
     num_new_tokens: Ints = field(default_factory=_none)  # [S] >= 1
     num_draft_tokens: Ints = field(default_factory=_none)  # [S] >= 0
     needs_logits: Ints = field(
         default_factory=_none
-    )  # [S] 1: scores of the last known token and of all nodes are wanted
+    )  # [S] 1: logits of the last known token and of all draft tokens are needed
     num_prompt_logprobs: Ints = field(
         default_factory=_none
-    )  # [S] so many first rows are scored for the prompt token behind each; or []
+    )  # [S] number of leading rows whose next prompt token needs a logprob; or []
     num_top_logprobs: Ints = field(
         default_factory=_none
-    )  # [S] so many of the likeliest tokens are named with each; or []
-    prompt_targets: Ints = field(default_factory=_none)  # [sum of scored] those prompt tokens
+    )  # [S] number of top tokens returned with each prompt logprob; or []
+    prompt_targets: Ints = field(default_factory=_none)  # [sum of num_prompt_logprobs] those prompt tokens
     num_kept_blocks: Ints = field(default_factory=_none)  # [S] block table entries that stay
-    num_new_blocks: Ints = field(default_factory=_none)  # [S] how many of `blocks` are this sequence's
-    token_ids: Ints = field(default_factory=_none)  # [T] sequence after sequence
-    parents: Ints = field(default_factory=_none)  # [sum of nodes] within each tree, ROOT = -1
-    blocks: Ints = field(default_factory=_none)  # [sum of new_blocks]
+    num_new_blocks: Ints = field(default_factory=_none)  # [S] how many of `blocks` belong to this sequence
+    token_ids: Ints = field(default_factory=_none)  # [T] sequence by sequence
+    parents: Ints = field(default_factory=_none)  # [sum of num_draft_tokens] within each tree, ROOT = -1
+    blocks: Ints = field(default_factory=_none)  # [sum of num_new_blocks]
     copy_sources: Ints = field(default_factory=_none)  # [C] KV slots
     copy_targets: Ints = field(default_factory=_none)  # [C]
 
@@ -85,13 +86,13 @@ class Plan:
 
     @classmethod
     def unpack(cls, words: Ints, generation: int, step: int) -> "Plan":
-        """The plan in `words`. Raises GroupError if it is not the one that is due: ranks have lost step."""
+        """The plan in `words`. Raises GroupError if it is not the expected one: ranks are then out of sync."""
         magic, version, sent_generation, sent_step, op, _ = (int(word) for word in words[:6])
         if (magic, version) != (_MAGIC, WIRE_VERSION):
-            raise GroupError(f"a message that is no plan of version {WIRE_VERSION}: {magic:#x}, version {version}")
+            raise GroupError(f"expected a plan of version {WIRE_VERSION}, received {magic:#x}, version {version}")
         if (sent_generation, sent_step) != (generation, step):
             raise GroupError(
-                f"rank 0 is at step {sent_step} of generation {sent_generation}, this rank awaits step {step} of "
+                f"rank 0 is at step {sent_step} of generation {sent_generation}, this rank expects step {step} of "
                 f"generation {generation}"
             )
         parts: dict[str, Any] = {}

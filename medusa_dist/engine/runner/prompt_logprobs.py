@@ -1,9 +1,8 @@
-"""PromptLogprobs: how likely the model found the tokens of prompts, for requests with `prompt_logprobs`.
+"""PromptLogprobs: log-probabilities of prompt tokens, for requests with `prompt_logprobs`.
 
-Owns the log-probabilities of a step's prompt rows, made where their logits are gathered: piece by piece, so that never
-more than PIECE_ROWS whole rows stand beside each other. Not here: which rows are scored (sequence.py, make_plan.py),
-log-probabilities of chosen tokens (choose.py).
-Shapes: R scored rows of the step, sequence after sequence, V vocabulary, Vs this rank's shard of it, K top tokens.
+Owns their computation where the logits are gathered, in chunks of PIECE_ROWS rows to bound memory. Not here: which rows
+are scored (state/sequence.py, scheduler/plan_builder.py), logprobs of output tokens (spec/token_selector.py).
+Shapes: R scored rows of the step, sequence by sequence, V vocabulary, Vs this rank's shard of it, K top tokens.
 """
 
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from medusa_dist.ops.sampling import top_tokens
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.outputs import TokenLogprobs
 
-PIECE_ROWS = 64  # whole rows of 128k float32 logits: 32 MB
+PIECE_ROWS = 64  # full rows of 128k float32 logits: 32 MB
 
 
 @dataclass(frozen=True)
 class PromptLogprobs:
-    """Per scored row the log-probability of the token that follows it in the prompt, and the K most likely ones."""
+    """For each scored row, the log-probability of the next prompt token and the K most likely tokens."""
 
     targets: Ints  # [R]
     logprobs: Floats  # [R]
@@ -29,7 +28,7 @@ class PromptLogprobs:
     top_logprobs: Floats  # [R, K]
 
     def entries(self, begin: int, count: int, num_top: int) -> list[TokenLogprobs]:
-        """Rows begin .. begin + count as a request gets them, with num_top <= K alternatives each."""
+        """Rows begin .. begin + count in the form of a request's output, with num_top <= K alternatives each."""
         return [
             TokenLogprobs(
                 token_id=int(self.targets[row]),
@@ -44,7 +43,7 @@ class PromptLogprobs:
 def gather_prompt_logprobs(
     logits: Tensor, targets: Ints, num_top: int, vocab_size: int, parallel: TPGroup
 ) -> PromptLogprobs | None:
-    """logits: [R, Vs] of this rank; all ranks call it together. targets: [R]. None on ranks other than 0."""
+    """logits: [R, Vs] of this rank; called by all ranks together. targets: [R]. None on ranks other than 0."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for begin in range(0, len(targets), PIECE_ROWS):
         shards = parallel.gather_to_rank0(logits[begin : begin + PIECE_ROWS].float())

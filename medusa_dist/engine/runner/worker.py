@@ -1,8 +1,8 @@
-"""Worker: one rank's hands. It executes plans: moves KV rows, runs the forward pass, makes the local choices.
+"""Worker: executes plans on one rank: KV copies, forward pass, local token selection.
 
-Owns the rank's mirror of block tables and sampling parameters. Decides nothing. Not here: broadcasting (ranks.py), what
-rank 0 does with the scores (choose.py).
-Shapes: W wanted rows, V vocabulary, Vs this rank's shard of it, I width of what heads read (model/load.py).
+Owns this rank's copy of block tables and sampling parameters. Not here: the broadcast (broadcast.py), what rank 0 does
+with the scores (spec/token_selector.py).
+Shapes: W logits rows, V vocabulary, Vs this rank's shard of it, I width of what the heads read (model/load.py).
 """
 
 from dataclasses import dataclass, replace
@@ -29,16 +29,16 @@ _NO_TOKEN = 2.0**40
 
 @dataclass(frozen=True)
 class Scores:
-    """What verification brings to rank 0, aligned with the W wanted rows of the plan (engine/prepare.wanted_rows)."""
+    """The results of verification on rank 0, aligned with the W logits rows of the plan (batch_builder.wanted_rows)."""
 
-    choices: Ints  # [W] the token chosen after each row; -1 for rows that are judged whole
-    full_logits: dict[int, Tensor]  # wanted row -> its logits [V], for requests that need more than an argmax
-    hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, and tapped states behind it
-    prompt_logprobs: PromptLogprobs | None = None  # of the plan's scored rows; None: there are none
+    choices: Ints  # [W] the token selected after each row; -1 for rows that need full logits
+    full_logits: dict[int, Tensor]  # logits row -> its logits [V], for requests that need more than an argmax
+    hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, then the aux hidden states
+    prompt_logprobs: PromptLogprobs | None = None  # of the plan's prompt logprob rows; None if there are none
 
 
 class Worker:
-    """Same code on every rank; only rank 0 gets Scores."""
+    """The same code on every rank; only rank 0 gets Scores."""
 
     def __init__(
         self, model: ShardedModel, pool: KVCache, max_running: int, max_blocks: int, attention: AttentionBackend
@@ -54,12 +54,12 @@ class Worker:
         self._temperatures = np.zeros(max_running, dtype=np.float64)
         self._whole: Ints = np.zeros(max_running, dtype=np.int64)
         num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))
-        self._num_valid = num_valid  # columns of the shard that are tokens; padding behind them is never chosen
+        self._num_valid = num_valid  # columns of the shard that are tokens; the padding after them is never selected
         self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
 
     @torch.inference_mode()
     def execute(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores | None:
-        """One step. Rank 0 gets the scores, the others None. clock: None: no one asks how long its parts take."""
+        """Run one step. Rank 0 gets the scores, the others None. clock: None if the phases are not timed."""
         clock = clock or PhaseTimer()
         self._apply_deltas(plan)
         batch = prepare(plan, self._tables, self.model.device, self._attention) if plan.batch_indices.size else None
@@ -71,24 +71,29 @@ class Worker:
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
         logits, hidden = self._forward(batch)
         clock.lap("forward")
-        slots = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
-        scores = self._choose(logits[: slots.size], hidden[: slots.size], slots, batch.positions[batch.logits_rows])
+        batch_indices = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
+        scores = self._choose(
+            logits[: batch_indices.size],
+            hidden[: batch_indices.size],
+            batch_indices,
+            batch.positions[batch.logits_rows],
+        )
         if plan.prompt_targets.size:
             model, num_top = self.model, int(plan.num_top_logprobs.max())
             found = gather_prompt_logprobs(
-                logits[slots.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
+                logits[batch_indices.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
             )
             scores = scores and replace(scores, prompt_logprobs=found)
         clock.lap("sample")
         return scores
 
     def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """logits [W + R, Vs] and hidden [W + R, I] of the wanted rows and, behind them, the scored ones."""
+        """logits [W + R, Vs] and hidden [W + R, I] of the W logits rows, then the R prompt logprob rows."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
             return self._attention(layer, q, k, v, params, self.pool, batch)
 
-        # A product with one row may take another kernel and round differently: score a lone row twice.
+        # A matrix product with a single row may use another kernel and round differently: duplicate a single row.
         rows = torch.cat([batch.logits_rows, batch.prompt_logprob_rows])
         with attention_context.using(attend):
             logits, hidden = self.model.forward(
@@ -97,64 +102,65 @@ class Worker:
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:
-        for slot, seed, temperature, whole in zip(
+        for index, seed, temperature, full_logits in zip(
             plan.admitted_indices,
             plan.admitted_seeds,
             plan.admitted_temperatures,
             plan.admitted_full_logits,
             strict=True,
         ):
-            self._seeds[slot], self._whole[slot] = seed, whole
-            self._temperatures[slot] = temperature.view(np.float64)
+            self._seeds[index], self._whole[index] = seed, full_logits
+            self._temperatures[index] = temperature.view(np.float64)
         begin = 0
-        for slot, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
+        for index, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
             if count:
-                self._tables[slot, kept : kept + count] = plan.blocks[begin : begin + count]
+                self._tables[index, kept : kept + count] = plan.blocks[begin : begin + count]
                 begin += count
 
-    def _choose(self, logits: Tensor, hidden: Tensor, slots: Ints, positions: Tensor) -> Scores | None:
-        """logits [W, Vs], slots [W] (on the host), positions [W] of the rows; the token chosen stands one further."""
+    def _choose(self, logits: Tensor, hidden: Tensor, batch_indices: Ints, positions: Tensor) -> Scores | None:
+        """logits [W, Vs], batch_indices [W] (on the host), positions [W] of the rows; selects the token after each."""
         parallel, model = self.model.parallel, self.model
-        judged_whole = self._whole[slots] == 1
+        needs_full = self._whole[batch_indices] == 1
         if parallel.world_size == 1:
-            # With the whole row at hand anyway, noise is made later, for the nodes that the walk reaches only.
-            judged_whole |= self._temperatures[slots] > 0
-        whole_rows, plain_rows = np.flatnonzero(judged_whole), np.flatnonzero(~judged_whole)
-        choices: Ints = np.full(slots.size, -1, dtype=np.int64)
+            # One rank has the full logits anyway, so noise is generated later, only for nodes that the traversal
+            # reaches.
+            needs_full |= self._temperatures[batch_indices] > 0
+        full_rows, plain_rows = np.flatnonzero(needs_full), np.flatnonzero(~needs_full)
+        choices: Ints = np.full(batch_indices.size, -1, dtype=np.int64)
         if plain_rows.size:
             plain, next_positions = logits, positions + 1
-            if whole_rows.size:  # else all rows are plain: no copy of so many logits
+            if full_rows.size:  # otherwise all rows are plain, and these large logits need no copy
                 rows = self._tensor(plain_rows)
                 plain, next_positions = logits.index_select(0, rows), next_positions[rows]
-            scores = self._plain_scores(plain, slots[plain_rows], next_positions)
+            scores = self._plain_scores(plain, batch_indices[plain_rows], next_positions)
             values, ids = lowest_argmax(scores)
             pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
             gathered = parallel.gather_to_rank0(pairs)
             if gathered is not None:
                 choices[plain_rows] = _best_of_shards(torch.stack(gathered))
-        whole: dict[int, Tensor] = {}
-        if whole_rows.size:
-            # Rows of logits are large: none is copied without need.
-            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(whole_rows))
+        full_logits: dict[int, Tensor] = {}
+        if full_rows.size:
+            # Logits are large: do not copy them unless needed.
+            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(full_rows))
             shards = parallel.gather_to_rank0(rows.float())
             if shards is not None:
                 full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
-                whole = {int(row): full[i] for i, row in enumerate(whole_rows)}
-        return Scores(choices, whole, hidden) if parallel.rank == 0 else None
+                full_logits = {int(row): full[i] for i, row in enumerate(full_rows)}
+        return Scores(choices, full_logits, hidden) if parallel.rank == 0 else None
 
-    def _plain_scores(self, logits: Tensor, slots: Ints, positions: Tensor) -> Tensor:
+    def _plain_scores(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> Tensor:
         """Scores [R, valid columns] of rows that need only temperature and noise."""
         scores = logits[:, : self._num_valid].float()
-        temperatures = self._temperatures[slots]
+        temperatures = self._temperatures[batch_indices]
         if not temperatures.any():
             return scores
         sampled = self._tensor(np.flatnonzero(temperatures))
-        # Rows at the same depth of a tree share position and seed, hence noise: make each once.
-        keys = torch.stack([self._tensor(self._seeds[slots])[sampled], positions[sampled]], dim=1)
+        # Rows at the same depth of a tree have the same position and seed, hence the same noise: generate it once.
+        keys = torch.stack([self._tensor(self._seeds[batch_indices])[sampled], positions[sampled]], dim=1)
         unique, inverse = torch.unique(keys, dim=0, return_inverse=True)
         noise = gumbel(unique[:, 0], unique[:, 1], self._noise_columns)[inverse]
-        warm = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]
-        return scores.index_copy(0, sampled, perturb(scores[sampled], warm, noise))
+        sampled_temperatures = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]
+        return scores.index_copy(0, sampled, perturb(scores[sampled], sampled_temperatures, noise))
 
     def _tensor(self, values: Ints) -> Tensor:
         return torch.from_numpy(values).to(self.model.device)

@@ -1,1 +1,1 @@
-"""Who runs in a step, and the plan that tells all ranks."""
+"""Which sequences run in a step, and the plan that is broadcast to all ranks."""

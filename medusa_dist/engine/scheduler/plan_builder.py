@@ -1,7 +1,7 @@
-"""From the scheduler's decisions to the Plan that says them to all ranks.
+"""Builds the Plan that broadcasts the scheduler's decisions to all ranks.
 
-Owns the order of a plan's arrays, and what the ranks are told of block tables: only what they do not know. Not here:
-the decisions (scheduler.py), the wire (plan.py).
+Owns the order of a plan's arrays, and block table deltas (only blocks new to the ranks). Not here: the decisions
+(scheduler.py), the wire format (runner/plan.py).
 """
 
 import numpy as np
@@ -17,29 +17,37 @@ def build_plan(
     admitted: list[Sequence],
     copies: tuple[Ints, Ints],
 ) -> Plan:
-    """when: (generation, step). chosen: (sequence, known tokens to compute), its tree in place. copies: KV slots.
+    """when: (generation, step). chosen: (sequence, known tokens to compute), its tree already set. copies: KV slots.
 
-    Marks the sequences' blocks as sent.
+    Marks the sequences' blocks as broadcast.
     """
     tokens: list[int] = []
     blocks: list[int] = []
     targets: list[int] = []
     table: list[tuple[int, ...]] = []
-    for sequence, chain in chosen:
+    for sequence, num_new in chosen:
         start, tree = sequence.num_computed_tokens, sequence.tree
-        tokens += sequence.tokens[start : start + chain]
+        tokens += sequence.tokens[start : start + num_new]
         tokens += tree.tokens
         kept = sequence.num_broadcast_blocks
         blocks += sequence.block_table[kept:]
-        is_wanted = start + chain == len(sequence.tokens)
-        scored = sequence.count_prompt_logprobs(chain)
+        is_wanted = start + num_new == len(sequence.tokens)
+        scored = sequence.count_prompt_logprobs(num_new)
         targets += sequence.tokens[start + 1 : start + 1 + scored]
-        shape = (sequence.batch_index, start, chain, len(tree), is_wanted, kept, len(sequence.block_table) - kept)
+        shape = (sequence.batch_index, start, num_new, len(tree), is_wanted, kept, len(sequence.block_table) - kept)
         table.append((*shape, scored, sequence.request.params.prompt_logprobs or 0))
         sequence.num_broadcast_blocks = len(sequence.block_table)
-    slots, starts, chains, nodes, wanted, kept_blocks, new_blocks, scored_rows, tops = (
-        np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
-    )
+    (
+        batch_indices,
+        num_computed_tokens,
+        num_new_tokens,
+        num_draft_tokens,
+        needs_logits,
+        kept_blocks,
+        new_blocks,
+        scored_rows,
+        tops,
+    ) = np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
     params = [s.request.params for s in admitted]
     return Plan(
         Op.STEP,
@@ -48,11 +56,11 @@ def build_plan(
         admitted_seeds=_ints([s.request.seed for s in admitted]),
         admitted_temperatures=_ints([bits_of(p.temperature) for p in params]),
         admitted_full_logits=_ints([int(p.needs_full_logits) for p in params]),
-        batch_indices=slots,
-        num_computed_tokens=starts,
-        num_new_tokens=chains,
-        num_draft_tokens=nodes,
-        needs_logits=wanted,
+        batch_indices=batch_indices,
+        num_computed_tokens=num_computed_tokens,
+        num_new_tokens=num_new_tokens,
+        num_draft_tokens=num_draft_tokens,
+        needs_logits=needs_logits,
         num_prompt_logprobs=scored_rows if targets else _ints([]),
         num_top_logprobs=tops if targets else _ints([]),
         prompt_targets=_ints(targets),

@@ -1,12 +1,14 @@
-"""Scheduler: who runs in a step, with which rows, drafts and KV blocks; and what the step's result does to them.
+"""Scheduler: which sequences run in a step, with which tokens, drafts and KV blocks.
 
-Owns waiting and running sequences, slots and blocks. Rank 0 only; pure host work, no tensors. Not here: the wire
-(plan.py), the rule for how many drafts (medusa/trees/budget.py), what tokens the model chose (choose.py).
-One rule covers prefill, chunked prefill, decoding and trees: computed tokens catch up with known + drafted tokens.
-Order: decoding sequences, then prompts under way, then waiting ones, each by priority, then first come first served.
-When blocks run out, trees shrink first (they take only what is left over), then the sequence of least priority, the
-youngest of these, is preempted and recomputes. Nobody is preempted for one who still waits. The beams of a request come
-and go together (beam.py).
+Owns all sequence groups, batch indices and blocks. Not here: what a step's results do to a group
+(state/single_sequence.py, beam/group.py), the wire format (runner/plan.py), how many drafts are verified
+(spec/tree_policy.py).
+Rank 0 only; pure host work, no tensors. One rule covers prefill, chunked prefill, decoding and trees: computed tokens
+catch up with known plus draft tokens.
+Order: decoding sequences, then partly computed prompts, then waiting groups, each by priority, then first come, first
+served.
+When blocks run out, trees shrink first (they only use what is left over). Then the group with the lowest priority is
+preempted, the youngest among equals; it is recomputed later. A running group is never preempted for a waiting one.
 """
 
 import heapq
@@ -33,13 +35,13 @@ from medusa_dist.request import Request
 
 
 class Scheduler:
-    """All sequences of one engine, from submit to their last output."""
+    """All sequence groups of one engine, from submit to their last output."""
 
     def __init__(self, limits: Limits, pool: BlockPool, policy: DraftPolicy, generation: int) -> None:
         self.limits = limits
         self.pool = pool
         self.waiting = WaitingQueue()
-        self._admitted: list[SequenceGroup] = []  # in this order
+        self._admitted: list[SequenceGroup] = []  # in order of admission
         self.num_preemptions = 0
         self._num_submitted = 0
         self._policy = policy
@@ -58,9 +60,9 @@ class Scheduler:
         return [sequence for group in self._admitted for sequence in group.running]
 
     def submit(self, request: Request, output_ids: tuple[int, ...] = (), matcher: Matcher | None = None) -> None:
-        """Queue a request; output_ids were emitted before, matcher stands after them.
+        """Queue a request; output_ids were emitted before, and matcher is positioned after them.
 
-        Raises RequestError if it can never be served.
+        Raises RequestError if the request can never be served.
         """
         check_request(request, self.limits, self.pool.num_usable)
         number = self._num_submitted
@@ -71,7 +73,7 @@ class Scheduler:
         self._num_submitted += 1
 
     def abort(self, request_id: str) -> None:
-        """Forget a request, wherever it is; nothing happens if it is not here (idempotent)."""
+        """Drop a waiting or running request. Idempotent: unknown ids are ignored."""
         for group in [g for g in (*self.waiting, *self._admitted) if g.request.request_id == request_id]:
             group.root.finish_reason = FinishReason.ABORT
             if group.root.batch_index == NOT_IN_BATCH:
@@ -84,50 +86,52 @@ class Scheduler:
         moves = self._flush_copies()
         admitted: list[Sequence] = []
         chosen = self._choose_running()
-        budget = self.limits.max_batched_tokens - sum(chain for _, chain in chosen)
-        if len(self.running) == len(chosen):  # nobody was left behind for lack of room: look at the queue
+        budget = self.limits.max_batched_tokens - sum(num_new for _, num_new in chosen)
+        if len(self.running) == len(chosen):  # every running sequence is scheduled: admit waiting ones
             for group in self._admit(budget):
                 sequence = group.root
-                chain = min(sequence.num_uncomputed_tokens, budget)
-                self._extend(sequence, sequence.num_computed_tokens + chain)
-                budget -= chain
+                num_new = min(sequence.num_uncomputed_tokens, budget)
+                self._extend(sequence, sequence.num_computed_tokens + num_new)
+                budget -= num_new
                 admitted += group.sequences
-                chosen.append((sequence, chain))
+                chosen.append((sequence, num_new))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
         return build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
 
     def emit(self, plan: Plan, verdicts: Seq[StepResult], prompt_scores: PromptLogprobs | None = None) -> list[Output]:
-        """Apply a step's result: tokens, KV to keep, scores of prompts, finished sequences."""
+        """Apply a step's results: tokens, KV to keep, prompt logprobs, finished groups."""
         if prompt_scores is not None:
             begins = np.cumsum(plan.num_prompt_logprobs) - plan.num_prompt_logprobs
-            for slot, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
-                sequence = self._by_index[int(slot)]
+            for batch_index, begin, count in zip(plan.batch_indices, begins, plan.num_prompt_logprobs, strict=True):
+                sequence = self._by_index[int(batch_index)]
                 num_top = sequence.request.params.prompt_logprobs or 0
                 sequence.prompt_logprobs += prompt_scores.entries(int(begin), int(count), num_top)
-        for slot, chain in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
-            self._by_index[int(slot)].num_computed_tokens += int(chain)
+        for batch_index, num_new in zip(plan.batch_indices, plan.num_new_tokens, strict=True):
+            self._by_index[int(batch_index)].num_computed_tokens += int(num_new)
         outputs = []
         for group, results in _by_group(verdicts).items():
             output = group.advance(results, self.limits, self.pool)
             if group.is_finished:
                 for sequence in group.running:
-                    self._name_full_blocks(sequence)  # drafts accepted just now are not in place, and are left out
+                    # draft tokens accepted in this step are not cached: they are not in place yet
+                    self._name_full_blocks(sequence)
                 self._release(group)
             if output is not None:
                 outputs.append(output)
         return outputs
 
     def wanted_sequences(self, plan: Plan) -> list[Sequence]:
-        """The plan's sequences whose scores are wanted, in its order."""
-        return [self._by_index[int(slot)] for slot in plan.batch_indices[plan.needs_logits == 1]]
+        """The plan's sequences that need logits, in its order."""
+        return [self._by_index[int(batch_index)] for batch_index in plan.batch_indices[plan.needs_logits == 1]]
 
     # --- schedule, part by part ---
 
     def _flush_copies(self) -> Moves:
-        """KV slots to move for the paths accepted last step; then tree columns behind the known tokens are free.
+        """KV slots to copy for the paths accepted in the last step; then frees the blocks after the known tokens.
 
-        Ranks move rows before they write any, so a block freed here can be someone else's in the same plan.
+        Ranks copy rows before they write any, so a block freed here can be allocated to another sequence in the same
+        plan.
         """
         moves: Moves = []
         for sequence in self.running:
@@ -142,9 +146,9 @@ class Scheduler:
         return moves
 
     def _name_full_blocks(self, sequence: Sequence) -> None:
-        """Tell the prefix cache of blocks that are full of verified tokens, now that their rows are where they belong.
+        """Add blocks that are full of verified tokens to the prefix cache, now that their rows are in place.
 
-        Rows that move do so at the beginning of this plan, before anybody reads.
+        Pending copies are done at the start of this plan, before any row is read.
         """
         full = min(sequence.num_computed_tokens // BLOCK_TOKENS, len(sequence.block_table))
         for index in range(sequence.num_hashed_blocks, full):
@@ -152,29 +156,32 @@ class Scheduler:
         sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, full)
 
     def _choose_running(self) -> list[tuple[Sequence, int]]:
-        """(sequence, known tokens to compute now), decoding ones first; preempts where blocks run out."""
+        """(sequence, known tokens to compute now), decoding ones first; preempts when blocks run out."""
         budget = self.limits.max_batched_tokens
         chosen: list[tuple[Sequence, int]] = []
         for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed_tokens > 1, s.priority_key)):
-            chain = min(sequence.num_uncomputed_tokens, budget)
+            num_new = min(sequence.num_uncomputed_tokens, budget)
             if (
                 sequence.batch_index != NOT_IN_BATCH
-                and chain > 0
-                and self._make_room(sequence, sequence.num_computed_tokens + chain)
+                and num_new > 0
+                and self._make_room(sequence, sequence.num_computed_tokens + num_new)
             ):
-                self._extend(sequence, sequence.num_computed_tokens + chain)
-                chosen.append((sequence, chain))
-                budget -= chain
-        return [(sequence, chain) for sequence, chain in chosen if sequence.batch_index != NOT_IN_BATCH]
+                self._extend(sequence, sequence.num_computed_tokens + num_new)
+                chosen.append((sequence, num_new))
+                budget -= num_new
+        return [(sequence, num_new) for sequence, num_new in chosen if sequence.batch_index != NOT_IN_BATCH]
 
     def _extend(self, sequence: Sequence, num_columns: int) -> None:
-        """Give it the blocks that num_columns tokens need and it lacks; there are enough."""
+        """Allocate the blocks it lacks for num_columns tokens; the caller ensured that there are enough."""
         sequence.block_table += self.pool.allocate(
             sequence.num_blocks_to_allocate(num_columns), behind=sequence.block_table
         )
 
     def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
-        """Preempt the last in turn until there are blocks for num_columns; False if `sequence` itself had to go."""
+        """Preempt the last groups in priority until there are blocks for num_columns tokens.
+
+        False if the group of `sequence` itself was preempted.
+        """
         while sequence.num_blocks_to_allocate(num_columns) > self.pool.num_free:
             last = max(self._admitted, key=lambda g: g.priority_key)
             self._release(last)
@@ -186,23 +193,23 @@ class Scheduler:
         return True
 
     def _admit(self, budget: int) -> list[SequenceGroup]:
-        """Waiting groups that join the batch now: room for all their known tokens, in order, none overtakes."""
+        """Admit waiting groups in order while all their known tokens fit; none overtakes another."""
         admitted: list[SequenceGroup] = []
-        promised = 0  # blocks that those admitted here will take
+        num_reserved = 0  # blocks reserved for the groups admitted here
         while self.waiting and self._free_indices and budget > 0:
             group = self.waiting.first
             sequence = group.root
-            # The last known token is computed in any case: its logits are needed.
-            # Rows of a prompt with log-probabilities are all computed.
+            # The last known token is always computed, since its logits are needed. With prompt logprobs, all rows of
+            # the prompt are computed.
             num_known = 0 if sequence.wants_prompt_logprobs else (len(sequence.tokens) - 1) // BLOCK_TOKENS
             prefix = self.pool.find_cached(sequence.prefix_hashes(num_known))
             new = blocks_for(min(len(sequence.tokens) + 1, self.limits.max_model_len)) - len(prefix)
             new += group.size - 1  # each fork copies a block
             idle = self.pool.count_idle(prefix)
-            if group.size > len(self._free_indices) or new + promised + idle > self.pool.num_free:
+            if group.size > len(self._free_indices) or new + num_reserved + idle > self.pool.num_free:
                 break
             self.pool.add_owner(prefix)
-            promised += new
+            num_reserved += new
             sequence.block_table = prefix
             sequence.num_computed_tokens = len(prefix) * BLOCK_TOKENS
             sequence.num_hashed_blocks = len(prefix)
@@ -210,19 +217,19 @@ class Scheduler:
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
             budget -= sequence.num_uncomputed_tokens
             self.waiting.remove(group)
-            for one in group.admit():
-                one.batch_index = heapq.heappop(self._free_indices)
-                self._by_index[one.batch_index] = one
+            for seq in group.admit():
+                seq.batch_index = heapq.heappop(self._free_indices)
+                self._by_index[seq.batch_index] = seq
             self._admitted.append(group)
             admitted.append(group)
         return admitted
 
     def _plant_trees(self, chosen: list[tuple[Sequence, int]], budget: int) -> None:
-        """Give each sequence that reaches its root a tree, within the rows and blocks that are left."""
-        decoding = [s for s, chain in chosen if chain == s.num_uncomputed_tokens]
+        """Give trees to the sequences whose root is computed in this step, within the tokens and blocks left."""
+        decoding = [s for s, num_new in chosen if num_new == s.num_uncomputed_tokens]
         for sequence, _ in chosen:
             sequence.tree = EMPTY
-        num_other_rows = sum(chain for _, chain in chosen) - len(decoding)
+        num_other_rows = sum(num_new for _, num_new in chosen) - len(decoding)
         for sequence, tree, values in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
             size = min(len(tree), budget)
             while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:
@@ -234,7 +241,7 @@ class Scheduler:
     # --- emit, part by part ---
 
     def _release(self, group: SequenceGroup) -> None:
-        """Take batch indices and blocks back from all its sequences; it is no longer running."""
+        """Free the batch indices and blocks of all its sequences; it is no longer running."""
         for sequence in group.sequences:
             del self._by_index[sequence.batch_index]
             heapq.heappush(self._free_indices, sequence.batch_index)
@@ -243,7 +250,7 @@ class Scheduler:
         group.restart()
 
     def check_integrity(self) -> None:
-        """Blocks, batch indices and sequences agree; nothing is pending for no one."""
+        """Blocks, batch indices and sequences agree, and no finished sequence is left."""
         self.pool.check_integrity([s.block_table for s in self.running], shared_blocks(self.running))
         held = {s.batch_index: s for group in self._admitted for s in group.sequences}
         assert sorted([*held, *self._free_indices]) == list(range(self.limits.max_running)), "batch indices are lost"

@@ -1,1 +1,1 @@
-"""Speculation on rank 0: which drafts are verified, how they are made, which tokens are accepted."""
+"""Speculation on rank 0: how draft tokens are made, which are verified, which are accepted."""

@@ -1,17 +1,17 @@
-"""CostModel: how long a step takes by its rows, measured at start and corrected while serving.
+"""CostModel: step time by number of rows, measured at start-up and corrected while serving.
 
-Owns the corrections and the time of drafting. Not here: the measurement at start (engine/startup/step_cost.py), their
-arithmetic (medusa/trees/cost_correction.py), what the cost decides (tree_policy.py, draft_gate.py).
+Owns the corrected curve and the drafting time. Not here: the measurement (startup/step_cost.py), the correction's fit
+(medusa/trees/cost_correction.py), what the cost decides (tree_policy.py, draft_gate.py).
 """
 
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.cost_correction import CostCorrection, nearest_size
 
-_SMOOTHING = 0.05  # of the moving average of the time of drafting, per batch size
+_SMOOTHING = 0.05  # weight of a new sample in the moving average of drafting time, per batch size
 
 
 class CostModel:
-    """measured: the curve from start-up; None where none was measured, and then nothing depends on cost."""
+    """measured: the curve from start-up; None if none was measured, in which case nothing depends on cost."""
 
     def __init__(self, measured: StepCost | None) -> None:
         self.measured = measured
@@ -19,18 +19,18 @@ class CostModel:
         self._drafting_s: dict[int, float] = {}  # by the number of sequences
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
-        """See how long a step without prompt rows took, drafting not included."""
+        """Record the time of a step without prompt tokens, drafting excluded."""
         if self.measured is not None:
             expected = self.measured(num_sequences + num_nodes)
             self._correction.learn(num_sequences, num_nodes, seconds, expected)
 
     def observe_drafting(self, num_sequences: int, seconds: float) -> None:
-        """See how long drafting took in a step with so many sequences."""
+        """Record the time of drafting in a step with this many sequences."""
         before = self._drafting_s.get(num_sequences, seconds)
         self._drafting_s[num_sequences] = before + _SMOOTHING * (seconds - before)
 
     def of(self, num_sequences: int) -> StepCost:
-        """The curve for steps of so many sequences. Only where one was measured."""
+        """The curve for steps with this many sequences; requires a measured curve."""
         assert self.measured is not None, "no cost curve was measured"
         cost = self.measured
         if self._drafting_s:

@@ -1,6 +1,6 @@
-"""Drafter: the interface of whatever guesses the next tokens.
+"""Drafter: the interface of everything that drafts tokens after a step.
 
-Owns the protocol. Not here: drafting with heads (head_drafter.py), which guesses are verified (tree_policy.py).
+Owns the protocol. Not here: drafting with Medusa heads (head_drafter.py), which drafts are verified (tree_policy.py).
 """
 
 from collections.abc import Sequence as Seq
@@ -14,21 +14,22 @@ from medusa_dist.medusa.trees.tree import Candidates
 
 
 class Drafter(Protocol):
-    """Lives on rank 0. Guesses change the speed, never the output: the base model verifies each of them."""
+    """Runs on rank 0. Drafts change the speed, never the output: the base model verifies each of them."""
 
     @property
     def max_depth(self) -> int:
-        """Most tokens that it guesses ahead: the depth of its trees."""
+        """Maximum depth of its trees: how many tokens ahead it guesses."""
 
     @property
     def top_k(self) -> int:
-        """Guesses that it offers for each position."""
+        """Number of guesses per position."""
 
     def draft(self, results: Seq[StepResult], scores: Scores) -> list[Candidates | None]:
-        """After a step: candidates for each result's sequence; None where none is to be drafted for.
+        """After a step: candidates for each result's sequence; None where nothing is drafted.
 
-        scores.hidden [W, I] are the hidden states of the step's logits rows; a result's last_row names its own.
+        scores.hidden [W, I] are the hidden states of the step's logits rows; a result's last_row is the index of its
+        own.
         """
 
     def measure(self, num_sequences: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
-        """Seconds of drafting for so many sequences, measured now. dtype: of the hidden states."""
+        """Measured seconds of drafting for this many sequences. dtype: of the hidden states."""

@@ -1,8 +1,7 @@
-"""Drafter: after a step, lets the heads guess what follows for the sequences that go on.
+"""HeadDrafter: runs the heads after a step to draft tokens for the sequences that continue.
 
-Owns when heads run and what they read. Not here: the heads (medusa/heads/medusa_heads.py), guesses and trees
-(medusa/trees/draft.py, medusa/trees/tree.py), how many are verified (medusa/trees/budget.py), what is drafted for beams
-(beam_drafter.py).
+Owns when the heads run and what they read. Not here: the heads (medusa/heads/), guesses and trees (medusa/trees/), how
+many drafts are verified (tree_policy.py), drafts for beams (beam/beam_drafter.py).
 """
 
 import time
@@ -24,9 +23,9 @@ from medusa_dist.ops.noise import NoiseColumns, gumbel
 
 
 class HeadDrafter:
-    """Rank 0's heads. embedding: the base's full input embedding [V, H], for heads that read the emitted token.
+    """Rank 0's heads. embedding: the base model's full input embedding [V, H], for heads that read the emitted token.
 
-    static: the only tree that will be verified, if there is one: heads that draft path by path follow just its paths.
+    static: the only tree that will be verified, if there is one; sequential heads then draft only its paths.
     """
 
     def __init__(
@@ -46,25 +45,25 @@ class HeadDrafter:
 
     @property
     def max_depth(self) -> int:
-        """How deep a tree can be."""
+        """Maximum depth of a tree."""
         return self._heads.num_heads
 
     @property
     def top_k(self) -> int:
-        """How many guesses each head offers."""
+        """Number of guesses per head."""
         return min(DRAFT_TOP_K, self._token_ids.numel())
 
     @torch.inference_mode()
     def draft(self, results: Seq[StepResult], scores: Scores) -> list[Candidates | None]:
-        """Candidates for those that go on and want speculation, None for the rest."""
-        alive = [r for r in results if r.sequence.finish_reason is None and r.sequence.request.params.speculation]
+        """Candidates for the sequences that continue and want speculation, None for the others."""
+        active = [r for r in results if r.sequence.finish_reason is None and r.sequence.request.params.speculation]
         made: dict[Sequence, Candidates] = {}
         if self._beams is not None:
-            beams = [r for r in alive if isinstance(r.sequence.group, BeamGroup)]
+            beams = [r for r in active if isinstance(r.sequence.group, BeamGroup)]
             made |= self._draft_beams(self._beams, beams, scores)
-            alive = [r for r in alive if not isinstance(r.sequence.group, BeamGroup)]
-        if alive:
-            made |= zip((r.sequence for r in alive), self._draft_single(alive, scores), strict=True)
+            active = [r for r in active if not isinstance(r.sequence.group, BeamGroup)]
+        if active:
+            made |= zip((r.sequence for r in active), self._draft_single(active, scores), strict=True)
         return [made.get(r.sequence) for r in results]
 
     def _draft_single(self, results: Seq[StepResult], scores: Scores) -> list[Candidates]:
@@ -80,7 +79,7 @@ class HeadDrafter:
     def _draft_beams(
         self, drafter: BeamDrafter, results: Seq[StepResult], scores: Scores
     ) -> dict[Sequence, Candidates]:
-        """results: of all beams of each group among them."""
+        """results: includes those of all beams of each group."""
         rows = {r.sequence: r.last_row for r in results}
         groups = beam_groups(rows)
         return drafter.draft(groups, [[scores.hidden[rows[beam]] for beam in group.beams] for group in groups])
@@ -107,32 +106,34 @@ class HeadDrafter:
         assert self._embedding is not None
         return self._embedding[self._token_ids[columns]]
 
-    def _noise(self, going: Seq[StepResult], temperatures: Tensor) -> Tensor:
-        """G at the positions the heads guess for: [B, K, D]; zero for greedy sequences."""
+    def _noise(self, active: Seq[StepResult], temperatures: Tensor) -> Tensor:
+        """G at the positions that the heads guess for: [B, K, D]; zero for greedy sequences."""
         heads = range(self.max_depth)
-        # The root stands at n - 1; head k guesses the token at n - 1 + k.
+        # The root is at position n - 1; head k guesses the token at n - 1 + k.
         pairs = [
             (v.sequence.request.seed, len(v.sequence.tokens) + k)
-            for v in going
+            for v in active
             if v.sequence.request.params.temperature > 0
             for k in heads
         ]
         keys = torch.tensor(pairs, dtype=torch.int64, device=self._token_ids.device)
-        noise = torch.zeros(len(going), self.max_depth, self._token_ids.numel(), device=self._token_ids.device)
+        noise = torch.zeros(len(active), self.max_depth, self._token_ids.numel(), device=self._token_ids.device)
         made = gumbel(keys[:, 0], keys[:, 1], self._columns)
         noise[temperatures > 0] = made.view(-1, self.max_depth, self._token_ids.numel())
         return noise
 
     def measure(self, num_sequences: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
-        """Seconds of greedy drafting for so many sequences, the median of a few rounds."""
+        """Median time in seconds of a few rounds of greedy drafting for this many sequences."""
         device = self._token_ids.device
         hidden = torch.zeros(num_sequences, self._heads.description.input_width, dtype=dtype, device=device)
         roots = torch.zeros(num_sequences, dtype=torch.int64, device=device)
-        whole = Growth(self.max_depth, self.top_k, least=0.0)  # zeros are believed nowhere, real states are
+        full_growth = Growth(self.max_depth, self.top_k, least=0.0)  # unlike real states, zeros reach no threshold
         times = []
         with torch.inference_mode():
             for _ in range(num_rounds):
                 begin = time.perf_counter()
-                self._guess(hidden, roots, (roots.float(), None), whole)  # ends on the host, so it waits for the device
+                self._guess(
+                    hidden, roots, (roots.float(), None), full_growth
+                )  # ends on the host, so it waits for the device
                 times.append(time.perf_counter() - begin)
         return sorted(times)[num_rounds // 2]

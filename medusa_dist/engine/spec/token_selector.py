@@ -1,8 +1,9 @@
-"""How the scores of a step become choices, and choices become accepted paths.
+"""TokenSelector: turns the scores of a step into selected tokens and accepted paths.
 
-Owns the model's own choice for rows that need more than each shard's argmax (filters, penalties, bias, logprobs): they
-are judged level by level, each node with its own path. Not here: the walks (medusa/trees/accept.py), what the typical
-one asks (typical.py), the order of the filters (ops/sampling.py).
+Owns the model's own choice for each row. Not here: tree traversal (medusa/trees/accept.py), the inputs of the typical
+rule (typical.py), the order of filters (ops/sampling.py).
+Rows that need more than the argmax of each shard (filters, penalties, bias, logprobs) are resolved level by level, each
+node with its own path.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ from medusa_dist.outputs import TokenLogprobs
 
 TreePosition = tuple[
     Sequence, tuple[int, ...]
-]  # a node: its sequence, and the tokens chosen in this step on the way to it
+]  # a node: its sequence, and the tokens selected in this step on the path to it
 
 Choose = Callable[[list[Frontier]], list[int]]
 
 
 class TokenSelector:
-    """Judges rows on rank 0. eos_ids: tokens that end a sequence (banned while min_tokens is not reached)."""
+    """Selects tokens on rank 0. eos_ids: tokens that end a sequence (banned until min_tokens is reached)."""
 
     def __init__(self, vocab_size: int, eos_ids: tuple[int, ...], device: torch.device) -> None:
         self._vocab_size = vocab_size
@@ -40,88 +41,91 @@ class TokenSelector:
         self._columns = NoiseColumns.of_range(0, vocab_size, device)
 
     def select(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
-        """sequences: those of the plan with wanted scores, in the plan's order. Verdicts of beams come last."""
+        """sequences: those of the plan that need logits, in the plan's order. Results of beams come last."""
         firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
         beams = select_beams(scores, [pair for pair in firsts if isinstance(pair[0].group, BeamGroup)], self._eos_ids)
         return self._judge_alone(scores, [pair for pair in firsts if not isinstance(pair[0].group, BeamGroup)]) + beams
 
     def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[StepResult]:
-        """firsts: (sequence, wanted row of its root)."""
+        """firsts: (sequence, logits row of its root)."""
 
-        def choose(stands: list[Frontier]) -> list[int]:
-            rows = [firsts[tree][1] + 1 + node for tree, node, _ in stands]
-            return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in stands])
+        def choose(frontiers: list[Frontier]) -> list[int]:
+            rows = [firsts[tree][1] + 1 + node for tree, node, _ in frontiers]
+            return self._choose(scores, rows, [(firsts[tree][0], path) for tree, _, path in frontiers])
 
-        walks = self._walk(scores, firsts, choose)
+        results = self._walk(scores, firsts, choose)
         return [
             StepResult(
                 sequence,
-                walk,
-                self._logprobs(scores, first, sequence, walk),
-                first + 1 + walk.last_node,
+                accepted,
+                self._logprobs(scores, first, sequence, accepted),
+                first + 1 + accepted.last_node,
             )
-            for (sequence, first), walk in zip(firsts, walks, strict=True)
+            for (sequence, first), accepted in zip(firsts, results, strict=True)
         ]
 
     def _walk(self, scores: Scores, firsts: list[tuple[Sequence, int]], choose: Choose) -> list[Accepted]:
-        """Accepted paths, by each request's own rule."""
+        """Accepted paths, by the acceptance rule of each request."""
         trees = [sequence.tree for sequence, _ in firsts]
         bounds = [typical_bounds(sequence.request.params) for sequence, _ in firsts]
         lossy = [i for i, pair in enumerate(bounds) if pair is not None]
         if not lossy:
             return accept(trees, choose)
 
-        def weigh(stands: list[Frontier]) -> list[Weights]:
-            drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in stands]
-            places = [(firsts[lossy[tree]], node, path) for tree, node, path in stands]
+        def weigh(frontiers: list[Frontier]) -> list[Weights]:
+            drafted = [list(trees[lossy[tree]].children[node]) for tree, node, _ in frontiers]
+            entries = [(firsts[lossy[tree]], node, path) for tree, node, path in frontiers]
             rows = [
                 self._adjusted(scores.full_logits[first + 1 + node], (sequence, path))
-                for (sequence, first), node, path in places
+                for (sequence, first), node, path in entries
             ]
             return weights_of(rows, drafted)
 
         exact = [i for i, pair in enumerate(bounds) if pair is None]
-        walks = dict(zip(exact, accept([trees[i] for i in exact], _of(exact, choose)), strict=True))
+        accepted = dict(zip(exact, accept([trees[i] for i in exact], _of(exact, choose)), strict=True))
         pairs = [pair for pair in bounds if pair is not None]
         typical = accept_typical([trees[i] for i in lossy], pairs, weigh, _of(lossy, choose))
-        walks |= zip(lossy, typical, strict=True)
-        return [walks[i] for i in range(len(firsts))]
+        accepted |= zip(lossy, typical, strict=True)
+        return [accepted[i] for i in range(len(firsts))]
 
-    def _choose(self, scores: Scores, rows: list[int], places: list[TreePosition]) -> list[int]:
-        """The model's choice after each row, all at one level of their trees."""
+    def _choose(self, scores: Scores, rows: list[int], tree_positions: list[TreePosition]) -> list[int]:
+        """The model's choice after each row; all rows are at one level of their trees."""
         chosen = [int(scores.choices[row]) for row in rows]
         open_rows = [i for i, row in enumerate(rows) if row in scores.full_logits]
         if open_rows:
             tokens = self._choose_whole(
-                [scores.full_logits[rows[i]] for i in open_rows], [places[i] for i in open_rows]
+                [scores.full_logits[rows[i]] for i in open_rows], [tree_positions[i] for i in open_rows]
             )
             for i, token in zip(open_rows, tokens, strict=True):
                 chosen[i] = token
-        for token, (sequence, _) in zip(chosen, places, strict=True):
+        for token, (sequence, _) in zip(chosen, tree_positions, strict=True):
             if not 0 <= token < self._vocab_size:
                 name = sequence.request.request_id
-                raise EngineError(f"request {name}: the model's logits are not numbers (NaN); try a wider dtype")
+                raise EngineError(f"request {name}: the model's logits are NaN; try a wider dtype")
         return chosen
 
-    def _choose_whole(self, logits: list[torch.Tensor], places: list[TreePosition]) -> list[int]:
-        """Choices from whole rows [V] of logits: adjusted one by one, noise and argmax for all together."""
+    def _choose_whole(self, logits: list[torch.Tensor], tree_positions: list[TreePosition]) -> list[int]:
+        """Selected tokens from full rows [V] of logits: adjusted one by one, noise and argmax for all together."""
         scores = torch.empty(len(logits), self._vocab_size, dtype=torch.float32, device=logits[0].device)
-        for score, row, place in zip(scores, logits, places, strict=True):
-            score.copy_(self._adjusted(row, place))
-        sampled = [i for i, (sequence, _) in enumerate(places) if sequence.request.params.temperature > 0.0]
+        for score, row, tree_position in zip(scores, logits, tree_positions, strict=True):
+            score.copy_(self._adjusted(row, tree_position))
+        sampled = [i for i, (sequence, _) in enumerate(tree_positions) if sequence.request.params.temperature > 0.0]
         if sampled:
-            keys = [(places[i][0].request.seed, len(places[i][0].tokens) + len(places[i][1])) for i in sampled]
+            keys = [
+                (tree_positions[i][0].request.seed, len(tree_positions[i][0].tokens) + len(tree_positions[i][1]))
+                for i in sampled
+            ]
             seeds, positions = torch.tensor(keys, dtype=torch.int64, device=scores.device).unbind(1)
             noise = gumbel(seeds, positions, self._columns)
-            if len(sampled) == len(places):
+            if len(sampled) == len(tree_positions):
                 scores += noise
             else:
                 scores[sampled] += noise
         ids: list[int] = lowest_argmax(scores)[1].tolist()
         return ids
 
-    def _adjusted(self, logits: torch.Tensor, place: TreePosition) -> torch.Tensor:
-        sequence, path = place
+    def _adjusted(self, logits: torch.Tensor, tree_position: TreePosition) -> torch.Tensor:
+        sequence, path = tree_position
         params = sequence.request.params
         if not params.needs_full_logits:
             return logits / params.temperature if params.temperature > 0.0 else logits
@@ -130,34 +134,36 @@ class TokenSelector:
             torch.tensor(sequence.request.prompt_ids, dtype=torch.int64, device=logits.device),
             torch.tensor(output, dtype=torch.int64, device=logits.device),
         )
-        return adjust(logits, params, history, self._eos_ids, _allowed(place, logits.device))
+        return adjust(logits, params, history, self._eos_ids, _allowed(tree_position, logits.device))
 
-    def _logprobs(self, scores: Scores, first: int, sequence: Sequence, walk: Accepted) -> tuple[TokenLogprobs, ...]:
+    def _logprobs(
+        self, scores: Scores, first: int, sequence: Sequence, accepted: Accepted
+    ) -> tuple[TokenLogprobs, ...]:
         num_top = sequence.request.params.logprobs
         if num_top is None:
             return ()
-        rows = [first, *(first + 1 + node for node in walk.nodes)]
+        rows = [first, *(first + 1 + node for node in accepted.nodes)]
         return tuple(
             token_logprobs(scores.full_logits[int(row)], token, num_top)
-            for row, token in zip(rows, walk.tokens, strict=True)
+            for row, token in zip(rows, accepted.tokens, strict=True)
         )
 
 
 def _of(indices: list[int], choose: Choose) -> Choose:
-    """choose, asked about some of the trees: tree i of these is tree indices[i] of all."""
-    return lambda stands: choose([(indices[tree], node, path) for tree, node, path in stands])
+    """choose, restricted to some of the trees: tree i of these is tree indices[i] of all."""
+    return lambda frontiers: choose([(indices[tree], node, path) for tree, node, path in frontiers])
 
 
 def _first_rows(plan: Plan) -> Ints:
-    """Wanted row of each wanted sequence's root. [sequences with wanted scores]."""
+    """Logits row of the root of each sequence that needs logits. [sequences that need logits]."""
     counts = (plan.num_draft_tokens + 1)[plan.needs_logits == 1]
     firsts: Ints = np.cumsum(counts) - counts
     return firsts
 
 
-def _allowed(place: TreePosition, device: torch.device) -> torch.Tensor | None:
-    """What the grammar lets follow [V]; None without one, and where the text is over: the rest is cut off then."""
-    sequence, path = place
+def _allowed(tree_position: TreePosition, device: torch.device) -> torch.Tensor | None:
+    """Tokens that the grammar allows next [V]; None without a grammar, and after the end of the text."""
+    sequence, path = tree_position
     state = None if sequence.matcher is None else sequence.matcher.state(path)
     if state is None or state.is_over:
         return None

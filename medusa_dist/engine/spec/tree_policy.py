@@ -1,8 +1,7 @@
-"""TreePolicy: which trees a step verifies: all candidates ranked over the whole batch, cut by the budget.
+"""TreePolicy: which trees a step verifies, chosen over the whole batch within the budget.
 
-Owns the policy that applies trees (medusa/trees/tree.py) and budget (medusa/trees/budget.py) to a batch. Not here:
-blocks and rows (engine/scheduler/scheduler.py), the cost of rows (cost_model.py), whether to draft at all
-(draft_gate.py).
+Owns the use of trees and budget (medusa/trees/) for a batch. Not here: whether drafting pays (draft_gate.py), what a
+step costs (cost_model.py), running the heads (head_drafter.py), blocks and tokens (scheduler/scheduler.py).
 """
 
 import sys
@@ -24,9 +23,10 @@ from medusa_dist.ops.attention.padded import KEY_CHUNK
 
 
 class TreePolicy:
-    """One engine's DraftPolicy. cost: None verifies max_nodes always (no curve was measured).
+    """The DraftPolicy of one engine. cost: None always verifies max_nodes (no cost curve was measured).
 
-    key_chunk: KV indices at whose multiples a tree must end, None for nowhere (AttentionBackend.tree_alignment).
+    key_chunk: a tree must not extend past a multiple of this many KV indices (AttentionBackend.tree_alignment); None:
+    no limit.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class TreePolicy:
 
     @property
     def measured_cost(self) -> StepCost | None:
-        """Seconds of a step by its rows, as measured at start; None where that was not measured."""
+        """Seconds of a step by number of rows, measured at start-up; None if not measured."""
         return self.cost_model.measured
 
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[PlannedTree]:
-        """A tree for each sequence that has candidates and use for them."""
+        """A tree for each sequence that has candidates and can use them."""
         self.gate.planned(0)
         limits = [self._limits(s, max_model_len) for s in decoding]
         drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates is not None and at[1]]
@@ -67,13 +67,13 @@ class TreePolicy:
         ]
 
     def _sizes(self, ranked: list[PlannedTree], num_decoding: int, num_other_rows: int) -> list[int]:
-        """How many nodes of each tree the budget pays for."""
-        # Each sequence's values fall, so the best n of all are the first few of each.
+        """How many nodes of each tree the budget covers."""
+        # The values of each sequence are in falling order, so the best n of all are the first few of each.
         values = sorted((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values)
         predicted = self.gate.discounted([-value for value, _ in values])
         count, _ = best_budget(predicted, num_decoding, num_other_rows, self.cost_model.of(num_decoding))
-        for one in ranked:
-            self.gate.drafted(one.values)
+        for planned in ranked:
+            self.gate.drafted(planned.values)
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
@@ -81,32 +81,32 @@ class TreePolicy:
         return sizes
 
     def learn(self, results: Seq[StepResult]) -> None:
-        """See which drafts were accepted; before the scheduler takes the trees away."""
+        """Learn which drafts were accepted; called before the scheduler drops the trees."""
         self._beams.learn(results)
         self.gate.verified(sum(len(r.sequence.tree) for r in results))
         for sequence, hits in ((r.sequence, r.hits) for r in results if len(r.sequence.tree)):
-            # The scheduler may have cut the tree: the first nodes are what was verified.
+            # The scheduler may have cut the tree: only its first nodes were verified.
             expected = sum(sequence.tree_values[: len(sequence.tree)])
             sequence.tree_values = ()
             self.counts.num_expected += expected
             sequence.acceptance.learn(len(hits), self.config.min_accepted)
-            # A grammar's trees hold tokens that no head guessed, and miss some that heads did; typical acceptance has
-            # chances of its own.
+            # Trees under a grammar contain forced tokens and lack guesses that do not fit; typical acceptance has other
+            # acceptance probabilities.
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
             if sequence.candidates is not None and is_usual:
                 self.gate.accepted(expected, len(hits))
                 self.calibration.learn(labels_of(sequence.tree, hits, sequence.candidates), _band(sequence))
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
-        """See how long a step without prompt rows took, drafting not included."""
+        """Record the time of a step without prompt tokens, drafting excluded."""
         self.cost_model.observe(num_sequences, num_nodes, seconds)
 
     def observe_drafting(self, num_sequences: int, seconds: float) -> None:
-        """See how long drafting took in a step with so many sequences."""
+        """Record the time of drafting in a step with this many sequences."""
         self.cost_model.observe_drafting(num_sequences, seconds)
 
     def select_for_drafting(self, results: list[StepResult]) -> list[StepResult]:
-        """None if the batch is not worth it, else all but those whose recent acceptance is too low."""
+        """The sequences to draft for: none if drafting does not pay for the batch, else all but the paused ones."""
         if not results:
             return []
         if not self.gate.should_draft(len(results)):
@@ -119,18 +119,18 @@ class TreePolicy:
         return selected
 
     def is_paused(self, sequence: Sequence) -> bool:
-        """Whether its recent acceptance is too low to draft for it."""
+        """Whether the sequence's recent acceptance is too low to draft for it."""
         return sequence.acceptance.is_paused(self.config.min_accepted)
 
     def _group_is_paused(self, sequence: Sequence) -> bool:
-        """Beams pause together: a level that lacks one beam's draft is lost for all (medusa/beam/search.py)."""
+        """Beams pause together: a level that lacks one beam's draft is lost for all of them (medusa/beam/search.py)."""
         return all(self.is_paused(one) for one in sequence.group.running)
 
     def _limits(self, sequence: Sequence, max_model_len: int) -> tuple[int, int]:
-        """Most nodes and greatest depth that can be of use now.
+        """Most nodes and greatest depth that can be useful now.
 
-        A node at depth d becomes output d + 1 of this step at best, so deeper than what may still be emitted is waste;
-        and a tree's columns stay inside one chunk of keys (ops/attention/padded.py: exactness).
+        A node at depth d becomes output token d + 1 of this step at best, so nodes deeper than the remaining output are
+        useless. The KV indices of a tree stay inside one chunk of keys (ops/attention/padded.py explains why).
         """
         known = len(sequence.tokens)
         left = min(max_model_len - known, _num_left(sequence))
@@ -139,11 +139,11 @@ class TreePolicy:
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
         assert sequence.candidates is not None
-        believed = self.calibration.believe(sequence.candidates, _band(sequence))
+        calibrated = self.calibration.believe(sequence.candidates, _band(sequence))
         if sequence.matcher is not None:
-            believed = believed.led_by(sequence.matcher.forced()[:max_depth])
+            calibrated = calibrated.led_by(sequence.matcher.forced()[:max_depth])
         most = min(max_nodes, self.config.max_nodes)
-        return PlannedTree(sequence, *best_tree(believed, most, max_depth, may_follow=_fits(sequence)))
+        return PlannedTree(sequence, *best_tree(calibrated, most, max_depth, may_follow=_fits(sequence)))
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
         assert sequence.candidates is not None and self.config.tree is not None
@@ -156,12 +156,12 @@ class TreePolicy:
 
 
 def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:
-    """Which drafted paths are worth a row: the model's choice obeys the grammar, so no others can be accepted."""
+    """Which draft paths are worth verifying: the model's choice obeys the grammar, so no others can be accepted."""
     return any_path if sequence.matcher is None else sequence.matcher.fits
 
 
 def _num_left(sequence: Sequence) -> int:
-    """How many tokens the request still asks for."""
+    """How many more tokens the request may emit."""
     most = sequence.request.params.max_tokens
     return sys.maxsize if most is None else most - sequence.num_output_tokens
 

@@ -1,6 +1,6 @@
-"""What typical acceptance asks of the scores: how likely drafted tokens are, and how unsure the model was.
+"""Inputs of typical acceptance: probabilities of draft tokens, and the entropy of the model.
 
-Owns the numbers. Not here: the rule (medusa/trees/accept.py), the adjusting of rows (ops/sampling.py).
+Owns the numbers. Not here: the rule (medusa/trees/accept.py), the adjustment of logits (ops/sampling.py).
 """
 
 import torch
@@ -10,15 +10,15 @@ from medusa_dist.sampling_params import SamplingParams
 
 
 def typical_bounds(params: SamplingParams) -> tuple[float, float] | None:
-    """(epsilon, delta) of a request that asks for typical acceptance, else None."""
+    """(epsilon, delta) of a request with typical acceptance, else None."""
     return (params.typical_epsilon, params.typical_delta) if params.acceptance == "typical" else None
 
 
 def weights_of(rows: list[torch.Tensor], drafted: list[list[int]]) -> list[Weights]:
-    """rows: adjusted log-scores [V], one per place (filtered tokens -inf). drafted: the tokens that are asked about."""
+    """rows: adjusted log-scores [V], one per node (filtered tokens -inf). drafted: the draft tokens after each node."""
     log_p = torch.log_softmax(torch.stack(rows), dim=-1)
     p = log_p.exp()
-    # 0 * log 0 counts nothing.
+    # 0 * log 0 counts as 0.
     entropies = -(p * log_p.masked_fill(p == 0.0, 0.0)).sum(-1)
     return [
         Weights(dict(zip(tokens, row[tokens].tolist(), strict=True)), entropy)

@@ -1,1 +1,1 @@
-"""From a config to a running rank: groups, memory, heads, measurements."""
+"""Start-up of a rank: process groups, memory sizing, heads, measurements."""

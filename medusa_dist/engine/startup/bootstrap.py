@@ -1,7 +1,7 @@
-"""From a Config to a running rank: process groups, model shard, KV pool, heads, engine, warm-up.
+"""EngineRank: starts a rank: groups, model shard, KV cache, heads, engine, warm-up.
 
-Owns the order of starting and how memory is shared out. The same code runs on every rank and all ranks go through it
-together; only rank 0 adds heads and engine. Not here: Ray (serve/), the parts themselves.
+Owns the order of start-up. Not here: Ray (serve/), the division of memory (kv_sizing.py), the parts themselves.
+The same code runs on every rank, and all ranks call it together; only rank 0 adds heads and engine.
 """
 
 import time
@@ -54,7 +54,7 @@ __all__ = ["EngineRank", "build_rank", "join_store", "model_folder", "open_store
 
 
 class EngineRank:
-    """One rank's whole stack below Ray. engine: on rank 0 only. facts: what was found and how long phases took."""
+    """Everything a rank holds below Ray. engine: on rank 0 only. facts: what was found, and duration of the phases."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class EngineRank:
             self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
             memory = self._memory(model, drafter, control, generation)
             num_blocks = self._num_blocks(model, memory)
-            # A context that the cache cannot hold cannot be served; what can is what /v1/models says.
+            # A context that does not fit in the cache cannot be served; /v1/models reports what can.
             self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = RankGroup(self._make_worker(model, num_blocks), control, generation)
             if self._device.type == "cpu":
@@ -119,7 +119,7 @@ class EngineRank:
         }
 
     def follow(self) -> None:
-        """RankGroup > 0: execute plans until rank 0 says stop."""
+        """Ranks > 0: execute plans until rank 0 sends STOP."""
         self._ranks.follower_loop()
 
     @contextmanager
@@ -130,7 +130,7 @@ class EngineRank:
         self._seconds[name] = round(time.perf_counter() - begin, 3)
 
     def _read_heads(self, folder: Path) -> HeadsFile | None:
-        """Read and check the heads before the model is loaded: a misfit costs seconds, not minutes."""
+        """Read and check the heads before the model is loaded, so that a mismatch costs seconds, not minutes."""
         where = find_heads(self.config)
         if where is None:
             return None
@@ -147,7 +147,7 @@ class EngineRank:
     def _memory(
         self, model: ShardedModel, drafter: HeadDrafter | None, control: dist.ProcessGroup | None, generation: int
     ) -> DeviceMemory | None:
-        """What this rank's GPU has left for a KV cache; None on a CPU, or where the config says how large it is."""
+        """GPU memory left for the KV cache on this rank; None on a CPU, or where the config sets the cache size."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
             return None
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
@@ -160,13 +160,13 @@ class EngineRank:
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
 
     def _num_blocks(self, model: ShardedModel, memory: DeviceMemory | None) -> int:
-        """KV blocks of the pool, the scratch block included; the same on all ranks: the least that any can hold."""
+        """KV blocks of the cache, including the scratch block: the most that every rank can hold, the same on all."""
         bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
         count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
         count = int(model.parallel.all_reduce_min(count))
         if count < MIN_BLOCKS:
             raise ConfigError(
-                "memory_fraction: no room for a KV cache beside the weights; raise it, lower max_running, use more "
+                "memory_fraction: no room for a KV cache next to the weights; raise it, lower max_running, use more "
                 "ranks (tensor_parallel_size) or a narrower dtype"
             )
         return count + 1
@@ -183,7 +183,7 @@ class EngineRank:
         return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model))
 
     def _check_heads(self, drafter: HeadDrafter | None, folder: Path) -> str | None:
-        """Refuse heads that guess no better than chance; what was found, None without heads or if that is allowed."""
+        """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""
         if drafter is None or self.config.heads.allow_untrained:
             return None
         ids = text_ids(folder)[: self._max_model_len]
@@ -214,10 +214,10 @@ class EngineRank:
     def _describe(self, drafter: HeadDrafter | None) -> str:
         if drafter is not None:
             return (
-                f"medusa: {drafter.max_depth} heads, at most {self.config.speculation.most_nodes} drafted tokens a step"
+                f"medusa: {drafter.max_depth} heads, at most {self.config.speculation.most_nodes} draft tokens per step"
             )
         return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
 
 
-# What serve/rank.py asks a module for (its RankFactory).
+# The RankFactory that serve/rank.py looks up in this module.
 build_rank = EngineRank

@@ -1,6 +1,7 @@
-"""Which heads draft for a model: found, read, checked against it, and built on rank 0.
+"""Finds the heads of a model, and builds the drafter on rank 0.
 
-Owns the search and the checks before loading. Not here: the file format (medusa/heads/heads_file.py).
+Owns where heads are looked up. Not here: the file format (medusa/heads/heads_file.py), the check before loading
+(bootstrap.py).
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ _SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
 
 
 def find_heads(config: Config) -> Path | None:
-    """The folder of the heads: the one named, or what ships for the demo model; None: serve without speculation."""
+    """The folder of the heads: as configured, or the demo model's own. None: serve without speculation."""
     if config.speculation.mode == "off":
         return None
     if config.heads.source is not None:
@@ -27,7 +28,7 @@ def find_heads(config: Config) -> Path | None:
 
 
 def make_drafter(file: HeadsFile, model: ShardedModel, static: Paths | None = None) -> HeadDrafter:
-    """Heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
+    """The heads on rank 0, with the output rows and input embedding they need, read by slices from the checkpoint.
 
     static: the only tree they will draft for, if there is one.
     """

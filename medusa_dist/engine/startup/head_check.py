@@ -1,12 +1,13 @@
-"""Do these heads know this model? Seen before serving, on a fixed text, through the real ranks.
+"""Self-check of the heads at start-up: head 1 must beat chance on a fixed text.
 
-Owns the text, what counts as chance, and the refusal. Not here: the fingerprint (medusa/heads/heads_file.py), accuracy
-in earnest (heads_tools/eval_heads.py). Heads can load without a complaint and guess nothing: made for another model,
-never trained, wired wrongly. Such a service is exact and slower than one without heads, and nobody sees why. So: one
-pass over the text; where the text goes on as the model would (there it is like serving), head 1 guesses the token
-after, and the model's own choice is the truth. Chance is what a head gets that always guesses the commonest of those
-choices. A head at or below chance is refused. A model that hardly ever goes on like the text (another language, random
-weights) leaves too few places to judge by, and nothing is refused.
+Owns the text, the definition of chance, and the refusal. Not here: the fingerprint (model/fingerprint.py), accuracy on
+real prompts (heads_tools/eval_heads.py).
+Heads can load without an error and still guess nothing: made for another model, never trained, or wired wrongly. Such a
+service is exact but slower than one without heads, and nothing shows why. So all ranks run one pass over the text.
+Wherever the text continues as the model would (there the situation is that of serving), head 1 guesses the token after
+that one and is compared with the model's own choice. Chance is the hit count of a head that always guesses the most
+frequent of those choices. A head at or below chance is refused. If the model hardly ever continues like the text
+(another language, random weights), there are too few positions, and nothing is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -46,12 +47,15 @@ The function takes a list of numbers as input and returns the sum of all the num
 describes how water moves."""
 
 MAX_TOKENS = 96  # one pass of a few hundred milliseconds for the demo model on a CPU
-MIN_PLACES = 16  # fewer say nothing
+MIN_PLACES = 16  # too few to decide below this
 
 
 @dataclass(frozen=True)
 class HeadsCheck:
-    """hits of places: head 1's best guess was the model's choice. commonest: places with the most frequent choice."""
+    """hits: of `places` positions, those where head 1's best guess was the model's choice.
+
+    commonest: positions with the most frequent choice.
+    """
 
     hits: int
     places: int
@@ -59,29 +63,29 @@ class HeadsCheck:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there were places enough."""
+        """Whether there were enough positions."""
         return self.places >= MIN_PLACES
 
     def __str__(self) -> str:
         if not self.is_judged:
-            return f"not judged: the model goes on like the self-check's text in {self.places} places only"
+            return f"not checked: the model continues like the self-check's text at only {self.places} positions"
         return (
-            f"head 1 is right in {self.hits} of {self.places} places of the self-check's text (chance: "
+            f"head 1 is right at {self.hits} of {self.places} positions of the self-check's text (chance: "
             f"{self.commonest})"
         )
 
     def refuse_chance(self) -> None:
-        """Raise HeadsError if the heads were judged and are no better than chance."""
+        """Raise HeadsError if the heads were checked and are no better than chance."""
         if self.is_judged and self.hits <= self.commonest:
             raise HeadsError(
                 f"heads: no better than chance: {self}. They are untrained, made for another model, or their file is "
-                "mixed up. Train heads for this model, or set heads.allow_untrained: true to draft with them anyway "
-                "(output stays exact, speed will suffer)"
+                "corrupt. Train heads for this model, or set heads.allow_untrained: true to draft with them anyway "
+                "(output stays exact, but will be slower)"
             )
 
 
 def text_ids(folder: Path) -> list[int]:
-    """The text in the model's tokens; empty if its folder has no tokenizer.json."""
+    """The text as token ids of the model; empty if its folder has no tokenizer.json."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return []
@@ -90,20 +94,20 @@ def text_ids(folder: Path) -> list[int]:
 
 
 def check_heads(ranks: RankGroup, drafter: Drafter, ids: list[int], most_rows: int) -> HeadsCheck:
-    """One pass over `ids`, at most most_rows rows at a time. Before any request: uses slot 0 and the first blocks."""
+    """One pass over `ids`, at most most_rows rows at a time. Uses batch index 0 and the first blocks: call it first."""
     ids = ids[: (ranks.worker.pool.num_blocks - 1) * BLOCK_TOKENS]
     if len(ids) < MIN_PLACES:
         return HeadsCheck(0, 0, 0)
     scores = _read(ranks, ids, most_rows)
     truth = scores.choices
-    places = [i for i in range(len(ids) - 1) if ids[i + 1] == truth[i]]
-    if len(places) < MIN_PLACES:
-        return HeadsCheck(0, len(places), 0)
-    verdicts = [_verdict(ids, place) for place in places]
-    guesses = [_first_guess(candidates) for candidates in drafter.draft(verdicts, scores)]
-    wanted = [int(truth[place + 1]) for place in places]
+    positions = [i for i in range(len(ids) - 1) if ids[i + 1] == truth[i]]
+    if len(positions) < MIN_PLACES:
+        return HeadsCheck(0, len(positions), 0)
+    results = [_verdict(ids, place) for place in positions]
+    guesses = [_first_guess(candidates) for candidates in drafter.draft(results, scores)]
+    wanted = [int(truth[place + 1]) for place in positions]
     hits = sum(guess == token for guess, token in zip(guesses, wanted, strict=True))
-    return HeadsCheck(hits, len(places), max(wanted.count(token) for token in set(wanted)))
+    return HeadsCheck(hits, len(positions), max(wanted.count(token) for token in set(wanted)))
 
 
 def _read(ranks: RankGroup, ids: list[int], most_rows: int) -> Scores:
@@ -117,16 +121,16 @@ def _read(ranks: RankGroup, ids: list[int], most_rows: int) -> Scores:
     return Scores(choices, {}, torch.cat([part.hidden for part in parts]))
 
 
-def _verdict(ids: list[int], place: int) -> StepResult:
-    """What a step would say that read ids[place] and emitted the token after it."""
+def _verdict(ids: list[int], position: int) -> StepResult:
+    """The result of a step that read ids[position] and emitted the token after it."""
     params = SamplingParams(temperature=0.0)
-    request = Request(request_id="self-check", prompt_ids=tuple(ids[: place + 1]), params=params, seed=0)
-    emitted = ids[place + 1]
-    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), place)
+    request = Request(request_id="self-check", prompt_ids=tuple(ids[: position + 1]), params=params, seed=0)
+    emitted = ids[position + 1]
+    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), position)
 
 
 def _first_guess(candidates: Candidates | None) -> int | None:
-    """What head 1 thinks most likely."""
+    """Head 1's best guess."""
     if candidates is None:
         return None
     tree, _ = best_tree(candidates, 1, 1)

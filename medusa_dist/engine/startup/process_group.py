@@ -1,6 +1,6 @@
-"""A rank's device, and how ranks meet: TCP store and process groups.
+"""The device of a rank, and how ranks connect: TCP store and process groups.
 
-Owns ports, timeouts and backends of torch.distributed. Not here: what travels (engine/runner/broadcast.py).
+Owns ports, timeouts and backends of torch.distributed. Not here: the messages (engine/runner/broadcast.py).
 """
 
 import socket
@@ -16,16 +16,16 @@ from medusa_dist.ops.tp_group import TPGroup
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device of this process. Raises ConfigError if cuda is asked for and not there."""
+    """The device of this process. Raises ConfigError if cuda is configured and not available."""
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device: cuda is asked for, but torch sees no GPU; set device: cpu, or check the driver")
+        raise ConfigError("device: cuda is configured, but torch sees no GPU; set device: cpu, or check the driver")
     return torch.device("cuda", 0)
 
 
 def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
-    """Rank 0's meeting point on a free port (store.port), bound to `host` alone and not to every interface."""
+    """Rank 0's rendezvous store on a free port (store.port), bound to `host` only and not to every interface."""
     listener = socket.create_server((host, 0))
     return TCPStore(
         host,
@@ -39,7 +39,7 @@ def open_store(world: int, host: str, timeout_s: float) -> TCPStore:
 
 
 def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
-    """The meeting point, from ranks > 0."""
+    """Connect to rank 0's store from ranks > 0."""
     timeout = timedelta(seconds=timeout_s)
     return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
 
@@ -47,18 +47,18 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
 def join_group(
     config: Config, device: torch.device, rank: int, store: Store | None, generation: int
 ) -> tuple[TPGroup, dist.ProcessGroup | None]:
-    """Data group (nccl on GPUs) and control group (always gloo: plans live on the host); none for a rank alone."""
+    """Data group (nccl on GPUs) and control group (always gloo: plans are on the host); none for a single rank."""
     world = config.tensor_parallel_size
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1:
         return TPGroup(), None
-    assert store is not None, "several ranks need a store to meet at"
+    assert store is not None, "several ranks need a rendezvous store"
     timeout = timedelta(seconds=config.timeouts.load_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
     )
-    # Loading may take minutes, a step may not: the control group has the step's deadline.
+    # Loading may take minutes, a step may not: the control group uses the timeout of a step.
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
     return TPGroup(rank, world, dist.group.WORLD), control

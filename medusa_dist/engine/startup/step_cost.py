@@ -1,4 +1,4 @@
-"""What a step costs on this machine, by its rows: measured at start, through the real ranks.
+"""Step time by number of rows on this machine, measured at start-up through all ranks.
 
 Owns the measurement. Not here: what the curve is used for (medusa/trees/budget.py).
 """
@@ -19,14 +19,15 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 _CONTEXT = 128  # tokens before the measured rows
 _ROWS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _ROUNDS = 4
-_MANY = 16  # sequences, to see what drafting costs for each
+_MANY = 16  # sequences, to measure the cost of drafting per sequence
 
 
 def measure_step_cost(ranks: RankGroup, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
-    """Seconds of a step with so many scored rows; None without heads, where nothing depends on it.
+    """Seconds of a step by number of scored rows; None without heads, where nothing depends on it.
 
-    Before any request: uses slot 0 and the pool's first blocks. Ends the followers' wait (Op.READY). The first pass at
-    each size warms its kernels up and is not counted; without heads one pass of each of two sizes does just that.
+    Call it before any request: it uses batch index 0 and the first KV blocks. Ends the followers' wait (Op.READY). The
+    first pass at each size warms up its kernels and is not counted; without heads, one pass of two sizes each does only
+    that.
     """
     worker = ranks.worker
     columns = min(max_model_len, (worker.pool.num_blocks - 1) * BLOCK_TOKENS)
@@ -48,10 +49,10 @@ def measure_step_cost(ranks: RankGroup, config: Config, max_model_len: int, draf
 
 
 def _step_seconds(ranks: RankGroup, sizes: list[int], context: int) -> list[float]:
-    """The least of a few passes at each size: other work on the machine only ever adds.
+    """The minimum over a few passes at each size: other load on the machine only adds time.
 
-    All sizes in turn, so that a disturbance that lasts meets each once and not one size always: with two passes one
-    after the other, 16 rows once seemed so dear that 8 drafts more were thought to cost nothing.
+    All sizes are measured in turn, so that a longer disturbance affects each size once and not one size always. With
+    two passes per size one after the other, 16 rows once seemed so slow that 8 more drafts appeared to be free.
     """
     rounds = [[_timed(ranks, size, context) for size in sizes] for _ in range(_ROUNDS + 1)]
     return [min(times) for times in zip(*rounds[1:], strict=True)]
@@ -65,7 +66,7 @@ def _timed(ranks: RankGroup, size: int, context: int) -> float:
 
 
 def rows_plan(ranks: RankGroup, size: int, context: int) -> Plan:
-    """One sequence of `context` tokens with a root and a chain of size - 1 drafted nodes behind it."""
+    """One sequence with a context of `context` tokens, a root, and a chain of size - 1 draft tokens after it."""
     num_blocks = blocks_for(context + size)
 
     def one(value: int) -> Ints:

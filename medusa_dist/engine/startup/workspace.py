@@ -1,10 +1,11 @@
-"""What a step needs beside weights and KV cache on this device: measured at start, by running the worst one there is.
+"""Peak activation memory of the largest step, measured at start-up.
 
-Owns the worst step and the reading of its peak. Not here: what is made of the number (memory.py), step times
-(measure.py). Worst: as many rows as a step may have, behind as long a context as fits, scores wanted for all drafts of
-all sequences, every row gathered whole to rank 0, the rest of the rows scored as a prompt's, and the heads run for all
+Owns that step and the measurement of its peak. Not here: how the number is used (kv_sizing.py), step times
+(step_cost.py).
+The largest step has as many rows as a step may have, after as long a context as fits; logits for all drafts of all
+sequences, all gathered in full to rank 0; prompt logprobs for the rest of the rows; and the heads run for all
 sequences. What attention gathers for other sequences grows with the cache and is counted with it
-(memory.gathered_block_bytes).
+(kv_sizing.gathered_block_bytes).
 """
 
 from dataclasses import replace
@@ -21,19 +22,19 @@ from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.sampling_fields import MAX_LOGPROBS
 
-_MARGIN = 1.1  # the allocator's fragments
-_CHOICE_COPIES = 4  # whole rows that choosing makes of each: adjusted scores, sorted ones, noise, their sum
+_MARGIN = 1.1  # allocator fragmentation
+_CHOICE_COPIES = 4  # full rows that selection allocates for each: adjusted scores, sorted ones, noise, their sum
 
 
 class PeakMeter:
-    """Bytes that torch had allocated at most on a GPU since `start`, beyond what it had then."""
+    """Peak bytes that torch allocated on a GPU since `start`, beyond what was allocated then."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before = 0
 
     def start(self) -> None:
-        """Begin anew."""
+        """Restart the measurement."""
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         self._before = torch.cuda.memory_allocated(self._device)
@@ -45,14 +46,14 @@ class PeakMeter:
 
 
 def profile_blocks(config: Config, max_model_len: int, block_bytes: int, free_bytes: int) -> int:
-    """Blocks of the small pool to profile with, the scratch block not counted: one sequence, in a quarter of what is
-    free at most, and never less than a step's rows need."""
+    """Blocks of the small cache used for profiling, without the scratch block: one sequence, in at most a quarter of
+    the free memory, and never fewer than the rows of a step need."""
     longest = blocks_for(max_model_len + config.speculation.most_nodes)
     return max(blocks_for(config.max_batched_tokens), min(longest, free_bytes // 4 // block_bytes))
 
 
 def worst_plan(ranks: RankGroup, config: Config) -> Plan:
-    """The step described above, for slot 0 and all blocks of the pool."""
+    """The step described above, for batch index 0 and all blocks of the cache."""
     worker = ranks.worker
     columns = (worker.pool.num_blocks - 1) * BLOCK_TOKENS
     size = min(config.max_batched_tokens, columns)
@@ -71,7 +72,8 @@ def worst_plan(ranks: RankGroup, config: Config) -> Plan:
 
 
 def workspace_bytes(ranks: RankGroup, config: Config, drafter: Drafter | None, meter: PeakMeter) -> int:
-    """Bytes of workspace that this rank needs; all ranks call it together, with a pool of profile_blocks each.
+    """Bytes of workspace that this rank needs; called by all ranks together, with a cache of profile_blocks blocks
+    each.
 
     Ends the followers' wait (Op.READY).
     """

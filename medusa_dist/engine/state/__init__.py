@@ -1,1 +1,1 @@
-"""What rank 0 keeps on the host: sequences, KV blocks, the waiting queue, limits. No tensors."""
+"""Rank 0's state on the host: sequences, KV blocks, the waiting queue, limits. No tensors."""

@@ -1,13 +1,13 @@
-"""Which KV block belongs to whom, and which blocks hold a known prefix.
+"""BlockPool: allocation of KV blocks, and the prefix cache.
 
-Owns the free list, the prefix cache and their laws. Not here: the memory (ops/attention/kv_cache.py), who gets blocks
-when (engine/scheduler/scheduler.py). Blocks 1..num_blocks-1 are handed out; block 0 is scratch and never leaves. Each
-of them is in exactly one state:
-  free    nobody owns it, and nothing in it is worth keeping
-  idle    nobody owns it, but it holds a known prefix; reused least recently used first when free blocks run out
+Owns the free list, the prefix cache and their invariants. Not here: the memory (ops/attention/kv_cache.py), which
+sequence gets blocks when (engine/scheduler/scheduler.py).
+Blocks 1..num_blocks-1 are allocated; block 0 is scratch and is never allocated. Each block is in exactly one state:
+  free    no owner, and its contents are not cached
+  idle    no owner, but it holds a cached prefix; evicted least recently used first when free blocks run out
   owned   by one sequence that may write to it, or by several that only read it
-Prefix cache: a full block of verified tokens is known by a hash over its tokens and the hash of the block before, so
-equal hashes mean equal prefixes (after vLLM's automatic prefix caching).
+Prefix cache: a full block of verified tokens is identified by a hash over its tokens and the hash of the block before
+it, so equal hashes mean equal prefixes (after vLLM's automatic prefix caching).
 """
 
 import hashlib
@@ -20,52 +20,53 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
 
 
 def blocks_for(num_columns: int) -> int:
-    """Blocks that hold num_columns tokens."""
+    """Number of blocks that hold this many tokens."""
     return -(-num_columns // BLOCK_TOKENS)
 
 
 def salt_name(salt: str | None) -> bytes:
-    """What a chain of prefixes begins with: b"" for prompts that anybody may share, else a name of the salt.
+    """Hash that a chain of block hashes starts from: b"" for prompts that all requests may share, else a hash of the
+    salt.
 
-    Marked as a salt, so that no chosen text can be the name of somebody's block.
+    The hash is personalised as a salt, so that no text can produce the hash of another request's block.
     """
     return b"" if salt is None else hashlib.blake2b(salt.encode(), digest_size=16, person=b"salt").digest()
 
 
 def chain_hash(before: bytes, tokens: Sequence[int]) -> bytes:
-    """Name of a full block: its tokens, behind the prefix (or salt) that `before` names (b"" at the start)."""
+    """Hash of a full block: of its tokens, after the prefix (or salt) with the hash `before` (b"" at the start)."""
     return hashlib.blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 
-_GOLDEN = 0.6180339887  # multiples of it, modulo 1, keep as far from each other as they can
+_GOLDEN = 0.6180339887  # multiples of it, modulo 1, are spread as evenly as possible
 
 
 class BlockPool:
-    """Hands out blocks, those of one owner side by side where it can: attention copies neighbours faster (a CPU by a
-    third). So a new run of blocks begins far from the other runs, where there is room to grow."""
+    """Allocates blocks, contiguous for one owner where possible: attention gathers neighbouring blocks faster (on a CPU
+    by a third). So a new run of blocks starts far from the other runs, where it has room to grow."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free = dict.fromkeys(b for b in range(num_blocks) if b != SCRATCH_BLOCK)  # last freed last
+        self._free = dict.fromkeys(b for b in range(num_blocks) if b != SCRATCH_BLOCK)  # most recently freed last
         self._num_runs = 0
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._owners = [0] * num_blocks
         self._name: dict[int, bytes] = {}  # block -> hash of the prefix that ends with it
-        self._known: dict[bytes, int] = {}  # and back
+        self._known: dict[bytes, int] = {}  # the inverse
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be taken now, idle ones included."""
+        """Blocks that can be allocated now, idle ones included."""
         return len(self._free) + len(self._idle)
 
     @property
     def num_usable(self) -> int:
-        """Blocks there are, the scratch block not counted."""
+        """All blocks except the scratch block."""
         return self.num_blocks - 1
 
     def allocate(self, count: int, behind: Sequence[int] = ()) -> list[int]:
-        """Hand out `count` blocks to the owner of those in `behind`; the caller has looked at num_free."""
-        assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
+        """Allocate `count` blocks to the owner of the blocks in `behind`; the caller has checked num_free."""
+        assert count <= self.num_free, f"{count} blocks requested, {self.num_free} free"
         taken: list[int] = []
         last = behind[-1] if behind else None
         for _ in range(count):
@@ -75,7 +76,7 @@ class BlockPool:
         return taken
 
     def _next(self, last: int | None) -> int:
-        """The free block behind `last`, else one far from other runs, else the last freed, else an idle one."""
+        """The free block right after `last`, else one far from other runs, else the last freed, else an idle one."""
         if last is None or last + 1 not in self._free:
             self._num_runs += 1
             last = int(self._num_runs * _GOLDEN % 1.0 * self.num_blocks) - 1
@@ -85,9 +86,9 @@ class BlockPool:
         return self._free.popitem()[0] if self._free else self._forget_oldest()
 
     def free(self, blocks: Sequence[int]) -> None:
-        """One owner less for each. Blocks with a known prefix stay idle, the end of a chain to be reused first."""
+        """Remove one owner from each block. Cached blocks become idle; the end of a chain is evicted first."""
         for block in reversed(blocks):
-            assert self._owners[block] > 0, f"block {block} is given back twice"
+            assert self._owners[block] > 0, f"block {block} is freed twice"
             self._owners[block] -= 1
             if self._owners[block] == 0:
                 if block in self._name:
@@ -96,7 +97,7 @@ class BlockPool:
                     self._free[block] = None
 
     def find_cached(self, names: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest known beginning of a chain of prefixes."""
+        """The blocks of the longest cached prefix of a chain of block hashes."""
         blocks = []
         for name in names:
             if name not in self._known:
@@ -105,27 +106,27 @@ class BlockPool:
         return blocks
 
     def count_idle(self, blocks: Sequence[int]) -> int:
-        """How many of these count as free now and would not after `share`."""
+        """How many of these blocks count as free now and would not after `add_owner`."""
         return sum(self._owners[block] == 0 for block in blocks)
 
     def add_owner(self, blocks: Sequence[int]) -> None:
-        """One owner more for each of these found blocks."""
+        """Add one owner to each of these cached blocks."""
         for block in blocks:
             self._idle.pop(block, None)
             self._owners[block] += 1
 
     def cache_block(self, block: int, name: bytes) -> None:
-        """From now on this owned, full, verified block is found by the name of the prefix that ends with it.
+        """Make this owned, full, verified block findable by the hash of the prefix that ends with it.
 
-        The first block of a name keeps it; a second one stays what it is.
+        The first block with a hash keeps it; a second one stays uncached.
         """
-        assert self._owners[block] > 0, f"block {block} is nobody's"
+        assert self._owners[block] > 0, f"block {block} has no owner"
         if name not in self._known and block not in self._name:
             self._known[name] = block
             self._name[block] = name
 
     def reset_prefix_cache(self) -> None:
-        """Make all idle blocks free: for measurements that must not find what an earlier one left."""
+        """Make all idle blocks free: for measurements that must not hit blocks that earlier requests cached."""
         while self._idle:
             self._free[self._forget_oldest()] = None
 
@@ -135,7 +136,7 @@ class BlockPool:
         return block
 
     def check_integrity(self, owned: list[list[int]], shared: frozenset[int] = frozenset()) -> None:
-        """Every block is free, idle or owned, and by as many as say so; only blocks with a name, and those that beams
+        """Every block is free, idle or owned, and its owner count is right. Only cached blocks, and those that beams
         share, have several owners."""
         counts = [0] * self.num_blocks
         for block in (block for blocks in owned for block in blocks):
@@ -146,5 +147,5 @@ class BlockPool:
         assert counts == self._owners, "blocks are lost"
         held = sum(count > 0 for count in counts)
         assert held + len(self._free) + len(self._idle) == self.num_usable, "blocks are lost"
-        assert {name: block for block, name in self._name.items()} == self._known, "names and blocks disagree"
-        assert self._idle.keys() <= self._name.keys(), "an idle block has no name"
+        assert {name: block for block, name in self._name.items()} == self._known, "block hashes and blocks disagree"
+        assert self._idle.keys() <= self._name.keys(), "an idle block has no hash"

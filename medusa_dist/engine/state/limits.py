@@ -1,7 +1,7 @@
-"""What an engine can serve: the limits of a step and of a request.
+"""Limits: what an engine can serve in one step and for one request.
 
-Owns the answer to a request that could never run. Not here: when one runs (scheduler.py), a beam search's own limits
-(beam.py).
+Owns the rejection of requests that could never run. Not here: when a request runs (scheduler/scheduler.py), the limits
+of beam search (beam/group.py).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from medusa_dist.request import Request, check_prompt
 
 @dataclass(frozen=True)
 class Limits:
-    """What the scheduler must stay within. Tokens and rows; eos_ids end a sequence unless it ignores them."""
+    """What the scheduler must stay within, in tokens and sequences. eos_ids end a sequence unless it ignores them."""
 
     max_running: int
     max_batched_tokens: int
@@ -23,7 +23,7 @@ class Limits:
 
 
 def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
-    """Raise RequestError, naming the field, if the request can never be served with a cache of so many blocks."""
+    """Raise RequestError, naming the field, if a cache of num_blocks blocks can never serve the request."""
     params = request.params
     check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
     biased = [i for i, _ in params.logit_bias]

@@ -1,10 +1,9 @@
-"""GrammarCompiler at work: which tokens may come next, for each sequence that has a grammar.
+"""Grammar matchers: which tokens may come next for each sequence that has a grammar.
 
-Owns the tie to llguidance: its view of the tokenizer, compiling, and one Matcher per sequence. Not here: what a grammar
-is (medusa_dist/grammar.py), where masks enter a choice (ops/sampling.adjust), which drafts are kept (speculation.py).
-
-What follows a text is a function of the text alone, whatever was asked about drafts in between; so a grammar keeps the
-promise that speculation never changes a token. A sequence ends as soon as nothing but its end can follow.
+Owns the interface to llguidance: its tokenizer, compilation, and one Matcher per sequence. Not here: what a grammar is
+(medusa_dist/grammar.py), where masks are applied (ops/sampling.py), which drafts are kept (spec/tree_policy.py).
+The tokens allowed after a text depend on the text alone, not on which drafts were checked in between, so grammars keep
+the guarantee that speculation never changes a token. A sequence ends as soon as only an end token can follow.
 Shapes: V vocabulary of the model.
 """
 
@@ -26,7 +25,7 @@ from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar, GrammarKind
 from medusa_dist.ops.arrays import Bools
 
-# Of one grammar: half a second of compiling, some 50 ms for one mask, and 40 MB. Texts are not shown in errors.
+# Per grammar: half a second of compiling, some 50 ms per mask, and 40 MB. Texts are not shown in errors.
 _LIMITS = LLParserLimits(
     step_lexer_fuel=50_000,
     step_max_items=10_000,
@@ -34,19 +33,19 @@ _LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-_DEAD_END = "no token of the model can come next"
+_DEAD_END = "no token of the model's vocabulary can come next"
 _MAX_REASON = 300  # characters of an error
-_MAX_COMPILED = 32  # grammars kept for the next request that asks for the same
-# Between the tokens of JSON: nothing, a blank, or a new line with its indentation. Small models, given the choice, fill
-# the rest of their context with blanks.
+_MAX_COMPILED = 32  # compiled grammars kept for later requests with the same grammar
+# Allowed whitespace between JSON tokens: nothing, a blank, or a new line with its indentation. Given the choice, small
+# models fill the rest of their context with blanks.
 _JSON_BLANKS = r" |\n[ \t]{0,20}"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What may come after a text. allowed: [V]; end tokens are in it where the text may end.
+    """What may come after a text. allowed: [V]; includes end tokens where the text may end.
 
-    is_complete: the text may end, and cannot go on. error: why nothing can follow, not even the end; else empty.
+    is_complete: the text may end and cannot continue. error: why nothing can follow, not even an end token; else empty.
     """
 
     allowed: Bools
@@ -55,12 +54,12 @@ class State:
 
     @property
     def is_over(self) -> bool:
-        """Nothing can follow."""
+        """Whether nothing can follow."""
         return self.is_complete or bool(self.error)
 
 
 class Matcher:
-    """One sequence's place in its grammar. Paths are tokens after those kept so far."""
+    """The position of one sequence in its grammar. Paths are tokens after those kept so far."""
 
     def __init__(
         self, grammar: Grammar, machine: LLMatcher, vocabulary: "Vocabulary", end_ids: tuple[int, ...]
@@ -69,39 +68,42 @@ class Matcher:
         self._machine = machine
         self._vocabulary = vocabulary
         self._end_ids = list(end_ids)
-        self._ahead: tuple[int, ...] = ()  # tokens the machine has read beyond those kept
+        self._ahead: tuple[int, ...] = ()  # tokens the llguidance matcher has consumed beyond those kept
         self._states: dict[tuple[int, ...], State] = {}
 
     def state(self, path: tuple[int, ...] = ()) -> State:
-        """What may come after a path of allowed tokens, none of them an end."""
+        """What may come after a path of allowed tokens that contains no end token."""
         if path not in self._states:
             self._read(path)
             self._states[path] = self._state()
         return self._states[path]
 
     def fits(self, path: tuple[int, ...]) -> bool:
-        """Whether a drafted path can be part of the text. Ends are no part of it: after one nothing is to be won."""
+        """Whether the text may continue with this draft path. A path with an end token does not fit."""
         if not all(map(self._vocabulary.is_text, path)):
             return False
         self._read(())
         return bool(self._machine.validate_tokens(list(path)) == len(path))
 
     def forced(self) -> list[int]:
-        """The tokens that must come next: what the grammar forces, as the tokenizer writes it; often none."""
+        """The tokens that must come next: what the grammar forces, as the tokenizer encodes it; often none."""
         self._read(())
         allowed = self.state().allowed
         tokens = [] if self.state().is_over else self._machine.compute_ff_tokens()
-        return list(takewhile(lambda token: token < len(allowed), tokens))  # as far as the model knows them
+        return list(takewhile(lambda token: token < len(allowed), tokens))  # up to the first id that the model lacks
 
     def keep(self, tokens: tuple[int, ...]) -> None:
-        """Tokens that became output; paths begin after them from now on."""
+        """Commit tokens that became output; later paths start after them."""
         state = self.state(tokens)
         self._read(tokens)
         self._ahead = ()
         self._states = {(): state}
 
     def _read(self, path: tuple[int, ...]) -> None:
-        """Bring the machine to a path: back to where it forked, and onward. A machine in error stays where it is."""
+        """Move the llguidance matcher to a path: roll back to the common prefix, then consume the rest.
+
+        A matcher in error does not move.
+        """
         shared = 0
         while shared < min(len(path), len(self._ahead)) and path[shared] == self._ahead[shared]:
             shared += 1
@@ -115,7 +117,7 @@ class Matcher:
         allowed = self._vocabulary.allowed(self._machine)
         if self._machine.is_error():
             reason = _first_line(self._machine.get_error())
-            error = _DEAD_END if "NoExtension" in reason else f"it cannot be followed any further: {reason}"
+            error = _DEAD_END if "NoExtension" in reason else f"the text cannot continue: {reason}"
             return State(np.zeros_like(allowed), False, error)
         may_end = self._machine.is_accepting()
         if not allowed.any():
@@ -125,7 +127,7 @@ class Matcher:
 
 
 class Vocabulary:
-    """The model's tokens as llguidance sees them. Raises RequestError for a tokenizer that it cannot read."""
+    """The model's tokens as llguidance sees them. Raises RequestError for a tokenizer that llguidance cannot read."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
         known = len(tokenizer)
@@ -135,11 +137,11 @@ class Vocabulary:
         self._vocab_size = vocab_size
 
     def is_text(self, token_id: int) -> bool:
-        """Whether llguidance can be asked about a token: it knows it, and not as an end."""
+        """Whether llguidance knows this token as an ordinary one, not as an end token."""
         return token_id < self.tokenizer.vocab_size and token_id not in self._ends
 
     def allowed(self, machine: LLMatcher) -> Bools:
-        """Tokens of the text that may come next [V], without ends. Ids that the tokenizer does not know never may."""
+        """Text tokens that may come next [V], without end tokens and without ids unknown to the tokenizer."""
         known = self.tokenizer.vocab_size
         words = np.zeros((1, (known + 31) // 32), dtype=np.int32)
         llguidance.numpy.fill_next_token_bitmask(machine, words)
@@ -152,9 +154,9 @@ class Vocabulary:
 
 @dataclass
 class GrammarCompiler:
-    """One engine's grammars. load_tokenizer: reads the model's tokenizer, which happens when a grammar first comes.
+    """The compiled grammars of one engine. load_tokenizer: loads the model's tokenizer; called for the first grammar.
 
-    `prepare` may be called from any thread, `start` from the engine's.
+    `prepare` may be called from any thread, `start` from the engine's thread only.
     """
 
     load_tokenizer: Callable[[], Any]
@@ -165,13 +167,13 @@ class GrammarCompiler:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self, grammar: Grammar) -> None:
-        """Do the slow part of `start` now; whatever is wrong is for `start` to say."""
+        """Do the slow part of `start` now; errors are raised by `start`."""
         self._compile(grammar)
 
     def start(self, grammar: Grammar, output_ids: tuple[int, ...] = (), ignore_eos: bool = False) -> Matcher:
-        """A matcher after the tokens of output_ids. ignore_eos: the text goes on for as long as it can.
+        """A matcher positioned after output_ids. ignore_eos: the text continues for as long as it can.
 
-        Raises RequestError for a grammar that is wrong, too costly, or has no text.
+        Raises RequestError for a grammar that is invalid, too costly, or matches no text.
         """
         found = self._compile(grammar)
         if isinstance(found, RequestError):
@@ -183,7 +185,7 @@ class GrammarCompiler:
             matcher.keep(output_ids)
         state = matcher.state()
         if state.is_over:
-            raise grammar.error(state.error or "it allows the empty text only")
+            raise grammar.error(state.error or "it allows only the empty text")
         return matcher
 
     def _compile(self, grammar: Grammar) -> LLMatcher | RequestError:
@@ -205,35 +207,35 @@ class GrammarCompiler:
         try:
             return Vocabulary(self.load_tokenizer(), self.vocab_size, self.eos_ids)
         except (OSError, ValueError) as error:
-            return RequestError(f"the model's tokenizer is not there or cannot be read: {_first_line(str(error))}")
+            return RequestError(f"the model's tokenizer is missing or cannot be read: {_first_line(str(error))}")
 
 
 def _compile(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher | RequestError:
     try:
         machine = LLMatcher(tokenizer, _to_llguidance(grammar), log_level=0, limits=_LIMITS)
-    except ValueError as error:  # what llguidance's readers of JSON and GBNF raise, and Python for lone surrogates
+    except ValueError as error:  # raised by llguidance's JSON and GBNF parsers, and by Python for lone surrogates
         return RequestError(str(error))
     return RequestError(machine.get_error()) if machine.is_error() else machine
 
 
 def _to_llguidance(grammar: Grammar) -> str:
-    """The grammar as llguidance takes it."""
+    """The grammar in llguidance's format."""
     if grammar.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT):
         schema = grammar.text or '{"type": "object"}'
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_BLANKS})
     if grammar.kind is GrammarKind.REGEX:
-        # Digits are 0 to 9, as JSON Schema has it: models do find the other 700 of Unicode.
+        # Digits are 0 to 9, as in JSON Schema: models do produce the other 700 digits of Unicode.
         pattern = llguidance.regex_to_lark(_without_anchors(grammar.text), use_ascii="d")
         return LLMatcher.grammar_from_lark(f"start: /{pattern}/")
     if grammar.kind is GrammarKind.CHOICE:
-        # One terminal, not one rule per text: the lexer takes thousands of texts, the parser does not.
+        # One terminal instead of one rule per text: the lexer handles thousands of texts, the parser does not.
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return llguidance.grammar_from("ebnf", grammar.text)
 
 
 def _without_anchors(pattern: str) -> str:
-    """The whole output has to match anyway, and llguidance knows no anchors."""
+    """Strip the anchors: the whole output must match anyway, and llguidance does not support them."""
     pattern = pattern.removeprefix("^")
     before = pattern.removesuffix("$")
     is_escaped = (len(before) - len(before.rstrip("\\"))) % 2 == 1

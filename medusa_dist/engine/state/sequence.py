@@ -1,9 +1,9 @@
-"""Sequence: one token sequence in the engine; SequenceGroup: the sequences of one request.
+"""Sequence, StepResult and SequenceGroup: the state of requests in the engine, on the host.
 
-Owns a sequence's tokens, KV bookkeeping and drafts, and what a step decides for it. Not here: when it runs
-(engine/scheduler/scheduler.py), what a step's result does to a group (single_sequence.py, engine/beam/group.py).
-KV indices (positions in the block table), as half-open ranges over known tokens n = len(tokens):
-  [0, num_computed_tokens)   KV is there, of verified tokens
+Owns tokens, num_computed_tokens, block table and drafts of a sequence. Not here: how a group applies results
+(single_sequence.py, beam/group.py), when it runs (scheduler/scheduler.py).
+KV indices (positions in the block table), as half-open ranges over n = len(tokens) known tokens:
+  [0, num_computed_tokens)   KV is computed, for verified tokens
   [num_computed_tokens, n)   known tokens whose KV is not computed; while decoding just one, the root
   [n, n + len(tree))         during a step: draft tokens
 Invariant between steps: num_computed_tokens < n.
@@ -27,46 +27,46 @@ from medusa_dist.request import Request
 NOT_IN_BATCH = -1
 
 
-@dataclass(eq=False)  # a sequence is equal to itself alone, and a key of dicts
+@dataclass(eq=False)  # compared by identity, so it can be a dict key
 class Sequence:
-    """Made by its group. `tokens` starts as prompt + output known from before a restart."""
+    """One sequence of a group. `tokens` starts as the prompt, plus output known from before a restart."""
 
     group: "SequenceGroup" = field(repr=False)
     tokens: list[int]
     num_computed_tokens: int = 0
     batch_index: int = NOT_IN_BATCH
     block_table: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of its full blocks, as far as needed
-    num_hashed_blocks: int = 0  # how many of `blocks` the prefix cache was told of, or gave
-    num_cached_tokens: int = 0  # prompt tokens whose KV the prefix cache had when it was first admitted
-    num_broadcast_blocks: int = 0  # how many of `blocks` the ranks know
-    candidates: Candidates | None = None  # what the heads guess after the root; None: nothing drafted
-    tree: Tree = EMPTY  # what this step verifies
-    tree_values: Seq[float] = ()  # expected acceptance of its nodes, calibrated
-    pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) columns, not moved yet
-    wants_prompt_logprobs: bool = False  # log-probabilities of its prompt are asked for, and not delivered yet
+    block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of its full blocks, computed as needed
+    num_hashed_blocks: int = 0  # leading blocks that the prefix cache knows or provided
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
+    num_broadcast_blocks: int = 0  # leading blocks that all ranks know
+    candidates: Candidates | None = None  # the heads' guesses after the root; None: nothing drafted
+    tree: Tree = EMPTY  # draft tokens verified in this step
+    tree_values: Seq[float] = ()  # expected acceptance of each node, calibrated
+    pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) KV indices, not yet copied
+    wants_prompt_logprobs: bool = False  # prompt logprobs are requested and not yet delivered
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
-    fork_slots: list[int] = field(default_factory=list)  # KV slots of its last computed rows, which stand elsewhere
-    acceptance: AcceptanceTracker = field(default_factory=AcceptanceTracker)  # what drafting has brought it
+    fork_slots: list[int] = field(default_factory=list)  # KV slots of its last computed tokens, not in its blocks yet
+    acceptance: AcceptanceTracker = field(default_factory=AcceptanceTracker)  # acceptance of its drafts
     finish_reason: FinishReason | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
-    matcher: Matcher | None = None  # its place in its grammar, after the known tokens
-    is_complete: bool = False  # the grammar left nothing to add
-    error: RequestError | None = None  # why it could not go on
+    matcher: Matcher | None = None  # position in its grammar, after the known tokens
+    is_complete: bool = False  # the grammar allows nothing more
+    error: RequestError | None = None  # why it could not continue
 
     @property
     def request(self) -> Request:
-        """What was asked."""
+        """The request of its group."""
         return self.group.request
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Number of prompt tokens."""
         return len(self.request.prompt_ids)
 
     @property
     def priority_key(self) -> tuple[int, int]:
-        """Its group's place among all: the least is served first, the greatest preempted first."""
+        """Sort key of its group: the smallest is served first, the largest is preempted first."""
         return self.group.priority_key
 
     @property
@@ -80,20 +80,20 @@ class Sequence:
         return len(self.tokens) - self.num_computed_tokens
 
     def count_prompt_logprobs(self, chain: int) -> int:
-        """How many of the next `chain` rows are followed by a prompt token whose score is asked for."""
+        """How many of the next `chain` tokens are followed by a prompt token whose logprob is requested."""
         left = self.num_prompt_tokens - 1 - self.num_computed_tokens
         return max(0, min(chain, left)) if self.wants_prompt_logprobs else 0
 
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
-        """The prompt's scores, once: None for its first token, which nothing precedes. () if not asked for."""
+        """The prompt logprobs, returned once: None for the first token, which nothing precedes. () if not requested."""
         if not self.wants_prompt_logprobs:
             return ()
         assert len(self.prompt_logprobs) == self.num_prompt_tokens - 1
-        scores, self.prompt_logprobs, self.wants_prompt_logprobs = self.prompt_logprobs, [], False
-        return None, *scores
+        logprobs, self.prompt_logprobs, self.wants_prompt_logprobs = self.prompt_logprobs, [], False
+        return None, *logprobs
 
     def check_finished(self, new: tuple[int, ...], eos_ids: tuple[int, ...], max_model_len: int) -> None:
-        """Set finish_reason, and what explains it, if the last known token is the end; new: the tokens of this step."""
+        """Set finish_reason, and its explanation, if the last known token is the end. new: tokens of this step."""
         params = self.request.params
         state = None if self.matcher is None else self.matcher.state(new)
         if new[-1] in params.stop_token_ids or (new[-1] in eos_ids and not params.ignore_eos):
@@ -107,11 +107,11 @@ class Sequence:
             self.finish_reason = FinishReason.ABORT
 
     def slot_at(self, column: int) -> int:
-        """Physical KV slot of a column."""
+        """Physical KV slot of a KV index."""
         return self.block_table[column // BLOCK_TOKENS] * BLOCK_TOKENS + column % BLOCK_TOKENS
 
     def num_blocks_to_allocate(self, num_columns: int) -> int:
-        """Blocks to take so that num_columns columns have a place."""
+        """Blocks to allocate so that the block table holds num_columns tokens."""
         return max(0, blocks_for(num_columns) - len(self.block_table))
 
     def prefix_hashes(self, num_blocks: int) -> list[bytes]:
@@ -124,7 +124,7 @@ class Sequence:
         return self.block_hashes[:num_blocks]
 
     def release_kv(self) -> list[int]:
-        """Give up slot, blocks and drafts, keep the tokens; returns the blocks. Preemption: it recomputes later."""
+        """Give up batch index, blocks and drafts, keep the tokens. Returns the blocks."""
         blocks, self.block_table = self.block_table, []
         self.batch_index, self.num_computed_tokens, self.num_broadcast_blocks, self.num_hashed_blocks = (
             NOT_IN_BATCH,
@@ -147,7 +147,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step decided for one sequence: the accepted path, and one logprob entry per token if asked for."""
+    """The outcome of a step for one sequence: the accepted path, and one logprobs entry per token if requested."""
 
     sequence: Sequence
     accepted: Accepted
@@ -163,7 +163,7 @@ class StepResult:
 class SequenceGroup(ABC):
     """The sequences of one request: one, or W beams. They are admitted, preempted and freed together.
 
-    root waits in the queue and computes the prompt. sequences are those that hold a batch index once admitted.
+    root waits in the queue and computes the prompt. sequences are those that have a batch index once admitted.
     number: how many requests were submitted before it.
     """
 
@@ -176,17 +176,17 @@ class SequenceGroup(ABC):
 
     @property
     def priority_key(self) -> tuple[int, int]:
-        """Its place among all groups: the least is served first, the greatest preempted first."""
+        """Sort key among all groups: the smallest is served first, the largest is preempted first."""
         return self.request.priority, self.number
 
     @property
     def size(self) -> int:
-        """Batch indices that it needs."""
+        """Number of batch indices that it needs."""
         return 1
 
     @property
     def sequences(self) -> list[Sequence]:
-        """All that hold a batch index."""
+        """All sequences that have a batch index."""
         return [self.root]
 
     @property
@@ -195,18 +195,18 @@ class SequenceGroup(ABC):
         return self.sequences
 
     def admit(self) -> list[Sequence]:
-        """Make its further sequences; returns all that get a batch index now."""
+        """Create its other sequences; returns all that get a batch index now."""
         return self.sequences
 
     @abstractmethod
     def restart(self) -> None:
-        """Its KV is gone: begin again from what is kept."""
+        """Called after its KV was released: reset to what is kept."""
 
     @abstractmethod
     def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output | None:
-        """Apply a step's results, one per running sequence; None if there is nothing to say yet."""
+        """Apply a step's results, one per running sequence; None if there is no output yet."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more will be computed for it."""
+        """Whether the request is finished."""
         return self.root.finish_reason is not None

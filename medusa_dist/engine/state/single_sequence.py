@@ -1,7 +1,7 @@
-"""SingleSequence: the group of a request without beam search.
+"""SingleSequence: the sequence group of a request without beam search.
 
-Owns what a step's result does to a sequence: its tokens, the KV that stays, its finish, its output. Not here: which
-tokens were accepted (engine/spec/token_selector.py), when it runs (engine/scheduler/scheduler.py).
+Owns how a step's result changes the sequence: tokens, KV to keep, finish reason, output. Not here: which tokens are
+accepted (spec/token_selector.py), when it runs (scheduler/scheduler.py).
 """
 
 from collections.abc import Sequence as Seq
@@ -17,22 +17,22 @@ from medusa_dist.request import Request
 
 
 class SingleSequence(SequenceGroup):
-    """output_ids were emitted before (a restart, a lost group); matcher is the grammar's state after them."""
+    """output_ids were emitted before (a restart, a lost rank group); matcher is positioned after them."""
 
     def __init__(
         self, request: Request, output_ids: tuple[int, ...] = (), number: int = 0, matcher: Matcher | None = None
     ) -> None:
         super().__init__(request, number)
-        # The prompt's log-probabilities left with the first output.
+        # Prompt logprobs were delivered with the first output.
         wants_prompt = request.params.prompt_logprobs is not None and not output_ids
         tokens = [*request.prompt_ids, *output_ids]
         self.root = Sequence(self, tokens, wants_prompt_logprobs=wants_prompt, matcher=matcher)
 
     def restart(self) -> None:
-        """All tokens are kept, and recomputed."""
+        """All tokens are kept and recomputed."""
 
     def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output:
-        """The accepted tokens up to the first that ends the sequence, and the KV rows of accepted drafts."""
+        """Apply the accepted tokens up to the first that ends the sequence; queue the KV copies of drafts."""
         (result,) = results
         sequence, known = self.root, len(self.root.tokens)
         prompt_logprobs = sequence.take_prompt_logprobs()
@@ -62,9 +62,9 @@ class SingleSequence(SequenceGroup):
         )
 
     def _append(self, accepted: Accepted, limits: Limits) -> tuple[int, ...]:
-        """Take over the accepted tokens, until one of them is the end; returns those taken."""
+        """Append the accepted tokens until one ends the sequence; returns those appended."""
         sequence = self.root
-        if self.request.params.max_tokens == 0:  # the prompt was all that was asked for
+        if self.request.params.max_tokens == 0:  # only the prompt was requested
             sequence.finish_reason = FinishReason.LENGTH
             return ()
         for count, token in enumerate(accepted.tokens, start=1):
@@ -76,7 +76,7 @@ class SingleSequence(SequenceGroup):
 
 
 def _count(sequence: Sequence, num_accepted: int, num_tokens: int) -> SpeculationStats:
-    """This step in numbers: drafts per head, and those accepted."""
+    """Counts of this step: draft tokens and accepted ones, per head."""
     hits = [0] * max(sequence.tree.depths, default=0)
     hits[:num_accepted] = [1] * num_accepted
     return SpeculationStats(int(num_tokens > 0), len(sequence.tree), tuple(hits), sequence.tree.num_per_depth)

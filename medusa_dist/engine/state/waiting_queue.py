@@ -1,7 +1,7 @@
-"""WaitingQueue: sequences that have no slot yet, in the order in which they will get one.
+"""WaitingQueue: sequence groups that wait for admission, in the order of admission.
 
-Owns that order: lower priority numbers first, then first come, first served. A preempted sequence keeps its place in
-it, which is before all of its priority that came later. Not here: when a slot is free (scheduler.py).
+Owns that order: lower priority numbers first, then first come, first served. A preempted group keeps its position,
+ahead of all later ones of its priority. Not here: when a group is admitted (scheduler/scheduler.py).
 """
 
 from bisect import insort
@@ -11,7 +11,7 @@ from medusa_dist.engine.state.sequence import SequenceGroup
 
 
 class WaitingQueue:
-    """A list that stays sorted by Sequence.turn."""
+    """A list kept sorted by SequenceGroup.priority_key."""
 
     def __init__(self) -> None:
         self._groups: list[SequenceGroup] = []
@@ -24,18 +24,18 @@ class WaitingQueue:
 
     @property
     def first(self) -> SequenceGroup:
-        """Whose turn it is; there is one."""
+        """The next group to admit; the queue must not be empty."""
         return self._groups[0]
 
     def add(self, group: SequenceGroup) -> None:
-        """Put a group in its place."""
+        """Insert a group at its position."""
         insort(self._groups, group, key=lambda s: s.priority_key)
 
     def remove(self, group: SequenceGroup) -> None:
-        """Take a group out, admitted or aborted. Equal means the same one."""
+        """Remove a group that was admitted or aborted. Compares by identity."""
         del self._groups[next(i for i, other in enumerate(self._groups) if other is group)]
 
     def check_integrity(self) -> None:
-        """In order, and nobody twice."""
-        turns = [group.priority_key for group in self._groups]
-        assert turns == sorted(set(turns)), "the queue is out of order"
+        """The queue is sorted and holds no group twice."""
+        keys = [group.priority_key for group in self._groups]
+        assert keys == sorted(set(keys)), "the queue is out of order"

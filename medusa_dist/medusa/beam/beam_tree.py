@@ -1,12 +1,12 @@
-"""What is drafted for the beams of one search: a beam search over the heads' guesses themselves.
+"""Draft trees for the beams of one search: a beam search over the heads' guesses.
 
-Owns the order in which a group's guesses are worth verifying, and the learned chance that a level completes. Pure. Not
-here: the guesses (engine/beam/beam_drafter.py), how many are verified (medusa/trees/budget.py), what becomes of them
-(beam.py). A level of W beams is advanced only if all of its W winners were verified, so guesses are not ranked beam by
-beam: at each depth, all beams' guesses stand in one order, by what the search itself would go by, the beam's score plus
-the sum of log confidences. If the worst of the winners stands at place r of that order, the first r guesses complete
-the level. How often the first c W do is learned (`Completion`), and the budget adds whole runs of c W guesses, each for
-the tokens it is expected to bring.
+Owns the verification order of a group's guesses, and the learned probability that a level completes. Pure. Not here:
+the guesses (engine/beam/beam_drafter.py), how many are verified (medusa/trees/budget.py), the search (search.py).
+A level of W beams advances only if all of its W winners were verified. So guesses are not ranked beam by beam: at each
+depth, all beams' guesses are in one order, by the score that the search itself uses: the beam's score plus the sum of
+log confidences. If the worst winner is number r in that order, the first r guesses complete the level. How often the
+first c W do is learned (`Completion`), and the budget adds whole runs of c W guesses, each valued by the tokens it is
+expected to gain.
 """
 
 import math
@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Tree
 
 WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # c: runs of guesses end at c W
-FOLLOWED = (2, 1)  # so many times W guesses are followed up at depth 1, 2, ...; beyond: the last
-# Chances that the first c W guesses hold all winners, as the demo's heads settle: at depth 1, and, if the levels before
-# were complete, deeper.
+FOLLOWED = (2, 1)  # multiples of W: guesses extended at depth 1, 2, ...; the last one applies beyond
+# Initial probabilities that the first c W guesses contain all winners, near those of the demo heads: at depth 1, and
+# deeper if the levels before were complete.
 _FIRST = (0.25, 0.36, 0.42, 0.48, 0.54, 0.58)
 _DEEPER = (0.18, 0.27, 0.31, 0.36, 0.41, 0.44)
-_SEEN = 16  # levels that these are worth
-_MEMORY = 128  # levels that count
-_FADING = 0.002  # a step without drafts: what was learned falls back to the above, so that it is tried again
-MAX_DEPTH = 6  # of a group's trees: so many levels in a row are never complete often enough to pay
-_RENEW_EVERY = 16  # levels learned between two looks at which runs come first
+_SEEN = 16  # weight of these, in levels
+_MEMORY = 128  # levels in the moving average
+_FADING = 0.002  # decay per step without drafts towards the initial values, so that drafting is tried again
+MAX_DEPTH = 6  # of a group's trees: more complete levels in a row are too rare to pay
+_RENEW_EVERY = 16  # levels learned between updates of the order of runs
 
-BeamPath = tuple[int, tuple[int, ...]]  # a continuation: the beam, and the tokens behind it
+BeamPath = tuple[int, tuple[int, ...]]  # a continuation: the beam, and the tokens after it
 Levels = list[list[BeamPath]]  # at each depth, the guesses of all beams, best first
 
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """A guess that may be followed up. place: of the list behind it, in its beam's candidates."""
+    """A guess that may be extended. place: index of the list after it, in its beam's candidates."""
 
     score: float
     beam: int
@@ -42,16 +42,16 @@ class Frontier:
 
 
 def num_followed(depth: int, width: int) -> int:
-    """How many guesses at this depth (1 is the first) are followed up, in a group of so many beams."""
+    """Number of guesses extended at this depth (1 is the first) in a group of `width` beams."""
     return FOLLOWED[min(depth, len(FOLLOWED)) - 1] * width
 
 
 def rank_guesses(
     candidates: Sequence[Candidates | None], scores: Sequence[float], ends: frozenset[int], max_depth: int
 ) -> Levels:
-    """All beams' guesses at each depth, best first: by score + sum of log confidences, the better beam first of equals.
+    """All beams' guesses at each depth, best first: by score + sum of log confidences; ties go to the better beam.
 
-    candidates[b]: of beam b, None if nothing was drafted for it. ends: tokens behind which no beam goes on.
+    candidates[b]: of beam b, None if nothing was drafted for it. ends: tokens after which no beam continues.
     """
     width = len(scores)
     most = math.ceil(WIDTHS[-1] * width)
@@ -69,7 +69,7 @@ def rank_guesses(
 
 
 def behind(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
-    """The guesses in the list that `item` points to."""
+    """The guesses in the list that `item` refers to."""
     assert candidates is not None
     tokens, chances = candidates.tokens[item.place].tolist(), candidates.confidences[item.place].tolist()
     return [
@@ -81,7 +81,7 @@ def behind(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
 
 @dataclass(frozen=True, slots=True)
 class GuessRun:
-    """Guesses first..last - 1 of a level, and the tokens that verifying each of them brings. depth: 1 is the first."""
+    """Guesses first..last - 1 of a level, and the expected tokens gained by verifying each. depth: 1 is the first."""
 
     depth: int
     first: int
@@ -90,7 +90,7 @@ class GuessRun:
 
 
 class Completion:
-    """How likely the first c W guesses at a depth hold all W winners, for groups of one width."""
+    """Probability that the first c W guesses at a depth contain all W winners, for groups of one width."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -100,10 +100,10 @@ class Completion:
         self._since = 0
 
     def learn(self, levels: Levels, chosen: Sequence[Sequence[BeamPath]]) -> None:
-        """chosen[d]: the beams that a step let go on at its level d; all of its levels but the last were verified."""
+        """chosen[d]: the beams that continued at level d of a step; all of its levels but the last were verified."""
         for depth, (level, winners) in enumerate(zip(levels, chosen, strict=False)):
-            places = {place: number for number, place in enumerate(level, start=1)}
-            worst = max(places.get(winner, math.inf) for winner in winners)
+            positions = {path: number for number, path in enumerate(level, start=1)}
+            worst = max(positions.get(winner, math.inf) for winner in winners)
             self._counts[depth] += 1
             rate = 1.0 / min(_MEMORY, _SEEN + self._counts[depth])
             row = self.chances[depth]
@@ -111,21 +111,21 @@ class Completion:
             self._since += 1
 
     def fade(self) -> None:
-        """A step without drafts: texts change, and what is not tried is not learned."""
+        """Record a step without drafts: texts change, and without drafts nothing is learned."""
         for row, start in zip(self.chances, (_FIRST, *((_DEEPER,) * (MAX_DEPTH - 1))), strict=True):
             row[:] = [c + _FADING * (s - c) for c, s in zip(row, start, strict=True)]
         self._since += 1
 
     @property
     def runs(self) -> list[GuessRun]:
-        """In the order in which they are worth verifying: values fall, and a level comes after those before it."""
+        """Runs in verification order: values fall, and a level comes after the levels before it."""
         if not self._runs or self._since >= _RENEW_EVERY:
             self._runs, self._since = self._order(), 0
         return self._runs
 
     def _order(self) -> list[GuessRun]:
-        """The next run is the one that gains most tokens a node."""
-        at = [-1] * MAX_DEPTH  # of each depth, the widest of WIDTHS that was taken
+        """Repeatedly takes the run that gains most tokens per node."""
+        at = [-1] * MAX_DEPTH  # for each depth, index of the widest of WIDTHS taken so far
         runs: list[GuessRun] = []
         best: tuple[float, int, int] | None
         while True:
@@ -147,7 +147,7 @@ class Completion:
         return 0 if j < 0 else math.ceil(WIDTHS[j] * self.width)
 
     def _levels(self, at: list[int]) -> float:
-        """Expected levels beyond the first, if so wide a part of each depth is verified."""
+        """Expected levels beyond the first if each depth is verified up to these widths."""
         total, reached = 0.0, 1.0
         for row, j in zip(self.chances, at, strict=True):
             if j < 0:
@@ -158,9 +158,10 @@ class Completion:
 
 
 def plant(levels: Levels, runs: Sequence[GuessRun], num_beams: int, max_nodes: int) -> list[tuple[Tree, list[float]]]:
-    """The runs' guesses as one tree a beam, of at most max_nodes, and their values, in the order of the runs.
+    """The guesses of the runs as one tree per beam, of at most max_nodes nodes, and their values, in the order of the
+    runs.
 
-    A guess whose parent is not there brings it along; one that its beam's tree has no room for is left out.
+    A guess whose parent is missing adds the parent too; one that does not fit in its beam's tree is left out.
     """
     tokens: list[list[int]] = [[] for _ in range(num_beams)]
     parents: list[list[int]] = [[] for _ in range(num_beams)]
@@ -183,8 +184,7 @@ def plant(levels: Levels, runs: Sequence[GuessRun], num_beams: int, max_nodes: i
 
 
 def whole_runs(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> list[int]:
-    """sizes[b]: how many of beam b's nodes the budget pays for. Fewer, if that would cut a run: a part of one
-    completes no level."""
+    """sizes[b]: how many nodes of beam b the budget covers. Reduced to whole runs: part of a run completes no level."""
     cut = {v[size] for size, v in zip(sizes, values, strict=True) if size < len(v)}
     taken = [v[size - 1] for size, v in zip(sizes, values, strict=True) if size]
     if not taken or min(taken) not in cut:

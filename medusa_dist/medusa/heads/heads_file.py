@@ -1,11 +1,12 @@
-"""The head file: one folder with heads.safetensors and heads.json, format version 1.
+"""The head file: a folder with heads.safetensors and heads.json, format version 1.
 
-Owns the format: reading, checking against a base model, writing. Not here: the module that runs them (heads.py),
-other projects' formats (heads_tools/convert_heads.py).
-Tensors: `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or
-2 H for the first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
-the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight`
-[H, width], and where it taps T layers, whose states are W wide, `taps.weight` [H, T W];
+Owns the format: reading, checking against a base model, writing. Not here: the modules that run heads (medusa_heads.py,
+sequential.py), other projects' formats (published_heads.py).
+Tensors:
+`heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or 2 H for the
+first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
+the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight` [H,
+width], and `taps.weight` [H, T W] if it reads the hidden states of T aux layers, each W wide;
 `draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
 """
 
@@ -27,34 +28,35 @@ TENSORS, DESCRIPTION = "heads.safetensors", "heads.json"
 
 
 class BaseModelFacts(Strict):
-    """The model the heads were made for."""
+    """The base model that the heads were made for."""
 
-    name: str = Field(description="Where it came from, for people.")
+    name: str = Field(description="Where it came from, for display.")
     fingerprint: str | None = Field(description="model/fingerprint.py of its folder; None: not recorded.")
     hidden_size: Annotated[int, Field(ge=1)]
     vocab_size: Annotated[int, Field(ge=1)]
     layer_width: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Width of the states between layers, for heads that tap them; None: hidden_size."
+        default=None,
+        description="Width of the hidden states between layers, for heads that read them; None: hidden_size.",
     )
 
 
 class HeadsDescription(Strict):
-    """heads.json. Head k (1-based) guesses the token k places behind the one just emitted: offsets[k-1] = k."""
+    """heads.json. Head k (1-based) guesses the token k positions after the one just emitted: offsets[k-1] = k."""
 
     format_version: Literal[1] = 1
     form: Literal["hidden", "hidden+embedding", "sequential"] = Field(
         description="hidden: Medusa's own form, x = last hidden state after the final norm. hidden+embedding: x = that "
         "and the input embedding of the token just emitted, times embedding_scale. sequential: one cell, applied head "
-        "by head to its own last state and the embedding of the token guessed last (medusa/heads/sequential.py)."
+        "by head to its own last state and the embedding of the last guessed token (medusa/heads/sequential.py)."
     )
     width: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Inner width of the cell; only for the form sequential, which needs it."
+        default=None, description="Inner width of the cell; required for the form sequential, invalid for others."
     )
     embedding_scale: float = 1.0
     tapped_layers: tuple[int, ...] = Field(
         default=(-1,),
-        description="Layers whose output the heads read. First -1: what the output matrix reads, after the final norm. "
-        "Then, for the form sequential alone, inner layers in ascending order, the first layer being 0.",
+        description="Layers whose output the heads read. First -1: the input of the lm_head, after the final norm. "
+        "Then, only for the form sequential, aux layers in ascending order, counted from 0.",
     )
     num_heads: Annotated[int, Field(ge=1, le=16)]
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
@@ -68,7 +70,7 @@ class HeadsDescription(Strict):
     logit_softcap: float | None = None
     dtype: Literal["float32", "bfloat16", "float16"]
     base: BaseModelFacts
-    training: dict[str, Any] = Field(default_factory=dict, description="Data and recipe, for people.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Data and recipe, for display.")
     top_accuracies: tuple[tuple[float, ...], ...] = Field(
         default=(), description="Measured: [head][rank] = share of positions where that guess was right."
     )
@@ -91,22 +93,22 @@ class HeadsDescription(Strict):
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The inner layers whose states the heads read besides the last one."""
+        """The aux layers whose hidden states the heads read besides the last one."""
         return self.tapped_layers[1:]
 
     @property
     def tap_width(self) -> int:
-        """Width of one tapped state."""
+        """Width of the hidden state of one aux layer."""
         return self.base.layer_width or self.base.hidden_size
 
     @property
     def input_width(self) -> int:
-        """Width of the rows that the heads read: the last hidden state and, behind it, the tapped ones."""
+        """Width of the rows that the heads read: the last hidden state, then the aux hidden states."""
         return self.base.hidden_size + len(self.taps) * self.tap_width
 
 
 class HeadsFile:
-    """A read head file: its description and tensors."""
+    """A head file in memory: its description and tensors."""
 
     def __init__(self, description: HeadsDescription, tensors: dict[str, Tensor]) -> None:
         self.description = description
@@ -130,11 +132,11 @@ class HeadsFile:
         if base.fingerprint and fingerprint and base.fingerprint != fingerprint and not allow_other:
             raise HeadsError(
                 f"heads: made for another base model ({base.name!r}; fingerprints differ). Train heads for this model, "
-                "or set heads.allow_untrained: true to draft with them anyway (output stays exact, speed may suffer)"
+                "or set heads.allow_untrained: true to draft with them anyway (output stays exact, but may be slower)"
             )
 
     def check_layers(self, num_layers: int, layer_width: int) -> None:
-        """Raise HeadsError if the model lacks a layer that these heads tap, or its layers are of another width."""
+        """Raise HeadsError if the model lacks an aux layer that these heads read, or its layers have another width."""
         about = self.description
         missing = [layer for layer in about.taps if layer >= num_layers]
         if missing:
@@ -153,14 +155,14 @@ class HeadsFile:
 
 
 def read_heads(folder: Path, shapes_only: bool = False) -> HeadsFile:
-    """Read and check a head file. Raises HeadsError naming the file and what is wrong.
+    """Read and check a head file. Raises HeadsError naming the file and the problem.
 
-    shapes_only: look at the header; all tensors but draft_vocab are without values (device meta).
+    shapes_only: read only the header; all tensors but draft_vocab have no values (device meta).
     """
     for name in (DESCRIPTION, TENSORS):
         if not (folder / name).is_file():
             raise HeadsError(
-                f"heads: {folder / name} is not there; a head file is a folder with {DESCRIPTION} and {TENSORS}"
+                f"heads: {folder / name} is missing; a head file is a folder with {DESCRIPTION} and {TENSORS}"
             )
     description = read_description(folder)
     try:
@@ -175,7 +177,7 @@ def read_heads(folder: Path, shapes_only: bool = False) -> HeadsFile:
 
 
 def described_heads(description: HeadsDescription) -> HeadsFile:
-    """The head file that a description promises, without values, where only heads.json is at hand."""
+    """The head file that a description implies, without values, for callers that only have heads.json."""
     tensors = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(description).items()}
     if description.draft_vocab_size is not None:
         tensors["draft_vocab"] = torch.arange(description.draft_vocab_size)  # their number is known, the ids are not
@@ -183,7 +185,7 @@ def described_heads(description: HeadsDescription) -> HeadsFile:
 
 
 def read_description(folder: Path) -> HeadsDescription:
-    """heads.json alone."""
+    """Read heads.json only."""
     try:
         return HeadsDescription.model_validate(json.loads((folder / DESCRIPTION).read_text()))
     except ValidationError as error:
@@ -193,7 +195,7 @@ def read_description(folder: Path) -> HeadsDescription:
 
 
 def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that the description promises."""
+    """Name -> shape of every tensor implied by the description."""
     hidden = description.base.hidden_size
     known = description.draft_vocab_size or description.base.vocab_size
     shapes: dict[str, tuple[int, ...]] = {}
@@ -222,7 +224,9 @@ def _check_shapes(description: HeadsDescription, tensors: dict[str, Tensor]) -> 
         if name not in tensors:
             raise HeadsError(f"heads: tensor {name} is missing ({description.num_heads} heads are described)")
         if tuple(tensors[name].shape) != shape:
-            raise HeadsError(f"heads: tensor {name} has shape {tuple(tensors[name].shape)}, described is {shape}")
+            raise HeadsError(
+                f"heads: tensor {name} has shape {tuple(tensors[name].shape)}, but heads.json implies {shape}"
+            )
     extra = sorted(set(tensors) - set(expected))
     if extra:
         raise HeadsError(f"heads: tensor {extra[0]} is not in the description; is num_heads or num_blocks wrong?")

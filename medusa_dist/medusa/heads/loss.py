@@ -1,10 +1,10 @@
-"""What heads are trained to minimise.
+"""Training losses of the heads.
 
-Owns the losses. Pure. Not here: the heads (trainable.py), data and loop (jobs/).
-A head's target is the base model's own distribution at the place it guesses for, known by its M likeliest tokens; what
-heads cannot draft (a token outside their vocabulary) is no target. Head k weighs decay^(k-1): a later head's guess
-counts only if all before it were right (Medusa's 0.8, arXiv 2401.10774).
-Shapes: N places, D tokens the heads know, M tokens kept of the base's distribution.
+Owns the losses. Pure. Not here: the heads (trainable.py), data and loop (training/).
+A head's target is the base model's own distribution at the position it guesses for, given by its M most likely tokens;
+tokens outside the heads' vocabulary are not targets. Head k has weight decay^(k-1): a later head's guess counts only if
+all before it were right (Medusa's 0.8, arXiv 2401.10774).
+Shapes: N positions, D tokens the heads know, M tokens kept of the base model's distribution.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Kind = Literal["kl", "ce", "lk"]
-OUTSIDE = -1  # in place of a column: the heads do not know the token
+OUTSIDE = -1  # column of a token that the heads do not know
 _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
 class Targets:
-    """columns: [N, M] of the draft vocabulary, or OUTSIDE. chances: [N, M], the base. labels: [N], true columns."""
+    """columns: [N, M] of the draft vocabulary, or OUTSIDE. chances: [N, M], base model. labels: [N], true columns."""
 
     columns: Tensor
     chances: Tensor
@@ -31,9 +31,9 @@ class Targets:
 def head_loss(logits: Tensor, targets: Targets, kind: Kind) -> Tensor:
     """Mean loss of one head, float32. logits: [N, D]; N = 0 gives 0, with gradient 0.
 
-    kl: cross entropy to the base's chances, which differs from the Kullback-Leibler divergence by a constant. ce: to
-    the token that was in fact emitted. lk: half kl, half -log of the share of sampled tokens that would be accepted,
-    sum min(p, q) (arXiv 2602.23881).
+    kl: cross entropy to the base model's probabilities, which differs from the Kullback-Leibler divergence by a
+    constant. ce: cross entropy to the emitted token. lk: half kl, half -log of the acceptance probability of sampled
+    tokens, sum min(p, q) (arXiv 2602.23881).
     """
     if not logits.shape[0]:
         return logits.sum()
@@ -47,7 +47,7 @@ def head_loss(logits: Tensor, targets: Targets, kind: Kind) -> Tensor:
     if kind == "kl":
         return kl
     accepted = torch.minimum(p, log_q.exp()).sum(dim=-1).clamp_min(_LEAST)
-    # Places where the heads know none of the likely tokens cannot be won.
+    # Positions where the heads know none of the likely tokens contribute nothing.
     return 0.5 * kl - 0.5 * (accepted.log() * (p.sum(dim=-1) > _LEAST)).mean()
 
 

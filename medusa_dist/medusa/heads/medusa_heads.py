@@ -1,8 +1,9 @@
-"""The Medusa heads at work: from the last hidden state (and the token just emitted) to each head's logits.
+"""Medusa heads: from the last hidden state (and the last token) to each head's logits.
 
-Owns the forward pass of the heads (Cai et al., "Medusa", arXiv 2401.10774: residual block x + SiLU(W x + b), shared or
-own output rows). Not here: the file (heads_file.py), which guesses become a tree (draft.py, tree.py).
-The form "hidden+embedding" also sees the token just emitted, which is known when drafting: its residual still starts
+Owns the forward pass of Medusa's heads. Not here: the file (heads_file.py), which guesses become a tree
+(medusa/trees/draft.py, medusa/trees/tree.py).
+A head is a residual block x + SiLU(W x + b) with shared or own output rows (Cai et al., "Medusa", arXiv 2401.10774).
+The form "hidden+embedding" also reads the token just emitted, which is known when drafting: its residual still starts
 from the hidden state, y = h + SiLU(W [h, s E(token)] + b).
 Shapes: B sequences, K heads, H hidden size, D tokens the heads know.
 """
@@ -16,10 +17,10 @@ from medusa_dist.ops.linear import Linear
 
 
 class MedusaHeads(nn.Module):
-    """All heads of one file. The first blocks of all heads read the same input and run as one product."""
+    """All heads of one file. The first blocks of all heads read the same input and run as one matrix product."""
 
     def __init__(self, file: HeadsFile, output_rows: Tensor | None, dtype: torch.dtype, device: torch.device) -> None:
-        """output_rows: [D, H] lm_head rows of the tokens the heads know, for files that share the base's."""
+        """output_rows: [D, H] lm_head rows of the tokens the heads know, for files that share the base model's."""
         super().__init__()
         description = file.description
         self.num_heads = description.num_heads

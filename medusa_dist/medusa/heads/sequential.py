@@ -1,15 +1,14 @@
-"""Heads that see what was drafted before them: one cell, applied again for each further token.
+"""Sequential heads: one cell, applied once per draft token, sees the tokens drafted before.
 
-Owns the forward pass of the form "sequential", how many guesses are followed up, and which module a file asks for. Not
-here: Medusa's own heads, which guess independently (heads.py), the file (heads_file.py), which guesses become a tree
-(draft.py, tree.py).
-The cell predicts the hidden state that the model will have after one more token, from the last one and that token's
-embedding: y <- y + W2 SiLU(W1 [y, s E(token)] + b), starting at the model's own last hidden state h, or, for a file
-that taps the states t1, t2, ... behind inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]. The model's own
-output rows turn y into logits. Head k is the k-th application, on the path that the heads before it guessed: that is
-Hydra's idea (arXiv 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
-Shapes: B sequences, M paths of each, H hidden size, I width of what the heads read (H, and all tapped states behind
-it), D tokens the heads know, R ranks, K heads, L lists of guesses.
+Owns the forward pass of the form "sequential", which guesses are extended, and which module a file needs. Not here:
+Medusa's own, independent heads (medusa_heads.py), the file (heads_file.py), trees of guesses (medusa/trees/).
+The cell predicts the model's hidden state after one more token, from the last state and that token's embedding: y <- y
++ W2 SiLU(W1 [y, s E(token)] + b). It starts at the model's own last hidden state h, or, for a file that reads the aux
+hidden states t1, t2, ... of inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]. The model's own output rows turn
+y into logits. Head k is the k-th application, on the path guessed by the heads before it: this is Hydra's idea (arXiv
+2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
+Shapes: B sequences, M paths of each, H hidden size, I width of what the heads read (H, then all aux hidden states), D
+tokens the heads know, R guesses per list, K heads, L lists of guesses.
 """
 
 from collections.abc import Callable
@@ -26,12 +25,12 @@ from medusa_dist.medusa.trees.draft import guess
 from medusa_dist.medusa.trees.tree import NOWHERE
 from medusa_dist.ops.linear import Linear
 
-FOLLOWED = (3, 2, 1)  # guesses of a sequence that are followed up at depth 1, 2, ...; beyond: 1
-LEAST = 0.08  # confidence along a path below which following it up costs more than it can gain
+FOLLOWED = (3, 2, 1)  # guesses per sequence that are extended at depth 1, 2, ...; beyond: 1
+LEAST = 0.08  # confidence of a path below which extending it costs more than it can gain
 
 
 class SequentialHeads(nn.Module):
-    """The cell of one file. Drafts have no part in what is emitted, so it computes in whatever dtype is fast."""
+    """The cell of one file. Drafts never change the output, so it computes in whatever dtype is fast."""
 
     def __init__(self, file: HeadsFile, output_rows: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         """output_rows: [D, H] lm_head rows of the tokens the heads know."""
@@ -52,7 +51,7 @@ class SequentialHeads(nn.Module):
         return True
 
     def start(self, read: Tensor) -> Tensor:
-        """What the model says of each row [N, I] -> the states that the cell starts from [N, H]."""
+        """Rows that the heads read [N, I] -> the initial states of the cell [N, H]."""
         if self._taps is None:
             return read
         hidden, tapped = split_taps(self.description, read)
@@ -60,7 +59,7 @@ class SequentialHeads(nn.Module):
         return started
 
     def step(self, states: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """states, embeddings: [N, H] -> the states one token on [N, H], and the next token's logits [N, D] float32."""
+        """states, embeddings: [N, H] -> the next states [N, H], and the next token's logits [N, D] float32."""
         scaled = embeddings.to(self.dtype) * self.description.embedding_scale
         states = states.to(self.dtype)
         states = states + self._down(F.silu(self._up(torch.cat([states, scaled], dim=-1))))
@@ -70,8 +69,8 @@ class SequentialHeads(nn.Module):
 
 
 def split_taps(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [N, I] -> the last hidden states [N, H] and the tapped ones side by side in float32, each of a root mean
-    square of 1: scales differ by orders between layers, and from token to token."""
+    """Rows [N, I] -> the last hidden states [N, H], and the concatenated aux hidden states in float32, each normalised
+    to a root mean square of 1: scales differ by orders of magnitude between layers and between tokens."""
     hidden, tapped = read[:, : about.base.hidden_size], read[:, about.base.hidden_size :]
     each = tapped.float().reshape(-1, len(about.taps), about.tap_width)
     return hidden, F.rms_norm(each, (about.tap_width,), eps=1e-6).flatten(1)
@@ -80,7 +79,7 @@ def split_taps(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
 def build_heads(
     file: HeadsFile, output_rows: Tensor | None, dtype: torch.dtype, device: torch.device
 ) -> MedusaHeads | SequentialHeads:
-    """The module for a file's form. output_rows: [D, H] lm_head rows of its tokens, for files that share them."""
+    """The module for a file's form. output_rows: [D, H] lm_head rows of its tokens, for files with shared ones."""
     if file.description.form != "sequential":
         return MedusaHeads(file, output_rows, dtype, device)
     assert output_rows is not None, "shared output rows must be given"
@@ -88,15 +87,15 @@ def build_heads(
 
 
 def drafting_dtype(file: HeadsFile, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What heads compute in beside a model of `dtype`: a CPU with bfloat16 products is 3 times faster in it, and what
-    is emitted does not depend on the drafts' digits."""
+    """The dtype of the heads for a model of `dtype`. A CPU with fast bfloat16 products is 3 times faster in bfloat16,
+    and the output does not depend on the precision of drafts."""
     fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast and file.description.dtype == "bfloat16" else dtype
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Guesses of B sequences as L lists each, in the form of tree.Candidates: all [B, L, R].
+    """Guesses of B sequences as L lists each, laid out like tree.Candidates: all [B, L, R].
 
     columns: of the draft vocabulary.
     """
@@ -107,13 +106,13 @@ class Lists:
 
 
 class Growth:
-    """Which guesses are followed up. A static tree's inner paths, or at each depth the likeliest by their path."""
+    """Which guesses are extended: the inner paths of a static tree, or the most likely paths at each depth."""
 
     def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None, least: float = LEAST) -> None:
-        """static: the tree's paths of ranks; None: FOLLOWED decides. least: confidence that is worth following."""
+        """static: the tree's paths of guess indices; None: FOLLOWED decides. least: confidence to extend a path."""
         self._least = least
         self._fixed: list[list[int]] | None = None
-        self.counts: list[int] = []  # followed up at each depth
+        self.counts: list[int] = []  # number of guesses extended at each depth
         if static is None:
             for depth in range(num_heads - 1):
                 count = FOLLOWED[depth] if depth < len(FOLLOWED) else 1
@@ -129,18 +128,18 @@ class Growth:
         self.counts = [len(places) for places in self._fixed]
 
     def goes_on(self, depth: int, values: Tensor) -> bool:
-        """Whether to draft behind guesses of these values at this depth; a static tree must be drafted whole."""
+        """Whether to draft after guesses of these values at this depth; a static tree must be drafted completely."""
         if not self.counts[depth]:
             return False
-        # On a GPU a further round is cheaper than waiting for the answer.
+        # On a GPU one more round is cheaper than waiting for the value.
         return self._fixed is not None or values.device.type != "cpu" or float(values.max()) >= self._least
 
     def pick(self, depth: int, values: Tensor) -> Tensor:
-        """values: [B, M * R] of all guesses at this depth (0 is the first) -> [B, count] which to follow up."""
+        """values: [B, M * R] of all guesses at this depth (0 is the first) -> [B, count] indices of those to extend."""
         if self._fixed is None:
             return values.topk(self.counts[depth], dim=-1).indices
-        places = torch.tensor(self._fixed[depth], dtype=torch.int64, device=values.device)
-        return places.expand(values.shape[0], -1)
+        picked = torch.tensor(self._fixed[depth], dtype=torch.int64, device=values.device)
+        return picked.expand(values.shape[0], -1)
 
 
 def draft_paths(
@@ -153,9 +152,9 @@ def draft_paths(
 ) -> Lists:
     """Draft head by head.
 
-    read [B, I]: of the rows behind which they draft. first: embedding of the token just emitted, [B, H]. embed: columns
-    of the draft vocabulary [N] -> their embeddings [N, H]. chance: as for guess(), temperatures [B], and noise
-    [B, K, D] or None.
+    read [B, I]: of the rows after which they draft. first: embedding of the token just emitted, [B, H]. embed: columns
+    of the draft vocabulary [N] -> their embeddings [N, H]. chance: as for guess(), temperatures [B], and noise [B, K,
+    D] or None.
     """
     temperatures, noise = chance
     size = read.shape[0]

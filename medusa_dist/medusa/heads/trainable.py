@@ -1,8 +1,9 @@
-"""Heads with gradients: the forms of the head file as plain modules, told the true path.
+"""Trainable heads: the forms of the head file as plain modules, run with teacher forcing.
 
-Owns their forward pass in training and their starting values. Its state_dict is a head file's tensors, name by name;
-the tests hold its logits against those of the modules that serve (heads.py, sequential.py). Not here: losses (loss.py).
-Shapes: N places, K heads, H hidden size, I width of what the heads read (H, and all tapped states behind it), D tokens
+Owns their forward pass in training and their initial values. Not here: losses (loss.py), the modules that serve
+(medusa_heads.py, sequential.py), against which the tests compare the logits.
+The state_dict has the names of a head file's tensors.
+Shapes: N positions, K heads, H hidden size, I width of what the heads read (H, then all aux hidden states), D tokens
 the heads know.
 """
 
@@ -17,7 +18,7 @@ from medusa_dist.medusa.heads.sequential import split_taps
 
 
 class _Head(nn.Module):
-    """One of Medusa's heads: residual blocks, and output rows of its own if the file says so."""
+    """One of Medusa's heads: residual blocks, and its own output rows if the file says so."""
 
     def __init__(self, about: HeadsDescription, known: int) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class _Head(nn.Module):
         )
         for block in self.blocks:
             assert isinstance(block, nn.Linear)
-            nn.init.zeros_(block.weight)  # it starts as the base's own guess
+            nn.init.zeros_(block.weight)  # starts as the base model's own guess
             if about.bias:
                 nn.init.zeros_(block.bias)
         self.lm_head = nn.Linear(hidden, known, bias=False) if about.lm_head == "own" else None
@@ -44,9 +45,10 @@ class _Cell(nn.Module):
 
 
 class TrainableHeads(nn.Module):
-    """output_rows: [D, H] lm_head rows of the tokens the heads know. embedding: the base's input embedding [V, H].
+    """output_rows: [D, H] lm_head rows of the tokens the heads know. embedding: the base model's input embedding [V,
+    H].
 
-    Both stay as they are and are no part of the state.
+    Both are frozen and not part of the state_dict.
     """
 
     rows: Tensor
@@ -61,7 +63,7 @@ class TrainableHeads(nn.Module):
             self.cell = _Cell(about.base.hidden_size, about.width)
             if about.taps:
                 self.taps = nn.Linear(len(about.taps) * about.tap_width, about.base.hidden_size, bias=False)
-                nn.init.zeros_(self.taps.weight)  # it starts as if nothing were tapped
+                nn.init.zeros_(self.taps.weight)  # starts as if there were no aux hidden states
         else:
             self.heads = nn.ModuleList(_Head(about, len(output_rows)) for _ in range(about.num_heads))
             for head in self.heads:
@@ -71,7 +73,7 @@ class TrainableHeads(nn.Module):
                         head.lm_head.weight.copy_(output_rows)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
-        """hidden: [N, I]. tokens: [N, K], the token just emitted and those truly after it -> logits [N, D] per head."""
+        """hidden: [N, I]. tokens: [N, K], the one just emitted and the true ones after -> logits [N, D] per head."""
         if self.about.width is not None:
             yield from self._sequential(hidden, tokens)
             return

@@ -1,1 +1,1 @@
-"""Candidate trees: what is drafted, how much of it is verified, what is accepted."""
+"""Candidate trees: what is drafted, how many drafts are verified, what is accepted."""

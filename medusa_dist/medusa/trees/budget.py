@@ -1,16 +1,16 @@
-"""How many drafts a step should verify: the number that yields the most tokens per second.
+"""Verification budget: how many drafts to verify for the most tokens per second.
 
-Owns the rule and the measured cost curve it needs. Pure. Not here: the values of drafts (tree.py), measuring
-(engine/startup/bootstrap.py), who gets the nodes (engine/scheduler/scheduler.py).
-With B sequences decoding, P rows of prompt, and all candidates of all sequences sorted by value s_1 >= s_2 >= ...
-(chance of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in
+Owns the rule and the cost curve it needs. Pure. Not here: the values of drafts (tree.py), measuring
+(engine/startup/step_cost.py), which sequence gets the nodes (engine/spec/tree_policy.py).
+With B decoding sequences, P prompt rows, and all candidates of all sequences sorted by value s_1 >= s_2 >= ...
+(probability of being accepted), verifying the best n yields B + s_1 + ... + s_n tokens in
 
     t(B) + t(B + P + n) - t(B + P) + n c + d [n > 0] + t_draft(B) seconds:
 
-a step of decoding, and what drafts add to this one. Prompt rows cost what they cost, now or later, so they must not
-make drafts beside them look cheap. Values fall along each path, so the best n of the batch are trees. All n are tried:
-t has steps and is not even monotone.
-Source: goodput scheduling (TurboSpec, arXiv 2406.14066), taken from chains to trees.
+the time of a decoding step, plus what drafts add to this step. Prompt rows cost the same now or later, so they must not
+make drafts in the same step look cheap. Values fall along each path, so the best n of the batch form trees. All n are
+tried: t has steps and is not even monotone.
+Source: goodput scheduling (TurboSpec, arXiv 2406.14066), extended from chains to trees.
 """
 
 from bisect import bisect_left
@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class StepCost:
-    """Measured seconds of a step by its rows, linear between the points and beyond the last two.
+    """Measured seconds of a step by number of rows, linear between the points and beyond the last two.
 
-    draft_s, draft_s_each: what making the candidates costs a step, as it is and per sequence; spent whether few or many
-    are verified. node_s: what a drafted node costs beyond its row (c). tree_s: what a step costs beyond that for having
-    any (d).
+    draft_s, draft_s_each: cost of drafting per step and per sequence, independent of how many drafts are verified.
+    node_s: cost of a draft token beyond that of its row (c). tree_s: cost of a step with any draft tokens beyond that
+    (d).
     """
 
     rows: tuple[int, ...]
@@ -39,7 +39,7 @@ class StepCost:
 
     def __call__(self, num_rows: int) -> float:
         """Seconds of a step with num_rows rows."""
-        if num_rows <= self.rows[0]:  # lone rows are padded, so fewer cost no less
+        if num_rows <= self.rows[0]:  # single rows are padded, so fewer rows are not cheaper
             return self.seconds[0]
         right = min(bisect_left(self.rows, num_rows), len(self.rows) - 1)
         x0, x1 = self.rows[right - 1], self.rows[right]
@@ -47,29 +47,30 @@ class StepCost:
         return y0 + (y1 - y0) * (num_rows - x0) / (x1 - x0)
 
     def drafting(self, num_sequences: int) -> float:
-        """Seconds that making candidates for so many sequences takes."""
+        """Seconds to draft for this many sequences."""
         return self.draft_s + self.draft_s_each * num_sequences
 
     def with_drafting(self, seconds: float) -> "StepCost":
-        """The curve where making candidates takes so many seconds, whoever they are for."""
+        """The same curve where drafting takes this many seconds, for any number of sequences."""
         return replace(self, draft_s=seconds, draft_s_each=0.0)
 
     def raised(self, seconds: float, tree_s: float, node_s: float) -> "StepCost":
-        """The curve of steps that take more than the measured ones: each, for having drafts, and for each node."""
+        """The curve of steps that take longer than measured: per step, per step with drafts, and per node."""
         return replace(self, seconds=tuple(s + seconds for s in self.seconds), tree_s=tree_s, node_s=node_s)
 
 
 def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int, cost: StepCost) -> tuple[int, float]:
-    """How many of `values` (falling) to verify, and by what factor that raises tokens per second over none.
+    """How many of `values` (falling) to verify, and the predicted speed-up over verifying none without running the
+    heads.
 
-    num_sequences: B >= 1, each contributes its root's row and one token. num_other_rows: P, rows of prompt.
+    num_sequences: B >= 1, each contributes its root's row and one token. num_other_rows: P, prompt rows.
     """
     base_rows = num_sequences + num_other_rows
     plain_s, draft_s = cost(num_sequences), cost.drafting(num_sequences)
 
     def rate(expected: float, n: int) -> float:
         more_s = cost(base_rows + n) - cost(base_rows)
-        if num_other_rows:  # beside prompts no row is free, whatever a noisy curve says
+        if num_other_rows:  # with prompts no row is free, even if a noisy curve says so
             more_s = max(0.0, more_s)
         return expected / (plain_s + more_s + (n * cost.node_s + cost.tree_s if n else 0.0) + draft_s)
 

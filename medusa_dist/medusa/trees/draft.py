@@ -1,9 +1,10 @@
-"""From the heads' logits to candidates: each head's best guesses and how likely each is right.
+"""From the heads' logits to candidates: each head's best guesses and their confidences.
 
-Owns the drafting rule. Pure. Not here: the tree made of candidates (tree.py), the heads (heads.py).
-Drafting uses the noise that verification will use: the guesses of head k are the top K of log q_k / T +
-G(seed, position + k, .), so that head and base pick the same token whenever their distributions agree there.
-Shapes: B sequences, K heads, D tokens the heads know, R ranks (guesses per head).
+Owns the drafting rule. Pure. Not here: the tree built from candidates (tree.py), the heads
+(medusa/heads/medusa_heads.py).
+Drafting uses the noise that verification will use: the guesses of head k are the top R of log q_k / T + G(seed,
+position + k, .), so head and base model pick the same token whenever their distributions agree there.
+Shapes: B sequences, K heads, D tokens the heads know, R guesses per head.
 """
 
 import torch
@@ -15,11 +16,11 @@ DRAFT_TOP_K = 10  # guesses per head that a tree can use; published Medusa trees
 def guess(logits: Tensor, temperatures: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Best columns of each head and their confidences: [B, K, R] int64 and [B, K, R] float32.
 
-    logits: [B, K, D]. temperatures: [B], 0 = greedy. noise: [B, K, D], G at the positions the heads guess for; needed
-    if any temperature is above 0, and ignored for greedy rows.
-    Confidence: the head's own probability of the token for greedy rows; for sampled ones the softmax of the perturbed
-    scores among the R best. Noise of scale 1 is shared by head and base, so what separates their choices is the error
-    of the head's logits alone, and a gap between perturbed scores is evidence just as a gap between logits is.
+    logits: [B, K, D]. temperatures: [B], 0 = greedy. noise: [B, K, D], G at the positions the heads guess for; required
+    if any temperature is above 0, ignored for greedy rows.
+    Confidence: for greedy rows, the head's own probability of the token; for sampled rows, the softmax of the perturbed
+    scores among the R best. Head and base model share noise of scale 1, so their choices differ only through the error
+    of the head's logits, and a gap between perturbed scores is as informative as a gap between logits.
     """
     num_ranks = min(DRAFT_TOP_K, logits.shape[-1])
     scores = logits

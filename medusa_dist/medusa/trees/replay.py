@@ -1,11 +1,11 @@
-"""What any tree would have gained on answers whose guesses are known: steps counted without running the model again.
+"""Replay: tokens per step of any tree on recorded answers, without running the model.
 
-Owns the replay and what is counted on the way: ranks of the truth, tokens per step by tree size, the best static trees,
-how far confidences can be believed. Pure. Not here: recording (heads_tools/record_drafts.py), what a step costs
-(budget.py). It is exact, not a model: verification emits the answer whatever the tree, and what the heads guess at a
-place depends on the tokens before it alone. So guesses recorded at every place of an answer tell where each step of
-each tree would have ended; the next step begins there. Places right after a rejection are harder than the average
-place, and a replay walks over just those that a tree would meet.
+Owns the replay and its statistics: top-k hits of the heads, tokens per step by tree size, the best static trees,
+reliability of confidences. Pure. Not here: recording (heads_tools/record_drafts.py), step times (budget.py).
+It is exact, not a model: verification emits the same answer whatever the tree, and the heads' guesses at a position
+depend only on the tokens before it. So guesses recorded at every position of an answer tell where each step of any tree
+would have ended; the next step begins there. Positions right after a rejection are harder than average, and a replay
+visits just those positions that the tree would.
 """
 
 from collections import Counter
@@ -19,14 +19,14 @@ from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Tree, best_
 from medusa_dist.ops.arrays import Floats
 
 Path = tuple[int, ...]
-_LEARNING_NODES = 15  # of the trees whose verdicts fit a calibration
+_LEARNING_NODES = 15  # of the trees to which a calibration is fitted
 
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """tokens: the model's output. guesses[i]: what the heads offer after tokens[i], for all tokens but the last.
+    """tokens: the model's output. guesses[i]: the heads' guesses after tokens[i], for all tokens but the last.
 
-    band: of calibrate.py, by the temperature.
+    band: sampling mode (calibration.py), by the temperature.
     """
 
     tokens: tuple[int, ...]
@@ -38,12 +38,12 @@ class RecordedAnswer:
         assert len(self.guesses) == max(0, len(self.tokens) - 1)
 
     def after(self, place: int) -> tuple[int, ...]:
-        """The tokens behind the root tokens[place]."""
+        """The tokens after the root tokens[place]."""
         return self.tokens[place + 1 :]
 
 
 def truth_ranks(guesses: Candidates, truth: Sequence[int]) -> Path:
-    """At which ranks the truth stands, head by head, up to the first head that does not have it."""
+    """Index of the true token in each head's guesses, up to the first head that does not have it."""
     return guesses.ranks(truth)
 
 
@@ -59,20 +59,20 @@ def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
 
 
 def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
-    """The confidence behind each node, given that its parent is accepted."""
+    """The confidence of each node, given that its parent is accepted."""
     values = values_of(tree, guesses)
     above = [1.0 if parent == ROOT else values[parent] for parent in tree.parents]
     return [value / before if before else 0.0 for value, before in zip(values, above, strict=True)]
 
 
 def num_steps(answer: RecordedAnswer, accepted: Sequence[int]) -> int:
-    """Steps that the answer takes. accepted[i]: drafts accepted by a step whose root is tokens[i].
+    """Number of steps for the answer. accepted[i]: draft tokens accepted by a step whose root is tokens[i].
 
     The first step reads the prompt and emits tokens[0], without drafts.
     """
-    steps, place = 1, 0
-    while place < len(answer.tokens) - 1:
-        place += accepted[place] + 1
+    steps, position = 1, 0
+    while position < len(answer.tokens) - 1:
+        position += accepted[position] + 1
         steps += 1
     return steps
 
@@ -84,15 +84,15 @@ def tokens_per_step(answers: Sequence[RecordedAnswer], accepted: Sequence[Sequen
 
 
 def accuracies(answers: Iterable[RecordedAnswer]) -> list[list[float]]:
-    """[head][r]: share of places where one of the head's r + 1 best guesses was right. Places near the end of an answer
-    that a head guesses beyond are left out; of heads that see the guesses before theirs, places where those were wrong.
-    """
+    """[head][r]: share of positions where one of the head's r + 1 best guesses was right. Positions near the end of an
+    answer, where a head would guess beyond it, are left out; for heads that see earlier guesses, also positions where
+    those were wrong."""
     hits: list[Floats] = []
     counts: list[int] = []
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             at = 0
-            for head, token in enumerate(answer.after(place)):
+            for head, token in enumerate(answer.after(position)):
                 if at == NOWHERE:
                     break
                 if head == len(hits):
@@ -105,30 +105,30 @@ def accuracies(answers: Iterable[RecordedAnswer]) -> list[list[float]]:
 
 
 def fit(answers: Iterable[RecordedAnswer]) -> Calibration:
-    """A calibration that has seen all places once, learning as it does while serving."""
+    """A calibration that has learned from all positions once, as it does while serving."""
     calibration = Calibration()
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             tree, _ = best_tree(believed(guesses, calibration, answer.band), _LEARNING_NODES, len(guesses.tokens))
-            accepted = truth_nodes(tree, answer.after(place))
+            accepted = truth_nodes(tree, answer.after(position))
             calibration.learn(labels_of(tree, tuple(accepted), guesses), answer.band)
     return calibration
 
 
 def believed(guesses: Candidates, calibration: Calibration, band: int) -> Candidates:
-    """The same guesses with calibrated chances."""
+    """The same guesses with calibrated confidences."""
     return calibration.believe(guesses, band)
 
 
 def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration: Calibration) -> list[float]:
-    """[n - 1]: tokens per step if each step verifies the n most promising drafts, n = 1..max_nodes."""
-    # The best n nodes are the first n of the best max_nodes, so one tree a place is enough.
+    """[n - 1]: tokens per step if each step verifies the n best drafts, n = 1..max_nodes."""
+    # The best n nodes are the first n of the best max_nodes, so one tree per position is enough.
     paths = []
     for answer in answers:
         each = []
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             tree, _ = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
-            each.append(truth_nodes(tree, answer.after(place)))
+            each.append(truth_nodes(tree, answer.after(position)))
         paths.append(each)
     return [
         tokens_per_step(answers, [[sum(node < n for node in nodes) for nodes in each] for each in paths])
@@ -137,11 +137,11 @@ def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration
 
 
 def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
-    """Drafts that the static tree gains at each place."""
+    """Draft tokens of the static tree accepted at each position."""
     known = set(paths)
     accepted = []
-    for place, guesses in enumerate(answer.guesses):
-        ranks = truth_ranks(guesses, answer.after(place))
+    for position, guesses in enumerate(answer.guesses):
+        ranks = truth_ranks(guesses, answer.after(position))
         depth = 0
         while depth < len(ranks) and ranks[: depth + 1] in known:
             depth += 1
@@ -150,27 +150,27 @@ def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
 
 
 def path_chances(answers: Iterable[RecordedAnswer]) -> dict[Path, float]:
-    """For each path of ranks that ever held the truth: in what share of the places it did, all of it."""
+    """For each path of guess indices that was ever right as a whole: the share of positions where it was."""
     counts: Counter[Path] = Counter()
-    num_places = 0
+    num_positions = 0
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
-            ranks = truth_ranks(guesses, answer.after(place))
+        for position, guesses in enumerate(answer.guesses):
+            ranks = truth_ranks(guesses, answer.after(position))
             counts.update(ranks[:depth] for depth in range(1, len(ranks) + 1))
-            num_places += 1
-    return {path: count / num_places for path, count in counts.items()}
+            num_positions += 1
+    return {path: count / num_positions for path, count in counts.items()}
 
 
 def best_static(chances: dict[Path, float], num_nodes: int) -> list[Path]:
-    """The static tree of at most num_nodes nodes that gains most: a path is never likelier than its parent, so the
-    likeliest paths form a tree. Ties: shallower first, then the lower ranks."""
+    """The static tree of at most num_nodes nodes that gains most. A path is never more likely than its parent, so the
+    most likely paths form a tree. Ties: shallower first, then the lower indices."""
     ranked = sorted(chances, key=lambda path: (-chances[path], len(path), sum(path), path))
     return order_paths(ranked[:num_nodes])
 
 
 def static_curve(answers: Sequence[RecordedAnswer], max_nodes: int) -> list[float]:
     """[n - 1]: tokens per step of the best static tree of n nodes, found on one half of the answers and measured on the
-    other, both ways round, so that luck does not count as skill."""
+    other, in both directions, so that overfitting does not count."""
     halves = answers[::2], answers[1::2]
     chances = [path_chances(half) for half in halves]
     curve = []
@@ -185,7 +185,7 @@ def static_curve(answers: Sequence[RecordedAnswer], max_nodes: int) -> list[floa
 
 @dataclass(frozen=True)
 class Bin:
-    """Drafts whose predicted chance, given that their parent was accepted, lay in one tenth."""
+    """Draft tokens whose predicted acceptance, given an accepted parent, is in one tenth of [0, 1]."""
 
     count: int
     predicted: float  # their mean
@@ -193,13 +193,13 @@ class Bin:
 
 
 def reliability(answers: Iterable[RecordedAnswer], calibration: Calibration | None) -> list[Bin]:
-    """Ten bins by predicted chance, empty ones left out. calibration: None believes the heads' own confidences."""
+    """Ten bins by predicted acceptance, without empty ones. calibration: None uses the heads' raw confidences."""
     labels: list[Label] = []
     for answer in answers:
-        for place, guesses in enumerate(answer.guesses):
+        for position, guesses in enumerate(answer.guesses):
             seen = guesses if calibration is None else believed(guesses, calibration, answer.band)
             tree, _ = best_tree(seen, _LEARNING_NODES, len(guesses.tokens))
-            labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(place))), seen)
+            labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(position))), seen)
     bins: dict[int, list[Label]] = {}
     for label in labels:
         bins.setdefault(min(9, int(10 * label.confidence)), []).append(label)
@@ -214,5 +214,5 @@ def reliability(answers: Iterable[RecordedAnswer], calibration: Calibration | No
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean distance between predicted and measured, weighted by count."""
+    """Mean distance between predicted and measured acceptance, weighted by count."""
     return sum(b.count * abs(b.predicted - b.measured) for b in bins) / max(1, sum(b.count for b in bins))

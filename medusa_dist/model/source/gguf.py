@@ -1,7 +1,7 @@
-"""A GGUF file as a transformers folder, converted once.
+"""Converts a GGUF file to a transformers folder, once, and caches it.
 
-Owns the conversion (weights dequantised to float32, tokenizer, chat template) and the place it is kept. Not here:
-where GGUF files come from (model/source/resolve_model.py, model/source/demo.py). Serving itself reads safetensors only.
+Owns the conversion (weights dequantised to float32, tokenizer, chat template) and its cache. Not here: where GGUF files
+come from (resolve_model.py, demo.py). Serving itself reads only safetensors.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from medusa_dist.errors import ModelError
 
-MARKER = "converted.json"  # written last; names the source's hash and the size of every file
-_FORMAT = 1  # raise it when a conversion comes out differently, and old ones are made anew
+MARKER = "converted.json"  # written last; holds the source's hash and the size of every file
+_FORMAT = 1  # increment when the result of a conversion changes, so that old ones are redone
 _LOCK_S = 1800.0
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: the user's cache folder, or the environment's MEDUSA_DIST_CACHE."""
+    """Where converted models are kept: the environment's MEDUSA_DIST_CACHE, else the user's cache folder."""
     return Path(os.environ.get("MEDUSA_DIST_CACHE") or user_cache_dir("medusa_dist")).expanduser()
 
 
@@ -41,7 +41,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_converted(folder: Path, sha256: str) -> bool:
-    """True if `folder` is a complete conversion of the GGUF file with that hash."""
+    """Whether `folder` is a complete conversion of the GGUF file with that hash."""
     try:
         marker = json.loads((folder / MARKER).read_text())
         sizes = {name: (folder / name).stat().st_size for name in marker["sizes"]}
@@ -52,7 +52,7 @@ def is_converted(folder: Path, sha256: str) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time makes `folder`; the others wait. Raises ModelError after half an hour."""
+    """Lets one process at a time create `folder`; the others wait. Raises ModelError after half an hour."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
@@ -60,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ModelError(
-            f"another process has been making {folder} for {_LOCK_S:.0f} s; see whether it hangs"
+            f"another process has been creating {folder} for {_LOCK_S:.0f} s; check whether it hangs"
         ) from None
 
 
@@ -76,7 +76,7 @@ def cached_conversion(gguf: Path) -> Path:
 
 
 def convert(gguf: Path, folder: Path, sha256: str) -> None:
-    """Make `folder` from a GGUF file: complete or not at all (a temporary folder, then a rename).
+    """Create `folder` from a GGUF file, completely or not at all (a temporary folder, then a rename).
 
     Raises ModelError if transformers cannot read the file or its architecture.
     """
@@ -85,7 +85,7 @@ def convert(gguf: Path, folder: Path, sha256: str) -> None:
     try:
         _write(gguf, temporary)
         for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            path.chmod(0o644)  # safetensors makes files readable by the owner only
         sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         (temporary / MARKER).write_text(json.dumps({"format": _FORMAT, "sha256": sha256, "sizes": sizes}))
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +96,7 @@ def convert(gguf: Path, folder: Path, sha256: str) -> None:
 
 def _write(gguf: Path, folder: Path) -> None:
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # ours is on the screen
+    transformers_logging.disable_progress_bar()  # ours is shown already
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -115,7 +115,7 @@ def _write(gguf: Path, folder: Path) -> None:
         "dtype": "float32",
         "architectures": [type(model).__name__],
     }
-    settings.pop("quantization_config", None)  # the weights are plain from here on
+    settings.pop("quantization_config", None)  # the weights are no longer quantised
     type(config)(**settings).save_pretrained(folder)
     GenerationConfig(**special).save_pretrained(folder)
     tied = set(model.all_tied_weights_keys)

@@ -1,7 +1,7 @@
-"""From what a user writes under `model` to a transformers folder on this machine.
+"""Resolves the config key `model` to a transformers folder on this machine.
 
-Owns the kinds of sources and the error for each way one can fail. Not here: whether the model can be served
-(model/support_check.py), conversion (model/source/gguf.py), the demo's wheel (model/source/demo.py).
+Owns the kinds of sources, and an error for each way one can fail. Not here: whether the model is supported
+(model/support_check.py), conversion (gguf.py), the demo's wheel (demo.py).
 """
 
 import re
@@ -30,9 +30,9 @@ _UNWANTED = ["original/*", "consolidated*", "onnx/*"]
 
 
 def resolve_source(model: str, revision: str | None = None) -> Path:
-    """The folder of a hub id, a folder, a .gguf file, or a demo model; downloads or converts what is not here yet.
+    """The folder of a hub id, a folder, a .gguf file, or the demo model; downloads or converts it if needed.
 
-    Raises ModelError for a model that is not there or has no safetensors, ConfigError for a revision without a hub.
+    Raises ModelError for a model that is missing or has no safetensors, ConfigError for a revision without a hub id.
     """
     if model.startswith("demo:"):
         _no_revision(model, revision)
@@ -54,15 +54,15 @@ def resolve_source(model: str, revision: str | None = None) -> Path:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` names something on the hub, and nothing on this machine."""
+    """Whether `model` can only be a hub id: it is nothing on this machine."""
     path = Path(model).expanduser()
     return not model.startswith("demo:") and path.suffix != ".gguf" and not path.exists()
 
 
 def hub_folder(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder in the hub's cache that holds a hub id's files of these patterns; fetches what is not here yet.
+    """The folder in the hub's cache with a hub id's files that match these patterns; fetches what is missing.
 
-    Raises ModelError saying why it cannot.
+    Raises ModelError with the reason if it cannot.
     """
     if not _HUB_ID.fullmatch(model):
         raise ModelError(
@@ -104,5 +104,5 @@ def _first_line(error: Exception) -> str:
 
 
 def model_folder(config: Config) -> Path:
-    """The model's folder on this node, fetched or made if it is not there yet. Raises ModelError."""
+    """The model's folder on this node, fetched or converted if needed. Raises ModelError."""
     return resolve_source(config.model, config.revision)

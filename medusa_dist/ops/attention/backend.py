@@ -1,8 +1,8 @@
-"""AttentionBackend: the interface of whatever computes attention over the paged KV cache.
+"""AttentionBackend: the interface of attention over the paged KV cache.
 
-Owns the protocol, what a layer asks (AttentionParams), and what a step's rows look like (BatchLayout). Not here: the
-backends (padded.py, paged_cpu.py), their registry (registry.py), the bridge to transformers
-(model/attention_bridge.py). Shapes: T rows of the pass, Hq query heads, Hk KV heads, D head_dim, S sequences.
+Owns the protocol, AttentionParams, and the row layout of a batch (BatchLayout). Not here: the backends (padded.py,
+paged_cpu.py), their registry (registry.py), the bridge to transformers (model/attention_bridge.py).
+Shapes: T rows of the batch, Hq query heads, Hk KV heads, D head_dim, S sequences.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ _ROOT = -1  # parent of a tree's first nodes (medusa/trees/tree.py)
 
 @dataclass(frozen=True)
 class AttentionParams:
-    """What a layer asks of its attention scores.
+    """Parameters of a layer's attention scores.
 
-    window: a key is seen if 0 <= query position - key position < window; None: all. softcap: scores become
-    c * tanh(scores / c). sinks [Hq]: one more score per head that takes part in the softmax and carries no value.
+    window: a key is visible if 0 <= query position - key position < window; None: all. softcap: scores become c *
+    tanh(scores / c). sinks [Hq]: one more score per head that takes part in the softmax and has no value.
     """
 
     scale: float
@@ -34,7 +34,7 @@ class AttentionParams:
 
 
 class Ancestry:
-    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, from its parents."""
+    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, computed from its parents."""
 
     def __init__(self, parents: Ints) -> None:
         size = parents.size
@@ -48,10 +48,10 @@ class Ancestry:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Which rows of a pass belong to which sequence. Host arrays; rows are sequence after sequence.
+    """Which rows of a batch belong to which sequence. Host arrays; rows are in sequence order.
 
     Sequence s has num_new_tokens[s] known tokens at the positions from num_computed_tokens[s] on, then
-    num_draft_tokens[s] drafted ones, whose keys follow them in tree order. num_rows: of the pass, padding included.
+    num_draft_tokens[s] draft tokens, whose keys follow in tree order. num_rows: of the batch, including padding.
     """
 
     num_computed_tokens: Ints  # [S]
@@ -63,33 +63,34 @@ class BatchLayout:
 
     @property
     def rows(self) -> Ints:
-        """Rows of each sequence [S]."""
+        """Number of rows of each sequence [S]."""
         found: Ints = self.num_new_tokens + self.num_draft_tokens
         return found
 
     @property
     def lengths(self) -> Ints:
-        """Keys of each sequence [S], drafts included."""
+        """Number of keys of each sequence [S], including draft tokens."""
         found: Ints = self.num_computed_tokens + self.rows
         return found
 
     @property
     def used_blocks(self) -> int:
-        """Blocks of the longest sequence."""
+        """Number of blocks of the longest sequence."""
         return -(-int(self.lengths.max()) // BLOCK_TOKENS)
 
 
 class AttentionBackend(Protocol):
-    """One rank's attention. Add one: a class with these members, and a row in registry.py."""
+    """Attention of one rank. To add one, write a class with these members and add a row to registry.py."""
 
     tree_alignment: int | None
-    """KV indices at whose multiples a tree must end, so that its keys are summed where they stay; None: nowhere."""
+    """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;
+    None: no limit."""
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile what a cache of this dtype needs, so that no step waits for it."""
 
     def metadata(self, layout: BatchLayout, device: torch.device) -> Any:
-        """What `__call__` will read of a pass, made once for all layers; it travels as ForwardBatch.attention."""
+        """What `__call__` needs to know about a batch, built once for all layers; stored as ForwardBatch.attention."""
 
     def __call__(
         self,
@@ -101,5 +102,5 @@ class AttentionBackend(Protocol):
         cache: KVCache,
         batch: ForwardBatch,
     ) -> Tensor:
-        """Write the new keys and values [T, Hk, D] to batch.slot_mapping, then let every query [T, Hq, D] read what it
-        may see: all known tokens up to itself, of drafted ones its ancestors. Returns [T, Hq, D]."""
+        """Write the new keys and values [T, Hk, D] to batch.slot_mapping, then attend every query [T, Hq, D] to the
+        keys it may see: all known tokens up to its own, and of the draft tokens its ancestors. Returns [T, Hq, D]."""

@@ -1,10 +1,10 @@
-"""The KV pool's memory and the one primitive that moves rows in it.
+"""KVCache: memory of the paged KV cache, and the primitive that copies rows in it.
 
-Owns the tensor layout. Not here: which block belongs to whom (engine/state/block_pool.py), reading for attention
-(ops/attention/padded.py).
-Layout: one tensor [layers, 2, kv heads, slots, head_dim], keys at index 0; slot = block * BLOCK_TOKENS + offset.
-Heads come before slots so that a gathered block is ready for a batched matrix product. Block 0 is scratch: padding
-rows write there, nobody reads it.
+Owns the tensor layout. Not here: block ownership (engine/state/block_pool.py), reading for attention (padded.py,
+paged_cpu.py).
+Layout: one tensor [layers, 2, kv heads, slots, head_dim], keys at index 0; slot = block * BLOCK_TOKENS + offset. Heads
+come before slots so that a gathered block is ready for a batched matrix product. Block 0 is scratch: padding rows write
+there, and it is never read.
 """
 
 from dataclasses import dataclass
@@ -32,25 +32,25 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> "KVCache":
-        """A zeroed pool of num_blocks blocks, the scratch block included.
+        """A zeroed cache of num_blocks blocks, including the scratch block.
 
-        Zeroed, since masked columns still enter products with weight 0, and 0 x NaN from stale memory is NaN.
+        Zeroed, since masked KV indices still enter products with weight 0, and 0 x NaN from stale memory is NaN.
         """
         shape = (num_layers, 2, num_kv_heads, num_blocks * BLOCK_TOKENS, head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in the pool, the scratch block included."""
+        """Blocks in the cache, including the scratch block."""
         return self.rows.shape[3] // BLOCK_TOKENS
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values [T, kv heads, head_dim] of one layer at slots [T] int64."""
+        """Write keys and values [T, kv heads, head_dim] of one layer to slots [T] int64."""
         self.rows[layer, 0].index_copy_(1, slots, keys.transpose(0, 1))
         self.rows[layer, 1].index_copy_(1, slots, values.transpose(0, 1))
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Move rows in all layers: gather all sources, then scatter to all targets, so overlaps are safe."""
+        """Copy rows in all layers: gather all sources, then scatter to all targets, so overlaps are safe."""
         self.rows.index_copy_(3, targets, self.rows.index_select(3, sources))
 
 

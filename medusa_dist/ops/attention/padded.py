@@ -1,21 +1,20 @@
-"""Attention of a ForwardBatch over the paged KV pool, trees included.
+"""Padded attention of a batch over the paged KV cache, including trees.
 
-Owns two backends in tensor operations with one signature, chosen by name: `exact` (products and a softmax whose rows do
-not depend on their neighbours) and `sdpa` (torch's scaled_dot_product_attention; faster on GPUs), and the choice. Each
-is the other's oracle in the tests, and both are that of `fused`, the compiled one for CPUs
-(ops/attention/paged_cpu.py). Not here: the bridge to transformers (model/attention_bridge.py), masks
-(engine/runner/batch_builder.py).
+Owns the backends in tensor operations, and the rectangles and masks that they read. Not here: the interface
+(backend.py), the compiled CPU backend (paged_cpu.py), the choice of a backend (registry.py).
+`exact`: products and a softmax whose rows do not depend on other rows. `sdpa`: torch's scaled_dot_product_attention,
+faster on GPUs. Each is the other's oracle in the tests, and both are oracles of `paged_cpu`, the compiled one.
 
 Why `exact` is exact on CPU in float32: a query's result is bitwise the same whatever else is in the batch, because
  - a batched product with enough rows (min_queries) computes each output element as one chain of fused multiply-adds
-   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it stands;
- - the chain is cut every KEY_CHUNK columns at fixed places, where the library would balance its own cuts by length
-   (seen: beyond 256 keys on Intel's CPUs, beyond 192 on AMD's); the scheduler keeps a tree's columns inside one chunk,
-   so a drafted key is summed in the chunk of its position;
- - there are at least two products, which threads share whole;
- - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on each key's place.
+   over the keys, so a key of weight 0 (a sibling in the tree, padding) changes nothing, wherever it is;
+ - the chain is cut every KEY_CHUNK KV indices at fixed positions, where the library would choose its own cuts by length
+   (seen: beyond 256 keys on Intel CPUs, beyond 192 on AMD CPUs); the scheduler keeps a tree's KV indices inside one
+   chunk, so a drafted key is summed in the chunk of its position;
+ - there are at least two products, each computed by one thread;
+ - the normaliser is the same product with a matrix of ones, where a vectorised sum depends on the position of each key.
 tests/unit/ops/attention/test_padded.py checks this on the machine it runs on.
-Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L columns.
+Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim; a group is B x Q queries over L KV indices.
 """
 
 from collections.abc import Callable
@@ -33,14 +32,14 @@ from medusa_dist.ops.forward_batch import ForwardBatch
 
 KEY_CHUNK = 192
 _ONES_COLUMNS = 8
-_ones_of: dict[torch.device, Tensor] = {}  # the largest asked for so far
+_ones_of: dict[torch.device, Tensor] = {}  # the largest needed so far
 
 
 def min_queries(head_dim: int, per_head: int) -> int:
-    """Queries a sequence brings to a product at least, padding included; per_head query heads share a kv head.
+    """Fewest queries per sequence in a product, including padding; per_head query heads share a kv head.
 
-    A product with few rows takes another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
-    128 and 10 at 256 on, all row counts agree; this asks for a few more.
+    A product with few rows uses another kernel and rounds differently. Seen with MKL: from 3 rows at head_dim 64, 6 at
+    128 and 10 at 256 on, all row counts agree; this requires a few more.
     """
     rows = max(4, -(-head_dim // 16))
     return -(-rows // per_head)
@@ -50,9 +49,9 @@ GroupAttention = Callable[[Tensor, Tensor, Tensor, PaddedGroup, AttentionParams]
 
 
 class PaddedBackend:
-    """Gathers keys and values of similar sequences into rectangles, and reads them with tensor operations.
+    """Gathers keys and values of similar sequences into rectangles, and attends with tensor operations.
 
-    attend: what is done with one rectangle. queries_per_head: query heads that share a KV head.
+    attend: attention of one rectangle. queries_per_head: query heads that share a KV head.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class PaddedBackend:
         """Nothing is compiled."""
 
     def metadata(self, layout: BatchLayout, device: torch.device) -> PaddedMetadata:
-        """Sequences of similar row count and length, each group padded to one rectangle."""
+        """Sequences grouped by similar row count and length, each group padded to one rectangle."""
         groups = tuple(
             _group(layout, members, self._min_queries, device)
             for members in _similar(layout.rows, layout.lengths, self._min_queries)
@@ -92,7 +91,7 @@ class PaddedBackend:
         num_kv_heads = keys.shape[1]
 
         def attend(rows: Tensor, group: PaddedGroup) -> Tensor:
-            """[B * Q, Hq, D] -> the same. The query heads of one KV head are rows of one product: [Hk, B, Q, G, D]."""
+            """[B * Q, Hq, D] -> the same. The query heads of one kv head are rows of one product: [Hk, B, Q, G, D]."""
             size, width = group.query_rows.shape
             q = rows.view(size, width, num_kv_heads, -1, head_dim).permute(2, 0, 1, 3, 4)
             k, v = _gather(cache, layer, group, size)
@@ -101,7 +100,7 @@ class PaddedBackend:
         if metadata.in_order:
             return attend(queries, metadata.groups[0])
         padded = torch.cat([queries, queries.new_zeros(1, num_heads, head_dim)])
-        # Zeros, not empty: rows of padding are in no group, and garbage in them would reach the scratch block.
+        # Zeros, not empty: padding rows are in no group, and garbage in them would reach the scratch block.
         out = torch.zeros_like(padded)
         for group in metadata.groups:
             rows = group.query_rows.flatten()
@@ -120,7 +119,7 @@ def _gather(cache: KVCache, layer: int, group: PaddedGroup, size: int) -> Tensor
 
 
 def _similar(rows: Ints, lengths: Ints, min_queries: int) -> list[Ints]:
-    """Sequences in groups that waste little padding: equal row counts and lengths up to a power of two."""
+    """Group sequences to waste little padding: equal row counts and lengths after rounding up to a power of two."""
     row_class = np.ceil(np.log2(np.maximum(rows, min_queries))).astype(np.int64)
     length_class = np.ceil(np.log2(np.maximum(lengths, KEY_CHUNK))).astype(np.int64)
     key = row_class * 64 + length_class
@@ -132,13 +131,13 @@ def _group(layout: BatchLayout, members: Ints, min_queries: int, device: torch.d
     nodes, num_rows = layout.num_draft_tokens[members], layout.num_rows
     rows = chains + nodes
     offsets = np.cumsum(layout.rows)[members] - rows
-    is_lone = layout.rows.size == 1  # its padding may be queries, too, so that the pass is in order
+    is_lone = layout.rows.size == 1  # its padding rows may be queries too, so that the batch is in order
     width = max(int(rows.max()), min_queries, num_rows if is_lone else 0)
     num_blocks = -(-int((starts + rows).max()) // BLOCK_TOKENS)
     query = np.arange(width)
     column = np.arange(num_blocks * BLOCK_TOKENS)
     real = query < rows[:, None]
-    # A known token sees all columns up to its own; a node sees those up to the root's, and its ancestors (below).
+    # A known token sees all KV indices up to its own; a node sees those up to the root's, plus its ancestors (below).
     limits = np.where(real, starts[:, None] + np.minimum(query, chains[:, None] - 1) + 1, 1)
     visible = column < limits[:, :, None]
     query_positions = np.where(real, starts[:, None] + query, 0)
@@ -160,12 +159,12 @@ def _group(layout: BatchLayout, members: Ints, min_queries: int, device: torch.d
 
 
 def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedGroup, scoring: AttentionParams) -> Tensor:
-    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; see the top of the file for what is exact."""
+    """q [Hk, B, Q, G, D], k and v [Hk, B, L, D] -> [Hk, B, Q, G, D]; the module docstring explains what is exact."""
     num_kv_heads, size, width, per_head, head_dim = q.shape
     length = k.shape[2]
     batch, rows = num_kv_heads * size, width * per_head
     flat, keys = q.reshape(batch, rows, head_dim), k.reshape(batch, length, head_dim).transpose(1, 2)
-    # In float32 whatever the model's dtype: a CPU's batched products of bfloat16 are several times slower.
+    # In float32 whatever the model's dtype: batched bfloat16 products are several times slower on a CPU.
     scores = _products(flat.float() * scoring.scale, keys.float())
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
@@ -194,12 +193,12 @@ def attend_exact(q: Tensor, k: Tensor, v: Tensor, group: PaddedGroup, scoring: A
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """torch.bmm, but never of one product alone: threads would share its rows, and few rows take another kernel."""
+    """torch.bmm, but never with a single product: threads would split its rows, and few rows use another kernel."""
     return torch.bmm(a, b) if a.shape[0] > 1 else torch.bmm(torch.cat([a, a]), torch.cat([b, b]))[:1]
 
 
 def _ones(batch: int, device: torch.device) -> Tensor:
-    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, laid out in memory: a product would copy expanded ones."""
+    """[batch, KEY_CHUNK, _ONES_COLUMNS] of float32 ones, materialised: a product would copy an expanded tensor."""
     known = _ones_of.get(device)
     if known is None or known.shape[0] < batch:
         known = _ones_of[device] = torch.ones(batch, KEY_CHUNK, _ONES_COLUMNS, device=device)
@@ -207,7 +206,7 @@ def _ones(batch: int, device: torch.device) -> Tensor:
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, group: PaddedGroup, scoring: AttentionParams) -> Tensor:
-    """The same through torch's fused attention. Softcap and sinks are not offered there and take the exact path."""
+    """The same through torch's fused attention. It supports neither softcap nor sinks; those use the exact path."""
     if scoring.softcap is not None or scoring.sinks is not None:
         return attend_exact(q, k, v, group, scoring)
     num_kv_heads, size, width, per_head, head_dim = q.shape

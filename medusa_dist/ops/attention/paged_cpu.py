@@ -1,8 +1,7 @@
-"""Attention on a CPU in one compiled pass over the block tables (`fused`), the same results for a query in any batch.
+"""`paged_cpu` attention: one compiled, batch-invariant pass over the block tables.
 
-Owns how tensors become what the kernel reads, when it is compiled, and on how many threads it runs. Not here: the
-arithmetic (ops/attention/paged_cpu_kernel.py), when it is chosen and the backends in tensor operations, which are its
-oracles (ops/attention/padded.py).
+Owns the conversion of tensors for the kernel, its compilation, and its number of threads. Not here: the arithmetic
+(paged_cpu_kernel.py), when it is chosen (registry.py), the backends that are its oracles (padded.py).
 """
 
 from contextlib import suppress
@@ -24,14 +23,14 @@ from medusa_dist.ops.openmp import run_shares
 
 _BITS = {torch.float32: (torch.float32, np.float32), torch.bfloat16: (torch.int16, np.uint16)}
 KERNEL_DTYPES = frozenset(_BITS)  # of the KV cache
-ROWS_OF_ITEM = 16  # rows of a sequence that one piece of work reads keys and values for
-_WORTH_SHARING = 20_000  # query-key pairs; below, waking threads costs more than they save
+ROWS_OF_ITEM = 16  # rows of a sequence in one work item, which reads keys and values once for all of them
+_WORTH_SHARING = 20_000  # query-key pairs; below this, waking threads costs more than it saves
 _NO_SINKS = np.zeros(0, np.float32)
 
 
 @cache
 def compile_kernel(dtype: torch.dtype) -> None:
-    """Compile the kernel for pools of this dtype (4 to 10 s), or read it from disk, so that no step waits for it."""
+    """Compile the kernel for caches of this dtype (4 to 10 s) or load it from disk, so that no step waits for it."""
     shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
     reads = PagedMetadata(
         0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool)
@@ -39,7 +38,7 @@ def compile_kernel(dtype: torch.dtype) -> None:
     pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
     q = np.zeros(shape, np.float32)
     with first_calls(attend):
-        with suppress(OSError):  # a full disk: what was compiled and could not be kept is in memory
+        with suppress(OSError):  # a full disk: the compiled code is still in memory
             write(pool, none, rows, rows)
         with suppress(OSError):
             attend(q, pool, q, reads, KernelParams(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
@@ -51,11 +50,11 @@ class PagedCpuBackend:
     tree_alignment: int | None = None
 
     def warm_up(self, dtype: torch.dtype) -> None:
-        """Compile the kernel, or read it from disk."""
+        """Compile the kernel or load it from disk."""
         compile_kernel(dtype)
 
     def metadata(self, layout: BatchLayout, device: torch.device) -> PagedMetadata:
-        """Host arrays, whatever the device: the kernel runs there."""
+        """Host arrays, whatever the device: the kernel runs on the host."""
         return _metadata(layout)
 
     def __call__(
@@ -68,10 +67,10 @@ class PagedCpuBackend:
         cache: KVCache,
         batch: ForwardBatch,
     ) -> Tensor:
-        """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows come out as zeros."""
+        """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows are zeros."""
         metadata: PagedMetadata = batch.attention
         pool = _bits(cache.rows[layer])
-        # The kernel checks nothing: what does not fit would be read and written beside the arrays.
+        # The kernel checks no bounds: a mismatch would read and write outside the arrays.
         assert keys.dtype == values.dtype == cache.rows.dtype
         num_rows, (_, num_kv_heads, _, head_dim) = batch.slot_mapping.numel(), pool.shape
         assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
@@ -105,7 +104,8 @@ def _metadata(layout: BatchLayout) -> PagedMetadata:
     sequence = np.repeat(np.arange(rows.size), pieces)
     begin = (np.arange(sequence.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * ROWS_OF_ITEM
     end = np.minimum(begin + ROWS_OF_ITEM, rows[sequence])
-    # Threads get contiguous shares: deal items out from the most work to the least, so that shares cost alike.
+    # Each thread gets a contiguous range of items. Deal the items round-robin from largest to smallest, so that all
+    # ranges take about the same time.
     work = (end - begin) * (layout.num_computed_tokens[sequence] + end)
     threads = torch.get_num_threads()
     ranked = np.argsort(-work, kind="stable")
@@ -125,7 +125,7 @@ def _metadata(layout: BatchLayout) -> PagedMetadata:
 
 
 def _bits(x: Tensor) -> Array:
-    """A float32 tensor as it is, a bfloat16 one as its bits, which numpy has no type for."""
+    """A float32 tensor as it is, a bfloat16 one as its bits, for which numpy has no type."""
     as_torch, as_numpy = _BITS[x.dtype]
     bits: npt.NDArray[np.generic] = x.contiguous().view(as_torch).numpy().view(as_numpy)
     return bits

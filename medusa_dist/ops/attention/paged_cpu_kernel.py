@@ -1,17 +1,18 @@
-"""The attention of one layer on a CPU as one compiled loop: keys and values are read where they lie, nothing is copied.
+"""Kernel of CPU attention: one layer as one compiled loop that reads the KV cache in place.
 
-Owns the arithmetic, compiled by numba for each dtype of the pool and kept on disk for the next process. Not here: what
-calls it and has it compiled (ops/attention/paged_cpu.py), the same in tensor operations (ops/attention/padded.py).
+Owns the arithmetic, compiled by numba for each dtype of the cache and kept on disk for the next process. Not here: its
+caller, which has it compiled (paged_cpu.py), the same in tensor operations (padded.py).
 Nothing here checks bounds or that arrays fit each other: a block table must cover its sequence, as
-engine/runner/batch_builder.py makes it.
+engine/runner/batch_builder.py ensures.
 
 Why a query's result is bitwise the same whatever else is in the batch: every score is one run of the same inner loop
 over head_dim; maxima do not depend on order; a weight is the same few operations in a loop's vector part and in its
-remainder; the normaliser and each output element are one chain of additions over the columns, in their order, and a
-column that is not seen has weight 0 and changes no sum (values are finite). So it does not matter where in a tree a key
-stands, how many queries are computed beside it, or which thread does it. tests/unit/ops/attention/test_padded.py checks
-this on the machine it runs on. Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L columns of a
-sequence up to its block's end.
+remainder; the normaliser and each output element are one chain of additions over the KV indices, in their order, and an
+index that is not visible has weight 0 and changes no sum (values are finite). So it does not matter where in a tree a
+key is, how many queries are computed with it, or which thread computes it. tests/unit/ops/attention/test_padded.py
+checks this on the machine it runs on.
+Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L KV indices of a sequence up to the end of its
+last block.
 """
 
 from typing import Any, NamedTuple
@@ -26,14 +27,14 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.attention.metadata import PagedMetadata
 from medusa_dist.ops.numba_cache import kept_on_disk
 
-_UNROLL = 8  # columns whose values are added in one go; divides BLOCK_TOKENS
+_UNROLL = 8  # KV indices whose values are added at once; divides BLOCK_TOKENS
 _ZERO = np.float32(0)
-# Multiply-adds may be fused, anywhere alike. Reordering is allowed in one place only: inside a score.
+# Multiply-adds may be fused, the same way everywhere. Reordering is allowed in one place only: inside a score.
 _FUSED = {"contract"}
 _REORDERED = {"contract", "reassoc", "nsz"}
 
-# Code on disk is taken as long as this file is the same. What it is made of elsewhere is named here, so that whoever
-# changes it there has to change this file, too.
+# Cached code is reused as long as this file does not change. Dependencies from other files are asserted here, so that a
+# change there forces a change to this file too.
 assert BLOCK_TOKENS == 16
 assert PagedMetadata._fields == (
     *("cost", "work_items", "first_rows", "num_computed_tokens", "num_new_tokens", "num_draft_tokens"),
@@ -42,7 +43,7 @@ assert PagedMetadata._fields == (
 
 
 class KernelParams(NamedTuple):
-    """AttentionParams for the kernel: window and softcap 0: none. sinks: [Hq], or empty."""
+    """AttentionParams for the kernel: window and softcap are 0 if there is none. sinks: [Hq], or empty."""
 
     scale: np.float32
     window: int
@@ -75,12 +76,13 @@ def _read(_context: Any, stored: Any) -> Any:
 
 @njit(inline="always", fastmath=_FUSED)
 def _exp(x: np.float32) -> Any:
-    """e**x for x <= 0 within 2 units in the last place, without a branch, so that loops over it use vectors (Cephes).
+    """e**x for x <= 0 within 2 units in the last place, without a branch, so that loops over it are vectorised
+    (Cephes).
 
-    Below -87 as at -87, where it is 1e-38; not a number stays that.
+    Clamped at -87, where it is 1e-38; NaN stays NaN.
     """
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    # Adding 1.5 * 2**23 rounds to a whole number. ln 2 comes in two parts, the first exact in few bits.
+    # Adding 1.5 * 2**23 rounds to an integer. ln 2 is split into two parts, the first exact in few bits.
     n = (x * np.float32(1.44269504) + np.float32(12582912.0)) - np.float32(12582912.0)
     r = x - n * np.float32(0.693359375)
     r = r - n * np.float32(-2.12194440e-4)
@@ -120,10 +122,10 @@ def _cap(scores: Array, softcap: np.float32) -> None:
 
 @njit(nogil=True)
 def _highest(scores: Array, low: int, known: int, tree: int, own: Array) -> np.float32:
-    """The highest score that is seen."""
+    """The highest visible score."""
     seen = scores[low:known]
     fours = seen.size // 4 * 4
-    a = b = c = d = np.float32(-np.inf)  # four at a time: one comparison would wait for the one before
+    a = b = c = d = np.float32(-np.inf)  # four chains: in one, each comparison would wait for the one before
     for j in range(0, fours, 4):
         a, b, c, d = max(a, seen[j]), max(b, seen[j + 1]), max(c, seen[j + 2]), max(d, seen[j + 3])
     for j in range(fours, seen.size):
@@ -136,9 +138,9 @@ def _highest(scores: Array, low: int, known: int, tree: int, own: Array) -> np.f
 
 @njit(fastmath=_FUSED, nogil=True)
 def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: np.float32) -> None:
-    """Scores [L] of one query become weights, e**(score - highest), in place.
+    """Turn the scores [L] of one query into weights, e**(score - highest), in place.
 
-    Seen are columns low .. known - 1 and, from column `tree` on, those of own [nodes]; others get weight 0.
+    Visible are KV indices low .. known - 1 and, from index `tree` on, those of own [nodes]; others get weight 0.
     """
     part = scores[low // BLOCK_TOKENS * BLOCK_TOKENS :]
     for j in range(part.size):
@@ -153,7 +155,7 @@ def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: 
 
 @njit(fastmath=_FUSED, nogil=True)
 def _add_up(weights: Array, first: int, sums: Array) -> None:
-    """sums [R] += the sum over columns of weights [R, L] from block `first` on: one chain each, four side by side."""
+    """sums [R] += the sum of weights [R, L] over KV indices from block `first` on: one chain each, four in parallel."""
     begin, fours = first * BLOCK_TOKENS, weights.shape[0] // 4 * 4
     for r in range(0, fours, 4):
         a, b, c, d = weights[r], weights[r + 1], weights[r + 2], weights[r + 3]
@@ -228,7 +230,7 @@ def _attend_item(
         source = q[row + begin + r // per_head, head * per_head + r % per_head]
         for d in range(dim):
             queries[r, d] = source[d] * rules.scale
-    # Rows come in the order of their positions but for a tree's, which stand behind the last known token.
+    # Rows are in the order of their positions, except the tree's, which follow the last known token.
     first = _low(start + min(begin, chain), rules.window) // BLOCK_TOKENS
     _score(queries, pool[0, head], table, first, scores)
     norms = np.zeros(num, np.float32)
@@ -265,7 +267,7 @@ def _attend_item(
 def attend(
     q: Array, pool: Array, out: Array, reads: PagedMetadata, rules: KernelParams, share: int, shares: int
 ) -> None:
-    """The share-th of `shares` parts of a layer's work, all together: the layer's.
+    """Compute part `share` of `shares` of a layer's work; all parts together are the layer.
 
     q and out [T, Hq, D] float32; pool [2, Hk, slots, D] float32, or bfloat16 as uint16.
     """
@@ -278,7 +280,7 @@ def attend(
 @kept_on_disk
 @njit(nogil=True)
 def write(pool: Array, slots: Array, keys: Array, values: Array) -> None:
-    """keys and values [T, Hk, D] go to slots [T] of pool [2, Hk, slots, D]; all of one type."""
+    """Write keys and values [T, Hk, D] to slots [T] of pool [2, Hk, slots, D]; all of one dtype."""
     for row in range(slots.size):
         for head in range(keys.shape[1]):
             key, value = pool[0, head, slots[row]], pool[1, head, slots[row]]

@@ -1,6 +1,7 @@
-"""Which attention backends there are, and which one a rank uses.
+"""Registry of attention backends, and the choice of one for a rank.
 
-Owns the names of the config key `attention_backend` and the choice of `auto`. Not here: the backends.
+Owns the names of the config key `attention_backend` and the choice of `auto`. Not here: the backends (padded.py,
+paged_cpu.py).
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ BACKENDS: dict[str, Callable[[int, int], AttentionBackend]] = {
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that a rank uses. auto: paged_cpu on a CPU, exact there for a dtype it does not know, sdpa elsewhere.
+    """The backend of a rank. auto: paged_cpu on a CPU, exact on a CPU for a dtype that it does not support, else sdpa.
 
     Raises ConfigError for a backend that cannot run there.
     """

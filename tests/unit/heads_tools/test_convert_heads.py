@@ -221,7 +221,7 @@ def test_a_malicious_pickle_does_not_run(base: Path, tmp_path: Path, legacy: boo
     file = tmp_path / "in" / "medusa_lm_head.pt"
     evil = {**published().state_dict(), "evil": Malice(mark)}
     torch.save(evil, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(HeadsError, match=r"medusa_lm_head\.pt holds more than tensors, and was not loaded"):
+    with pytest.raises(HeadsError, match=r"medusa_lm_head\.pt holds more than tensors and was not loaded"):
         convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
     assert not mark.exists()
     torch.load(file, weights_only=False)
@@ -231,7 +231,7 @@ def test_a_malicious_pickle_does_not_run(base: Path, tmp_path: Path, legacy: boo
 def test_files_that_are_no_heads(base: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    with pytest.raises(HeadsError, match=r"holds no \.safetensors, \.pt or \.bin file"):
+    with pytest.raises(HeadsError, match=r"has no \.safetensors, \.pt or \.bin file"):
         convert_heads(str(source), tmp_path / "out", str(base))
     (source / "heads.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(HeadsError, match=r"heads\.pt"):

@@ -17,7 +17,7 @@ def shown(report: HeadsReport, width: int = 80) -> str:
 
 def test_all_numbers_are_there_and_fit_80_columns() -> None:
     text = shown(some_report())
-    assert "mine on demo, float32, temperature 0: 60 places in 3 answers to p.jsonl" in text
+    assert "mine on demo, float32, temperature 0: 60 positions in 3 answers to p.jsonl" in text
     for part in ("30.5", "40.0", "1.630", "1.315", "85.0", "12.0, calibrated 1.0 %", "code", "1.50", "25.0", "1.20"):
         assert part in text, part
     assert "…" not in text and max(map(len, text.splitlines())) <= 80

@@ -35,7 +35,7 @@ def test_tables_fit_80_columns() -> None:
     stream = io.StringIO()
     show(tuning(result(1), result(4, None)), Console(file=stream, width=80))
     text = stream.getvalue()
-    for part in ("1,234 recorded places", "batch 4: static", "1.630", "113.0", "1.30", "-"):
+    for part in ("1,234 recorded positions", "batch 4: static", "1.630", "113.0", "1.30", "-"):
         assert part in text, part
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 

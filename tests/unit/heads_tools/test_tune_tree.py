@@ -36,5 +36,5 @@ def test_a_tuning(tmp_path: Path) -> None:
 
 def test_without_heads_or_room(tmp_path: Path) -> None:
     save_llm(tmp_path)
-    with LLM(str(tmp_path), kv_cache_tokens=256) as llm, pytest.raises(ConfigError, match="heads are needed"):
+    with LLM(str(tmp_path), kv_cache_tokens=256) as llm, pytest.raises(ConfigError, match="this command needs heads"):
         tune_tree(llm, PROMPTS, [1], PARAMS, lambda _: None)

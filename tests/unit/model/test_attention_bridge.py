@@ -42,7 +42,7 @@ def test_the_scale_defaults_to_the_root_of_the_head_size() -> None:
 
 @pytest.mark.parametrize("option", [{"alibi": Q}, {"position_bias": Q}, {"is_causal": False}, {"head_mask": Q}])
 def test_options_that_change_the_result_are_refused(option: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match=f"Layer wants .*{next(iter(option))}"):
+    with pytest.raises(ModelError, match=f"Layer uses .*{next(iter(option))}"):
         paged_attention(Layer(), Q, KV, KV, None, **option)
     with pytest.raises(ModelError, match="attention_mask"):
         paged_attention(Layer(), Q, KV, KV, Q)
@@ -80,9 +80,9 @@ def test_the_gate(layers: list[int], windows: list[int | None], fault: str | Non
     if fault is None:
         check_attention(forward, (4, 2, 8), windows, CPU)
     else:
-        with pytest.raises(ModelError, match="attention is not served"):
+        with pytest.raises(ModelError, match="attention is not supported"):
             check_attention(forward, (4, 2, 8), windows, CPU)
-    with pytest.raises(ModelError, match="attention is not served"):
+    with pytest.raises(ModelError, match="attention is not supported"):
         check_attention(forward, (2, 1, 8), windows, CPU)
 
 
@@ -90,5 +90,5 @@ def test_a_model_that_fails_on_the_probe() -> None:
     def forward(*_: torch.Tensor) -> None:
         raise RuntimeError("shape '[2, -1]' is invalid")
 
-    with pytest.raises(ModelError, match=r"does not run as it was cut.*invalid"):
+    with pytest.raises(ModelError, match=r"does not run after sharding.*invalid"):
         check_attention(forward, (4, 2, 8), [None], CPU)

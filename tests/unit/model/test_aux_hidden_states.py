@@ -49,7 +49,7 @@ def test_one_rank_equals_transformers(zoo: dict[str, tuple[Path, list[torch.Tens
 
 
 def test_a_layer_that_the_model_lacks(zoo: dict[str, tuple[Path, list[torch.Tensor]]]) -> None:
-    with pytest.raises(ConfigError, match=r"layers \[0, 2\] are to be tapped, but the model's are 0 to 1"):
+    with pytest.raises(ConfigError, match=r"aux layers \[0, 2\] were requested, but the model has layers 0 to 1"):
         load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=TPGroup(), taps=(0, 2))
 
 

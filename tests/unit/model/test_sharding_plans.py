@@ -40,7 +40,7 @@ def test_legal_sizes() -> None:
     [
         (LlamaConfig(num_attention_heads=8, num_key_value_heads=2), 3, "llama.* 2 key-value heads; legal: 1 to 2"),
         (LlamaConfig(num_attention_heads=8, num_key_value_heads=1), 2, "single key-value head; legal: 1"),
-        (Olmo2Config(), 2, "olmo2.*q_proj: colwise_gather_output, which is not served; legal: 1"),
+        (Olmo2Config(), 2, "olmo2.*q_proj: colwise_gather_output, which is not supported; legal: 1"),
     ],
 )
 def test_illegal_sizes_name_the_legal_ones(config: object, world: int, words: str) -> None:
@@ -93,7 +93,7 @@ def test_fused_rows_keep_their_order() -> None:
 
 def test_a_layer_that_is_not_cut_by_heads() -> None:
     me = TPGroup(0, 2)
-    with pytest.raises(ModelError, match="144 rows cannot be cut by heads"):  # a gated query of twice the width
+    with pytest.raises(ModelError, match="144 rows cannot be sharded by heads"):  # a gated query of twice the width
         cut_of(Style.QUERY, (144, 72), HeadShape.of(configs()["llama"], me), me)
 
 

@@ -39,8 +39,8 @@ def test_what_we_serve_passes(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (FalconConfig(**SMALL), "FalconForCausalLM is not served: its attention cannot be replaced"),
-        (BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=97), "BloomForCausalLM is not served"),
+        (FalconConfig(**SMALL), "FalconForCausalLM is not supported: its attention cannot be replaced"),
+        (BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=97), "BloomForCausalLM is not supported"),
         (T5Config(num_layers=1), "t5 .*encoder-decoder"),
         (BertGenerationConfig(**SMALL), "is_decoder is false"),
         (Gemma3Config(), "multimodal"),
@@ -69,7 +69,7 @@ def test_quantized_weights_are_refused_by_name(tmp_path: Path) -> None:
 def test_unknown_and_remote_models(tmp_path: Path) -> None:
     folder_of(LlamaConfig(**SMALL), tmp_path)
     edit(tmp_path, model_type="llama9")
-    with pytest.raises(ModelError, match=r"config\.json is not understood.*llama9"):
+    with pytest.raises(ModelError, match=r"config\.json cannot be read.*llama9"):
         check_servable(tmp_path, 1)
     edit(tmp_path, auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"})
     with pytest.raises(ModelError, match="trust_remote_code"):

@@ -80,7 +80,7 @@ def test_a_kill_loses_nothing(llm: LLM, prompts: Path, tmp_path: Path) -> None:
 def test_a_file_of_other_answers_is_not_gone_on_with(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.jsonl"
     distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 5))
-    with pytest.raises(ConfigError, match="made otherwise \\(max_tokens: 5, now 6\\)"):
+    with pytest.raises(ConfigError, match="made with other options \\(max_tokens: 5, now 6\\)"):
         distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 6))
 
 

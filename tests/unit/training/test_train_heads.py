@@ -76,7 +76,7 @@ def test_heads_that_serve(model: Path, tmp_path: Path) -> None:
     # Run again, it finds its places and its end, and packs the same.
     first = (target / "heads.safetensors").read_bytes()
     again = train(model, data, target, draft_vocab_size=29)
-    assert any(text.startswith("going on after step") for text in again)
+    assert any(text.startswith("resuming after step") for text in again)
     assert (target / "heads.safetensors").read_bytes() == first
     assert read_heads(target).description == about
 

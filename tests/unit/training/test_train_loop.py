@@ -127,7 +127,7 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     places = counting_places(60)
     places.hidden[17] = float("nan")
-    with pytest.raises(EngineError, match=r"not finite at step \d+ \(batch of places \d+\.\.\d+"):
+    with pytest.raises(EngineError, match=r"not finite at step \d+ \(batch of positions \d+\.\.\d+"):
         trainer(tmp_path, places=places).run(lambda _: None)
 
 

@@ -160,5 +160,5 @@ def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:
 
 def test_logits_that_are_no_numbers() -> None:
     good, bad = group_of([()], [0.0]), group_of([()], [0.0], name="y")
-    with pytest.raises(EngineError, match=r"request y: the model's logits are not numbers \(NaN\)"):
+    with pytest.raises(EngineError, match=r"request y: the model's logits are NaN"):
         judge([good, bad], [row(), torch.full((V,), float("nan"))])

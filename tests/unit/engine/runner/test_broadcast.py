@@ -101,11 +101,11 @@ def test_ranks_out_of_step() -> None:
     leader, follower = pair()
     leader.next_step()
     leader.verify(plan(leader, 3))
-    with pytest.raises(GroupError, match="rank 0 is at step 1 of generation 2, this rank awaits step 0"):
+    with pytest.raises(GroupError, match="rank 0 is at step 1 of generation 2, this rank expects step 0"):
         follower.follower_loop()
     leader, follower = pair(generation=3)
     leader.announce(Op.HEARTBEAT)
-    with pytest.raises(GroupError, match="awaits step 0 of generation 3"):
+    with pytest.raises(GroupError, match="expects step 0 of generation 3"):
         follower.follower_loop()
 
 

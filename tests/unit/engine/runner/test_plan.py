@@ -40,7 +40,7 @@ def test_an_empty_plan_is_its_header() -> None:
 
 @pytest.mark.parametrize(("generation", "step"), [(5, 8), (5, 6), (4, 7), (6, 7)])
 def test_a_plan_that_is_not_due(generation: int, step: int) -> None:
-    with pytest.raises(GroupError, match=rf"rank 0 is at step 7 of generation 5, this rank awaits step {step} of"):
+    with pytest.raises(GroupError, match=rf"rank 0 is at step 7 of generation 5, this rank expects step {step} of"):
         Plan.unpack(random_plan(7).pack(), generation, step)
 
 
@@ -48,7 +48,7 @@ def test_a_plan_that_is_not_due(generation: int, step: int) -> None:
 def test_a_message_that_is_no_plan(word: int) -> None:
     words = random_plan(7).pack()
     words[word] += 1
-    with pytest.raises(GroupError, match="no plan of version 2"):
+    with pytest.raises(GroupError, match="expected a plan of version 2"):
         Plan.unpack(words, 5, 7)
 
 

@@ -28,7 +28,7 @@ def test_facts(folder: Path) -> None:
     assert phases == list(rank.facts["seconds"]) == ["connect", "load", "warm up"]
     assert rank.facts["vocab_size"] == VOCAB and rank.facts["max_model_len"] == 96
     assert rank.facts["kv_blocks"] == 2048 // 16 + 1 == rank.engine.scheduler.pool.num_blocks
-    assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 drafted tokens a step"
+    assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 draft tokens per step"
     assert rank.engine.scheduler.limits.eos_ids == (EOS,)
     assert rank.engine.policy.measured_cost is not None and rank.engine.policy.measured_cost.draft_s > 0
 
@@ -72,7 +72,7 @@ def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder
     """RankGroup are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
     save_heads(tmp_path, 72, VOCAB, draft_vocab_size=5)
     keys = {"heads": {"source": str(tmp_path)}}
-    with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has a rank outside 0\.\.4"):
+    with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has an index outside 0\.\.4"):
         EngineRank(tiny_config(folder, speculation={"mode": "static", "tree": [[0], [5]]}, **keys), folder)
     outputs = []
     for speculation in ({"mode": "static", "tree": [[0], [4], [4, 4]]}, {"mode": "off"}):
@@ -98,7 +98,7 @@ def test_find_heads(folder: Path) -> None:
 def test_cuda_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(tiny_config(folder, device="auto")).type == "cpu"
-    with pytest.raises(ConfigError, match="device: cuda is asked for, but torch sees no GPU"):
+    with pytest.raises(ConfigError, match="device: cuda is configured, but torch sees no GPU"):
         choose_device(tiny_config(folder, device="cuda"))
 
 

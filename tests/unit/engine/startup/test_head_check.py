@@ -55,15 +55,15 @@ def test_only_places_that_are_like_serving_count(folder: Path) -> None:
     found = check_heads(rank.engine.ranks, rank.engine.drafter, few, 64)
     assert found.places == MIN_PLACES - 1 and not found.is_judged
     found.refuse_chance()
-    assert "goes on like the self-check's text in 15 places only" in str(found)
+    assert "continues like the self-check's text at only 15 positions" in str(found)
 
 
 def test_heads_that_are_no_better_than_chance_do_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "text_ids", lambda _: COUNTED)
     assert build(folder, 1).facts["heads_check"] == (
-        "head 1 is right in 39 of 39 places of the self-check's text (chance: 2)"
+        "head 1 is right at 39 of 39 positions of the self-check's text (chance: 2)"
     )
-    with pytest.raises(HeadsError, match=r"no better than chance: head 1 is right in 0 of 39 .*allow_untrained: true"):
+    with pytest.raises(HeadsError, match=r"no better than chance: head 1 is right at 0 of 39 .*allow_untrained: true"):
         build(folder, 2)
     assert build(folder, 2, allow_untrained=True).facts["heads_check"] is None
 
@@ -79,7 +79,7 @@ def test_a_head_that_always_guesses_the_same_is_chance(folder: Path, monkeypatch
     always[4] = 1.0
     save_heads(folder / "heads", [always.clone() for _ in range(3)])
     monkeypatch.setattr(start, "text_ids", lambda _: [*COUNTED[:31], *COUNTED[:31]])
-    with pytest.raises(HeadsError, match=r"right in 2 of 61 places .*chance: 2"):
+    with pytest.raises(HeadsError, match=r"right at 2 of 61 positions .*chance: 2"):
         EngineRank(tiny_config(folder), folder)
 
 
@@ -102,7 +102,7 @@ def _one_of_two(rank: int, folder: Path, port: int) -> None:
     if rank:
         made.follow()
     else:
-        assert made.facts["heads_check"].startswith("head 1 is right in 39 of 39 places")
+        assert made.facts["heads_check"].startswith("head 1 is right at 39 of 39 positions")
         made.engine.stop()
     dist.destroy_process_group()
     wrong = tiny_config(folder, tensor_parallel_size=2, heads={"source": str(folder / "wrong")})

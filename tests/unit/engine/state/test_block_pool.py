@@ -18,7 +18,7 @@ def test_all_blocks_but_scratch_are_handed_out_once() -> None:
     assert sorted(first + second) == list(range(1, 9)) and SCRATCH_BLOCK not in first + second
     assert pool.num_free == 0 and pool.allocate(0) == []
     pool.check_integrity([first, second])
-    with pytest.raises(AssertionError, match="1 blocks asked, 0 free"):
+    with pytest.raises(AssertionError, match="1 blocks requested, 0 free"):
         pool.allocate(1)
     pool.free(second)
     assert pool.num_free == 5 and sorted(pool.allocate(5)) == sorted(second)
@@ -49,7 +49,7 @@ def test_giving_back_what_one_does_not_have() -> None:
     taken = pool.allocate(2)
     pool.free(taken[:1])
     for block in (taken[0], SCRATCH_BLOCK):
-        with pytest.raises(AssertionError, match="given back twice"):
+        with pytest.raises(AssertionError, match="is freed twice"):
             pool.free([block])
 
 

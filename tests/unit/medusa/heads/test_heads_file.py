@@ -68,11 +68,11 @@ def test_layers_that_the_model_lacks() -> None:
 
 
 def test_a_folder_without_one_of_the_files(tmp_path: Path) -> None:
-    with pytest.raises(HeadsError, match=r"heads\.json is not there; a head file is a folder with"):
+    with pytest.raises(HeadsError, match=r"heads\.json is missing; a head file is a folder with"):
         read_heads(tmp_path)
     random_heads().save(tmp_path)
     (tmp_path / "heads.safetensors").unlink()
-    with pytest.raises(HeadsError, match=r"heads\.safetensors is not there"):
+    with pytest.raises(HeadsError, match=r"heads\.safetensors is missing"):
         read_heads(tmp_path)
 
 
@@ -118,7 +118,9 @@ def test_tensors_that_do_not_fit_the_description() -> None:
     good = tensors_for(about)
     with pytest.raises(HeadsError, match=r"tensor heads\.1\.blocks\.0\.bias is missing \(2 heads are described\)"):
         HeadsFile(about, {name: t for name, t in good.items() if name != "heads.1.blocks.0.bias"})
-    with pytest.raises(HeadsError, match=r"heads\.0\.blocks\.0\.weight has shape \(13, 12\), described is \(13, 13\)"):
+    with pytest.raises(
+        HeadsError, match=r"heads\.0\.blocks\.0\.weight has shape \(13, 12\), but heads\.json implies \(13, 13\)"
+    ):
         HeadsFile(about, good | {"heads.0.blocks.0.weight": torch.zeros(13, 12)})
     with pytest.raises(HeadsError, match=r"heads\.2\.blocks\.0\.bias is not in the description"):
         HeadsFile(about, good | {"heads.2.blocks.0.bias": torch.zeros(13)})

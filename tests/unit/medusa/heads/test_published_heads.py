@@ -90,16 +90,16 @@ def test_one_block_with_output_rows_behind_it() -> None:
 @pytest.mark.parametrize(
     ("names", "error"),
     [
-        (["model.embed_tokens.weight"], r"no layout that is known .*: model\.embed_tokens\.weight"),
-        ([], "no layout that is known .*: none"),
+        (["model.embed_tokens.weight"], r"match no known layout .*: model\.embed_tokens\.weight"),
+        ([], "match no known layout .*: none"),
         ([n for n in medusa() if not n.startswith("1.")], r"heads \[0, 2\], which are not 0\.\.1"),
         ([n for n in medusa() if not n.startswith("1.0")], r"head 1 has blocks \[1\], others have 0\.\.1"),
         ([n for n in medusa() if n != "2.2.weight"], r"missing is heads\.2\.lm_head\.weight"),
         ([n for n in medusa() if n != "2.1.linear.bias"], r"missing is heads\.2\.blocks\.1\.bias"),
         ([n for n in medusa() if n != "0.1.linear.weight"], r"missing is heads\.0\.blocks\.1\.weight"),
         ([*medusa(), *medusa("medusa_head.")], "two sets of heads"),
-        ([*medusa(own=False), "0.3.weight", "1.3.weight", "2.3.weight"], "behind 3 blocks, but a head has 2"),
-        ([*(n for n in medusa() if n != "2.2.weight"), "2.3.weight"], "behind 3 blocks, but a head has 2"),
+        ([*medusa(own=False), "0.3.weight", "1.3.weight", "2.3.weight"], "after 3 blocks, but a head has 2"),
+        ([*(n for n in medusa() if n != "2.2.weight"), "2.3.weight"], "after 3 blocks, but a head has 2"),
     ],
 )
 def test_what_is_refused(names: list[str], error: str) -> None:
@@ -113,7 +113,7 @@ def test_a_config_that_counts_otherwise() -> None:
     check_config({"medusa_num_heads": 3, "medusa_num_layers": 2, "num_heads": 32, "num_hidden_layers": 28}, found)
     with pytest.raises(HeadsError, match=r"medusa_num_heads: 2, but the tensors hold 3 heads.*--trust-tensors"):
         check_config({"medusa_num_heads": 2}, found)
-    with pytest.raises(HeadsError, match=r"medusa_num_layers: 1, but the tensors hold 2 blocks a head"):
+    with pytest.raises(HeadsError, match=r"medusa_num_layers: 1, but the tensors hold 2 blocks per head"):
         check_config({"medusa_num_layers": 1}, found)
     with pytest.raises(HeadsError, match=r"num_hidden_layers: 1"):
         check_config({"model_type": "medusa", "num_heads": 3, "num_hidden_layers": 1}, found)

@@ -134,8 +134,8 @@ def test_static_tree() -> None:
         (((0,), (1,), (0,)), r"path \[0\] is listed twice"),
         (((0,), ()), "an empty path"),
         (((0,), (0, 0), (0, 0, 0)), r"path \[0, 0, 0\] is 3 deep, but the model has 2 heads"),
-        (((0,), (5,)), r"path \[5\] has a rank outside 0\.\.4"),
-        (((0,), (0, -1)), r"path \[0, -1\] has a rank outside"),
+        (((0,), (5,)), r"path \[5\] has an index outside 0\.\.4"),
+        (((0,), (0, -1)), r"path \[0, -1\] has an index outside"),
         (((0,), (1, 0)), r"path \[1, 0\] is listed without its parent \[1\]"),
     ],
 )

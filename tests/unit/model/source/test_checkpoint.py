@@ -68,7 +68,7 @@ def test_names_without_the_base_models_prefix(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+    with pytest.raises(ModelError, match=r"has neither model\.safetensors"):
         Checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ModelError, match=r"pytorch_model\.bin, and only safetensors.*save_pretrained"):

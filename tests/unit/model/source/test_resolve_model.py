@@ -87,7 +87,7 @@ def test_what_is_not_there(model: str, words: str, hub: list) -> None:
 
 def test_a_folder_or_file_of_the_wrong_kind(tmp_path: Path, hub: list) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ModelError, match="only safetensors are served"):
+    with pytest.raises(ModelError, match="only safetensors are supported"):
         resolve_source(str(tmp_path))
     with pytest.raises(ModelError, match="neither a folder nor"):
         resolve_source(str(tmp_path / "pytorch_model.bin"))
