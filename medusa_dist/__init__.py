@@ -19,7 +19,7 @@ _HOME = {
     "LLM": "medusa_dist.llm",
     "Grammar": "medusa_dist.grammar",
     "RequestOutput": "medusa_dist.llm",
-    "SamplingParams": "medusa_dist.request",
+    "SamplingParams": "medusa_dist.sampling_params",
 }
 
 

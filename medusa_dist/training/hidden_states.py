@@ -64,7 +64,7 @@ def read_data(path: Path, model: str, found: str) -> Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class Positions:
     """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: the base model's distribution here; answers [N]."""
 
     hidden: Tensor
@@ -81,10 +81,10 @@ class Places:
         further = (places + distance).clamp_max(len(self) - 1)
         return (places + distance < len(self)) & (self.answers[further] == self.answers[places])
 
-    def of(self, wanted: Tensor) -> "Places":
+    def of(self, wanted: Tensor) -> "Positions":
         """The positions of the answers for which wanted [number of answers] is true."""
         rows = wanted[self.answers].nonzero().flatten()
-        return Places(*(getattr(self, name)[rows] for name in _FIELDS))
+        return Positions(*(getattr(self, name)[rows] for name in _FIELDS))
 
 
 _FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
@@ -100,25 +100,27 @@ def data_key(
     return digest.hexdigest()
 
 
-def save_places(places: Places, path: Path, key: str) -> None:
+def save_positions(places: Positions, path: Path, key: str) -> None:
     """Write them, completely or not at all."""
     scratch = path.with_suffix(".part")
     save_file({name: getattr(places, name).contiguous() for name in _FIELDS}, scratch, metadata={"key": key})
     scratch.replace(path)
 
 
-def load_places(path: Path, key: str) -> Places | None:
+def load_positions(path: Path, key: str) -> Positions | None:
     """The file that save_places wrote, if it was computed from the same data."""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
         if (file.metadata() or {}).get("key") != key:
             return None
-        return Places(*(file.get_tensor(name) for name in _FIELDS))
+        return Positions(*(file.get_tensor(name) for name in _FIELDS))
 
 
 @torch.inference_mode()
-def collect(model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Callable[[int], None]) -> Places | None:
+def collect(
+    model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Callable[[int], None]
+) -> Positions | None:
     """One pass of the model over all answers, several at a time. advance: called with the number of tokens done.
 
     Called by all ranks together; rank 0 gets the result, the others None.
@@ -134,7 +136,7 @@ def collect(model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Ca
             parts.append(part)
         advance(sum(len(answer.output_ids) for answer in answers[begin:end]))
         begin = end
-    return Places(*(torch.cat(each) for each in zip(*parts, strict=True))) if parts else None
+    return Positions(*(torch.cat(each) for each in zip(*parts, strict=True))) if parts else None
 
 
 def _length(answer: DistilledAnswer) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field
 from medusa_dist.config import Config
 
 
-class PlacesConfig(Config):
+class HiddenStatesConfig(Config):
     """One pass over a file of answers."""
 
     answers: Path = Field(description="The file that distill wrote.")

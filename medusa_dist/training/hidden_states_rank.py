@@ -20,8 +20,8 @@ from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.tools.progress import ProgressText
-from medusa_dist.training.hidden_states import collect, data_key, read_data, save_places
-from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.hidden_states import collect, data_key, read_data, save_positions
+from medusa_dist.training.hidden_states_config import HiddenStatesConfig
 
 __all__ = ["STACK", "HiddenStatesRank", "build_rank", "join_store", "model_folder", "open_store"]
 STACK = __name__
@@ -34,7 +34,7 @@ class HiddenStatesRank:
 
     def __init__(
         self,
-        config: PlacesConfig,
+        config: HiddenStatesConfig,
         folder: Path,
         rank: int = 0,
         store: Store | None = None,
@@ -76,7 +76,7 @@ class HiddenStatesRank:
 
         places = collect(self._model, self._answers, advance)
         if places is not None:
-            save_places(places, self._config.target, self._config.key)
+            save_positions(places, self._config.target, self._config.key)
 
 
 build_rank = HiddenStatesRank  # the RankFactory that serve/rank.py looks up in this module

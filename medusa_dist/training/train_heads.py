@@ -26,8 +26,8 @@ from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.serve.local_group import run_ranks
 from medusa_dist.training import hidden_states_rank as places_rank
 from medusa_dist.training.distill import PROMPTS
-from medusa_dist.training.hidden_states import KEPT, Data, Places, data_key, load_places, read_data
-from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.hidden_states import KEPT, Data, Positions, data_key, load_positions, read_data
+from medusa_dist.training.hidden_states_config import HiddenStatesConfig
 from medusa_dist.training.train_loop import Recipe, Score, Trainer, mixed_precision
 from medusa_dist.training.training_memory import reading_bytes, training_bytes
 
@@ -135,14 +135,14 @@ def _places(
     found: str,
     note: Callable[[str], None],
     status: Callable[[str], None],
-) -> tuple[Places, str]:
+) -> tuple[Positions, str]:
     """The result of the pass over the answers, possibly from an earlier run, and its key."""
     taps = job.shape.tapped(base.num_layers)
     key, path = data_key(data.answers, found, job.dtype, taps), job.work.resolve() / "places.safetensors"
-    places = load_places(path, key)
+    places = load_positions(path, key)
     if places is None:
         job_keys = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
-        config = PlacesConfig.model_validate(job.config.model_dump() | job_keys)
+        config = HiddenStatesConfig.model_validate(job.config.model_dump() | job_keys)
         peak = reading_bytes(config, base, sum(len(answer.output_ids) for answer in data.answers))
         where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"
         note(f"memory: about {peak / 1e9:.2g} GB{where} while the answers are read")
@@ -150,12 +150,12 @@ def _places(
             places_rank.HiddenStatesRank(config, base.checkpoint.folder, progress=status).follow()
         else:
             run_ranks(config, places_rank.STACK, status)
-        places = load_places(path, key)
+        places = load_positions(path, key)
         assert places is not None, "the pass wrote no result"
     return places, key
 
 
-def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
+def draft_vocab(places: Positions, size: int, vocab_size: int) -> Tensor:
     """[size], sorted: the tokens that the base model expects most in its answers; ties to the lower id."""
     weights = torch.zeros(vocab_size, dtype=torch.float64)
     weights.index_add_(0, places.base_ids.flatten().long(), places.base_chances.flatten().double())
@@ -164,7 +164,7 @@ def draft_vocab(places: Places, size: int, vocab_size: int) -> Tensor:
 
 
 def describe(
-    job: Job, model: Outline, found: str, vocab: Tensor, places: Places, embedding: Tensor
+    job: Job, model: Outline, found: str, vocab: Tensor, places: Positions, embedding: Tensor
 ) -> HeadsDescription:
     """heads.json before training."""
     shape, sequential = job.shape, job.shape.form == "sequential"

@@ -25,7 +25,7 @@ from medusa_dist.errors import EngineError
 from medusa_dist.medusa.heads.loss import OUTSIDE, Kind, Targets, head_loss, total_loss
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.tools.progress import ProgressText
-from medusa_dist.training.hidden_states import Places
+from medusa_dist.training.hidden_states import Positions
 
 RANKS = 5  # accuracies are kept for top-1 to top-5 guesses
 _CHECK_ROWS = 4096
@@ -77,7 +77,7 @@ class Trainer:
     def __init__(
         self,
         heads: TrainableHeads,
-        places: tuple[Places, Places],
+        places: tuple[Positions, Positions],
         vocab: Tensor,
         recipe: Recipe,
         folder: Path,
@@ -174,7 +174,7 @@ class Trainer:
     def _num_heads(self) -> int:
         return int(self.accelerator.unwrap_model(self.heads).about.num_heads)
 
-    def _logits(self, places: Places, rows: Tensor) -> "list[Tensor]":
+    def _logits(self, places: Positions, rows: Tensor) -> "list[Tensor]":
         """[N, D] of each head, on the true path."""
         device = self.accelerator.device
         further = [(rows + k).clamp_max(len(places) - 1) for k in range(self._num_heads)]

@@ -10,12 +10,12 @@ from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.load import Outline
 from medusa_dist.model.sizing import rank_size
 from medusa_dist.ops.tp_group import TPGroup
-from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Places
-from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Positions
+from medusa_dist.training.hidden_states_config import HiddenStatesConfig
 from medusa_dist.training.train_loop import Recipe
 
 
-def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
+def reading_bytes(config: HiddenStatesConfig, base: Outline, num_places: int) -> int:
     """Peak bytes of the pass on rank 0, which holds most: its part of the model, the activations and logits of one
     pass, and twice the result, which is concatenated at the end."""
     parallel = TPGroup(0, config.tensor_parallel_size)
@@ -27,7 +27,7 @@ def reading_bytes(config: PlacesConfig, base: Outline, num_places: int) -> int:
     return size.weight_bytes + PASS_ROWS * row + 2 * num_places * place
 
 
-def training_bytes(heads: TrainableHeads, places: Places, vocab: Tensor, recipe: Recipe) -> int:
+def training_bytes(heads: TrainableHeads, places: Positions, vocab: Tensor, recipe: Recipe) -> int:
     """Peak bytes: the dataset, parameters with gradients, Adam's moments and two copies, frozen rows, and the logits of
     one batch with what their gradients need."""
     kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))

@@ -81,7 +81,7 @@ class BeamGroup(SequenceGroup):
     def advance(self, results: Seq[StepResult], limits: Limits, pool: BlockPool) -> Output | None:
         """Fork the beams as the search decided; returns the output if the search is over."""
         beam_results = [result for result in results if isinstance(result, BeamResult)]
-        traversal, width = beam_results[0].walk, len(beam_results)
+        traversal, width = beam_results[0].traversal, len(beam_results)
         depth = max((d for one in beam_results for d in one.sequence.tree.depths), default=0)
         hits = [width] * (traversal.num_levels - 1) + [0] * (depth + 1 - traversal.num_levels)
         drafted = sum(len(one.sequence.tree) for one in beam_results)

@@ -55,7 +55,7 @@ class BeamPolicy:
         beams = [v for v in verdicts if isinstance(v, BeamResult)]
         self._num_steps += bool(beams)
         for group in beam_groups(v.source for v in beams):
-            traversal = next(v.walk for v in beams if v.source.group is group)
+            traversal = next(v.traversal for v in beams if v.source.group is group)
             depth = max((max(beam.tree.depths, default=0) for beam in group.beams), default=0)
             group.reach = max(1, depth + (self._num_steps % _LOOK_DEEPER == 0), traversal.num_levels)
             completion = self._completion(group)

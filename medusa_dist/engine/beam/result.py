@@ -32,7 +32,7 @@ class BeamResult(StepResult):
     """
 
     source: Sequence
-    walk: BeamTraversal
+    traversal: BeamTraversal
     used: tuple[int, ...]  # nodes of `sequence`'s own tree that any beam passed through
     memory: Memory  # for active beams and their possible continuations: verified, but at a level that was not complete
 

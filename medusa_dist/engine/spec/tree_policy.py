@@ -139,9 +139,9 @@ class TreePolicy:
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
         assert sequence.candidates is not None
-        calibrated = self.calibration.believe(sequence.candidates, _band(sequence))
+        calibrated = self.calibration.calibrated(sequence.candidates, _band(sequence))
         if sequence.matcher is not None:
-            calibrated = calibrated.led_by(sequence.matcher.forced()[:max_depth])
+            calibrated = calibrated.with_forced_prefix(sequence.matcher.forced()[:max_depth])
         most = min(max_nodes, self.config.max_nodes)
         return PlannedTree(sequence, *best_tree(calibrated, most, max_depth, may_follow=_fits(sequence)))
 
@@ -151,7 +151,7 @@ class TreePolicy:
         if sequence.matcher is not None:
             return PlannedTree(sequence, tree, ())
         return PlannedTree(
-            sequence, tree, values_of(tree, self.calibration.believe(sequence.candidates, _band(sequence)))
+            sequence, tree, values_of(tree, self.calibration.calibrated(sequence.candidates, _band(sequence)))
         )
 
 

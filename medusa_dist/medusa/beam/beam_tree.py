@@ -73,7 +73,12 @@ def behind(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
     assert candidates is not None
     tokens, chances = candidates.tokens[item.place].tolist(), candidates.confidences[item.place].tolist()
     return [
-        Frontier(item.score + math.log(chance), item.beam, (*item.path, token), candidates.after(item.place, rank))
+        Frontier(
+            item.score + math.log(chance),
+            item.beam,
+            (*item.path, token),
+            candidates.list_after(item.place, rank),
+        )
         for rank, (token, chance) in enumerate(zip(tokens, chances, strict=True))
         if chance > 0.0
     ]

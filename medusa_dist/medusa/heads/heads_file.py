@@ -85,14 +85,16 @@ class HeadsDescription(Strict):
 
     @model_validator(mode="after")
     def _taps_in_order(self) -> "HeadsDescription":
-        if self.tapped_layers[:1] != (-1,) or list(self.taps) != sorted({layer for layer in self.taps if layer >= 0}):
+        if self.tapped_layers[:1] != (-1,) or list(self.aux_layers) != sorted(
+            {layer for layer in self.aux_layers if layer >= 0}
+        ):
             raise ValueError(f"tapped_layers {list(self.tapped_layers)} must be -1 and then ascending layers from 0 on")
-        if self.taps and self.form != "sequential":
+        if self.aux_layers and self.form != "sequential":
             raise ValueError(f"tapped_layers other than [-1] belong to the form 'sequential', not to {self.form!r}")
         return self
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def aux_layers(self) -> tuple[int, ...]:
         """The aux layers whose hidden states the heads read besides the last one."""
         return self.tapped_layers[1:]
 
@@ -104,7 +106,7 @@ class HeadsDescription(Strict):
     @property
     def input_width(self) -> int:
         """Width of the rows that the heads read: the last hidden state, then the aux hidden states."""
-        return self.base.hidden_size + len(self.taps) * self.tap_width
+        return self.base.hidden_size + len(self.aux_layers) * self.tap_width
 
 
 class HeadsFile:
@@ -138,10 +140,10 @@ class HeadsFile:
     def check_layers(self, num_layers: int, layer_width: int) -> None:
         """Raise HeadsError if the model lacks an aux layer that these heads read, or its layers have another width."""
         about = self.description
-        missing = [layer for layer in about.taps if layer >= num_layers]
+        missing = [layer for layer in about.aux_layers if layer >= num_layers]
         if missing:
             raise HeadsError(f"heads: tapped_layers has layer {missing[0]}, but the model's are 0 to {num_layers - 1}")
-        if about.taps and about.tap_width != layer_width:
+        if about.aux_layers and about.tap_width != layer_width:
             raise HeadsError(
                 f"heads: base.layer_width says that states between layers are {about.tap_width} wide, but the model's "
                 f"are {layer_width}"
@@ -203,8 +205,8 @@ def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]
         shapes["cell.up.weight"] = (description.width, 2 * hidden)
         shapes["cell.up.bias"] = (description.width,)
         shapes["cell.down.weight"] = (hidden, description.width)
-    if description.taps:
-        shapes["taps.weight"] = (hidden, len(description.taps) * description.tap_width)
+    if description.aux_layers:
+        shapes["taps.weight"] = (hidden, len(description.aux_layers) * description.tap_width)
     for head in range(description.num_heads if description.width is None else 0):
         for block in range(description.num_blocks):
             doubled = block == 0 and description.form == "hidden+embedding"

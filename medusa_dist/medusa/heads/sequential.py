@@ -42,7 +42,7 @@ class SequentialHeads(nn.Module):
         tensors = {name: t.to(device=device, dtype=dtype) for name, t in file.tensors.items() if name != "draft_vocab"}
         self._up = Linear(tensors["cell.up.weight"], tensors["cell.up.bias"], prepack=True)
         self._down = Linear(tensors["cell.down.weight"], None, prepack=True)
-        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if self.description.taps else None
+        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if self.description.aux_layers else None
         self._output = Linear(output_rows.to(device=device, dtype=dtype), None, prepack=True)
 
     @property
@@ -54,7 +54,7 @@ class SequentialHeads(nn.Module):
         """Rows that the heads read [N, I] -> the initial states of the cell [N, H]."""
         if self._taps is None:
             return read
-        hidden, tapped = split_taps(self.description, read)
+        hidden, tapped = split_aux_states(self.description, read)
         started: Tensor = hidden.to(self.dtype) + self._taps(tapped.to(self.dtype))
         return started
 
@@ -68,11 +68,11 @@ class SequentialHeads(nn.Module):
         return states, logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def split_taps(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
+def split_aux_states(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [N, I] -> the last hidden states [N, H], and the concatenated aux hidden states in float32, each normalised
     to a root mean square of 1: scales differ by orders of magnitude between layers and between tokens."""
     hidden, tapped = read[:, : about.base.hidden_size], read[:, about.base.hidden_size :]
-    each = tapped.float().reshape(-1, len(about.taps), about.tap_width)
+    each = tapped.float().reshape(-1, len(about.aux_layers), about.tap_width)
     return hidden, F.rms_norm(each, (about.tap_width,), eps=1e-6).flatten(1)
 
 

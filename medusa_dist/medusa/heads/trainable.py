@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medusa_dist.medusa.heads.heads_file import HeadsDescription
-from medusa_dist.medusa.heads.sequential import split_taps
+from medusa_dist.medusa.heads.sequential import split_aux_states
 
 
 class _Head(nn.Module):
@@ -61,8 +61,8 @@ class TrainableHeads(nn.Module):
         self.register_buffer("embedding", embedding, persistent=False)
         if about.width is not None:
             self.cell = _Cell(about.base.hidden_size, about.width)
-            if about.taps:
-                self.taps = nn.Linear(len(about.taps) * about.tap_width, about.base.hidden_size, bias=False)
+            if about.aux_layers:
+                self.taps = nn.Linear(len(about.aux_layers) * about.tap_width, about.base.hidden_size, bias=False)
                 nn.init.zeros_(self.taps.weight)  # starts as if there were no aux hidden states
         else:
             self.heads = nn.ModuleList(_Head(about, len(output_rows)) for _ in range(about.num_heads))
@@ -89,8 +89,8 @@ class TrainableHeads(nn.Module):
 
     def _sequential(self, hidden: Tensor, tokens: Tensor) -> Iterator[Tensor]:
         state = hidden
-        if self.about.taps:
-            last, tapped = split_taps(self.about, hidden)
+        if self.about.aux_layers:
+            last, tapped = split_aux_states(self.about, hidden)
             state = last + self.taps(tapped).to(last.dtype)
         for k in range(self.about.num_heads):
             x = torch.cat([state, self._embed(tokens[:, k], hidden)], dim=-1)

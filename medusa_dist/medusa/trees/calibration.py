@@ -39,7 +39,7 @@ class Calibration:
         self.intercepts = [[start] * num_heads for start in (-0.6, -1.0, -0.6)]
         self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
 
-    def believe(self, candidates: Candidates, band: int) -> Candidates:
+    def calibrated(self, candidates: Candidates, band: int) -> Candidates:
         """The same guesses with acceptance probabilities instead of raw confidences."""
         return replace(candidates, confidences=self.apply(candidates.confidences, band, candidates.depths))
 
@@ -81,5 +81,5 @@ def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> 
             rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
             labels.append(Label(tree.depths[node], float(candidates.confidences[list_index, rank]), node in hits))
             if node in hits:
-                lists[node] = candidates.after(list_index, rank)
+                lists[node] = candidates.list_after(list_index, rank)
     return labels

@@ -26,12 +26,12 @@ _LEARNING_NODES = 15  # of the trees to which a calibration is fitted
 class RecordedAnswer:
     """tokens: the model's output. guesses[i]: the heads' guesses after tokens[i], for all tokens but the last.
 
-    band: sampling mode (calibration.py), by the temperature.
+    sampling_mode: sampling mode (calibration.py), by the temperature.
     """
 
     tokens: tuple[int, ...]
     guesses: tuple[Candidates, ...]
-    band: int
+    sampling_mode: int
     category: str = ""
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class RecordedAnswer:
 
 def truth_ranks(guesses: Candidates, truth: Sequence[int]) -> Path:
     """Index of the true token in each head's guesses, up to the first head that does not have it."""
-    return guesses.ranks(truth)
+    return guesses.top_k_indices(truth)
 
 
 def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
@@ -100,7 +100,7 @@ def accuracies(answers: Iterable[RecordedAnswer]) -> list[list[float]]:
                     counts.append(0)
                 hits[head] += guesses.tokens[at] == token
                 counts[head] += 1
-                at = guesses.behind(at, token)
+                at = guesses.list_after_token(at, token)
     return [[float(x) for x in np.cumsum(hit) / count] for hit, count in zip(hits, counts, strict=True)]
 
 
@@ -109,15 +109,17 @@ def fit(answers: Iterable[RecordedAnswer]) -> Calibration:
     calibration = Calibration()
     for answer in answers:
         for position, guesses in enumerate(answer.guesses):
-            tree, _ = best_tree(believed(guesses, calibration, answer.band), _LEARNING_NODES, len(guesses.tokens))
+            tree, _ = best_tree(
+                believed(guesses, calibration, answer.sampling_mode), _LEARNING_NODES, len(guesses.tokens)
+            )
             accepted = truth_nodes(tree, answer.after(position))
-            calibration.learn(labels_of(tree, tuple(accepted), guesses), answer.band)
+            calibration.learn(labels_of(tree, tuple(accepted), guesses), answer.sampling_mode)
     return calibration
 
 
 def believed(guesses: Candidates, calibration: Calibration, band: int) -> Candidates:
     """The same guesses with calibrated confidences."""
-    return calibration.believe(guesses, band)
+    return calibration.calibrated(guesses, band)
 
 
 def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration: Calibration) -> list[float]:
@@ -127,7 +129,7 @@ def dynamic_curve(answers: Sequence[RecordedAnswer], max_nodes: int, calibration
     for answer in answers:
         each = []
         for position, guesses in enumerate(answer.guesses):
-            tree, _ = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
+            tree, _ = best_tree(believed(guesses, calibration, answer.sampling_mode), max_nodes, len(guesses.tokens))
             each.append(truth_nodes(tree, answer.after(position)))
         paths.append(each)
     return [
@@ -197,7 +199,7 @@ def reliability(answers: Iterable[RecordedAnswer], calibration: Calibration | No
     labels: list[Label] = []
     for answer in answers:
         for position, guesses in enumerate(answer.guesses):
-            seen = guesses if calibration is None else believed(guesses, calibration, answer.band)
+            seen = guesses if calibration is None else believed(guesses, calibration, answer.sampling_mode)
             tree, _ = best_tree(seen, _LEARNING_NODES, len(guesses.tokens))
             labels += labels_of(tree, tuple(truth_nodes(tree, answer.after(position))), seen)
     bins: dict[int, list[Label]] = {}

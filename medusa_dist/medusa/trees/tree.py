@@ -82,18 +82,18 @@ class Candidates:
     confidences: Floats
     follows: Ints | None = None
 
-    def after(self, place: int, rank: int) -> int:
+    def list_after(self, place: int, rank: int) -> int:
         """The list after guess `rank` of list `place`, or NOWHERE."""
         if self.follows is not None:
             return int(self.follows[place, rank])
         return place + 1 if place + 1 < len(self.tokens) else NOWHERE
 
-    def behind(self, place: int, token: int) -> int:
+    def list_after_token(self, place: int, token: int) -> int:
         """The list after `token` of list `place`; heads that see no guesses have one next list for any token."""
         if place == NOWHERE or self.follows is None:
-            return place if place == NOWHERE else self.after(place, 0)
+            return place if place == NOWHERE else self.list_after(place, 0)
         found = np.flatnonzero(self.tokens[place] == token)
-        return self.after(place, int(found[0])) if found.size else NOWHERE
+        return self.list_after(place, int(found[0])) if found.size else NOWHERE
 
     @cached_property
     def depths(self) -> Ints:
@@ -105,7 +105,7 @@ class Candidates:
             depths[followers[followers != NOWHERE]] = depths[index] + 1
         return depths
 
-    def ranks(self, tokens: Iterable[int]) -> tuple[int, ...]:
+    def top_k_indices(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """Indices of the tokens after the root in their lists, as far as they were drafted."""
         ranks: list[int] = []
         index = 0
@@ -114,10 +114,10 @@ class Candidates:
             if not found.size:
                 break
             ranks.append(int(found[0]))
-            index = self.after(index, ranks[-1])
+            index = self.list_after(index, ranks[-1])
         return tuple(ranks)
 
-    def led_by(self, tokens: Sequence[int]) -> "Candidates":
+    def with_forced_prefix(self, tokens: Sequence[int]) -> "Candidates":
         """These guesses with `tokens` forced at the first depths; they may reach deeper than the heads."""
         if not tokens:
             return self
@@ -131,7 +131,7 @@ class Candidates:
             return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
         next_list = 0
         for token in tokens:
-            next_list = self.behind(next_list, token)
+            next_list = self.list_after_token(next_list, token)
         chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
         chain[:, 0] = [*range(1, num_forced), NOWHERE if next_list == NOWHERE else next_list + num_forced]
         moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
@@ -190,7 +190,7 @@ def best_tree(
         tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth + 1, 0, node, candidates.after(list_index, rank), -negative)  # the first child
+        offer(depth + 1, 0, node, candidates.list_after(list_index, rank), -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
@@ -215,7 +215,7 @@ def static_tree(
         if len(path) <= max_depth and len(tokens) < max_nodes and list_index != NOWHERE:
             spelt = (*before, int(candidates.tokens[list_index, path[-1]]))
             if may_follow(spelt):
-                reached[path] = spelt, len(tokens), candidates.after(list_index, path[-1])
+                reached[path] = spelt, len(tokens), candidates.list_after(list_index, path[-1])
                 tokens.append(spelt[-1])
                 parents.append(parent)
     return Tree(tuple(tokens), tuple(parents))
@@ -229,7 +229,7 @@ def values_of(tree: Tree, candidates: Candidates) -> list[float]:
         list_index = lists[parent]
         rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
         values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[list_index, rank]))
-        lists[node] = candidates.after(list_index, rank)
+        lists[node] = candidates.list_after(list_index, rank)
     return values
 
 

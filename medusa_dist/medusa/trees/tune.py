@@ -53,7 +53,9 @@ def budgeted(
         position = 0
         while position < len(answer.guesses):
             guesses = answer.guesses[position]
-            tree, values = best_tree(believed(guesses, calibration, answer.band), max_nodes, len(guesses.tokens))
+            tree, values = best_tree(
+                believed(guesses, calibration, answer.sampling_mode), max_nodes, len(guesses.tokens)
+            )
             repeated = [value for value in values for _ in range(batch)]
             count, _ = best_budget(repeated, batch, 0, cost)
             nodes = count // batch

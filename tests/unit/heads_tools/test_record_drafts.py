@@ -42,7 +42,7 @@ def test_the_replay_takes_the_engines_steps(rank: EngineRank, temperature: float
         assert num_steps(answer, static_accepted(answer, STATIC)) == output.stats.num_steps
     assert run.accepted > 0
     assert [answer.category for answer in answers] == ["a", "b", "a", "b"]
-    assert {answer.band for answer in answers} == {SAMPLED if temperature else GREEDY}
+    assert {answer.sampling_mode for answer in answers} == {SAMPLED if temperature else GREEDY}
     assert said[0] == "recording: 0 of 4 answers" and said[-1] == "recording: 4 of 4 answers"
 
 

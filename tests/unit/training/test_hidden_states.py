@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from medusa_dist.model.load import load_model
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.training.distilled_dataset import DistilledAnswer
-from medusa_dist.training.hidden_states import Places, collect, data_key, load_places, save_places
+from medusa_dist.training.hidden_states import Positions, collect, data_key, load_positions, save_positions
 from tests.support.tiny_models import VOCAB, configs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,9 +61,11 @@ def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
         row += count
 
 
-def small() -> Places:
+def small() -> Positions:
     owners = torch.tensor([0, 0, 0, 1, 2, 2])
-    return Places(torch.randn(6, 4), torch.arange(6), torch.zeros(6, 2).int(), torch.full((6, 2), 0.5).half(), owners)
+    return Positions(
+        torch.randn(6, 4), torch.arange(6), torch.zeros(6, 2).int(), torch.full((6, 2), 0.5).half(), owners
+    )
 
 
 def test_what_follows_stays_in_its_answer() -> None:
@@ -76,9 +78,9 @@ def test_what_follows_stays_in_its_answer() -> None:
 def test_places_are_kept_for_the_data_they_were_made_of(tmp_path: Path) -> None:
     path, places = tmp_path / "places.safetensors", small()
     key = data_key(answers(), "a", torch.bfloat16)
-    assert load_places(path, key) is None
-    save_places(places, path, key)
-    found = load_places(path, key)
+    assert load_positions(path, key) is None
+    save_positions(places, path, key)
+    found = load_positions(path, key)
     assert found is not None and torch.equal(found.hidden, places.hidden) and torch.equal(found.answers, places.answers)
     others = {
         data_key(answers()[:3], "a", torch.bfloat16),
@@ -87,4 +89,4 @@ def test_places_are_kept_for_the_data_they_were_made_of(tmp_path: Path) -> None:
         data_key(answers(), "a", torch.bfloat16, (3,)),
         data_key(answers(), "a", torch.bfloat16, (4,)),
     }
-    assert len(others | {key}) == 6 and all(load_places(path, other) is None for other in others)
+    assert len(others | {key}) == 6 and all(load_positions(path, other) is None for other in others)

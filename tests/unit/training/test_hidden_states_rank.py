@@ -12,8 +12,8 @@ from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.serve.local_group import run_ranks
 from medusa_dist.training import hidden_states_rank as places_rank
 from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin
-from medusa_dist.training.hidden_states import Places, data_key, load_places
-from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.hidden_states import Positions, data_key, load_positions
+from medusa_dist.training.hidden_states_config import HiddenStatesConfig
 from medusa_dist.training.train_heads import Job, Shape, train_heads
 from medusa_dist.training.train_loop import Recipe
 from tests.support.tiny_engine import VOCAB, save_model
@@ -56,8 +56,8 @@ def job(model: Path, data: Path, target: Path, ranks: int) -> Job:
     return Job(parse_config(config(model, ranks)), data, target, target.with_name(target.name + ".work"), shape, recipe)
 
 
-def places_of(one: Job, answers: list[DistilledAnswer], model: Path) -> Places:
-    found = load_places(one.work / "places.safetensors", data_key(answers, fingerprint(model), torch.float32, (0,)))
+def places_of(one: Job, answers: list[DistilledAnswer], model: Path) -> Positions:
+    found = load_positions(one.work / "places.safetensors", data_key(answers, fingerprint(model), torch.float32, (0,)))
     assert found is not None
     return found
 
@@ -94,10 +94,10 @@ def test_ranks_that_see_other_data_refuse(model: Path, tmp_path: Path) -> None:
     key = data_key(write_answers(path)[:-1], fingerprint(model), torch.float32)
     told = {"answers": path, "target": tmp_path / "places.safetensors", "key": key, "taps": ()}
     with pytest.raises(ConfigError, match=r"rank \d sees other answers in .*answers\.jsonl"):
-        run_ranks(PlacesConfig.model_validate(config(model, 2) | told), places_rank.STACK, lambda _: None)
+        run_ranks(HiddenStatesConfig.model_validate(config(model, 2) | told), places_rank.STACK, lambda _: None)
     assert not (tmp_path / "places.safetensors").exists()
     with pytest.raises(ConfigError, match="rank 0 sees other answers"):
-        places_rank.HiddenStatesRank(PlacesConfig.model_validate(config(model, 1) | told), model)
+        places_rank.HiddenStatesRank(HiddenStatesConfig.model_validate(config(model, 1) | told), model)
 
 
 def test_too_many_ranks_are_refused_before_anything_starts(model: Path, tmp_path: Path) -> None:

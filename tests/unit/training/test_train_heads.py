@@ -11,7 +11,7 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.training.distilled_dataset import DistilledAnswer, Origin
-from medusa_dist.training.hidden_states import Places
+from medusa_dist.training.hidden_states import Positions
 from medusa_dist.training.train_heads import Job, Shape, draft_vocab, read_data, train_heads
 from medusa_dist.training.train_loop import Recipe
 from tests.support.counting_model import VOCAB, save_counting_model, shifted
@@ -146,6 +146,6 @@ def test_all_answers_of_a_prompt_are_held_out_or_none(tmp_path: Path) -> None:
 
 def test_the_tokens_most_expected_are_drafted() -> None:
     ids, chances = torch.tensor([[3, 5], [5, 1]]).int(), torch.tensor([[0.6, 0.4], [0.7, 0.3]]).half()
-    places = Places(torch.zeros(2, 1), torch.tensor([3, 5]), ids, chances, torch.zeros(2).long())
+    places = Positions(torch.zeros(2, 1), torch.tensor([3, 5]), ids, chances, torch.zeros(2).long())
     assert draft_vocab(places, 2, 9).tolist() == [3, 5]
     assert draft_vocab(places, 4, 9).tolist() == [0, 1, 3, 5]  # ties to the lower id

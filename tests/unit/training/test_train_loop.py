@@ -9,7 +9,7 @@ import torch
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription
 from medusa_dist.medusa.heads.trainable import TrainableHeads
-from medusa_dist.training.hidden_states import Places
+from medusa_dist.training.hidden_states import Positions
 from medusa_dist.training.train_loop import Recipe, Trainer, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,7 +17,7 @@ VOCAB, HIDDEN, HEADS = 23, 24, 3
 RECIPE = Recipe(epochs=30, batch_places=64, learning_rate=0.02, warm_up_steps=5, checkpoint_steps=10, patience=99)
 
 
-def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: int = 3) -> Places:
+def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: int = 3) -> Positions:
     """Answers that count by one of the strides 1, 2, ..., told by the state: token v + stride follows v."""
     generator = torch.Generator().manual_seed(seed)
     tokens, hidden, owners = [], [], []
@@ -32,7 +32,7 @@ def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: 
             hidden.append(state)
             owners.append(answer)
     made = torch.tensor(tokens)
-    return Places(
+    return Positions(
         torch.stack(hidden),
         made,
         torch.stack([made, (made + 5) % VOCAB], 1).int(),
@@ -59,7 +59,9 @@ def new_heads(
     return TrainableHeads(about, torch.eye(VOCAB, HIDDEN), 3 * torch.eye(VOCAB, HIDDEN))
 
 
-def trainer(folder: Path, recipe: Recipe = RECIPE, places: Places | None = None, form: str = "sequential") -> Trainer:
+def trainer(
+    folder: Path, recipe: Recipe = RECIPE, places: Positions | None = None, form: str = "sequential"
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     both = (counting_places(60) if places is None else places, counting_places(9, seed=5))
     return Trainer(new_heads(form), both, torch.arange(VOCAB), recipe, folder, "key")
@@ -86,7 +88,7 @@ def test_what_can_be_foreseen_is_learned(form: str, strides: int, tmp_path: Path
 def test_what_only_an_inner_layer_knows_is_learned_from_there(tapped: bool, tmp_path: Path) -> None:
     """The stride is taken out of the last state. Told by another layer, it is learned; not told, it cannot be."""
 
-    def told(places: Places) -> Places:
+    def told(places: Positions) -> Positions:
         strides = torch.nn.functional.one_hot(places.hidden[:, -1].long(), 5).float()
         last = torch.cat([places.hidden[:, :-1], torch.zeros(len(places), 1)], 1)
         return replace(places, hidden=torch.cat([last, 100 * strides], 1) if tapped else last)

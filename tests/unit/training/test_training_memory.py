@@ -8,8 +8,8 @@ from medusa_dist.config import parse_config
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.load import load_model, read_outline
 from medusa_dist.ops.tp_group import TPGroup
-from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Places
-from medusa_dist.training.hidden_states_config import PlacesConfig
+from medusa_dist.training.hidden_states import KEPT, PASS_ROWS, Positions
+from medusa_dist.training.hidden_states_config import HiddenStatesConfig
 from medusa_dist.training.train_loop import Recipe
 from medusa_dist.training.training_memory import reading_bytes, training_bytes
 from tests.support.tiny_engine import save_model
@@ -18,10 +18,10 @@ from tests.support.tiny_heads import HIDDEN, VOCAB, describe
 CPU = torch.device("cpu")
 
 
-def config(folder: Path, ranks: int, taps: tuple[int, ...] = ()) -> PlacesConfig:
+def config(folder: Path, ranks: int, taps: tuple[int, ...] = ()) -> HiddenStatesConfig:
     keys = {"model": str(folder), "dtype": "float32", "device": "cpu", "tensor_parallel_size": ranks}
     told = {"answers": folder, "target": folder, "key": "", "taps": taps}
-    return PlacesConfig.model_validate(parse_config(keys).model_dump() | told)
+    return HiddenStatesConfig.model_validate(parse_config(keys).model_dump() | told)
 
 
 def test_reading_counts_the_ranks_own_part(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_training_counts_what_is_learned_and_what_it_learns_from() -> None:
     about = describe(form="sequential", width=5, tapped_layers=(-1, 2))
     heads = TrainableHeads(about, torch.zeros(VOCAB, HIDDEN), torch.zeros(VOCAB, HIDDEN))
     ids, chances = torch.zeros(9, 2).int(), torch.zeros(9, 2).half()
-    places = Places(torch.zeros(9, 2 * HIDDEN), torch.zeros(9).long(), ids, chances, torch.zeros(9).long())
+    places = Positions(torch.zeros(9, 2 * HIDDEN), torch.zeros(9).long(), ids, chances, torch.zeros(9).long())
     learned = 5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * HIDDEN
     expected = 2 * 9 * (2 * HIDDEN * 4 + 2 * 6) + 24 * learned + 2 * VOCAB * HIDDEN * 4 + 7 * VOCAB * 3 * 12
     assert training_bytes(heads, places, torch.arange(VOCAB), Recipe(batch_places=7)) == expected

@@ -73,8 +73,8 @@ def lists_of(candidates: Candidates) -> dict[tuple[int, ...], int]:
         path, place = going.pop()
         found[path] = place
         for rank, token in enumerate(candidates.tokens[place].tolist()):
-            if candidates.confidences[place, rank] > 0 and candidates.after(place, rank) != NOWHERE:
-                going.append(((*path, token), candidates.after(place, rank)))
+            if candidates.confidences[place, rank] > 0 and candidates.list_after(place, rank) != NOWHERE:
+                going.append(((*path, token), candidates.list_after(place, rank)))
     return found
 
 

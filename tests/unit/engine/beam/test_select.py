@@ -64,7 +64,7 @@ def test_the_prompt_forks_into_all_places() -> None:
     assert first.source is second.source is group.root
     assert (first.accepted, second.accepted) == (Accepted((), (5,)), Accepted((), (7,)))
     expected = torch.log_softmax(row(t5=4.0, t7=3.0), 0)[[5, 7]].tolist()
-    assert first.walk.search.scores == pytest.approx(expected)
+    assert first.traversal.search.scores == pytest.approx(expected)
 
 
 def test_a_beam_stays_in_its_place_and_the_other_takes_a_free_one() -> None:
@@ -74,7 +74,7 @@ def test_a_beam_stays_in_its_place_and_the_other_takes_a_free_one() -> None:
     rows = [row(t5=9.0, t7=9.0), row(t3=5.0), row(t1=9.0), row(t10=6.0), row(), row()]
     first, second = judge([group], rows)
     # Level 1: 5 and 7 behind the first beam, both verified. Level 2: 1 behind 7, and 3 behind 5, which is not drafted.
-    assert first.walk.search.outputs == ((8, 7, 1), (8, 5, 3))
+    assert first.traversal.search.outputs == ((8, 7, 1), (8, 5, 3))
     assert (first.sequence, first.source, first.accepted) == (one, one, Accepted((1,), (7, 1)))
     assert (second.sequence, second.source, second.accepted) == (other, one, Accepted((0,), (5, 3)))
     assert (first.last_row, second.last_row) == (2, 1), "what the heads read"
@@ -87,8 +87,8 @@ def test_processors_see_the_path() -> None:
     group.beams[0].tree = Tree((5, 7), (-1, -1))
     logits = [row(t5=6.0, t7=5.9, t2=9.0), row(t5=6.0, t7=5.0), row(t7=6.0, t5=5.9), row()]
     verdicts = judge([group], logits)
-    assert verdicts[0].walk.num_levels == 2
-    search = verdicts[0].walk.search
+    assert verdicts[0].traversal.num_levels == 2
+    search = verdicts[0].traversal.search
     log_p = torch.log_softmax(logits[0], 0)
     assert all(output[1] in (5, 7) for output in search.outputs) and not search.finished
     after = torch.log_softmax(logits[1], 0)
@@ -100,7 +100,7 @@ def test_processors_see_the_path() -> None:
 def test_the_end_of_a_search() -> None:
     group = group_of([tuple([8] * 8), tuple([9] * 8)], [-1.0, -1.1])
     verdicts = judge([group], [row(t5=5.0), row(t6=5.0)])
-    assert verdicts[0].walk.search.is_over and len(verdicts[0].walk.search.finished) == 2
+    assert verdicts[0].traversal.search.is_over and len(verdicts[0].traversal.search.finished) == 2
     assert [v.sequence for v in verdicts] == [v.source for v in verdicts] == group.beams
     assert all(v.accepted == Accepted((), ()) for v in verdicts)
 
@@ -117,8 +117,8 @@ def test_groups_are_judged_side_by_side() -> None:
     together = judge(make(), rows)
     first, second = make()
     alone = judge([first], rows[:4]) + judge([second], rows[4:])
-    assert [v.walk.search for v in together] == [v.walk.search for v in alone]
-    assert [v.walk.num_levels for v in together] == [2, 2, 1, 1]
+    assert [v.traversal.search for v in together] == [v.traversal.search for v in alone]
+    assert [v.traversal.num_levels for v in together] == [2, 2, 1, 1]
 
 
 def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
@@ -127,7 +127,7 @@ def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
     group.beams[0].tree, group.beams[1].tree = Tree((5, 7, 1), (-1, -1, 0)), Tree((5,), (-1,))
     rows = [row(t5=9.0), row(t4=6.0), row(t6=9.0), row(t10=5.0), row(t3=9.0), row()]
     first, second = judge([group], rows)
-    assert first.walk.search.outputs == ((8, 5), (9, 3)) and first.walk.num_levels == 1
+    assert first.traversal.search.outputs == ((8, 5), (9, 3)) and first.traversal.num_levels == 1
     assert first.memory is second.memory and set(first.memory) == {(0, ()), (0, (1,))}
     for place, logits in (((0, ()), rows[1]), ((0, (1,)), rows[3])):
         best = torch.log_softmax(logits, 0).topk(1)
@@ -137,16 +137,16 @@ def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
     group.advance([first, second], Limits(4, 64, 50, V, EOS), BlockPool(8))
     assert group.memory is first.memory and group.was_drafted
     one, other = judge([group], [row(t1=9.0), row(t4=9.0)])
-    assert one.walk.search.outputs == ((8, 5, 1), (9, 3, 4))
+    assert one.traversal.search.outputs == ((8, 5, 1), (9, 3, 4))
     assert one.memory == {(0, ()): first.memory[0, (1,)]}
-    assert other.walk.chosen == (((0, (1,)), (1, (4,))),)
+    assert other.traversal.chosen == (((0, (1,)), (1, (4,))),)
 
 
 def test_what_is_no_number_behind_a_draft_ends_nothing() -> None:
     group = group_of([(8,), (9,)], [-1.0, -1.1])
     group.beams[0].tree = Tree((5,), (-1,))
     first, _ = judge([group], [row(t5=9.0), torch.full((V,), float("nan")), row(t3=9.0)])
-    assert first.walk.search.outputs == ((8, 5), (9, 3))
+    assert first.traversal.search.outputs == ((8, 5), (9, 3))
 
 
 def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:
@@ -155,7 +155,7 @@ def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:
     groups = [group_of([()], [0.0], name=f"g{i}") for i in range(5)]
     together = judge(groups, rows)
     for i in range(5):
-        assert judge([group_of([()], [0.0])], [rows[i]])[0].walk.search == together[2 * i].walk.search
+        assert judge([group_of([()], [0.0])], [rows[i]])[0].traversal.search == together[2 * i].traversal.search
 
 
 def test_logits_that_are_no_numbers() -> None:

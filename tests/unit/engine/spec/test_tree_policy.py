@@ -122,7 +122,9 @@ def test_a_gain_is_that_of_the_budget() -> None:
     made = policy(7, FLAT)
     for _ in range(64):
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
-    values = values_of(only_tree(made, one := sequence(chance=0.9)), made.calibration.believe(one.candidates, SAMPLED))
+    values = values_of(
+        only_tree(made, one := sequence(chance=0.9)), made.calibration.calibrated(one.candidates, SAMPLED)
+    )
     assert made.gate.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
     assert made.gate.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
 
@@ -277,7 +279,7 @@ def test_what_is_expected_is_what_was_verified(made: TreePolicy) -> None:
     """The scheduler cuts trees where rows or blocks are short."""
     one = sequence(chance=0.8)
     tree = only_tree(made, one)
-    chances = made.calibration.believe(one.candidates, SAMPLED).confidences
+    chances = made.calibration.calibrated(one.candidates, SAMPLED).confidences
     one.tree = tree.first(3)
     assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
     expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]

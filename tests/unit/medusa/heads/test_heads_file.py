@@ -43,7 +43,7 @@ def test_shapes() -> None:
 def test_tapped_layers(tmp_path: Path) -> None:
     fields = {"form": "sequential", "width": 7}
     about = describe(**fields, tapped_layers=(-1, 0, 4))
-    assert (about.taps, about.tap_width, about.input_width) == ((0, 4), HIDDEN, 3 * HIDDEN)
+    assert (about.aux_layers, about.tap_width, about.input_width) == ((0, 4), HIDDEN, 3 * HIDDEN)
     assert expected_shapes(about)["taps.weight"] == (HIDDEN, 2 * HIDDEN)
     wide = about.base.model_copy(update={"layer_width": 20})
     projected = describe(**fields, tapped_layers=(-1, 2), base=wide)

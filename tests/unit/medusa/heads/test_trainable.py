@@ -68,7 +68,7 @@ def test_every_head_has_a_gradient(fields: dict) -> None:
         touched = {name for name, p in heads.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         if fields["form"] == "sequential":
             assert touched == {name for name, _ in heads.named_parameters()}
-            assert ("taps.weight" in touched) == bool(heads.about.taps)
+            assert ("taps.weight" in touched) == bool(heads.about.aux_layers)
         else:
             assert touched == {name for name, _ in heads.named_parameters() if name.startswith(f"heads.{head}.")}
         assert not heads.rows.requires_grad and not heads.embedding.requires_grad

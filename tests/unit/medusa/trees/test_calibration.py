@@ -72,7 +72,7 @@ def test_labels_and_chances_follow_the_path() -> None:
     ]
     calibration = Calibration(2)
     calibration.intercepts[GREEDY] = [0.0, -2.0]
-    believed = calibration.believe(candidates, GREEDY)
+    believed = calibration.calibrated(candidates, GREEDY)
     assert believed.follows is candidates.follows
     expected = calibration.apply(candidates.confidences[[0, 1]], GREEDY)
     assert believed.confidences[:2] == pytest.approx(expected)

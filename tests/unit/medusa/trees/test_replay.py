@@ -36,7 +36,7 @@ def guesses(*heads: tuple[int, int], odds: np.ndarray = ODDS) -> Candidates:
 ANSWER = RecordedAnswer(
     tokens=(10, 11, 12, 13),
     guesses=(guesses((11, 7), (8, 12)), guesses((5, 6), (13, 4)), guesses((9, 13), (1, 2))),
-    band=GREEDY,
+    sampling_mode=GREEDY,
 )
 
 
@@ -117,7 +117,7 @@ def test_honest_confidences_are_found_reliable_and_boasting_ones_are_not() -> No
     answers = [random_answer(rng) for _ in range(60)]
     assert calibration_error(reliability(answers, None)) < 0.02
     boasting = [
-        RecordedAnswer(a.tokens, tuple(Candidates(g.tokens, g.confidences**0.5) for g in a.guesses), a.band)
+        RecordedAnswer(a.tokens, tuple(Candidates(g.tokens, g.confidences**0.5) for g in a.guesses), a.sampling_mode)
         for a in answers
     ]
     error = calibration_error(reliability(boasting, None))

@@ -202,8 +202,8 @@ def test_guesses_that_depend_on_the_path(seed: int) -> None:
     assert found == pytest.approx(sorted(values.values(), reverse=True)[:12], rel=1e-5)
     assert [values[path] for path in spelt(tree)] == pytest.approx(found, rel=1e-5)
     for path in values:
-        assert len(made.ranks(path)) == len(path)
-        assert made.ranks((*path[:-1], 99)) == made.ranks(path[:-1])
+        assert len(made.top_k_indices(path)) == len(path)
+        assert made.top_k_indices((*path[:-1], 99)) == made.top_k_indices(path[:-1])
     shape = tuple((a, b, c)[:n] for n in (1, 2, 3) for a in range(3) for b in range(3) for c in range(3))
     everything = static_tree(made, tuple(dict.fromkeys(shape)), 999, 99)
     assert sorted(spelt(everything)) == sorted(values)
@@ -214,7 +214,7 @@ def test_certain_tokens_lead_to_what_was_drafted_behind_them(seed: int) -> None:
     made = sequential(seed)
     values = nodes_of(made)
     for path in [*values, (99,), (99, 98, 97, 96)]:
-        led = made.led_by(path)
+        led = made.with_forced_prefix(path)
         below = {longer[len(path) :]: v / values[path] for longer, v in values.items() if longer[: len(path)] == path}
         tree, found = best_tree(led, 999, 99)
         chain = [path[: n + 1] for n in range(len(path))]
@@ -224,10 +224,10 @@ def test_certain_tokens_lead_to_what_was_drafted_behind_them(seed: int) -> None:
 
 
 def test_independent_heads_lead_on_whatever_was_certain() -> None:
-    led = candidates([[0.5, 0.25], [0.5, 0.25]]).led_by((77,))
+    led = candidates([[0.5, 0.25], [0.5, 0.25]]).with_forced_prefix((77,))
     tree, values = best_tree(led, 3, 99)
     assert spelt(tree) == [(77,), (77, 20), (77, 21)] and values == [1.0, 0.5, 0.25]
-    assert best_tree(candidates([[0.5, 0.25]]).led_by((7, 8, 9)), 9, 9)[0] == Tree((7, 8, 9), (-1, 0, 1))
+    assert best_tree(candidates([[0.5, 0.25]]).with_forced_prefix((7, 8, 9)), 9, 9)[0] == Tree((7, 8, 9), (-1, 0, 1))
 
 
 def test_what_may_not_follow_is_left_out_with_all_below_and_costs_no_node() -> None:
