@@ -1,4 +1,4 @@
-"""Serve application builder: `medusa_dist.app:build_app`, the import_path of a Serve config.
+"""Serve application builder, the import_path of Serve configs: `medusa_dist.app:build_app`.
 
 Owns the assembly of api/ and serve/, and the deployment's defaults. Not here: what a replica does (serve/replica.py),
 the keys under `args` (config.py). A Serve config may override the defaults under `deployments: - name: Medusa`.

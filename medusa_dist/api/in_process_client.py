@@ -1,4 +1,4 @@
-"""In-process client: calls the API routes without a socket, with the same responses as over HTTP.
+"""In-process API client: calls the routes without a socket, with the responses of HTTP.
 
 Owns the call and its retries on 429. Not here: which lines a batch job sends, and what it does with them (batch/).
 """

@@ -1,4 +1,4 @@
-"""Prompt log-probabilities in two response formats: OpenAI's lists for echo, vLLM's `prompt_logprobs`.
+"""Prompt logprobs in two formats: OpenAI's lists for echo, vLLM's `prompt_logprobs`.
 
 Owns both formats and how they name a token. Not here: log-probabilities of output tokens (response_builder.py).
 """

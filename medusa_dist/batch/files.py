@@ -1,7 +1,7 @@
 """Input and output files of a batch job, in OpenAI's format: one output line per input line.
 
-Owns parsing, checks before the start, output lines, and the partial output that a killed job can resume from. Not
-here: sending (over_serve.py, over_http.py), the course of a job (job.py).
+Owns parsing, checks before the start, output lines, and the partial output of a killed job, to resume from.
+Not here: sending (over_serve.py, over_http.py), the course of a job (job.py).
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Sends batch lines to an application on a Ray cluster, through Ray Data's ServeDeploymentProcessor.
+"""Sends batch lines to a Serve application, through Ray Data's ServeDeploymentProcessor.
 
 Owns finding the application, and the number of lines in flight. Not here: how a replica processes a line (batch_line
 in app.py), what is done with the responses (job.py).

@@ -1,4 +1,4 @@
-"""Script for vLLM's Python: one offline vLLM engine for a comparison. Imports no medusa_dist.
+"""Script for vLLM's Python: an offline vLLM engine to compare with. Imports no medusa_dist.
 
 Owns the engine and its protocol, lines of JSON on standard input and output. Not here: the caller (peers.py).
 First line in: model, dtype, max_model_len, max_num_seqs; out: version. Each further line in: prompts (token ids),

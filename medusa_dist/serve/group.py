@@ -1,8 +1,8 @@
 """TPWorkerGroup: the rank actors of one generation, which start and stop together.
 
-Owns the start with deadlines, the version check, the cause of a failure, and the end without leftover processes. Not
-here: restarts (supervisor.py), one rank (rank.py), bundles (placement.py). Used by a replica (which awaits the refs)
-and by a plain program (which gets them).
+Owns the start with deadlines, the version check, the cause of a failure, and stopping without leftover processes.
+Not here: restarts (supervisor.py), one rank (rank.py), bundles (placement.py).
+Used by a replica (which awaits the refs) and by a plain program (which gets them).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""InflightRequest: a request in the replica, its undelivered output and its delivered tokens.
+"""InflightRequest: a request in the replica, with undelivered output and delivered tokens.
 
 Owns the record that survives a failure of the group. Not here: delivering outputs to it (supervisor.py), text and HTTP
 (api/). Belongs to one event loop.

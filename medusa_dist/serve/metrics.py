@@ -1,4 +1,4 @@
-"""Prometheus metrics of a replica, on Ray's metrics port; Ray prefixes each name with `ray_`.
+"""Prometheus metrics of a replica, on Ray's metrics port; Ray adds the prefix `ray_`.
 
 Owns names, labels and bucket limits. Not here: counting in the engine (engine/stats.py).
 Ray Serve adds the labels application, deployment and replica; this module adds model.

@@ -1,7 +1,7 @@
-"""LLMReplica: the Ray Serve replica. Holds client connections and one tensor-parallel group; needs no GPU.
+"""LLMReplica: the Ray Serve replica, with client connections and one tensor-parallel group.
 
 Owns what Serve calls on a replica (constructor, health check, shutdown, load) and what the routes need from a model.
-Not here: the routes (api/, added in app.py), the lifetime of the group (supervisor.py).
+Not here: the routes (api/, added in app.py), the lifetime of the group (supervisor.py). Needs no GPU.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Supervisor: runs a tensor-parallel group, restarts it after failures, and resumes all requests.
+"""Supervisor: runs a tensor-parallel group, restarts it after failures, resumes requests.
 
 Owns the requests of one replica and the generations of its group. Not here: processes (group.py), HTTP and Ray Serve
 (replica.py). All methods belong to one event loop; blocking calls run in threads.

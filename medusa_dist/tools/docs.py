@@ -1,4 +1,4 @@
-"""Generates docs from code: docs/config.md, the sampling table and the file tree (`make docs`).
+"""Generates docs from code (`make docs`): docs/config.md, sampling table, file tree.
 
 Owns their format. Not here: keys (config.py), sampling fields (sampling_fields.py), a file's line (its docstring).
 Works on a checkout, not on an installed package.

@@ -1,6 +1,7 @@
-"""Which request fields are honoured: the one table that the request models and /openapi.json use.
+"""Table of request fields: honoured, accepted without effect, or refused.
 
-Owns the rule for each field. Not here: types and ranges (requests.py), what a field does (sampling_params.py).
+Owns the rule for each field, for the request models and /openapi.json. Not here: types and ranges (requests.py), what
+a field does (sampling_params.py).
 """
 
 from collections.abc import Iterable, Mapping

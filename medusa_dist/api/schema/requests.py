@@ -1,7 +1,7 @@
 """Request bodies of the POST routes, as pydantic models.
 
-Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), their meaning (convert.py),
-response bodies (responses.py).
+Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), their meaning
+(api/convert.py), response bodies (responses.py).
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
-"""Response bodies as pydantic models: documented by /openapi.json and used to validate responses in tests.
+"""Response models: pydantic models for /openapi.json, and to validate responses in tests.
 
-Owns no behaviour. Not here: building responses (response_builder.py makes plain dicts, one per decode step of a
+Owns no behaviour. Not here: building responses (api/response_builder.py makes plain dicts, one per decode step of a
 stream).
 """
 

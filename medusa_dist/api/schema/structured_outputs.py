@@ -1,4 +1,4 @@
-"""response_format (OpenAI) and structured_outputs (vLLM): their models, and the grammar they request.
+"""Models of response_format (OpenAI) and structured_outputs (vLLM), and their grammar.
 
 Owns these two fields, from types to meaning. Not here: grammars (medusa_dist/grammar.py).
 """
