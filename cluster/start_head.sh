@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Start Ray on this machine: the head of a cluster, or all of it.
+# Start Ray on this machine: the head of a cluster, or a single-node cluster.
 #
 #   cluster/start_head.sh                                      # then: medusa-dist serve --address auto <config>
 #   RAY_AUTH_MODE=token cluster/start_head.sh --port 6379      # and on each further node: ray start --address <head>:6379
-#   ray stop                                                   # ends what runs on this machine
+#   ray stop                                                   # stops Ray on this machine
 #
-# Whoever reaches Ray's dashboard can run any code on the cluster (CVE-2023-48022). So it stays on 127.0.0.1: reach it
-# through an SSH tunnel. Further arguments go to `ray start`; one that opens the dashboard is refused without a token.
-# METRICS_PORT: where Prometheus reads (monitoring/prometheus.yml); default 8080.
+# Access to Ray's dashboard allows running any code on the cluster (CVE-2023-48022). It therefore stays on 127.0.0.1:
+# reach it through an SSH tunnel. Further arguments go to `ray start`; opening the dashboard without a token is refused.
+# METRICS_PORT: the port that Prometheus scrapes (monitoring/prometheus.yml); default 8080.
 set -euo pipefail
 
 dashboard_host=127.0.0.1
@@ -24,8 +24,8 @@ case "$dashboard_host" in
 127.* | localhost | ::1) ;;
 *)
     if [ "${RAY_AUTH_MODE:-}" != token ] && [ "${MEDUSA_DIST_OPEN_DASHBOARD:-}" != yes ]; then
-        echo "start_head.sh: --dashboard-host $dashboard_host would let everybody who reaches it run code here." >&2
-        echo "Set RAY_AUTH_MODE=token on all nodes, or, in a closed network, MEDUSA_DIST_OPEN_DASHBOARD=yes." >&2
+        echo "start_head.sh: --dashboard-host $dashboard_host would let anyone with access to it run code on this cluster." >&2
+        echo "Set RAY_AUTH_MODE=token on all nodes, or MEDUSA_DIST_OPEN_DASHBOARD=yes in a closed network." >&2
         exit 1
     fi
     ;;

@@ -1,7 +1,7 @@
 """medusa_dist: exact speculative decoding with Medusa heads, tensor-parallel, on Ray Serve.
 
-Names are resolved on first use, so that a process which only imports the package (Ray Serve's controller, a shell
-completing `medusa-dist`) does not import torch.
+Attributes are resolved on first use, so that a process that only imports the package (Ray Serve's controller, shell
+completion of `medusa-dist`) does not import torch.
 """
 
 from importlib import import_module

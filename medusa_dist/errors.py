@@ -1,12 +1,12 @@
-"""Every error this project raises on purpose, split by who has to act.
+"""All exceptions of the project, grouped by who has to act.
 
-Owns the tree and, per class, the HTTP status and the retry hint. Not here: the mapping to a response body
-(api/convert.py). All arguments go to the base class, so errors survive pickling between Ray processes.
+Owns the exception classes, each with HTTP status and retry hint. Not here: the mapping to a response body
+(api/convert.py). All arguments go to the base class, so that errors survive pickling between Ray processes.
 """
 
 
 class MedusaError(Exception):
-    """Base of all errors below; `message` says what is wrong and what to do about it."""
+    """Base of all errors below; `message` says what is wrong and how to fix it."""
 
     status = 500
     kind = "server_error"
@@ -21,19 +21,19 @@ class MedusaError(Exception):
 
 
 class ConfigError(MedusaError):
-    """A configuration that cannot work; raised before any expensive work. Names the key and the way out."""
+    """An invalid configuration; raised before any expensive work. Names the key and the fix."""
 
 
 class ModelError(ConfigError):
-    """A model that is not there, cannot be read, or cannot be served."""
+    """A model that is missing, cannot be read, or cannot be served."""
 
 
 class HeadsError(ConfigError):
-    """Medusa heads that are not there, cannot be read, or do not fit the base model."""
+    """Medusa heads that are missing, cannot be read, or do not fit the base model."""
 
 
 class RequestError(MedusaError):
-    """This request is at fault; the engine goes on. `param` names the field, as the client spelt it."""
+    """The request is invalid; the engine continues. `param` names the field as the client spelled it."""
 
     status = 400
     kind = "invalid_request_error"
@@ -43,7 +43,7 @@ class RequestError(MedusaError):
 
     @property
     def param(self) -> str | None:
-        """The field at fault, or None."""
+        """The invalid field, or None."""
         return self.args[1]  # type: ignore[no-any-return]
 
     @property
@@ -66,7 +66,7 @@ class NotFoundError(RequestError):
 
 
 class EngineError(MedusaError):
-    """The service cannot answer now, through no fault of the request. `retry_after_s` is a hint for the client."""
+    """The service cannot respond now; the request is valid. `retry_after_s` is a hint for the client."""
 
     status = 503
 
@@ -80,11 +80,11 @@ class EngineError(MedusaError):
 
 
 class OverloadedError(EngineError):
-    """The bounded queue is full."""
+    """The request queue is full."""
 
     status = 429
     kind = "rate_limit_error"
 
 
 class GroupError(EngineError):
-    """A rank of the tensor-parallel group died, hung, or could not start; names the rank and what was awaited."""
+    """A rank of the tensor-parallel group died, hung, or could not start; names the rank and the operation."""

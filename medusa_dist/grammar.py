@@ -1,8 +1,7 @@
-"""Grammar: what a request's output must look like.
+"""Grammar: a constraint on a request's output.
 
-Owns the noun, its kinds, and the checks that need no tokenizer. Not here: matching tokens against it
-(engine/state/matcher.py), the HTTP fields it comes from (api/schema/structured_outputs.py). Imports nothing of ours but
-errors.
+Owns the Grammar class, its kinds, and the checks that need no tokenizer. Not here: matching tokens
+(engine/state/matcher.py), the HTTP fields (api/schema/structured_outputs.py). Imports only errors.
 """
 
 import json
@@ -13,12 +12,12 @@ from typing import Any
 
 from medusa_dist.errors import RequestError
 
-MAX_CHARS = 65_536  # of a grammar's text: compiling takes about 1.5 us a character
+MAX_CHARS = 65_536  # of a grammar's text: compiling takes about 1.5 us per character
 MAX_CHOICES = 2_000
 
 
 class GrammarKind(StrEnum):
-    """What a grammar's text is."""
+    """How a grammar's text is interpreted."""
 
     JSON_SCHEMA = "json_schema"  # a JSON schema, as JSON
     JSON_OBJECT = "json_object"  # empty: any JSON object
@@ -29,9 +28,9 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """All that a request's output may be. Made by the functions below, each of which raises RequestError.
+    """All outputs that are valid for a request. Created by the functions below, each of which raises RequestError.
 
-    param: the field the client gave it in; errors name it, and two grammars that differ only there are equal.
+    param: the request field it came from; errors name it, and equality ignores it.
     """
 
     kind: GrammarKind
@@ -40,25 +39,25 @@ class Grammar:
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_CHARS:
-            raise self.error(f"its text has {len(self.text)} characters; at most {MAX_CHARS} are compiled")
+            raise self.error(f"its text has {len(self.text)} characters; the maximum is {MAX_CHARS}")
         if not self.text and self.kind is not GrammarKind.JSON_OBJECT:
             raise self.error("it is empty")
 
     def error(self, reason: str) -> RequestError:
-        """The error for a request whose grammar cannot be served."""
+        """The error for a request with an invalid grammar."""
         return RequestError(f"{self.param}: this {self.kind} cannot be used: {reason}", self.param)
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str, param: str = "grammar") -> "Grammar":
-        """Output is JSON that fits a JSON schema, given as it is or as JSON."""
+        """The output is JSON that matches a JSON schema, given as an object or as JSON text."""
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
             except (ValueError, RecursionError) as error:
-                raise RequestError(f"{param}: the schema is not JSON: {error}", param) from None
-        schema = {} if schema is True else schema  # both let every value through
+                raise RequestError(f"{param}: the schema is not valid JSON: {error}", param) from None
+        schema = {} if schema is True else schema  # both accept every value
         if not isinstance(schema, Mapping):
-            raise RequestError(f"{param}: a JSON schema is an object (or true)", param)
+            raise RequestError(f"{param}: a JSON schema must be an object (or true)", param)
         try:
             text = json.dumps(schema, allow_nan=False)
         except (ValueError, TypeError, RecursionError) as error:
@@ -67,25 +66,25 @@ class Grammar:
 
     @classmethod
     def json(cls, param: str = "grammar") -> "Grammar":
-        """Output is any JSON object."""
+        """The output is any JSON object."""
         return cls(GrammarKind.JSON_OBJECT, "", param)
 
     @classmethod
     def regex(cls, pattern: str, param: str = "grammar") -> "Grammar":
-        """Output as a whole matches a regular expression."""
+        """The whole output matches a regular expression."""
         return cls(GrammarKind.REGEX, pattern, param)
 
     @classmethod
     def choice(cls, texts: Iterable[str], param: str = "grammar") -> "Grammar":
-        """Output is one of the texts."""
+        """The output is one of the texts."""
         listed = list(texts)
         if isinstance(texts, str) or not listed or not all(isinstance(text, str) and text for text in listed):
-            raise RequestError(f"{param}: choices are a list of texts, none of them empty", param)
+            raise RequestError(f"{param}: choices must be a list of non-empty texts", param)
         if len(listed) > MAX_CHOICES:
-            raise RequestError(f"{param}: {len(listed)} choices; at most {MAX_CHOICES} are compiled", param)
+            raise RequestError(f"{param}: {len(listed)} choices; the maximum is {MAX_CHOICES}", param)
         return cls(GrammarKind.CHOICE, json.dumps(listed), param)
 
     @classmethod
     def ebnf(cls, text: str, param: str = "grammar") -> "Grammar":
-        """Output is a sentence of a context-free grammar, in llguidance's Lark or in GBNF."""
+        """The output is a sentence of a context-free grammar, in llguidance's Lark syntax or GBNF."""
         return cls(GrammarKind.EBNF, text, param)

@@ -1,7 +1,7 @@
-"""LLM: text in, text out, in this process. Words and meanings follow vLLM's class of the same name.
+"""LLM: offline inference, text in and text out. Follows vLLM's class of the same name.
 
-Owns the offline interface. tensor_parallel_size 1 runs the engine right here; more start one rank per process on Ray
-(llm_backend.py). Not here: HTTP (api/, serve/), how decoding works (engine/).
+Owns the offline interface. Not here: HTTP (api/, serve/), decoding (engine/). With tensor_parallel_size 1 the engine
+runs in this process; with more, each rank runs in its own process on Ray (llm_backend.py).
 """
 
 import secrets
@@ -33,10 +33,10 @@ SpeculationSpec = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. heads[i]: which Medusa head guessed token i; 0 = the model itself.
+    """A finished request. heads[i]: the Medusa head that guessed token i; 0 = the base model.
 
-    num_cached_tokens: of the prompt, that the prefix cache had. prompt_logprobs: if asked for, one entry per prompt
-    token, None for the first. hypotheses: of a beam search, best first; token_ids and text are the best one's.
+    num_cached_tokens: prompt tokens found in the prefix cache. prompt_logprobs: if requested, one entry per prompt
+    token, None for the first. hypotheses: of a beam search, best first; token_ids and text are those of the best.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -54,13 +54,14 @@ class RequestOutput:
 
 
 class LLM:
-    """A model in this process.
+    """Offline inference with one model.
 
-    model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: what ships for
-    the demo model, else none. speculation: "auto" (dynamic trees), "off", a number of drafted tokens per step (dynamic
-    trees of at most that size), or a static tree, by its name ("mc_sim_7b_63") or as paths of ranks. Both also take
-    the config's own keys, as in heads={"source": ..., "allow_untrained": True}. Further keywords: any key of `Config`,
-    for example max_model_len=2048. Raises ConfigError (also for unknown keywords), ModelError or HeadsError.
+    model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: the demo
+    model's own heads, otherwise none. speculation: "auto" (dynamic trees), "off", a number of draft tokens per step
+    (dynamic trees of at most that size), or a static tree, by name ("mc_sim_7b_63") or as paths of top-k indices. Both
+    also accept the config's own keys, as in heads={"source": ..., "allow_untrained": True}. Further keyword arguments:
+    any key of `Config`, for example max_model_len=2048. Raises ConfigError (also for unknown keys), ModelError or
+    HeadsError.
     """
 
     def __init__(
@@ -83,19 +84,19 @@ class LLM:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.config.trust_remote_code)
         self._backend = start_backend(self.config)
         self._num_requests = 0
-        self._open_ids: set[str] = set()  # of all iterations under way
+        self._open_ids: set[str] = set()  # of all running iterations
         self._kept: list[Output | Refusal] = []
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was found at start: device, KV blocks, speculation, seconds per phase."""
+        """Facts known after the start: device, KV blocks, speculation, seconds per phase."""
         return self._backend.facts
 
     @property
     def engine(self) -> Engine:
-        """The engine of this process, for what measures it. Raises ConfigError where ranks run in their own ones."""
+        """The engine in this process, for measurements. Raises ConfigError if the ranks run in other processes."""
         if not isinstance(self._backend, LocalBackend):
-            raise ConfigError("tensor_parallel_size: the engine is in this process only with 1; use 1 to look into it")
+            raise ConfigError("tensor_parallel_size: the engine runs in this process only with 1; set it to 1")
         return self._backend.engine
 
     def generate(
@@ -107,11 +108,11 @@ class LLM:
         cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Continue each prompt (a text, or token ids); results in the prompts' order.
+        """Complete each prompt (a text, or token ids); results are in the order of the prompts.
 
-        params, priority: one for all, or one each; lower priorities go first. cache_salt: of all these prompts; they
-        share prefixes with prompts of the same salt only. progress: show a bar. Raises RequestError, naming the field,
-        for a prompt or parameter that cannot be served; nothing is decoded then.
+        params, priority: one for all prompts, or one each; lower priorities are scheduled first. cache_salt: of all
+        prompts; they share prefixes only with prompts of the same salt. progress: show a progress bar. Raises
+        RequestError, naming the field, for an invalid prompt or parameter; in this case nothing is decoded.
         """
         requests = self._requests(_as_list(prompts), params, priority, cache_salt)
         streams = {r.request_id: TextStream(self.tokenizer, r.params) for r in requests}
@@ -129,7 +130,7 @@ class LLM:
         priority: int | Sequence[int] = 0,
         cache_salt: str | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """As `generate`, for prompts that are token ids: (its place, result) as each ends. Leaving aborts the rest."""
+        """Like `generate`, for token ids: yields (index, result) as each prompt finishes. Leaving aborts the rest."""
         requests = self._requests(list(prompts), params, priority, cache_salt)
         places = {request.request_id: place for place, request in enumerate(requests)}
         streams = {request.request_id: TextStream(self.tokenizer, request.params) for request in requests}
@@ -145,9 +146,9 @@ class LLM:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> RequestOutput:
-        """Answer a conversation: messages are {"role": ..., "content": ...}, put through the model's chat template.
+        """Reply to a conversation: messages are {"role": ..., "content": ...}, with the model's chat template.
 
-        params, priority and cache_salt are those of `generate`.
+        params, priority, cache_salt: as in `generate`.
         """
         return self.generate([self.chat_ids(messages)], params, priority=priority, cache_salt=cache_salt)[0]
 
@@ -163,14 +164,14 @@ class LLM:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Iterator[TextDelta]:
-        """Continue one prompt, step by step, else as `generate` does; leaving the iteration aborts the request."""
+        """Complete one prompt step by step, otherwise like `generate`; leaving the iteration aborts the request."""
         request = self._request(prompt, params or SamplingParams(), priority, cache_salt)
         stream = TextStream(self.tokenizer, request.params)
         for _, delta in self._run([request], {request.request_id: stream}):
             yield delta
 
     def shutdown(self) -> None:
-        """End all that this LLM started; it cannot be used afterwards. Idempotent."""
+        """Stop everything this LLM started; it cannot be used afterwards. Idempotent."""
         self._backend.close()
 
     def __enter__(self) -> Self:
@@ -186,12 +187,14 @@ class LLM:
         priority: int | Sequence[int],
         cache_salt: str | None,
     ) -> list[Request]:
-        """One per prompt. params, priority: one for all, or one each."""
+        """One request per prompt. params, priority: one for all, or one each."""
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         priorities = [priority] * len(prompts) if isinstance(priority, int) else list(priority)
         for name, given in (("params", each), ("priority", priorities)):
             if len(given) != len(prompts):
-                raise RequestError(f"{len(prompts)} prompts, but {len(given)} {name}", name)
+                raise RequestError(
+                    f"{name}: {len(given)} given for {len(prompts)} prompts; give one, or one per prompt", name
+                )
         triples = zip(prompts, each, priorities, strict=True)
         return [self._request(prompt, p, number, cache_salt) for prompt, p, number in triples]
 
@@ -208,7 +211,7 @@ class LLM:
         )
 
     def _run(self, requests: list[Request], streams: dict[str, TextStream]) -> Iterator[tuple[str, TextDelta]]:
-        """Decode all requests; yields (request id, delta). Whatever ends it, no request stays behind."""
+        """Decode all requests; yields (request id, delta). On any exit, unfinished requests are aborted."""
         open_ids = {request.request_id for request in requests}
         self._open_ids |= open_ids
         try:
@@ -216,7 +219,7 @@ class LLM:
             while open_ids:
                 for message in self._messages(open_ids):
                     if message.request_id not in open_ids:
-                        continue  # aborted before
+                        continue  # aborted earlier
                     if message.error is not None:
                         raise message.error
                     assert isinstance(message, Output)
@@ -233,7 +236,7 @@ class LLM:
                 self._backend.send([Abort(request_id) for request_id in sorted(open_ids)])
 
     def _messages(self, wanted: set[str]) -> list[Output | Refusal]:
-        """What came for these requests. What came for another stream that is under way is kept for it."""
+        """New messages for these requests. Messages for other running streams are kept for them."""
         if not any(message.request_id in wanted for message in self._kept):
             self._kept += self._backend.receive()
         mine = [message for message in self._kept if message.request_id in wanted]
@@ -243,7 +246,7 @@ class LLM:
 
 
 def speculation_keys(speculation: SpeculationSpec) -> dict[str, Any]:
-    """LLM's short forms as the config's keys."""
+    """LLM's short forms of `speculation` as config keys."""
     if isinstance(speculation, str):
         return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}
     if isinstance(speculation, Mapping):
@@ -280,7 +283,7 @@ def _result(request: Request, stream: TextStream) -> RequestOutput:
 
 @contextmanager
 def _bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar over finished requests, or nothing."""
+    """A progress bar of finished requests, or a no-op."""
     if not show:
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""What decodes for an `LLM`: the engine of this process, behind the three calls that a group of ranks has, too.
+"""Backends of `LLM`: the engine in this process, or a group of ranks on Ray.
 
 Owns the choice between the two. Not here: text and tokens (llm.py), the group itself (serve/local_group.py).
 """
@@ -18,29 +18,29 @@ OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resour
 
 
 def refuse_service_keys(options: Mapping[str, Any], keys: Mapping[str, Any] = OF_A_SERVICE, before: str = "") -> None:
-    """Raises ConfigError for a key that is about a service and would do nothing here."""
+    """Raise ConfigError for a key that applies only to a service and has no effect in LLM."""
     for key, inner in keys.items():
         if key not in options:
             continue
         if inner is True:
-            raise ConfigError(f"{before}{key}: is about a service, and LLM has none; leave it out, or serve the model")
+            raise ConfigError(f"{before}{key}: applies only to a service, not to LLM; remove it")
         if isinstance(options[key], Mapping):
             refuse_service_keys(options[key], inner, f"{before}{key}.")
 
 
 class Backend(Protocol):
-    """Whatever decodes: the engine of this process, or a group of ranks."""
+    """Decodes requests: the engine in this process, or a group of ranks."""
 
     facts: dict[str, Any]
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Hand over submits and aborts, in order."""
+        """Send submits and aborts, in order."""
 
     def receive(self) -> Iterable[Output | Refusal]:
-        """The outputs of the next step or steps; blocks."""
+        """The outputs of the next step or steps. Blocks."""
 
     def close(self) -> None:
-        """End it and everything it started."""
+        """Stop it and everything it started."""
 
 
 class LocalBackend:
@@ -53,7 +53,7 @@ class LocalBackend:
         self.engine = rank.engine
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Raises RequestError for a request that can never be served."""
+        """Pass commands to the engine. Raises RequestError for a request that can never be served."""
         for command in commands:
             if isinstance(command, Submit):
                 self.engine.submit(command.request, command.output_ids)
@@ -61,13 +61,13 @@ class LocalBackend:
                 self.engine.abort(command.request_id)
 
     def receive(self) -> list[Output]:
-        """One step's outputs."""
+        """The outputs of one step."""
         return self.engine.step() if self.engine.has_work else []
 
     def close(self) -> None:
-        """Nothing runs beside this process."""
+        """Nothing to stop: no other process was started."""
 
 
 def start_backend(config: Config) -> Backend:
-    """One rank runs in this process, more are started on Ray. Raises ConfigError, ModelError or GroupError."""
+    """Start one rank in this process, or several on Ray. Raises ConfigError, ModelError or GroupError."""
     return LocalBackend(config) if config.tensor_parallel_size == 1 else LocalGroup(config)

@@ -1,11 +1,11 @@
-"""Trees that are known by name: those published with Medusa, and a chain.
+"""Named trees: those published with Medusa, and a chain.
 
-Owns their shapes. Plain data without imports of ours, so that config.py can resolve a name. Not here: laws and the
-making of trees (tree.py).
+Owns their shapes as plain data, so that config.py can resolve a name. Not here: validating and building trees
+(medusa/trees/tree.py).
 Source: FasterDecoding/Medusa, medusa/model/medusa_choices.py at e2a5d20c048a9b0a4092e6933c34313687422518 (Apache-2.0),
-where each is a list of paths of ranks, made for the model it is named after; a name says nothing about other models.
-Here each is written as "parent:children": behind the root (-) stand the best so many guesses of head 1, behind the path
-01 (best guess of head 1, second best of head 2) so many of head 3.
+where each is a list of paths of top-k indices, made for the model in its name; other models may need other trees.
+Each entry is "parent:children": below the root (-), this many best guesses of head 1; below the path 01 (best guess of
+head 1, second-best of head 2), this many of head 3.
 """
 
 _CHILDREN = {

@@ -1,6 +1,6 @@
-"""What leaves the engine: outputs, finish reasons, log-probabilities and counts of speculation.
+"""Output and its parts: finish reasons, log-probabilities and speculation counts.
 
-Owns these nouns. Not here: what goes in (request.py), text made of tokens (text/). No torch.
+Owns what leaves the engine. Not here: requests (request.py), text (text/). No torch.
 """
 
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from medusa_dist.errors import RequestError
 class FinishReason(StrEnum):
     """Why a request ended."""
 
-    STOP = "stop"  # end-of-sequence token, stop token, stop string, or the grammar is complete
-    LENGTH = "length"  # max_tokens or the model's context is used up
-    ABORT = "abort"  # the client went away, the request was cancelled, or the engine cannot go on with it (see error)
+    STOP = "stop"  # end-of-sequence token, stop token, stop string, or complete grammar
+    LENGTH = "length"  # max_tokens or the model's context length is reached
+    ABORT = "abort"  # the client disconnected, the request was cancelled, or the engine could not continue (see error)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities (natural log) at one output position: of the chosen token, and of the most likely ones."""
+    """Log-probabilities (natural log) at one position: of the actual token, and of the most likely ones."""
 
     token_id: int
     logprob: float
@@ -39,10 +39,10 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class SpeculationStats:
-    """Counts of a request, or of a step: verified drafts and where they were accepted.
+    """Speculation counts of a request or a step: draft tokens verified and accepted.
 
-    num_steps: steps that chose at least one token. accepted_per_head[k]: tokens that head k + 1 guessed right.
-    drafted_per_head[k]: its guesses among the num_drafted.
+    num_steps: steps that chose at least one token. accepted_per_head[k]: accepted tokens guessed by head k + 1.
+    drafted_per_head[k]: guesses of this head among the num_drafted.
     """
 
     num_steps: int = 0
@@ -52,7 +52,7 @@ class SpeculationStats:
 
     @property
     def num_accepted(self) -> int:
-        """Drafted tokens that became output."""
+        """Accepted draft tokens."""
         return sum(self.accepted_per_head)
 
     @property
@@ -76,14 +76,14 @@ class SpeculationStats:
 class Output:
     """What one step (or several, merged) adds to a request.
 
-    heads[i] says who guessed token_ids[i]: 0 = the base model itself, k = drafted by head k and verified.
-    logprobs has one entry per token if the request asked for it, else is empty. finish_reason is None until the end.
-    hypotheses: of a beam search, best first, with its only output; token_ids are those of the best.
-    num_cached_tokens: prompt tokens that the prefix cache had.
-    prompt_logprobs: in the first output of a request that asked for it, an entry per prompt token; None for the first
-    token, which nothing precedes.
-    is_complete: the grammar left nothing to add, so that a last token of finish_reason STOP is text; otherwise it is an
-    end or stop token. error: why the engine could not go on with this one request, after finish_reason ABORT.
+    heads[i]: which head guessed token_ids[i]: 0 = the base model, k = drafted by head k and accepted.
+    logprobs: one entry per token if requested, else empty. finish_reason: None until the end.
+    hypotheses: of a beam search, best first, in its only output; token_ids are those of the best.
+    num_cached_tokens: prompt tokens found in the prefix cache.
+    prompt_logprobs: if requested, in the first output of a request: one entry per prompt token; None for the first
+    token, which has no context.
+    is_complete: the grammar allows no further token, so the last token with finish_reason STOP is text; otherwise it is
+    an end-of-sequence or stop token. error: why the engine could not continue this request, with finish_reason ABORT.
     """
 
     request_id: str
@@ -99,7 +99,7 @@ class Output:
     error: RequestError | None = None
 
     def merged(self, later: "Output") -> "Output":
-        """This output followed by a later one of the same request."""
+        """This output merged with a later one of the same request."""
         assert self.request_id == later.request_id and self.finish_reason is None
         return Output(
             request_id=self.request_id,

@@ -1,7 +1,7 @@
-"""What is asked and what leaves: Request, SamplingParams, Output.
+"""Request: one prompt to complete, its seed, and prompt checks.
 
-Owns the nouns at both ends of the engine. Not here: text (text/text_stream.py), the life of a request in the engine
-(engine/state/sequence.py), which fields go with a beam search (sampling_fields.py). No torch.
+Owns the engine's input. Not here: sampling fields (sampling_params.py), outputs (outputs.py), the state of a request
+in the engine (engine/state/sequence.py). No torch.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ MAX_PRIORITY = 2**31
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt to continue. `seed` is always set: whoever makes the Request draws it if the user gave none.
+    """One prompt to complete. `seed` is always set; the creator of the Request draws one if the user gave none.
 
-    priority: lower numbers are served first and preempted last; equal ones first come, first served.
-    cache_salt: prompts share prefixes in the cache only with prompts of the same salt (one per tenant, say).
+    priority: lower numbers are scheduled first and preempted last; ties are first come, first served.
+    cache_salt: prompts share prefixes in the cache only with prompts of the same salt (for example one per tenant).
     Both are named as in vLLM, and neither changes the output.
     """
 
@@ -36,13 +36,15 @@ class Request:
                 f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {self.priority!r}", "priority"
             )
         if self.cache_salt == "":
-            raise RequestError("cache_salt must not be empty; leave it out to share prefixes with all", "cache_salt")
+            raise RequestError(
+                "cache_salt must not be empty; remove it to share prefixes with all requests", "cache_salt"
+            )
 
 
 def choice_seed(seed: int, *path: int | str) -> int:
-    """A 64-bit seed for choice i of n, or for a batch line: hash of the parent's seed and what names the child.
+    """A 64-bit seed for choice i of n, or for a batch line: a hash of the parent seed and the child's path.
 
-    Choice 0 keeps the parent's seed, so n = 1 and the first of n > 1 agree.
+    Choice 0 keeps the parent seed, so n = 1 and the first choice of n > 1 agree.
     """
     if path == (0,):
         return seed
@@ -51,21 +53,21 @@ def choice_seed(seed: int, *path: int | str) -> int:
 
 
 def check_prompt(prompt_ids: Seq[int], max_model_len: int, vocab_size: int, max_tokens: int | None) -> None:
-    """Refuse a prompt the model cannot take.
+    """Validate a prompt.
 
     Raises RequestError (param "prompt" or "max_tokens") for an empty prompt, an id outside the vocabulary, or a prompt
     that, together with max_tokens, exceeds the context.
     """
     if not prompt_ids:
-        raise RequestError("the prompt is empty; give at least one token", "prompt")
+        raise RequestError("the prompt is empty; send at least one token", "prompt")
     bad = next((t for t in prompt_ids if not 0 <= t < vocab_size), None)
     if bad is not None:
         raise RequestError(f"token id {bad} is outside the vocabulary of {vocab_size} tokens", "prompt")
     wanted = 1 if max_tokens is None else max_tokens
     if len(prompt_ids) + wanted > max_model_len:
         raise RequestError(
-            f"this model's context is {max_model_len} tokens; the prompt has {len(prompt_ids)} and max_tokens asks for "
-            f"{wanted} more; shorten the prompt or lower max_tokens",
+            f"this model's context length is {max_model_len} tokens; the prompt has {len(prompt_ids)} and max_tokens "
+            f"requests {wanted} more; shorten the prompt or lower max_tokens",
             "prompt" if len(prompt_ids) >= max_model_len else "max_tokens",
             "context_length_exceeded",
         )

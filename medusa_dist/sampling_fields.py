@@ -1,7 +1,7 @@
-"""The table of sampling fields: default, range, what a field needs, and whether it goes with beam search.
+"""Table of sampling fields: default, range, need for full logits, use with beam search.
 
-Read by SamplingParams, the HTTP request models and docs/requests.md. Not here: what the fields mean
-(sampling_params.py), what applies them (ops/sampling.py), beam search itself (medusa/beam/search.py).
+Owns the table, which SamplingParams, the HTTP request models and docs/requests.md read. Not here: the meaning of fields
+(sampling_params.py), applying them (ops/sampling.py), beam search itself (medusa/beam/search.py).
 """
 
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ from medusa_dist.errors import RequestError
 
 MAX_LOGPROBS = 20
 MAX_BEAM_WIDTH = 64
-GRAMMAR_WITH_BEAMS = "a grammar is followed along one sequence, which must not fork"
+GRAMMAR_WITH_BEAMS = "a grammar follows one sequence, and beams fork"
 
-_SAMPLES = "a beam search takes the most likely continuations, it does not sample"
-_NO_COUNTERPART = "transformers' beam search has no counterpart; use repetition_penalty"
-_ONE_SCORE = "hypotheses carry one score each"
+_SAMPLES = "beam search takes the most likely continuations and does not sample"
+_NO_COUNTERPART = "transformers' beam search has no equivalent; use repetition_penalty"
+_ONE_SCORE = "each hypothesis has one score"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingField:
     """One field of SamplingParams.
 
-    low, high: inclusive range of a number; None: no number, or no bound of its own. full_logits: a value other than
-    the default needs the whole row of logits on rank 0, so a vocabulary shard's own argmax is not enough. no_beams: why
-    a value other than the default cannot be used with beam_width; None: it can. beam_neutral: further values that ask
-    for nothing in a beam search.
+    low, high: inclusive range of a number; None: not a number, or not bounded here. full_logits: a value other than the
+    default needs full logits on rank 0, so a vocabulary shard's own argmax is not enough. no_beams: why a value other
+    than the default cannot be used with beam_width; None: it can. beam_neutral: further values without effect in a
+    beam search.
     """
 
     default: Any
@@ -49,14 +49,14 @@ FIELDS: Mapping[str, SamplingField] = {
     "repetition_penalty": SamplingField(1.0, 1e-3, 100.0, full_logits=True),
     "logit_bias": SamplingField((), full_logits=True),
     "seed": SamplingField(None, -(2**63), 2**63 - 1),
-    "stop": SamplingField((), no_beams="a beam search ranks tokens and does not look at text; use stop_token_ids"),
+    "stop": SamplingField((), no_beams="beam search compares tokens and does not decode text; use stop_token_ids"),
     "stop_token_ids": SamplingField(()),
     "ignore_eos": SamplingField(False),
     "logprobs": SamplingField(None, 0, MAX_LOGPROBS, full_logits=True, no_beams=_ONE_SCORE),
     "prompt_logprobs": SamplingField(None, 0, MAX_LOGPROBS, no_beams=_ONE_SCORE),
     "speculation": SamplingField(True),
     "acceptance": SamplingField(
-        "exact", full_logits=True, no_beams="the result would depend on what was drafted, not on the model alone"
+        "exact", full_logits=True, no_beams="the result would depend on the draft tokens, not only on the model"
     ),
     "typical_epsilon": SamplingField(0.09, 1e-9, 1.0),
     "typical_delta": SamplingField(0.3, 1e-9, 10.0),
@@ -68,12 +68,12 @@ FIELDS: Mapping[str, SamplingField] = {
 
 
 def default(name: str) -> Any:
-    """A field's default."""
+    """The default of a field."""
     return FIELDS[name].default
 
 
 def check_ranges(params: Any) -> None:
-    """params: a SamplingParams. Raises RequestError naming the first field that is out of its range."""
+    """params: a SamplingParams. Raises RequestError naming the first field that is out of range."""
     for name, field in FIELDS.items():
         value = getattr(params, name)
         if value is None or field.low is None or field.high is None:
@@ -83,13 +83,13 @@ def check_ranges(params: Any) -> None:
 
 
 def needs_full_logits(params: Any) -> bool:
-    """params: a SamplingParams. Whether any field's value needs the whole row of logits on rank 0."""
+    """params: a SamplingParams. Whether any field's value needs full logits on rank 0."""
     return any(field.full_logits and getattr(params, name) != field.default for name, field in FIELDS.items())
 
 
 def check_beam_fields(params: Any) -> None:
-    """params: a SamplingParams. Raises RequestError naming the first field that does not go with its beam_width, or
-    that needs one."""
+    """params: a SamplingParams. Raises RequestError naming the first field that its beam_width, or lack of one,
+    does not allow."""
     if params.early_stopping not in (True, False, "never"):
         raise RequestError(
             f'early_stopping must be true, false or "never", got {params.early_stopping!r}', "early_stopping"
@@ -97,7 +97,7 @@ def check_beam_fields(params: Any) -> None:
     if params.beam_width is None:
         for name in ("length_penalty", "early_stopping"):
             if getattr(params, name) != default(name):
-                raise RequestError(f"{name} is a field of beam search; give beam_width too", name)
+                raise RequestError(f"{name} requires beam search; set beam_width or remove {name}", name)
         return
     if isinstance(params.beam_width, bool):
         raise RequestError(f"beam_width must be a number, got {params.beam_width!r}", "beam_width")
@@ -106,4 +106,4 @@ def check_beam_fields(params: Any) -> None:
     for name, field in FIELDS.items():
         value = getattr(params, name)
         if field.no_beams is not None and value != field.default and value not in field.beam_neutral:
-            raise RequestError(f"{name} cannot be used with beam_width: {field.no_beams}; leave it out", name)
+            raise RequestError(f"{name} cannot be used with beam_width: {field.no_beams}; remove it", name)

@@ -1,6 +1,7 @@
-"""SamplingParams: how the tokens of a request are chosen.
+"""SamplingParams: how the output tokens of a request are chosen.
 
-Owns the fields and their checks. Not here: the HTTP fields they come from (api/schema/requests.py). No torch.
+Owns the fields and their checks. Not here: the HTTP fields (api/schema/requests.py), the table of defaults and ranges
+(sampling_fields.py). No torch.
 """
 
 from dataclasses import dataclass
@@ -13,22 +14,22 @@ from medusa_dist.sampling_fields import FIELDS, check_beam_fields, check_ranges,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. Names and meanings follow vLLM's class of the same name.
+    """How output tokens are chosen. Follows vLLM's class of the same name.
 
-    temperature: 0 is greedy. top_p, top_k (0 = all) and min_p cut the distribution after temperature and penalties.
-    max_tokens: None = as many as the context holds, 0 = none, the prompt alone is computed (and scored). seed: None =
-    drawn, and reported in the output.
-    stop: strings that end the text and are not part of it. stop_token_ids: ids that end it, likewise.
-    logprobs: None = none, k = the chosen token's log-probability and those of the k most likely tokens, under the
-    base model's own distribution before temperature, penalties and filters.
-    prompt_logprobs: None = none, k = the same for the tokens of the prompt, in the first output.
-    speculation: False decodes this request without drafted tokens; the output is the same by construction.
-    acceptance: "exact", or "typical": lossy, drafted tokens survive that are likely enough by typical_epsilon and
-    typical_delta (medusa/trees/accept.py); the output then depends on what was drafted.
-    beam_width: None = no beam search; W = the W best hypotheses, as transformers finds them with num_beams W, and with
-    its length_penalty and early_stopping (docs/beam_search.md).
-    grammar: what the whole output must look like; it ends where the grammar leaves nothing to add, whatever min_tokens
-    and ignore_eos say. stop, stop_token_ids and max_tokens may end it before.
+    temperature: 0 is greedy. top_p, top_k (0 = all) and min_p filter the distribution after temperature and penalties.
+    max_tokens: None = up to the context length, 0 = compute (and score) only the prompt. seed: None = random, reported
+    in the output.
+    stop: strings that end the output and are not part of it. stop_token_ids: the same for token ids.
+    logprobs: None = none, k = the log-probability of the chosen token and of the k most likely tokens, under the base
+    model's own distribution before temperature, penalties and filters.
+    prompt_logprobs: None = none, k = the same for the prompt tokens, in the first output.
+    speculation: False decodes this request without draft tokens; the output is the same.
+    acceptance: "exact", or "typical" (lossy): draft tokens that are likely enough by typical_epsilon and typical_delta
+    are accepted (medusa/trees/accept.py), so the output depends on the drafts.
+    beam_width: None = no beam search; W = the W best hypotheses, as in transformers with num_beams W and the same
+    length_penalty and early_stopping (docs/beam_search.md).
+    grammar: a constraint on the whole output; the output ends where the grammar allows no further token, regardless of
+    min_tokens and ignore_eos. stop, stop_token_ids and max_tokens may end it earlier.
     """
 
     max_tokens: int | None = FIELDS["max_tokens"].default
@@ -71,7 +72,7 @@ class SamplingParams:
             raise RequestError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
         self._check_acceptance()
         check_beam_fields(self)
-        if self.beam_width is not None:  # it may have been left out, and means nothing here
+        if self.beam_width is not None:  # a beam search does not sample, so temperature has no effect
             object.__setattr__(self, "temperature", 0.0)
 
     def _check_acceptance(self) -> None:
@@ -80,13 +81,15 @@ class SamplingParams:
         if self.acceptance == "exact":
             for name in ("typical_epsilon", "typical_delta"):
                 if getattr(self, name) != default(name):
-                    raise RequestError(f'{name} is a bound of acceptance "typical"; ask for that, too', name)
+                    raise RequestError(f'{name} requires acceptance "typical"; set it or remove {name}', name)
         elif self.temperature == 0.0:
-            raise RequestError("at temperature 0 typical acceptance is the exact one; leave it out", "acceptance")
+            raise RequestError("acceptance: at temperature 0, typical equals exact; remove it", "acceptance")
         elif not self.speculation:
-            raise RequestError("without speculation nothing is drafted that could be accepted", "acceptance")
+            raise RequestError(
+                "acceptance: typical requires speculation; remove it, or do not turn speculation off", "acceptance"
+            )
 
     @property
     def needs_full_logits(self) -> bool:
-        """True if the choice needs more than each vocabulary shard's own argmax of logits / T + noise."""
+        """True if choosing a token needs more than each vocabulary shard's argmax of logits / T + noise."""
         return needs_full_logits(self)

@@ -1,1 +1,1 @@
-"""HTTP words: OpenAI's routes over any object with `generate`, `abort` and `health`."""
+"""OpenAI-compatible HTTP routes over any object with `generate`, `abort` and `health`."""

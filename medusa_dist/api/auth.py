@@ -1,7 +1,7 @@
-"""Who may call, and under which request id: two ASGI layers around all routes.
+"""API key check and x-request-id header: two ASGI layers around all routes.
 
-Owns the API key check and the x-request-id header. Plain ASGI, since Starlette's BaseHTTPMiddleware hides the client's
-going from streamed answers. Not here: TLS and user accounts (a gateway's work).
+Owns authentication and request ids. Not here: TLS and user accounts (a gateway's job).
+Plain ASGI, because Starlette's BaseHTTPMiddleware hides client disconnects from streaming responses.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def check_api_key(key: str) -> str:
-    """The key, if a client could send it. Raises ConfigError for one that is set but unusable."""
+    """The key, if it can be sent in a header. Raises ConfigError for a key that is set but unusable."""
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ConfigError("api_key is set but unusable: use visible ASCII characters, no spaces")
+        raise ConfigError("api_key is set but unusable: use visible ASCII characters without spaces")
     return key
 
 
 class ApiKey:
-    """Answers 401 to every call without `Authorization: Bearer <key>`, known route or not, except OPEN_PATHS."""
+    """Responds 401 to every request without `Authorization: Bearer <key>`, on any path except OPEN_PATHS."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
         self._digest = _digest(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """ASGI entry point."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "lifespan" or path in OPEN_PATHS:
             await self._app(scope, receive, send)
@@ -47,23 +47,23 @@ class ApiKey:
         error = UnauthorizedError(
             "the API key is missing or wrong; send it as `Authorization: Bearer <key>`", None, "invalid_api_key"
         )
-        answer = failure(error, request_id(scope))
-        await JSONResponse(answer.body, answer.status, answer.headers)(scope, receive, send)
+        response = failure(error, request_id(scope))
+        await JSONResponse(response.body, response.status, response.headers)(scope, receive, send)
 
 
 def _digest(text: str) -> bytes:
-    # Equal lengths, so that the comparison's time says nothing about the key's.
+    # Digests have equal lengths, so the comparison time does not reveal the key's length.
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 class RequestId:
-    """Takes the caller's x-request-id or makes one, and returns it with every answer."""
+    """Uses the caller's x-request-id or creates one, and returns it with every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """ASGI entry point."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -80,5 +80,5 @@ class RequestId:
 
 
 def request_id(scope: Scope) -> str:
-    """The id of the call that this ASGI scope belongs to."""
+    """The request id of this ASGI scope."""
     return str(scope.get("state", {}).get("request_id", "unknown"))

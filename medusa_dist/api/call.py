@@ -1,6 +1,6 @@
-"""One HTTP call while it runs: its requests to the service, their text, and the client's presence.
+"""One running HTTP call: its requests to the service, their text, and client disconnects.
 
-Owns tasks and their end: whatever happens, no request outlives its call. Not here: words and shapes (answers.py).
+Owns the tasks of a call; no request outlives its call. Not here: the response format (response_builder.py).
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from medusa_dist.text.text_stream import TextDelta, TextStream
 
 
 class ClientGone(Exception):
-    """The client closed the connection; there is nobody to answer."""
+    """The client closed the connection; no response is needed."""
 
 
 class Call:
-    """All choices of one call, decoded side by side.
+    """All choices of one call, decoded concurrently.
 
-    streams: text of each choice; the same number for each request, one unless it is a beam search. `next` gives deltas
-    as they come, of all choices interleaved. One delta is buffered: a client that does not read stops the pull, and the
-    service merges what piles up.
-    Must be closed (or used in `async with`): that aborts what still runs.
+    streams: the text of each choice; the same number for each request, one unless it is a beam search. `next` returns
+    deltas as they arrive, with all choices interleaved. One delta is buffered: if the client does not read, the call
+    stops pulling and the service merges the outputs that accumulate.
+    Must be closed (or used in `async with`), which aborts the requests that still run.
     """
 
     def __init__(self, service: Service, requests: Sequence[Request], streams: Sequence[TextStream]) -> None:
@@ -40,17 +40,17 @@ class Call:
         self._num_open = len(self.streams)
 
     def start(self, receive: Receive) -> None:
-        """Send all requests, and watch `receive` (ASGI, after the body was read) for the client's going."""
+        """Send all requests, and watch `receive` (ASGI, after the body was read) for a disconnect."""
         pumps = [asyncio.create_task(self._pump(i)) for i in range(len(self._requests))]
         self._tasks = [*pumps, asyncio.create_task(self._watch(receive, pumps))]
 
     @property
     def is_open(self) -> bool:
-        """False once every choice has given its last delta."""
+        """False once every choice has returned its last delta."""
         return self._num_open > 0
 
     async def next(self, timeout_s: float | None = None) -> tuple[int, TextDelta] | None:
-        """The next (choice, delta); None if nothing came in time. Raises the first error of any choice, ClientGone."""
+        """The next (choice, delta); None after a timeout. Raises the first error of any choice, or ClientGone."""
         try:
             async with asyncio.timeout(timeout_s):
                 event = await self._events.get()
@@ -62,13 +62,12 @@ class Call:
         return event
 
     async def close(self) -> None:
-        """Abort what still runs. May be called twice."""
+        """Abort the requests that still run. Idempotent."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
-            # Not gather: if this wait is cancelled in turn, gather would cancel the tasks again, in the middle of
-            # their own cleaning up.
+            # Not gather: if this wait is cancelled too, gather would cancel the tasks again while they clean up.
             await asyncio.wait(tasks)
 
     async def __aenter__(self) -> Self:
@@ -78,29 +77,29 @@ class Call:
         await self.close()
 
     async def _pump(self, index: int) -> None:
-        """Carry one request's outputs, as text, to `next`. A stop string ends it here and aborts the rest."""
+        """Pass one request's outputs, as text, to `next`. A stop string ends the request and aborts the rest."""
         num_each = len(self.streams) // len(self._requests)
         try:
             async with aclosing(self._service.generate(self._requests[index])) as outputs:
                 async for output in outputs:
                     if output.finish_reason is FinishReason.ABORT:
-                        raise EngineError("the service gave this request up; send it again")
+                        raise EngineError("the service aborted this request; send it again")
                     for choice, part in enumerate(split_choices(output, num_each), index * num_each):
                         delta = self.streams[choice].push(part)
                         await self._events.put((choice, delta))
                     if delta.finish_reason is not None:
                         return
             raise EngineError("the service ended this request early; send it again")
-        except Exception as error:  # noqa: BLE001 - carried over to whoever awaits `next`, and raised there
+        except Exception as error:  # noqa: BLE001 - passed to `next`, which raises it
             await self._events.put(error)
 
     async def _watch(self, receive: Receive, pumps: Sequence[asyncio.Task[None]]) -> None:
-        """Stop everything when the client goes. Needed for whole answers: servers do not cancel their handlers."""
+        """Stop everything when the client disconnects. Servers do not cancel the handlers of unstreamed responses."""
         event: Exception = ClientGone()
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
-        except Exception as error:  # noqa: BLE001 - carried over, as above
+        except Exception as error:  # noqa: BLE001 - passed on, as above
             event = error
         for pump in pumps:
             pump.cancel()

@@ -1,7 +1,7 @@
-"""From a client's words to ours: bodies to Requests, errors to HTTP.
+"""Converts request bodies to Requests, and exceptions to HTTP errors.
 
-Owns the meaning of request fields and the one mapping from exceptions to answers. Not here: types and ranges
-(schema.py), what comes back (answers.py).
+Owns the meaning of request fields and the one mapping from exceptions to responses. Not here: types and ranges
+(schema/requests.py), response bodies (response_builder.py).
 """
 
 import logging
@@ -28,21 +28,21 @@ from medusa_dist.text.chat_template import encode_rendered, render_chat
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LONG_TEXT = 4_000  # characters; below this a thread costs more than tokenising in place
+LONG_TEXT = 4_000  # characters; for shorter texts a thread costs more than tokenising in place
 MAX_CHOICES = 1024  # prompts x n of one call
 _UNION_LABELS = {"str", "int", "float", "bool"}
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """One prompt. text: as the client wrote it, for echo (ids decoded where it sent ids)."""
+    """One prompt. text: as the client sent it, for echo (decoded if it sent token ids)."""
 
     text: str
     ids: tuple[int, ...]
 
 
 async def off_loop(text_length: int, work: Callable[[], T]) -> T:
-    """Run CPU work on texts: at once if they are short, in a thread if they would hold up other streams."""
+    """Run CPU work on texts: directly if they are short, in a thread if they would block other streams."""
     return work() if text_length < LONG_TEXT else await anyio.to_thread.run_sync(work)
 
 
@@ -70,7 +70,7 @@ async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bo
 
 
 async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> EncodedPrompt:
-    """A plain text, with the special tokens the model expects at its start."""
+    """Tokenise a plain text, with the special tokens the model expects at its start."""
 
     def tokenize() -> EncodedPrompt:
         return EncodedPrompt(text, tuple(service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
@@ -79,7 +79,7 @@ async def text_prompt(text: str, service: Service, add_special_tokens: bool = Tr
 
 
 async def completion_prompts(body: CompletionRequest, service: Service) -> list[EncodedPrompt]:
-    """All prompts of a completions call: one text, one list of ids, or a list of either."""
+    """All prompts of a completions call: one text, one list of token ids, or a list of either."""
     given = body.prompt
     listed: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
     if not listed:
@@ -95,7 +95,7 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
 
 
 def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> SamplingParams:
-    """The body's sampling fields; null means the default. Raises RequestError with the field as the client spelt it."""
+    """The body's sampling fields; null means the default. Raises RequestError naming the field the client used."""
     given: dict[str, Any] = {name: getattr(body, name) for name in _PLAIN if getattr(body, name) is not None}
     if isinstance(body, ChatRequest):
         given["max_tokens"] = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -110,8 +110,8 @@ def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> S
     grammar = asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs)
     beam_width = asked_beams(body)
     if grammar is not None and beam_width is not None:
-        spelt = "response_format" if body.structured_outputs is None else "structured_outputs"
-        raise RequestError(f"{spelt} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; leave one out", spelt)
+        field = "response_format" if body.structured_outputs is None else "structured_outputs"
+        raise RequestError(f"{field} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", field)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
@@ -134,10 +134,10 @@ def _logit_bias(body: Sampled, vocab_size: int) -> tuple[tuple[int, float], ...]
     pairs = []
     for key, bias in (body.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 20):
-            raise RequestError(f"logit_bias: {key[:40]!r} is no token id", "logit_bias")
+            raise RequestError(f"logit_bias: {key[:40]!r} is not a token id", "logit_bias")
         pairs.append((_token_id(int(key), vocab_size, "logit_bias"), bias))
     if len({i for i, _ in pairs}) < len(pairs):
-        raise RequestError("logit_bias names one token id twice", "logit_bias")
+        raise RequestError("logit_bias contains the same token id twice", "logit_bias")
     return tuple(pairs)
 
 
@@ -150,20 +150,20 @@ def _token_id(token_id: int, vocab_size: int, field: str) -> int:
 def make_requests(
     body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], call_id: str, service: Service
 ) -> tuple[int, list[Request]]:
-    """The seed that is reported, and one Request per choice: prompts outside, n inside. A beam search is one Request.
+    """The reported seed, and one Request per choice, by prompt and then by n. A beam search is one Request.
 
-    Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list is answered as if sent alone.
+    Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list gets the same output as if sent alone.
     """
     params, n = sampling_params(body, service.vocab_size), body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise RequestError(
-            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several", "n"
+            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls", "n"
         )
     for prompt in prompts:
         try:
             check_prompt(prompt.ids, service.max_model_len, service.vocab_size, params.max_tokens)
         except RequestError as error:
-            raise RequestError(error.message, _as_spelt(error.param, body), error.code) from None
+            raise RequestError(error.message, _client_field(error.param, body), error.code) from None
     # 53 bits: the seed is reported as a JSON number, and JavaScript rounds larger ones.
     seed = secrets.randbits(53) if params.seed is None else params.seed
     choices = [(prompt, i) for prompt in prompts for i in range(n if params.beam_width is None else 1)]
@@ -180,7 +180,7 @@ def make_requests(
     ]
 
 
-def _as_spelt(param: str | None, body: Sampled) -> str | None:
+def _client_field(param: str | None, body: Sampled) -> str | None:
     if not isinstance(body, ChatRequest):
         return param
     if param == "max_tokens" and body.max_completion_tokens is not None:
@@ -198,7 +198,7 @@ class Failure:
 
 
 def failure(error: Exception, request_id: str) -> Failure:
-    """The one mapping from an exception to HTTP. Errors that are nobody's intention are logged and not shown."""
+    """Map an exception to an HTTP error. Unexpected errors are logged and not shown to the client."""
     if isinstance(error, RequestValidationError):
         error = explain(error)
     headers = {"x-request-id": request_id}
@@ -210,7 +210,7 @@ def failure(error: Exception, request_id: str) -> Failure:
         seconds = max(error.retry_after_s, 0.001)
         headers |= {"Retry-After": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
         message = error.message
-        if isinstance(error, GroupError):  # its text names nodes and ranks
+        if isinstance(error, GroupError):  # its text contains nodes and ranks
             logger.warning("request %s: %s", request_id, error.message)
             message = "the model is restarting; try again"
         return Failure(error.status, error_body(message, error.kind), headers)
@@ -218,7 +218,7 @@ def failure(error: Exception, request_id: str) -> Failure:
         headers |= dict(error.headers or {})
         return Failure(error.status_code, error_body(str(error.detail), RequestError.kind), headers)
     logger.error("request %s failed", request_id, exc_info=error)
-    headers["x-should-retry"] = "false"  # a bug fails again; clients retry every 500 twice unless told
+    headers["x-should-retry"] = "false"  # a bug fails again; by default clients retry every 500 twice
     return Failure(500, error_body(f"internal error; request id {request_id}", "server_error"), headers)
 
 
@@ -228,7 +228,7 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 
 
 def explain(error: RequestValidationError) -> RequestError:
-    """FastAPI's list of complaints as one sentence about the first field at fault."""
+    """FastAPI's list of validation errors as one sentence about the first invalid field."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         cause = first.get("ctx", {}).get("error", first["msg"])
@@ -241,7 +241,7 @@ def explain(error: RequestValidationError) -> RequestError:
     same = [e for e in error.errors() if e["loc"][1] == first["loc"][1]]
     texts = dict.fromkeys(
         e["msg"].removeprefix("Value error, ") for e in same
-    )  # a field of several types has a complaint for each
+    )  # a field of a union type has one error per type
     path = _path(first["loc"]) if len(texts) == 1 else field
     return RequestError(f"{path}: {'; or '.join(list(texts)[:4])}", field, "invalid_type")
 

@@ -1,6 +1,6 @@
-"""The scores of a prompt in the words of two APIs: OpenAI's lists beside an echo, and vLLM's `prompt_logprobs`.
+"""Prompt log-probabilities in two response formats: OpenAI's lists for echo, vLLM's `prompt_logprobs`.
 
-Owns these words and how a token is named in them. Not here: scores of output tokens (answers.py).
+Owns both formats and how they name a token. Not here: log-probabilities of output tokens (response_builder.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,24 +12,24 @@ from medusa_dist.text.token_text import UNFINISHED, token_text
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
-Entries = Sequence[TokenLogprobs | None]  # one per prompt token; None for the first, which nothing precedes
+Entries = Sequence[TokenLogprobs | None]  # one per prompt token; None for the first, which has no context
 
 
 def token_key(tokenizer: Any, token_id: int) -> str:
-    """A token as a dictionary key: parts of characters by their bytes, as OpenAI writes them, to stay distinct."""
+    """A token as a dictionary key. Partial characters are written as bytes, as OpenAI does, so that keys differ."""
     text, raw = token_text(tokenizer, token_id)
     return "bytes:" + "".join(f"\\x{b:02x}" for b in raw) if UNFINISHED in text else text
 
 
 def top_table(tokenizer: Any, entry: TokenLogprobs, num_top: int | None = None) -> dict[str, float]:
-    """The likeliest tokens of a place, and the one that stands there: token -> log-probability."""
+    """The most likely tokens at a position, and the actual token: token -> log-probability."""
     top = zip(entry.top_ids[:num_top], entry.top_logprobs[:num_top], strict=True)
     pairs: Iterable[tuple[int, float]] = [*top, (entry.token_id, entry.logprob)]
     return {token_key(tokenizer, i): max(p, LOWEST_LOGPROB) for i, p in pairs}
 
 
 def echoed(tokenizer: Any, text: str, prompt_ids: Sequence[int], entries: Entries, num_top: int) -> dict[str, Any]:
-    """OpenAI's lists for an echoed prompt of this text. text_offset: characters decoded before a token."""
+    """OpenAI's lists for an echoed prompt. text_offset: number of characters before each token."""
     detokenizer = Detokenizer(tokenizer)
     offsets, done = [], 0
     for token_id in prompt_ids:
@@ -44,7 +44,7 @@ def echoed(tokenizer: Any, text: str, prompt_ids: Sequence[int], entries: Entrie
 
 
 def prompt_logprobs(tokenizer: Any, entries: Entries, num_top: int) -> list[dict[str, Any] | None]:
-    """vLLM's form: per prompt token a table by token id. rank: 1 is the likeliest; null below those asked for."""
+    """vLLM's format: for each prompt token a table by token id. rank: 1 is the most likely; null if not requested."""
     return [None if entry is None else _by_id(tokenizer, entry, num_top) for entry in entries]
 
 

@@ -1,7 +1,7 @@
-"""From deltas to OpenAI's answers: whole bodies and chunks, as plain dicts.
+"""Builds OpenAI response bodies and stream chunks from text deltas, as plain dicts.
 
-Owns what an answer says and in which words. Not here: the wire format of a stream (sse.py), the answers' documented
-schema (replies.py), text and stop strings (text/text_stream.py).
+Owns the content of responses. Not here: the wire format of a stream (sse.py), the documented response schema
+(schema/responses.py), text and stop strings (text/text_stream.py).
 """
 
 import time
@@ -20,9 +20,9 @@ from medusa_dist.text.token_text import token_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What all chunks of an answer share. num_prompt_tokens: each prompt once, however many choices it has.
+    """What all chunks of a response share. num_prompt_tokens counts each prompt once, for any number of choices.
 
-    num_logprobs, num_prompt_logprobs: likeliest tokens to name at each output and prompt token; None: no scores.
+    num_logprobs, num_prompt_logprobs: most likely tokens per output and prompt token; None: no logprobs.
     """
 
     call_id: str
@@ -38,7 +38,7 @@ class Facts:
 
 
 class ResponseBuilder(ABC):
-    """The answer to one call. streams[i] is choice i; the two routes differ in the words only."""
+    """The response to one call. streams[i] is choice i; the two routes differ only in format."""
 
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
@@ -52,7 +52,7 @@ class ResponseBuilder(ABC):
         self._has_begun = False
 
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed; all streams have ended."""
+        """The body of a non-streaming response; all streams have ended."""
         return {
             **self._head(self.whole_object),
             "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
@@ -63,7 +63,7 @@ class ResponseBuilder(ABC):
         }
 
     def chunks(self, index: int, delta: TextDelta) -> Iterator[dict[str, Any]]:
-        """The chunks for one delta of one choice; none if it has nothing to show yet."""
+        """The chunks for one delta of one choice; none if there is nothing to send yet."""
         if index not in self._opened:
             for choice in self._opening(index):
                 yield self._chunk([choice])
@@ -72,21 +72,21 @@ class ResponseBuilder(ABC):
             yield self._chunk([self._part(index, delta)])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk, if requested."""
         if self._facts.include_usage:
             yield {**self._chunk([]), "usage": self._usage(), "metrics": self._metrics()}
 
     @abstractmethod
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
-        """One whole choice."""
+        """One complete choice."""
 
     @abstractmethod
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
-        """What a streamed choice shows before its first token."""
+        """What a streamed choice sends before its first token."""
 
     @abstractmethod
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        """A choice in a chunk."""
+        """One choice of a chunk."""
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -102,14 +102,14 @@ class ResponseBuilder(ABC):
         if self._facts.include_usage:
             chunk["usage"] = None
         if not self._has_begun:
-            # In the first chunk, so that they are known even if the stream breaks.
+            # In the first chunk, so that the client has them even if the stream fails.
             chunk |= {"seed": self._facts.seed, "acceptance": self._facts.acceptance}
             self._has_begun = True
         return chunk
 
     def _usage(self) -> dict[str, Any]:
         prompt, completion = self._facts.num_prompt_tokens, sum(len(s.token_ids) for s in self._streams)
-        # Like the prompt itself, what the prefix cache had of it counts once, by its first choice.
+        # Cached tokens count once per prompt, like the prompt itself: those of its first choice.
         cached = sum(s.num_cached_tokens for s in self._streams[:: self._facts.choices_per_prompt])
         return {
             "prompt_tokens": prompt,
@@ -123,7 +123,7 @@ class ResponseBuilder(ABC):
         return {"speculative_decoding": alone and speculation_metrics(alone)}
 
     def _prompt_logprobs(self, index: int) -> dict[str, Any]:
-        """The field prompt_logprobs of choice i's prompt, if it was asked for."""
+        """The field prompt_logprobs for the prompt of this choice, if requested."""
         num_top = self._facts.num_prompt_logprobs
         if num_top is None:
             return {}
@@ -140,7 +140,7 @@ class ChatAnswer(ResponseBuilder):
     chunk_object = "chat.completion.chunk"
 
     def whole(self) -> dict[str, Any]:
-        """With scores of the prompt, if asked for, beside the choices: they have one prompt."""
+        """Adds prompt logprobs, if requested, next to the choices, which all have the same prompt."""
         return {**super().whole(), **self._prompt_logprobs(0)}
 
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class ChatAnswer(ResponseBuilder):
 
 
 class CompletionAnswer(ResponseBuilder):
-    """/v1/completions. echoes[i]: the prompt that choice i repeats before its own text, None without echo."""
+    """/v1/completions. echoes[i]: the prompt that choice i repeats before its output, None without echo."""
 
     whole_object = "text_completion"
     chunk_object = "text_completion"
@@ -202,7 +202,7 @@ class CompletionAnswer(ResponseBuilder):
         return self._piece(index, delta.text, delta)
 
     def _echo(self, index: int, echo: EncodedPrompt) -> dict[str, Any]:
-        """The prompt as a piece of its own."""
+        """The echoed prompt as a separate chunk."""
         logprobs, num_top = None, self._facts.num_logprobs
         if num_top is not None:
             logprobs = echoed(self._tokenizer, echo.text, echo.ids, self._streams[index].prompt_logprobs, num_top)
@@ -224,10 +224,10 @@ class CompletionAnswer(ResponseBuilder):
 
 
 def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
-    """Acceptance of one request, in vLLM's words (metrics.speculative_decoding), which benchmark clients read.
+    """Acceptance of one request in vLLM's format (metrics.speculative_decoding), which benchmark clients read.
 
-    acceptance_histogram[j]: steps that accepted exactly j drafted tokens; a step accepts along one path, so the
-    steps that accepted at least k are those in which head k guessed right.
+    acceptance_histogram[j]: steps that accepted exactly j draft tokens. A step accepts tokens along one path, so the
+    steps that accepted at least k are those in which the guess of head k was accepted.
     """
     at_least = (stats.num_steps, *stats.accepted_per_head, 0)
     return {
@@ -242,7 +242,7 @@ def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
 
 
 def _everything(stream: TextStream) -> TextDelta:
-    """The whole output as one delta."""
+    """The complete output as one delta."""
     return TextDelta(
         token_ids=tuple(stream.token_ids),
         logprobs=tuple(stream.logprobs),

@@ -1,8 +1,7 @@
-"""OpenAI's routes over a Service.
+"""The FastAPI application: OpenAI's routes over a Service.
 
-Owns the FastAPI application: which path does what. Not here: meaning of fields (translate.py), words of answers
-(answers.py), tasks and the client's going (call.py). All handlers are async: a sync one would not notice that the
-client has gone.
+Owns which path does what. Not here: the meaning of fields (convert.py), response bodies (response_builder.py), tasks
+and client disconnects (call.py). All handlers are async: a sync handler would not notice a disconnect.
 """
 
 import json
@@ -35,16 +34,16 @@ from medusa_dist.errors import MedusaError
 from medusa_dist.text.text_stream import TextStream
 
 GetService = Callable[[], Service]
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; see OpenAI's chunks"}}}
+_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; OpenAI's chunks"}}}
 
 
 def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
-    """The application. get_service: called per request; may raise EngineError while there is none.
+    """Build the application. get_service: called per request; may raise EngineError while there is no service.
 
-    api_key: None = open to everybody who reaches the port. Raises ConfigError for a key no client could send.
+    api_key: None = no authentication. Raises ConfigError for a key that cannot be sent in a header.
     """
     app = FastAPI(
-        title="medusa_dist", description="OpenAI's API, served with exact speculative decoding.", responses=ERRORS
+        title="medusa_dist", description="OpenAI-compatible API with exact speculative decoding.", responses=ERRORS
     )
     _add_generation(app, get_service)
     _add_information(app, get_service)
@@ -53,31 +52,31 @@ def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(ClientGone, _answer_nobody)
     if api_key is not None:
         app.add_middleware(ApiKey, key=check_api_key(api_key))
-    app.add_middleware(RequestId)  # outermost: answers of all layers carry the id
+    app.add_middleware(RequestId)  # outermost: responses of all layers carry the id
     return app
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: what a client sent, and an error repeats, need not be valid text."""
+    """JSON in ASCII: an error may repeat client input that is not valid Unicode."""
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """The encoded body."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    answer = failure(error, request_id(request.scope))
-    return Json(answer.body, answer.status, answer.headers)
+    response = failure(error, request_id(request.scope))
+    return Json(response.body, response.status, response.headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nginx's number for a client that went away
+    return Response(status_code=499)  # nginx's status for a client that disconnected
 
 
 def _add_generation(app: FastAPI, get_service: GetService) -> None:
     @app.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": _STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
-        """Continue a conversation."""
+        """Create a chat completion."""
         service = get_service()
         check_model(body.model, service)
         prompt = await chat_prompt(body.messages, body.add_generation_prompt is not False, service)
@@ -85,7 +84,7 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
 
     @app.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Continue one or more texts."""
+        """Create completions of one or more prompts."""
         service = get_service()
         check_model(body.model, service)
         return await _generate(body, await completion_prompts(body, service), request, service)
@@ -94,12 +93,12 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
 async def _generate(
     body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], request: Request, service: Service
 ) -> Response:
-    """Run all choices of a call, and answer in one piece or as a stream."""
+    """Run all choices of a call, and respond with one body or a stream."""
     is_chat = isinstance(body, ChatRequest)
     call_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     seed, requests = make_requests(body, prompts, call_id, service)
     tokenizer = service.tokenizer
-    num_each = len(prompts) * (body.n or 1) // len(requests)  # choices of a request: n with beams, else 1
+    num_each = len(prompts) * (body.n or 1) // len(requests)  # choices per request: n with beams, else 1
     contexts = [(r.params, () if is_chat else r.prompt_ids) for r in requests for _ in range(num_each)]
     streams = [TextStream(tokenizer, *context) for context in contexts]
     facts = Facts(
@@ -114,44 +113,44 @@ async def _generate(
         num_prompt_logprobs=body.prompt_logprobs,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    answer: ResponseBuilder
+    builder: ResponseBuilder
     if isinstance(body, ChatRequest):
-        answer = ChatAnswer(facts, streams, tokenizer)
+        builder = ChatAnswer(facts, streams, tokenizer)
     else:
         echoes = [prompt if body.echo else None for prompt in prompts for _ in range(body.n or 1)]
-        answer = CompletionAnswer(facts, streams, tokenizer, echoes)
+        builder = CompletionAnswer(facts, streams, tokenizer, echoes)
     call = Call(service, requests, streams)
     call.start(request.receive)
     if body.stream:
-        return await open_stream(call, answer, request_id(request.scope))
+        return await open_stream(call, builder, request_id(request.scope))
     async with call:
         while call.is_open:
             await call.next()
-    return Json(answer.whole())
+    return Json(builder.whole())
 
 
 def _add_information(app: FastAPI, get_service: GetService) -> None:
     @app.get("/v1/models")
     async def models() -> ModelList:
-        """The one model served here."""
+        """List the served model."""
         return ModelList(data=[_card(get_service())])
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> ModelCard:
-        """A model by its id."""
+        """Return a model by its id."""
         service = get_service()
         check_model(model, service)
         return _card(service)
 
     @app.get("/health", response_class=PlainTextResponse)
     async def health() -> Response:
-        """200 while the model decodes, else 503; the text says why."""
+        """200 while the model decodes, else 503 with the reason."""
         state = get_service().health()
         return PlainTextResponse(state.text, 200 if state.ok else 503)
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:
-        """The token ids of a prompt, or of messages after the chat template."""
+        """Return the token ids of a prompt, or of messages after the chat template."""
         service = get_service()
         if body.model is not None:
             check_model(body.model, service)

@@ -1,6 +1,6 @@
-"""What the routes need from whoever serves them.
+"""Service: the protocol between the HTTP routes and a served model.
 
-Owns the Protocol between HTTP and the service. Not here: how it is done (the Ray front in serve/; a fake in the tests).
+Owns that protocol. Not here: implementations (serve/replica.py; a fake in the tests).
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -13,7 +13,7 @@ from medusa_dist.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """ok: the model decodes, right now. text: one line for a person, with the cause if not ok."""
+    """ok: the model decodes now. text: one readable line, with the cause if not ok."""
 
     ok: bool
     text: str
@@ -22,8 +22,8 @@ class Health:
 class Service(Protocol):
     """One served model.
 
-    name: what clients put in `model`. created: unix seconds. tokenizer: a transformers tokenizer.
-    system_fingerprint: changes when the same seed may give other tokens (weights, dtype, noise version).
+    name: the value of `model` in requests. created: unix seconds. tokenizer: a transformers tokenizer.
+    system_fingerprint: changes whenever the same seed may give different tokens (weights, dtype, noise version).
     """
 
     @property
@@ -32,11 +32,11 @@ class Service(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt + output, tokens."""
+        """Maximum length of prompt + output, in tokens."""
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below this."""
+        """Size of the vocabulary; token ids are smaller."""
 
     @property
     def tokenizer(self) -> Any:
@@ -44,24 +44,24 @@ class Service(Protocol):
 
     @property
     def system_fingerprint(self) -> str:
-        """Reported in every answer."""
+        """Reported in every response."""
 
     @property
     def created(self) -> int:
-        """When the service came up, unix seconds."""
+        """Start time of the service, unix seconds."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Further facts for /v1/models, as JSON values: for example {"speculation": "off: no heads for this model"}."""
+        """More fields for /v1/models, as JSON values, such as {"speculation": "off: no heads for this model"}."""
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """The Outputs of a request, in order, the last one with a finish_reason.
 
         Raises OverloadedError or EngineError, usually before the first item. Closing the generator early, or
-        cancelling the task that waits in it, aborts the request.
+        cancelling the task that awaits it, aborts the request.
         """
 
     async def abort(self, request_id: str) -> None:
-        """Forget a request, at any time; unknown and finished ids are ignored."""
+        """Abort a request at any time; unknown and finished ids are ignored."""
 
     def health(self) -> Health:
-        """Whether the model decodes now. Must not block."""
+        """Whether the model decodes now. Does not block."""

@@ -1,1 +1,1 @@
-"""`medusa-dist batch`: a file of requests, answered line by line."""
+"""`medusa-dist batch`: processes a file of requests."""

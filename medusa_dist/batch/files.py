@@ -1,7 +1,7 @@
-"""The two files of a batch job, in OpenAI's words: lines in, one line out for each.
+"""Input and output files of a batch job, in OpenAI's format: one output line per input line.
 
-Owns parsing and the checks before the start, what an output line says, and the output file that a killed job leaves
-behind so that it can be resumed. Not here: who answers (batch_serve.py, batch_http.py), the course of a job (batch.py).
+Owns parsing, checks before the start, output lines, and the partial output that a killed job can resume from. Not
+here: sending (over_serve.py, over_http.py), the course of a job (job.py).
 """
 
 import fcntl
@@ -26,10 +26,10 @@ _MAX_NAMED = 5  # duplicates listed in one error
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One input line. id: of its output line, the same in every run over this file with this seed.
+    """One input line. id: of its output line, the same in every run with this file and this seed.
 
-    number: in the file, from 1. problem: why it cannot be sent, else None. body has a seed, the line's own or one made
-    from the job's.
+    number: line number in the file, from 1. problem: why it cannot be sent, else None. body has a seed: its own, or one
+    derived from the job's.
     """
 
     id: str
@@ -41,7 +41,7 @@ class BatchLine:
 
 
 def read_lines(path: Path, seed: int) -> Iterator[BatchLine]:
-    """The lines of an input file, one at a time; blank ones are none."""
+    """Iterate over the lines of an input file; blank lines are skipped."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
@@ -49,24 +49,24 @@ def read_lines(path: Path, seed: int) -> Iterator[BatchLine]:
 
 
 def parse_line(raw: bytes, number: int, seed: int) -> BatchLine:
-    """One input line. number: from 1. seed: of the job, for lines without one."""
+    """Parse one input line. number: from 1. seed: the job's, for lines without one."""
     digest = hashlib.blake2b(f"{seed}/{number}/".encode() + raw.strip(), digest_size=12).hexdigest()
     name = f"batch_req_{digest}"
     try:
         given = json.loads(raw.decode())
     except ValueError as error:
-        return BatchLine(name, number, None, problem=f"line {number} is not JSON: {error}")
+        return BatchLine(name, number, None, problem=f"line {number} is not valid JSON: {error}")
     if not isinstance(given, dict):
         return BatchLine(name, number, None, problem=f"line {number} is not a JSON object")
     custom_id = given.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        return BatchLine(name, number, None, problem=f"line {number}: custom_id must be a text that is not empty")
+        return BatchLine(name, number, None, problem=f"line {number}: custom_id must be a non-empty string")
     problem = _problem(given)
     if problem is not None:
         return BatchLine(name, number, custom_id, problem=f"line {number}: {problem}")
     body = given["body"]
     if body.get("seed") is None:
-        # 53 bits, like seeds drawn by the service: JavaScript rounds larger ones when it reads the answer.
+        # 53 bits, like seeds drawn by the service: JavaScript rounds larger numbers when it reads the response.
         body = {**body, "seed": choice_seed(seed, custom_id) % 2**53}
     return BatchLine(name, number, custom_id, given["url"], body)
 
@@ -82,12 +82,12 @@ def _problem(given: dict[str, Any]) -> str | None:
     if not isinstance(given.get("body"), dict):
         return "body must be a JSON object"
     if given["body"].get("stream"):
-        return "body.stream: a batch line is answered as a whole; remove it"
+        return "body.stream: batch lines are not streamed; remove it"
     return None
 
 
 def check_input(path: Path, seed: int) -> int:
-    """The number of lines. Raises ConfigError for a file that is not there, has no line, or repeats a custom_id."""
+    """The number of lines. Raises ConfigError for a file that is missing, is empty, or repeats a custom_id."""
     seen: dict[int, int] = {}  # hash of a custom_id -> its line; hashes, so that a million lines stay small
     duplicates, count = [], 0
     try:
@@ -104,7 +104,7 @@ def check_input(path: Path, seed: int) -> int:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if not count:
-        raise ConfigError(f"{path} is empty; a batch has one JSON object per line")
+        raise ConfigError(f"{path} is empty; a batch file has one JSON object per line")
     if duplicates:
         more = f" and {len(duplicates) - _MAX_NAMED} more" if len(duplicates) > _MAX_NAMED else ""
         raise ConfigError(f"{path}: custom_ids must be unique; repeated: {', '.join(duplicates[:_MAX_NAMED])}{more}")
@@ -113,7 +113,7 @@ def check_input(path: Path, seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LineAnswer:
-    """What came back for a line. body: the JSON that HTTP gives, an error's included."""
+    """The response to a line. body: the same JSON as over HTTP, including errors."""
 
     id: str
     custom_id: str | None
@@ -123,11 +123,11 @@ class LineAnswer:
 
     @property
     def is_ok(self) -> bool:
-        """True for an answer, False for an error."""
+        """True for a completion, False for an error."""
         return self.status < 400
 
     def record(self) -> dict[str, Any]:
-        """The output line. A line in error has OpenAI's response with the status, and `error` as a summary."""
+        """The output line. A failed line has OpenAI's response with the status, and a summary in `error`."""
         error = None
         if not self.is_ok:
             said = self.body.get("error") or {}
@@ -143,11 +143,11 @@ def refusal(line: BatchLine) -> dict[str, Any]:
 
 
 class OutputFile:
-    """The output while it grows: `<name>.partial`, which becomes `<name>` when it is complete.
+    """The output of a running job: `<name>.partial`, renamed to `<name>` when it is complete.
 
-    Use as a context manager. done: ids of lines that have their output line. num_failed: those of them in error.
-    fingerprints: of the services that gave the answers that were found. Raises ConfigError if the output exists and
-    existing is "refuse", if the partial output is another job's, or if another process writes it now.
+    Use as a context manager. done: ids of lines with an output line. num_failed: number of failed ones among them.
+    fingerprints: of the services that produced the existing output. Raises ConfigError if the output exists and
+    existing is "refuse", if the partial output belongs to another job, or if another process is writing it.
     """
 
     def __init__(self, path: Path, existing: Existing) -> None:
@@ -159,11 +159,11 @@ class OutputFile:
         if existing == "refuse":
             self._refuse_existing()
         elif existing == "overwrite" and path.is_dir():
-            raise ConfigError(f"{path} is a folder")
+            raise ConfigError(f"{path} is a folder; give a file")
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: the folder {path.parent} does not exist")
         if existing == "resume" and path.exists() and not self.partial.exists():
-            raise ConfigError(f"{path} is complete; there is nothing to resume (--overwrite starts again)")
+            raise ConfigError(f"{path} is complete, with nothing to resume; use --overwrite to start again")
         try:
             self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -179,31 +179,31 @@ class OutputFile:
 
     def _refuse_existing(self) -> None:
         if self._path.exists():
-            raise ConfigError(f"{self._path} exists; --overwrite replaces it")
+            raise ConfigError(f"{self._path} exists; use --overwrite to replace it")
         if self.partial.exists():
             raise ConfigError(
-                f"{self.partial} exists: a job over this output did not finish; --resume goes on with it, "
-                "--overwrite starts again"
+                f"{self.partial} exists: an earlier job with this output did not finish; use --resume to continue it, "
+                "or --overwrite to start again"
             )
 
     def _lock(self) -> None:
-        """One writer. The lock goes with the process, however it ends."""
+        """Ensure a single writer. The lock ends with the process, however it ends."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{self.partial} is being written by another job") from None
 
     def _read(self) -> None:
-        """Take over what is there, up to the last whole line, and stand behind it."""
+        """Read the existing output up to its last complete line, and continue after it."""
         end = 0
         with os.fdopen(os.dup(self._file), "rb") as file:
             for raw in file:
                 if not raw.endswith(b"\n"):
-                    break  # torn by a kill
+                    break  # cut off by a kill
                 try:
                     self._note(json.loads(raw))
                 except (ValueError, KeyError, TypeError):
-                    raise ConfigError(f"{self.partial} is no output of this command; remove it") from None
+                    raise ConfigError(f"{self.partial} is not an output of this command; remove it") from None
                 end += len(raw)
         os.lseek(self._file, end, os.SEEK_SET)
 
@@ -214,7 +214,7 @@ class OutputFile:
             self.fingerprints.add(record["response"]["body"].get("system_fingerprint", ""))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line, by one write: a kill leaves it whole, absent, or torn at the very end."""
+        """Append a line with one write: a kill leaves it complete, missing, or cut off at the end of the file."""
         data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         while data:
             data = data[os.write(self._file, data) :]
@@ -222,7 +222,7 @@ class OutputFile:
         self.num_failed += record["error"] is not None
 
     def complete(self) -> None:
-        """Every line is there: give the file its name."""
+        """All lines are written: rename the file to its final name."""
         os.fsync(self._file)
         os.replace(self.partial, self._path)
 

@@ -1,7 +1,7 @@
-"""`medusa-dist batch`: a file of requests in OpenAI's batch form, answered line by line.
+"""`medusa-dist batch`: runs a batch job over a file in OpenAI's format.
 
-Owns the course of a job: checks, what is still to do, retries, the closing counts. Not here: the files' form
-(batch_file.py), how lines reach a model (batch_serve.py: through Ray; batch_http.py: through HTTP).
+Owns the course of a job: checks, remaining lines, retries, final counts. Not here: file formats (files.py), sending
+lines to a model (over_serve.py: through Ray; over_http.py: over HTTP).
 """
 
 import time
@@ -17,26 +17,26 @@ from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.tools.progress import ProgressDisplay, ProgressText
 
 Deliver = Callable[[LineAnswer], None]
-MAX_TRIES = 3  # of a line that the service could not answer (503)
-PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # after a pass without a single answer; then the job gives up
+MAX_TRIES = 3  # per line that the service could not process (503)
+PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # after each pass without any response; then the job ends
 
 
 class Sender(Protocol):
-    """A way to a model."""
+    """Sends lines to a model."""
 
     def describe(self) -> dict[str, Any]:
-        """The facts of /v1/models. Raises MedusaError if there is no such service."""
+        """The data of /v1/models. Raises MedusaError if there is no such service."""
 
     def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """Have all lines answered, in any order; each at most once.
+        """Process all lines, in any order; each is delivered at most once.
 
-        Lines that were lost with a part of the service may stay without an answer: the caller sends them again.
+        Lines lost in a failure of the service may get no response; the caller sends them again.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The result. num_resumed: of num_lines, those that an earlier run had done."""
+    """The result. num_resumed: lines of num_lines that an earlier run had completed."""
 
     num_lines: int
     num_failed: int
@@ -46,29 +46,28 @@ class Counts:
     def __str__(self) -> str:
         fresh = self.num_lines - self.num_resumed
         rate = f", {fresh / self.seconds:.1f} lines/s" if fresh else ""
-        resumed = f" ({self.num_resumed} from before)" if self.num_resumed else ""
+        resumed = f" ({self.num_resumed} from an earlier run)" if self.num_resumed else ""
         return (
-            f"{self.num_lines} lines{resumed}: {self.num_lines - self.num_failed} answered, "
-            f"{self.num_failed} in error; {self.seconds:.1f} s{rate}"
+            f"{self.num_lines} lines{resumed}: {self.num_lines - self.num_failed} succeeded, "
+            f"{self.num_failed} failed; {self.seconds:.1f} s{rate}"
         )
 
 
 def run_batch(
     source: Path, target: Path, get_sender: Callable[[], Sender], console: Console, seed: int, existing: Existing
 ) -> Counts:
-    """Answer every line of source; target appears when all are there.
+    """Process every line of source; target appears when all are complete.
 
-    get_sender: called once both files are found in order, since a model may have to be started for it. Raises
-    ConfigError for what keeps the job from starting, EngineError where the service does not answer any more; what was
-    done is kept for existing="resume" then.
+    get_sender: called after both files are checked, because it may have to start a model. Raises ConfigError if the job
+    cannot start, EngineError if the service stops responding; completed lines are then kept for existing="resume".
     """
     if source.resolve() == target.resolve():
-        raise ConfigError(f"{source} is both input and output")
+        raise ConfigError(f"{source} is both input and output; give another output")
     total = check_input(source, seed)
     with OutputFile(target, existing) as output:
         resumed = len(output.done)
         _check_same_input(source, seed, output)
-        console.print(f"{total} lines, job seed {seed}" + (f", {resumed} done before" if resumed else ""))
+        console.print(f"{total} lines, job seed {seed}" + (f", {resumed} already done" if resumed else ""))
         began = time.monotonic()
         if resumed < total:
             sender = get_sender()
@@ -77,8 +76,8 @@ def run_batch(
             with ProgressDisplay(console) as progress:
 
                 def show() -> None:
-                    failed = f"{output.num_failed} in error"
-                    progress.say(ProgressText("answering", len(output.done), total, "lines", failed))
+                    failed = f"{output.num_failed} failed"
+                    progress.say(ProgressText("processing", len(output.done), total, "lines", failed))
 
                 show()
                 _answer_all(source, seed, output, sender, show)
@@ -91,7 +90,7 @@ def _check_same_input(source: Path, seed: int, output: OutputFile) -> None:
         strangers = len(output.done) - sum(line.id in output.done for line in read_lines(source, seed))
         if strangers:
             raise ConfigError(
-                f"{output.partial} holds {strangers} lines that do not come from {source} with job seed {seed}; "
+                f"{output.partial} contains {strangers} lines that do not come from {source} with job seed {seed}; "
                 "resume with the same file and --seed, or start again with --overwrite"
             )
 
@@ -101,13 +100,13 @@ def _check_same_model(output: OutputFile, facts: dict[str, Any]) -> None:
     others = output.fingerprints - {fingerprint}
     if fingerprint is not None and others:
         raise ConfigError(
-            f"{output.partial} was answered by {', '.join(sorted(others))}, this service is {fingerprint}: another "
-            "model, dtype or version; --overwrite starts again"
+            f"{output.partial} was produced by {', '.join(sorted(others))}, but this service is {fingerprint}: another "
+            "model, dtype or version; use --overwrite to start again"
         )
 
 
 def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, show: Callable[[], None]) -> None:
-    """Pass after pass over what has no output line yet, until nothing is left."""
+    """Repeat passes over the lines without output until none is left."""
     tries: dict[str, int] = {}
 
     def todo() -> Iterator[BatchLine]:
@@ -138,5 +137,5 @@ def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, sho
             return
         num_idle = 0 if len(output.done) + sum(tries.values()) > before else num_idle + 1
         if num_idle > len(PAUSES_S):
-            raise EngineError(f"the service answered no line in {num_idle} passes; try again with --resume")
+            raise EngineError(f"the service completed no line in {num_idle} passes; try again with --resume")
         time.sleep(PAUSES_S[max(0, num_idle - 1)])

@@ -1,6 +1,6 @@
-"""Batch lines over HTTP, to any service of ours that answers at a URL; needs no Ray.
+"""Sends batch lines over HTTP to a medusa_dist service at a URL. Needs no Ray.
 
-Owns the client: concurrency, retries. Not here: what is done with the answers (batch.py).
+Owns the client: concurrency and retries. Not here: what is done with the responses (job.py).
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from medusa_dist.batch.job import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"
-PATIENCE_S = 120.0  # with a service that cannot be reached at all
+PATIENCE_S = 120.0  # how long to retry a service that cannot be reached
 MAX_PAUSE_S = 10.0
-FILL = 3  # calls in flight, in batches: one is decoded, the others wait at the service so that it never runs dry
+FILL = 3  # calls in flight, in batches: one is decoded, the others wait at the service to keep it full
 
 
 class HttpSender:
-    """url: of the service, without /v1. concurrency: calls in flight; None: as many as keep the service full."""
+    """url: of the service, without /v1. concurrency: calls in flight; None: enough to keep the service full."""
 
     def __init__(self, url: str, concurrency: int | None) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -32,18 +32,18 @@ class HttpSender:
         self._facts: dict[str, Any] = {}
 
     def describe(self) -> dict[str, Any]:
-        """The service's facts. Raises ConfigError where there is none, or it wants another API key."""
+        """The data of /v1/models. Raises ConfigError if there is no service, or if it needs another API key."""
         try:
-            answer = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=30.0)
+            response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=30.0)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise ConfigError(f"--address {self._url}: no service answers there: {error}") from None
-        if answer.status_code == 401:
+            raise ConfigError(f"--address {self._url}: no service responds at this URL: {error}") from None
+        if response.status_code == 401:
             raise ConfigError(f"--address {self._url}: the API key is missing or wrong; set {API_KEY_VARIABLE}")
         try:
-            self._facts = dict(answer.json()["data"][0])
+            self._facts = dict(response.json()["data"][0])
         except (ValueError, LookupError, TypeError):
             raise ConfigError(
-                f"--address {self._url}: {answer.status_code} from /v1/models, no model's facts"
+                f"--address {self._url}: /v1/models returned status {response.status_code} and no model; check the URL"
             ) from None
         return self._facts
 
@@ -53,16 +53,16 @@ class HttpSender:
         return self._concurrency or FILL * int(self._facts.get("max_running", 16))
 
     def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """See batch.Sender. Raises EngineError if the service cannot be reached for PATIENCE_S."""
+        """See job.Sender. Raises EngineError if the service cannot be reached for PATIENCE_S."""
         asyncio.run(self._send(lines, deliver))
 
     async def _send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
         limits = httpx.Limits(max_connections=self.window, max_keepalive_connections=self.window)
-        timeout = httpx.Timeout(60.0, read=None)  # an answer comes when it is ready; a dead peer resets the connection
+        timeout = httpx.Timeout(60.0, read=None)  # a response may take any time; a dead peer resets the connection
         async with httpx.AsyncClient(headers=self._headers, limits=limits, timeout=timeout) as client:
 
             async def work() -> None:
-                for line in lines:  # shared: each worker takes the next one
+                for line in lines:  # shared: each worker takes the next line
                     deliver(await self._answer(client, line))
 
             try:
@@ -73,24 +73,24 @@ class HttpSender:
                 raise errors.exceptions[0] from None
 
     async def _answer(self, client: httpx.AsyncClient, line: BatchLine) -> LineAnswer:
-        """One line. Waits while the service is full, and for a while where it is gone."""
+        """Process one line. Waits while the service is full, and up to PATIENCE_S while it cannot be reached."""
         pause_s, lost_since = 1.0, None
         while True:
             try:
-                answer = await client.post(f"{self._url}{line.url}", json=line.body)
-                body = answer.json()
+                response = await client.post(f"{self._url}{line.url}", json=line.body)
+                body = response.json()
             except (httpx.TransportError, ValueError) as error:
                 now = time.monotonic()
                 lost_since = lost_since or now
                 if now - lost_since > PATIENCE_S:
                     raise EngineError(
                         f"{self._url} could not be reached for {PATIENCE_S:g} s: {error or type(error).__name__}; "
-                        "--resume goes on"
+                        "use --resume to continue"
                     ) from None
             else:
-                if answer.status_code != 429:
-                    request_id = answer.headers.get("x-request-id", "")
-                    return LineAnswer(line.id, line.custom_id, answer.status_code, request_id, body)
+                if response.status_code != 429:
+                    request_id = response.headers.get("x-request-id", "")
+                    return LineAnswer(line.id, line.custom_id, response.status_code, request_id, body)
                 lost_since = None
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)

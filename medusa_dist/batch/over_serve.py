@@ -1,8 +1,8 @@
-"""Batch lines to an application on a Ray cluster, through Ray Data's ServeDeploymentProcessor.
+"""Sends batch lines to an application on a Ray cluster, through Ray Data's ServeDeploymentProcessor.
 
-Owns finding the application, and how much of the file is on its way at a time. Not here: what a replica does with a
-line (the deployment's batch_line), what is done with the answers (batch.py).
-The processor's actors only carry lines: they reserve nothing and own no placement group, which Ray Data would leak.
+Owns finding the application, and the number of lines in flight. Not here: how a replica processes a line (batch_line
+in app.py), what is done with the responses (job.py).
+The processor's actors only pass lines on: they reserve nothing, and own no placement group, which Ray Data would leak.
 """
 
 import json
@@ -24,17 +24,17 @@ from medusa_dist.batch.files import BatchLine, LineAnswer
 from medusa_dist.batch.job import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
-BLOCKS = 3  # in flight per replica: one is decoded, one waits behind it, one comes back or is on its way
+BLOCKS = 3  # in flight per replica: one is decoded, one waits at the replica, one is in transit
 MIN_BLOCK = 8  # lines; Ray Data spends some ten milliseconds on a block
-MAX_BLOCKS = 4000  # of one dataset: what is in memory at a time, however long the file is
+MAX_BLOCKS = 4000  # per dataset: limits the memory used for a file of any length
 FACTS_S = 60.0
 
 
 class ServeSender:
-    """app: the application's name; None: the only one. deployment: the name of ours in it. Needs a connected Ray.
+    """app: the application's name; None: the only one. deployment: its deployment's name. Ray must be connected.
 
-    concurrency: lines in flight; None: as many as keep every replica full. note: takes what a person should know.
-    Raises ConfigError if it is not running.
+    concurrency: lines in flight; None: enough to keep every replica full. note: called with notices for the user.
+    Raises ConfigError if the application is not running.
     """
 
     def __init__(self, app: str | None, deployment: str, concurrency: int | None, note: Callable[[str], None]) -> None:
@@ -45,40 +45,40 @@ class ServeSender:
         self._facts: dict[str, Any] = {}
         state = serve.status().applications.get(self._app)
         if state is None or state.status != ApplicationStatus.RUNNING or deployment not in state.deployments:
-            found = "not there" if state is None else state.status.value
-            raise ConfigError(f"application {self._app!r} is {found}; `serve status` shows what runs")
+            found = "missing" if state is None else state.status.value
+            raise ConfigError(f"application {self._app!r} is {found}; see `serve status` for running ones")
 
     def describe(self) -> dict[str, Any]:
-        """The service's facts."""
+        """The data of /v1/models."""
         handle = serve.get_deployment_handle(self._deployment, self._app)
         try:
             self._facts = handle.describe.remote().result(timeout_s=FACTS_S)
         except (RayError, RayServeException, TimeoutError) as error:
-            raise EngineError(f"application {self._app!r} does not answer: {error}") from None
+            raise EngineError(f"application {self._app!r} does not respond: {error}") from None
         return self._facts
 
     @property
     def num_replicas(self) -> int:
-        """Replicas that there are, or may be under load."""
+        """The number of replicas, or the maximum under load."""
         states: dict[str, int] = serve.status().applications[self._app].deployments[self._deployment].replica_states
         return max(1, states.get("RUNNING", 0), int(self._facts.get("max_replicas") or 1))
 
     def block_size(self) -> int:
-        """Lines per block: a full batch, but all in flight fit into what a replica admits."""
+        """Lines per block: a full batch, as long as all blocks in flight fit into a replica's queue."""
         if self._concurrency is not None:
             return max(1, self._concurrency // (BLOCKS * self.num_replicas))
         running, queued = int(self._facts["max_running"]), int(self._facts["max_queued"])
         return max(1, min(max(MIN_BLOCK, running), (running + queued) // BLOCKS))
 
     def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """See batch.Sender."""
+        """See job.Sender."""
         quiet_ray_data()
         size = self.block_size()
         while rows := [_row(line) for line in islice(lines, size * MAX_BLOCKS)]:
             try:
                 self._send_rows(rows, size, deliver)
             except (RayError, RayServeException) as error:
-                self._note(f"a replica was lost ({_last_line(error)}); its lines are sent again")
+                self._note(f"a replica was lost ({_last_line(error)}); its lines will be sent again")
 
     def _send_rows(self, rows: list[dict[str, str]], size: int, deliver: Deliver) -> None:
         maps = {"num_cpus": 0, "compute": TaskPoolStrategy(size=2)}
@@ -96,52 +96,54 @@ class ServeSender:
             postprocess_map_kwargs=maps,
         )
         for name in processor.list_stage_names():
-            # No restarts: a carrier that dies loses nothing, its lines are sent again.
+            # No restarts: if one of these actors dies, its lines are sent again.
             processor.get_stage_by_name(name).map_batches_kwargs.update(
                 num_cpus=0, max_concurrency=BLOCKS, max_restarts=0, max_task_retries=0
             )
         dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size)))
         for row in dataset.iter_rows():
             if row["__inference_error__"]:
-                self._note(f"a line came back without an answer: {_last_line(row['__inference_error__'])}")
+                self._note(f"a line came back without a response: {_last_line(row['__inference_error__'])}")
                 continue
             reply = json.loads(row["reply"])
             deliver(LineAnswer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))
 
 
 def _last_line(error: object) -> str:
-    """Of a text that Ray filled with tracebacks."""
+    """The last line of an error text that contains tracebacks of Ray."""
     return ([type(error).__name__, *str(error).strip().splitlines()])[-1].strip()[:200]
 
 
 def _row(line: BatchLine) -> dict[str, str]:
-    """A line as texts: columns whose types differ from row to row are not for Arrow."""
+    """A line as strings: Arrow does not support columns of mixed types."""
     assert line.custom_id is not None
     return {"id": line.id, "custom_id": line.custom_id, "url": line.url, "body": json.dumps(line.body)}
 
 
 def to_call(row: dict[str, Any]) -> dict[str, Any]:
-    """The processor's contract: which method of the deployment, with what."""
+    """The processor's input format: the method of the deployment and its arguments."""
     return {"method": "batch_line", "dtype": None, "request_kwargs": {"url": row["url"], "body": row["body"]}}
 
 
 def to_reply(row: dict[str, Any]) -> dict[str, Any]:
-    """What goes back to the job."""
+    """The fields returned to the job."""
     return {"id": row["id"], "custom_id": row["custom_id"], "reply": row["reply"]}
 
 
 def only_application(deployment: str) -> str:
-    """The name of the only application with such a deployment. Raises ConfigError if there is none, or several."""
+    """The name of the only application with this deployment. Raises ConfigError if there is none, or several."""
     names: list[str] = [name for name, state in serve.status().applications.items() if deployment in state.deployments]
     if not names:
-        raise ConfigError("no model is served on this Ray cluster; start one with --config, or `medusa-dist serve`")
+        raise ConfigError("no model is served on this Ray cluster; start one with --config or `medusa-dist serve`")
     if len(names) > 1:
-        raise ConfigError(f"several models are served here; say which with --app: {', '.join(sorted(names))}")
+        raise ConfigError(
+            f"several models are served on this Ray cluster; choose one with --app: {', '.join(sorted(names))}"
+        )
     return names[0]
 
 
 def join_cluster(address: str) -> None:
-    """Connect to a running cluster. Raises ConfigError if there is none, or it asks for a token we do not have."""
+    """Connect to a running cluster. Raises ConfigError if there is none, or it requires a token that is not set."""
     if ray.is_initialized():
         return
     for name in ("ray", "ray.serve"):
@@ -151,13 +153,13 @@ def join_cluster(address: str) -> None:
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}\n"
-            "Give --config to start a model for this job, --address http://... for a service's URL, or the address of "
-            "a Ray cluster; one with token authentication wants RAY_AUTH_MODE=token in this shell, too"
+            "Use --config to start a model for this job, --address http://... for the URL of a service, or the address "
+            "of a Ray cluster; a cluster with token authentication also requires RAY_AUTH_MODE=token in this shell"
         ) from None
 
 
 def refuse_if_serving(address: str) -> None:
-    """Raise ConfigError if the cluster serves something: deploying a config takes away what it does not name."""
+    """Raise ConfigError if the cluster serves anything: deploying a config removes all other applications."""
     join_cluster(address)
     try:
         names = sorted(serve.status().applications)
@@ -165,12 +167,12 @@ def refuse_if_serving(address: str) -> None:
         ray.shutdown()
     if names:
         raise ConfigError(
-            f"the Ray cluster at {address!r} already serves {', '.join(names)}, which deploying --config would "
-            "replace; leave --config out to use what is served"
+            f"the Ray cluster at {address!r} already serves {', '.join(names)}, which --config would replace; remove "
+            "--config to use what is served"
         )
 
 
 def quiet_ray_data() -> None:
-    """No bars and no notes of Ray Data's own: the job shows its progress itself."""
+    """Turn off Ray Data's progress bars and messages: the job shows its own progress."""
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Where a batch job's lines go: a URL, an application that runs on a Ray cluster, or one started for the job.
+"""Target of a batch job: a URL, an application on a Ray cluster, or one started for the job.
 
-Owns that choice, and the end of what it started. Not here: sending (batch_http.py, batch_serve.py), the course of a
-job (batch.py).
+Owns this choice, and stopping what it started. Not here: sending (over_http.py, over_serve.py), the course of a job
+(job.py).
 """
 
 import os
@@ -24,9 +24,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What the user named. config: a Serve config to start. address: a URL, or of a Ray cluster; None: RAY_ADDRESS.
+    """The user's options. config: a Serve config to start. address: a URL or a Ray cluster; None: RAY_ADDRESS.
 
-    app: of several applications. concurrency: lines in flight, None for the default. deployment: ours in each.
+    app: one of several applications. concurrency: lines in flight; None: the default. deployment: its name.
     """
 
     deployment: str
@@ -38,17 +38,19 @@ class Target:
 
 @contextmanager
 def open_sender(target: Target, say: Say, note: Say) -> Iterator[Callable[[], Sender]]:
-    """A function that connects, starting what has to be started; leaving the block ends that again.
+    """Yield a function that connects, and starts a model if needed; leaving the block stops it again.
 
-    say: shows what a start is doing now. note: takes what a person should know while lines are answered.
-    Options that contradict each other raise ConfigError at once; everything else does when the function is called.
+    say: called with the current phase of a start. note: called with notices for the user while lines are processed.
+    Contradictory options raise ConfigError at once; all other errors are raised when the function is called.
     """
     is_url = (target.address or "").startswith(("http://", "https://"))
     if is_url and target.config is not None:
-        raise ConfigError("--config starts a model on Ray, --address names a service that runs; give one of them")
+        raise ConfigError("--config starts a model on Ray, and --address names a running service; remove one of them")
     if is_url and target.app is not None:
-        raise ConfigError("--app names an application on a Ray cluster; the URL itself says which one is meant")
-    cluster = target.address or os.environ.get("RAY_ADDRESS")  # which Ray sets in a submitted job
+        raise ConfigError(
+            "--app names an application on a Ray cluster, but --address is the URL of one application; remove --app"
+        )
+    cluster = target.address or os.environ.get("RAY_ADDRESS")  # Ray sets it in a submitted job
     with ExitStack() as ends:
 
         def connect() -> Sender:
@@ -72,7 +74,7 @@ def _start(path: Path, target: Target, cluster: str | None, say: Say, ends: Exit
     names = sorted(file.configs)
     name = target.app or names[0]
     if name not in names or (target.app is None and len(names) > 1):
-        raise ConfigError(f"{path} has the applications {', '.join(names)}; say with --app which one answers")
+        raise ConfigError(f"{path} has the applications {', '.join(names)}; choose one with --app")
     if cluster is not None:
         refuse_if_serving(cluster)
     launch = Launch(file, cluster, say)

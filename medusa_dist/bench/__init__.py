@@ -1,1 +1,1 @@
-"""`medusa-dist bench`: what speculation gains on this machine, measured side by side."""
+"""`medusa-dist bench`: the speed-up of speculation on this machine."""

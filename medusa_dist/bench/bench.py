@@ -1,9 +1,9 @@
-"""`medusa-dist bench`: what speculation is worth on this machine, measured side by side.
+"""`medusa-dist bench`: measures the speed-up of speculation on this machine.
 
-Owns the comparison. Not here: one run (bench_run.py), other engines (bench_peers.py), the report (bench_report.py).
-One engine, one process: the same prompts are decoded with and without drafts, alternating, so that load on the machine
-hits both alike; a pair whose tokens differ is an error, since exactness is the promise. The baseline is our own engine
-with its lone rows padded like the others. Ratios are per pair; the interval is a bootstrap over pairs.
+Owns the comparison. Not here: a single run (timed_run.py), other engines (peers.py), the report (report.py).
+One engine in one process decodes the same prompts with and without drafts, alternating, so that load on the machine
+affects both alike. A pair with different tokens is an error, because the output must be exact. The baseline is our own
+engine, with single rows padded as in other steps. Ratios are per pair; the interval is a bootstrap over pairs.
 """
 
 import hashlib
@@ -33,10 +33,11 @@ _ORDERS: tuple[tuple[str | bool, ...], ...] = tuple(permutations(("theirs", True
 
 @dataclass(frozen=True)
 class Setting:
-    """What to measure. pairs: per batch size and temperature. waves: how often a run fills a batch larger than 1.
+    """What to measure. pairs: per batch size and temperature. waves: prompts per run / batch, for batches above 1.
 
-    prompts: one a line. Where a run needs more, they come again with a number before them, so that no two prompts of a
-    run begin alike (beyond the chat template).
+    prompts: file with one prompt per line. If a run needs more, they are repeated with a number in front, so that no
+    two
+    prompts of a run share a prefix (beyond the chat template).
     """
 
     batches: Sequence[int]
@@ -45,24 +46,24 @@ class Setting:
     waves: int
     max_tokens: int
     prompts: Path
-    exact_phases: bool = False  # on a GPU: wait for each phase (engine/runner/phase_timer.py)
+    exact_phases: bool = False  # on a GPU: synchronise after each phase (engine/runner/phase_timer.py)
 
     def params(self, temperature: float) -> SamplingParams:
-        """Answers all have max_tokens tokens, so that both sides do the same work."""
+        """All answers have max_tokens tokens, so that both sides do the same work."""
         return SamplingParams(max_tokens=self.max_tokens, temperature=temperature, ignore_eos=True)
 
 
 class PromptSource:
-    """Prompts of a file in the model's tokens, without end."""
+    """An endless source of prompts from a file, as token ids."""
 
     def __init__(self, llm: LLM, path: Path) -> None:
         self._llm = llm
         self._texts = [line for line in path.read_text().splitlines() if line.strip()]
         if not self._texts:
-            raise ConfigError(f"{path} has no prompts")
+            raise ConfigError(f"{path} contains no prompts")
 
     def take(self, start: int, count: int) -> list[list[int]]:
-        """Prompts start, start + 1, ... of the file; those that come again within these are numbered."""
+        """Prompts start, start + 1, ... of the file; repeated ones are numbered."""
         return [self._ids(start + i, i // len(self._texts)) for i in range(count)]
 
     def _ids(self, index: int, repeat: int) -> list[int]:
@@ -72,9 +73,9 @@ class PromptSource:
 
 
 def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[str], None]) -> BenchReport:
-    """Measure all batch sizes and temperatures, then against the peers. report: told what is being measured.
+    """Measure all batch sizes and temperatures, then the peers. report: called with the current activity.
 
-    Raises EngineError if any pair's tokens differ, ConfigError for an unfit prompt file.
+    Raises EngineError if the tokens of a pair differ, ConfigError for an invalid prompt file.
     """
     source = PromptSource(llm, setting.prompts)
     device = torch.device(llm.facts["device"])
@@ -118,14 +119,14 @@ def _row(
     roof_ms: float,
     report: Callable[[str], None],
 ) -> Row:
-    """what: (batch, temperature)."""
+    """One row of the report. what: (batch, temperature)."""
     batch, temperature = what
     params = setting.params(temperature)
     sides: dict[bool, list[TimedRun]] = {True: [], False: []}
     count = 1 if batch == 1 else setting.waves * batch
     name = f"batch {batch}, temperature {temperature:g}"
     report(f"{name}: warming up")
-    for drafts in (True, False):  # kernels and the policy's averages warm up; a service has them after a minute
+    for drafts in (True, False):  # warms up kernels and the draft policy's averages, as in a running service
         run_prompts(llm.engine, source.take(0, count), batch, params, drafts)
     for pair in range(setting.pairs):
         report(ProgressText(name, pair, setting.pairs, "pairs"))
@@ -157,13 +158,13 @@ def _side(runs: list[TimedRun]) -> Side:
 def _against(
     llm: LLM, source: PromptSource, setting: Setting, peer: Peer, batch: int, report: Callable[[str], None]
 ) -> list[PeerRow]:
-    """Rounds of three: the peer, ours with drafts, ours without, in all orders, so that who follows whom evens out."""
+    """Rounds of three runs (peer, ours with drafts, ours without) in all orders, so that order effects cancel out."""
     theirs: list[Answers] = []
     ours: dict[bool, list[TimedRun]] = {True: [], False: []}
     params = setting.params(0.0)
     name = f"{peer.name}, batch {batch}"
     report(f"{name}: warming up")
-    for number in range(-1, setting.pairs):  # the first one warms up
+    for number in range(-1, setting.pairs):  # the first round is a warm-up
         if number >= 0:
             report(ProgressText(name, number, setting.pairs, "rounds"))
         chosen = source.take(max(0, number) * batch, batch)
@@ -197,7 +198,7 @@ def _peer_row(name: str, batch: int, drafts: bool, ours: list[TimedRun], theirs:
 
 
 def bootstrap_interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the geometric mean, by resampling pairs."""
+    """95 % confidence interval of the geometric mean, by bootstrap over pairs."""
     rng = random.Random(seed)
     means = sorted(statistics.geometric_mean(rng.choices(ratios, k=len(ratios))) for _ in range(_BOOTSTRAP_ROUNDS))
     return means[int(0.025 * _BOOTSTRAP_ROUNDS)], means[int(0.975 * _BOOTSTRAP_ROUNDS) - 1]

@@ -1,6 +1,6 @@
-"""What a benchmark must say about the machine it ran on, measured or read.
+"""Machine facts for a benchmark report: names, and measured memory bandwidth.
 
-Owns memory bandwidth and names. Not here: GPUs by their data sheets (roof.py).
+Owns measuring the bandwidth. Not here: GPU data sheets (check/roofline.py).
 """
 
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What to quote beside a number."""
+    """Facts to quote with a result."""
     return {
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
@@ -23,12 +23,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def read_bandwidth(device: torch.device, num_bytes: int = 1 << 29) -> float:
-    """Bytes per second that this process can read from the device's memory: the best of a few sums over an array."""
+    """Read bandwidth of the device's memory for this process, bytes/s: the best of a few sums over an array."""
     data = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     best = float("inf")
     for _ in range(4):
         begin = time.perf_counter()
-        data.sum().item()  # waits for a GPU
+        data.sum().item()  # synchronises with a GPU
         best = min(best, time.perf_counter() - begin)
     return num_bytes / best
 

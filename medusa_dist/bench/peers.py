@@ -1,8 +1,8 @@
-"""Other engines, made to decode the same prompts as ours: transformers in this process, vLLM in its own.
+"""Peer engines for `bench`: transformers in this process, vLLM in its own.
 
-Owns how a peer is started, asked and ended. Not here: the comparison (bench.py), what runs inside vLLM's Python
+Owns starting, calling and stopping a peer. Not here: the comparison (bench.py), the script inside vLLM's Python
 (vllm_script.py).
-Both get the same folder, dtype and threads as our engine, decode greedily and go on past the end-of-sequence token.
+Both get the same folder, dtype and threads as our engine, decode greedily, and continue past end-of-sequence tokens.
 """
 
 import json
@@ -35,9 +35,9 @@ NAMES = ("transformers", "vllm")
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """Which peers to compare with. python: of vLLM's environment. batches: at which vLLM is asked.
+    """Peers to compare with. python: of vLLM's environment. batches: batch sizes for vLLM.
 
-    Raises ConfigError for a name that is no peer, and for vLLM without its Python.
+    Raises ConfigError for an unknown peer, and for vLLM without its Python.
     """
 
     names: tuple[str, ...] = ()
@@ -47,19 +47,19 @@ class PeerOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.names if name not in NAMES]
         if unknown:
-            raise ConfigError(f"--peer: {unknown[0]!r} is not one of {', '.join(NAMES)}")
+            raise ConfigError(f"--peer: {unknown[0]!r} is unknown; use one of {', '.join(NAMES)}")
         if "vllm" in self.names and self.python is None:
-            raise ConfigError("--peer vllm: give the Python that vLLM is installed in with --peer-python")
+            raise ConfigError("--peer vllm requires --peer-python; set it to the Python of the environment with vLLM")
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Batch sizes that our engine must be able to run for the comparison."""
+        """Batch sizes that our engine must support for the comparison."""
         return self.batches if "vllm" in self.names else (1,)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a peer made of a batch of prompts, and how long it took from first to last."""
+    """A peer's answers to a batch of prompts, and the time for the whole batch."""
 
     tokens: list[tuple[int, ...]]
     seconds: float
@@ -71,33 +71,33 @@ class Answers:
 
 
 class Peer(Protocol):
-    """An engine to compare with. name: with its version. batches: what it is asked to decode at once."""
+    """An engine to compare with. name: includes its version. batches: its batch sizes."""
 
     name: str
     batches: tuple[int, ...]
 
     def decode(self, prompts: Prompts, max_tokens: int) -> Answers:
-        """All prompts together, max_tokens each."""
+        """Decode all prompts in one batch, with max_tokens tokens each."""
 
     def close(self) -> None:
-        """End it."""
+        """Stop the peer."""
 
 
 class TransformersPeer:
-    """`generate` of a plain transformers model, one prompt at a time: what one has without any server."""
+    """`generate` of a plain transformers model, one prompt at a time: the baseline without a server."""
 
     batches: tuple[int, ...] = (1,)
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.name = f"transformers {transformers.__version__}"
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-        # Its own would end at the end-of-sequence token.
+        # The model's own config would stop at the end-of-sequence token.
         self._model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
         self._device = device
 
     @torch.inference_mode()
     def decode(self, prompts: Prompts, max_tokens: int) -> Answers:
-        """One prompt after another."""
+        """Decode the prompts one after another."""
         tokens: list[tuple[int, ...]] = []
         begin = time.perf_counter()
         for prompt in prompts:
@@ -107,12 +107,12 @@ class TransformersPeer:
         return Answers(tokens, time.perf_counter() - begin)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the model's memory."""
         self._model = None
 
 
 class VllmPeer:
-    """vLLM's offline engine in a process of its own Python. python: its executable. batches: e.g. (8, 32)."""
+    """vLLM's offline engine in a separate process. python: its executable. batches: e.g. (8, 32)."""
 
     def __init__(self, python: str, folder: Path, dtype: str, max_model_len: int, batches: tuple[int, ...]) -> None:
         self.batches = batches
@@ -136,9 +136,9 @@ class VllmPeer:
             raise
 
     def decode(self, prompts: Prompts, max_tokens: int) -> Answers:
-        """All prompts in one call; its own clock is read, so pipes are not in the time.
+        """Decode all prompts in one call, timed inside vLLM's process, so that the time excludes the pipes.
 
-        Between calls it is stopped: its threads wait by spinning, which would slow down whoever is measured next.
+        The process is stopped between calls, because its spinning threads would slow down other measurements.
         """
         os.killpg(self._process.pid, signal.SIGCONT)
         said = self._ask({"prompts": [list(ids) for ids in prompts], "max_tokens": max_tokens}, _ANSWER_S)
@@ -146,16 +146,16 @@ class VllmPeer:
         return Answers([tuple(tokens) for tokens in said["tokens"]], said["seconds"])
 
     def close(self) -> None:
-        """Its input ends, and so does it; after a while by force."""
+        """Close its input, which ends the process; kill it after _END_S."""
         assert self._process.stdin is not None
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGCONT)
-        with suppress(BrokenPipeError):  # it has ended, with a question still in the pipe
+        with suppress(BrokenPipeError):  # it has exited, with unread input in the pipe
             self._process.stdin.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it has processes of its own
+            os.killpg(self._process.pid, signal.SIGKILL)  # it has child processes
             self._process.wait()
 
     def _ask(self, what: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -165,20 +165,20 @@ class VllmPeer:
             stdin.write(json.dumps(what) + "\n")
             stdin.flush()
         except BrokenPipeError:
-            raise EngineError("vLLM has ended; what it printed says why") from None
-        # One line is one answer, so nothing waits in a buffer behind it.
+            raise EngineError("vLLM has exited; see its output for the cause") from None
+        # Each response is one line, so nothing else is left in the buffer.
         if not select.select([stdout], [], [], timeout_s)[0]:
-            raise EngineError(f"vLLM did not answer within {timeout_s:.0f} s")
+            raise EngineError(f"vLLM did not respond within {timeout_s:.0f} s")
         line = stdout.readline()
         if not line:
-            raise EngineError("vLLM has ended; what it printed says why")
+            raise EngineError("vLLM has exited; see its output for the cause")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @contextmanager
 def open_peers(options: PeerOptions, llm: LLM, report: Callable[[str], None]) -> Iterator[list[Peer]]:
-    """The peers, over our engine's own model folder; ended when the block is left."""
+    """Start the peers with our engine's model folder; leaving the block stops them."""
     config, peers, folder = llm.config, list[Peer](), model_folder(llm.config)
     with ExitStack() as stack:
         for name in dict.fromkeys(options.names):
@@ -195,7 +195,7 @@ def open_peers(options: PeerOptions, llm: LLM, report: Callable[[str], None]) ->
 
 
 def vllm_environment(ours: Mapping[str, str], num_threads: int) -> dict[str, str]:
-    """For vLLM's process: as many threads as we have, each on a core of its own; none of our Python's paths."""
+    """Environment of vLLM's process: our number of threads, each on its own core, and no variables of our Python."""
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     kept = {key: value for key, value in ours.items() if not key.startswith(("PYTHON", "OMP_", "MKL_"))}
     return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_CPU_KVCACHE_SPACE": "2"} | kept

@@ -1,6 +1,6 @@
-"""What `medusa-dist bench` tells: the report for machines (JSON) and for people (tables).
+"""Report of `medusa-dist bench`: JSON for programs, tables for people.
 
-Owns the report's nouns and how they are shown. Not here: measuring (bench.py).
+Owns the report's classes and format. Not here: measuring (bench.py).
 """
 
 import json
@@ -10,18 +10,19 @@ from typing import Any
 from rich.table import Table
 
 TIMED = (
-    "wall time of engine steps from the first prompt on, prefill included, until all prompts of the run have begun and "
-    "one more ends: the batch is full all the while; batch 1: a whole answer"
+    "wall time of engine steps, prefill included, from the first prompt until all prompts of the run have started and "
+    "one more finishes, so that the batch is always full; batch 1: a whole answer"
 )
-PEER_TIMED = "wall time from handing over a batch of prompts to its last token, prefill included, on all sides"
+PEER_TIMED = "wall time from sending a batch of prompts to its last token, prefill included, on all sides"
 
 
 @dataclass(frozen=True)
 class Side:
-    """With or without drafts, in one row; totals over all pairs. Times in milliseconds per step.
+    """One side of a row, with or without drafts; totals over all pairs. Times in milliseconds per step.
 
-    phase_ms: where the step's time goes (engine/runner/phase_timer.py); their sum is the step. outside_forward: the
-    share of the step that is not the model's forward pass, drafting included.
+    phase_ms: time per phase (engine/runner/phase_timer.py); the sum is the step. outside_forward: share of the step
+    that
+    is not the model's forward pass, including drafting.
     """
 
     tokens_per_s: float
@@ -33,9 +34,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One batch size at one temperature: both sides, and the speed-up (geometric mean of pairs) with its 95 % interval.
+    """One batch size and temperature: both sides, and the speed-up (geometric mean of pairs) with its 95 % interval.
 
-    roof_share: the time to read all weights once at the measured bandwidth / a step without drafts. None: not measured.
+    roof_share: time to read all weights once at the measured bandwidth / step without drafts. None: not measured.
     """
 
     batch: int
@@ -51,9 +52,9 @@ class Row:
 
 @dataclass(frozen=True)
 class PeerRow:
-    """Ours against another engine, greedy, alternating. ratio: ours / theirs in tokens per second, by rounds.
+    """Our engine and a peer, greedy, alternating. ratio: our tokens per second / the peer's, over rounds.
 
-    same_answers: how many of the peer's answers had exactly our tokens, of num_answers.
+    same_answers: number of the peer's answers, of num_answers, with exactly our tokens.
     """
 
     peer: str
@@ -71,7 +72,7 @@ class PeerRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All that is needed to quote the numbers. waves: how many times over a batch larger than 1 is filled in a run."""
+    """Everything needed to quote the numbers. waves: prompts per run / batch, for batches above 1."""
 
     machine: dict[str, Any]
     model: str
@@ -84,18 +85,18 @@ class BenchReport:
     prompts_sha256: str
     rows: list[Row]
     peers: list[PeerRow]
-    step_cost_ms: dict[int, float]  # rows of a step -> milliseconds, as measured when the engine started
+    step_cost_ms: dict[int, float]  # tokens of a step -> milliseconds, as measured when the engine started
     weight_bytes: int
-    bandwidth_bytes_per_s: float  # of reading memory, measured in this process
+    bandwidth_bytes_per_s: float  # read bandwidth, measured in this process
 
 
 def as_json(report: BenchReport) -> str:
-    """The report for machines."""
+    """The report as JSON."""
     return json.dumps(asdict(report), indent=2)
 
 
 def as_tables(report: BenchReport) -> list[Table]:
-    """The report for people: the comparison, a step's parts, the step-time curve, and the peers if there are any."""
+    """The report as tables: comparison, phases of a step, step-time curve, and peers if there are any."""
     tables = [_comparison(report), _phases(report)]
     if report.step_cost_ms:
         tables.append(_curve(report))
@@ -129,7 +130,7 @@ def _comparison(report: BenchReport) -> Table:
             "" if row.roof_share is None else f"{100 * row.roof_share:.0f} %",
         )
     table.caption = (
-        f"on, off: with and without drafts. roof: reading {report.weight_bytes / 1e9:.2f} GB of weights at the "
+        f"on, off: with and without drafts. roof: time to read {report.weight_bytes / 1e9:.2f} GB of weights at the "
         f"measured {report.bandwidth_bytes_per_s / 1e9:.1f} GB/s, as a share of a step without drafts."
     )
     return table
@@ -147,7 +148,7 @@ def _phases(report: BenchReport) -> Table:
 
 
 def _curve(report: BenchReport) -> Table:
-    table = _table("Milliseconds of a step, by its rows", *(str(rows) for rows in report.step_cost_ms))
+    table = _table("Milliseconds of a step, by number of tokens", *(str(rows) for rows in report.step_cost_ms))
     table.add_row(*(f"{ms:.1f}" for ms in report.step_cost_ms.values()))
     return table
 

@@ -1,6 +1,6 @@
-"""One timed decoding of a list of prompts by the engine of this process.
+"""A timed run: decodes a list of prompts with the engine of this process.
 
-Owns what is counted and when the clock runs. Not here: pairs, intervals and the report (bench.py, bench_report.py).
+Owns what is counted and when the clock runs. Not here: pairs, intervals (bench.py), the report (report.py).
 """
 
 import time
@@ -16,15 +16,15 @@ from medusa_dist.sampling_params import SamplingParams
 
 @dataclass
 class TimedRun:
-    """The tokens of every prompt, and counts of the time in which the batch was full."""
+    """The tokens of every prompt, and counts while the batch was full."""
 
     tokens: list[tuple[int, ...]]
     seconds: float = 0.0
     num_tokens: int = 0
-    num_choices: int = 0  # steps of single sequences, so num_tokens / num_choices is tokens per step
+    num_choices: int = 0  # sequence-steps, so num_tokens / num_choices is tokens per step
     num_steps: int = 0
     phases: dict[str, float] = field(default_factory=dict)
-    total_s: float = 0.0  # to the very last token
+    total_s: float = 0.0  # until the last token
 
     @property
     def rate(self) -> float:
@@ -40,11 +40,11 @@ class TimedRun:
 def run_prompts(
     engine: Engine, prompts: Sequence[Sequence[int]], batch: int, params: SamplingParams, speculation: bool
 ) -> TimedRun:
-    """Decode all prompts, `batch` at a time: when one ends the next begins. Each has its own seed, its number.
+    """Decode all prompts, `batch` at a time: when one finishes, the next starts. Prompt i has seed i.
 
-    Counting stops when the last prompt has begun and one ends: a draining batch would measure its slowest member.
+    Counting stops when the last prompt has started and one more finishes: a draining batch is not representative.
     """
-    engine.reset_prefix_cache()  # else the second of a pair would find the first one's prompts
+    engine.reset_prefix_cache()  # otherwise the second run of a pair would reuse the prompts of the first
     params = replace(params, speculation=speculation)
     queue = deque(
         Request(request_id=str(i), prompt_ids=tuple(prompt), params=params, seed=i) for i, prompt in enumerate(prompts)
@@ -67,7 +67,7 @@ def run_prompts(
 
 
 def _keep(run: TimedRun, outputs: Sequence[Output], is_full: bool) -> int:
-    """Book one step; returns how many requests ended with it."""
+    """Count one step; returns the number of requests that finished."""
     for output in outputs:
         run.tokens[int(output.request_id)] += output.token_ids
     if is_full:

@@ -1,9 +1,8 @@
-"""vLLM's side of a comparison: a script for the Python that vLLM is installed in. It imports nothing of ours.
+"""Script for vLLM's Python: one offline vLLM engine for a comparison. Imports no medusa_dist.
 
-Owns one offline vLLM engine that answers lines of JSON on standard input with lines of JSON on standard output. Not
-here: who asks (bench_peers.py).
-First line in: model, dtype, max_model_len, max_num_seqs; out: version. Then, again and again, in: prompts (token ids),
-max_tokens; out: seconds, tokens. Ends with its input.
+Owns the engine and its protocol, lines of JSON on standard input and output. Not here: the caller (peers.py).
+First line in: model, dtype, max_model_len, max_num_seqs; out: version. Each further line in: prompts (token ids),
+max_tokens; out: seconds, tokens. Exits at the end of its input.
 """
 
 import json
@@ -15,9 +14,9 @@ from typing import Any
 
 
 def main() -> None:
-    """Greedy, no prefix cache, answers of exactly max_tokens tokens; the rest is vLLM's default."""
+    """Decode greedily without prefix cache, exactly max_tokens tokens per answer; otherwise vLLM's defaults."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed goes to standard error
+    os.dup2(2, 1)  # all other output goes to standard error
     vllm = import_module("vllm")
     llm = vllm.LLM(**json.loads(sys.stdin.readline()), enable_prefix_caching=False)
     _say(answers, {"version": vllm.__version__})
@@ -36,5 +35,5 @@ def _say(answers: Any, what: dict[str, Any]) -> None:
     answers.flush()
 
 
-if __name__ == "__main__":  # vLLM's own processes import this file again
+if __name__ == "__main__":  # vLLM's child processes import this file again
     main()

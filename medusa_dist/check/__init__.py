@@ -1,1 +1,1 @@
-"""`medusa-dist check`: whether a Serve config can work, without loading weights."""
+"""`medusa-dist check`: validates a Serve config without loading weights."""

@@ -1,8 +1,8 @@
-"""`medusa-dist check`: whether a Serve config can work, found out on a laptop and without loading weights.
+"""`medusa-dist check`: validates a Serve config on any machine, without loading weights.
 
-Owns the order of the checks and what a report holds. Not here: the parts (serve/config_file.py, check_place.py,
-check_memory.py, roof.py), how a report looks (check_report.py).
-A check that fails ends only those that need its result; what was not checked is said.
+Owns the order of the checks and the content of a report. Not here: the checks (serve/config_file.py, placement.py,
+memory.py, roofline.py), the report's format (report.py).
+A failed check skips only those that need its result; skipped checks are listed.
 """
 
 from dataclasses import dataclass, field
@@ -41,13 +41,13 @@ DEFAULT_GPU = "h100"
 SEEN = {
     "folder": "from the weight files' headers",
     "hub": "from the weight files' headers on the hub",
-    "none": "from config.json alone: no weights were looked at, shapes are what the architecture asks for",
+    "none": "from config.json only: no weights were read, shapes follow from the architecture",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says. model: a folder to look at instead of the config's model. context: tokens."""
+    """Command-line options. model: a folder to read instead of the config's model. context: tokens."""
 
     gpu: str | None = None
     model: str | None = None
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Roof:
-    """Steps by the roof formula, per batch size (plain, with trees), and the knee in rows."""
+    """Steps by the roofline model, per batch size (plain, with trees), and the knee in tokens."""
 
     context: int
     steps: list[tuple[RooflineStep, RooflineStep]]
@@ -66,7 +66,7 @@ class Roof:
 
 @dataclass
 class CheckReport:
-    """All that was found about one application. problems: it cannot work. notes: it works, but will surprise."""
+    """The result for one application. problems: why it cannot work. notes: it works, with a caveat."""
 
     application: str
     config: Config
@@ -82,18 +82,18 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing speaks against it."""
+        """True if there are no problems."""
         return not self.problems
 
 
 def check(file: ServeFile, options: Options) -> list[CheckReport]:
-    """One report per application of ours in a Serve config. Raises ConfigError for options that make no sense."""
+    """One report per medusa_dist application of a Serve config. Raises ConfigError for invalid options."""
     applications = {application.name: application for application in file.schema.applications}
     return [check_application(config, applications[name], options) for name, config in file.configs.items()]
 
 
 def check_application(config: Config, application: ServeApplicationSchema, options: Options) -> CheckReport:
-    """Placement, model, legal ranks, heads, memory and the roof, in this order."""
+    """Check placement, model, number of ranks, heads, memory and roofline, in this order."""
     gpu, notes = choose_gpu(config, options)
     resolved = config.model_copy(update={"device": "cpu" if gpu is None else "cuda"})
     plan = place(resolved, application, options.gpus_per_node)
@@ -105,9 +105,9 @@ def check_application(config: Config, application: ServeApplicationSchema, optio
         model_class(base, config.trust_remote_code)
     except ConfigError as error:
         report.problems.append(f"model: {error.message}")
-        report.unchecked.append("tensor_parallel_size, heads, memory and step cost need at least the model's config")
+        report.unchecked.append("tensor_parallel_size, heads, memory and step cost require at least the model's config")
         if is_hub_id(config.model):
-            report.unchecked[-1] += "; --model FOLDER takes it from a folder, in which a config.json is enough"
+            report.unchecked[-1] += "; use --model FOLDER to read it from a folder with a config.json"
         return report
     report.weights_seen = headers.seen
     heads = _heads(report, headers, base)
@@ -116,25 +116,25 @@ def check_application(config: Config, application: ServeApplicationSchema, optio
         sizes = rank_sizes(resolved, headers, base)
     except ConfigError as error:
         report.problems.append(error.message)
-        report.unchecked.append("memory and step cost need a legal cut of the model")
+        report.unchecked.append("memory and step cost require a valid number of ranks")
         return report
     _measure(report, base, sizes, heads, options.context)
     return report
 
 
 def choose_gpu(config: Config, options: Options) -> tuple[GPU | None, list[str]]:
-    """The GPU to calculate with (None: a CPU) and what to say about the choice."""
+    """The GPU to calculate for (None: a CPU), and notes on the choice."""
     if config.device == "cpu":
         if options.gpu is not None:
-            raise ConfigError(f"--gpu: {config.name} has device: cpu; set device: auto or cuda, or leave --gpu out")
+            raise ConfigError(f"--gpu: {config.name} has device: cpu; set device: auto or cuda, or remove --gpu")
         return None, []
     if options.gpu is None:
-        return find_gpu(DEFAULT_GPU), [f"no --gpu was given: {DEFAULT_GPU} is assumed"]
+        return find_gpu(DEFAULT_GPU), [f"--gpu is not set: assuming {DEFAULT_GPU}"]
     return find_gpu(options.gpu), []
 
 
 def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
-    """Each rank's part of the model. Raises ModelError where config and weights do not belong together."""
+    """Each rank's shard of the model. Raises ModelError if config and weights do not match."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     trust, world = config.trust_remote_code, config.tensor_parallel_size
     shapes = headers.shapes if headers.shapes is not None else own_shapes(base, dtype, trust)
@@ -144,13 +144,13 @@ def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
         return rank_size(base, checkpoint, TPGroup(rank, world), dtype, config.device, trust)
 
     dimensions = {d for shape in shapes.values() for d in shape} | {HeadShape.of(base, TPGroup()).num_kv_heads}
-    if all(d % world == 0 for d in dimensions):  # every cut is even, so all ranks are alike
+    if all(d % world == 0 for d in dimensions):  # all shards are even, so all ranks are equal
         return [size(0)] * world
     return [size(rank) for rank in range(world)]
 
 
 def heads_file(config: Config) -> HeadsFile | None:
-    """The heads that would be served, by their headers. Raises ConfigError if they are not there or broken."""
+    """The heads that would be served, from their headers. Raises ConfigError if they are missing or invalid."""
     source = config.heads.source
     if config.speculation.mode != "off" and source is not None and is_hub_id(source):
         folder = hub_folder(source, None, [DESCRIPTION])
@@ -165,14 +165,14 @@ def heads_file(config: Config) -> HeadsFile | None:
 
 
 def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None:
-    """The heads, if they are there and fit; whatever is wrong goes into the report."""
+    """The heads, if they exist and fit; problems are added to the report."""
     config = report.config
     try:
         file = heads_file(config)
         if file is None:
             if config.speculation.mode != "off":
                 report.notes.append(
-                    "heads.source is not set and no heads ship for this model: it is served without speculation"
+                    "heads.source is not set, and this model has no shipped heads: it is served without speculation"
                 )
             return None
         made_for = file.description.base.fingerprint
@@ -185,17 +185,19 @@ def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None
         report.problems.append(error.message if error.message.startswith(("heads", "spec")) else f"heads: {error}")
         return None
     if made_for and known is None:
-        report.unchecked.append("whether the heads were made for these weights: no weights to take a fingerprint of")
-    report.heads = f"{file.description.num_heads} heads made for {file.description.base.name}"
+        report.unchecked.append(
+            "whether the heads were trained for these weights: no weights to compute a fingerprint from"
+        )
+    report.heads = f"{file.description.num_heads} heads for {file.description.base.name}"
     return file
 
 
 def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
-    """Fill in memory and roof."""
+    """Add memory and roofline to the report."""
     config, gpu = report.config, report.gpu
     longest = max_position(base)
     if config.max_model_len is not None and config.max_model_len > longest:
-        report.notes.append(f"max_model_len {config.max_model_len} is cut to {longest}, what the model supports")
+        report.notes.append(f"max_model_len {config.max_model_len} is reduced to {longest}, the model's maximum")
     max_model_len = min(config.max_model_len or longest, longest)
     draft = DraftBytes()
     if heads is not None:
@@ -205,7 +207,7 @@ def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: Heads
     memory = report.memory = group_memory(config, sizes, num_layers, max_model_len, draft, gpu)
     report.notes += memory_notes(memory)
     if gpu is None:
-        report.unchecked.append("step cost: a CPU has no data sheet here; `medusa-dist bench` measures it")
+        report.unchecked.append("step cost: not calculated for CPUs; `medusa-dist bench` measures it")
         return
     report.problems += misfits(config, memory, gpu, legal_tp_sizes(base)[-1])
     work = Work(
@@ -220,7 +222,7 @@ def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: Heads
     fitting = min(nodes, max(0, config.max_batched_tokens // batches[-1] - 1))
     if fitting < nodes:
         report.notes.append(
-            f"max_batched_tokens {config.max_batched_tokens} leaves {fitting} drafted tokens a sequence at max_running"
+            f"max_batched_tokens {config.max_batched_tokens} leaves {fitting} draft tokens per sequence at max_running"
         )
     pairs = steps(gpu, config.dtype, work, batches[:1], nodes) + steps(gpu, config.dtype, work, batches[1:], fitting)
     report.roof = Roof(work.context, pairs, knee(gpu, config.dtype, work))

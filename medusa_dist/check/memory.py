@@ -1,7 +1,7 @@
-"""What each rank must hold, and whether it fits.
+"""Memory per rank, and whether it fits.
 
-Owns the list of bytes and the messages about what lacks. Pure. Not here: a rank's weights (model/sizing.py), how the
-cache is sized (engine/startup/kv_sizing.py, which the start of a rank uses, too).
+Owns the list of bytes and the messages about missing memory. Pure functions. Not here: a rank's weights
+(model/sizing.py), sizing the KV cache (engine/startup/kv_sizing.py, also used at the start of a rank).
 """
 
 import math
@@ -17,12 +17,12 @@ from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
 from medusa_dist.model.sizing import RankSize
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, block_bytes
 
-CONTEXT_BYTES = 1_000_000_000  # a GPU process before any weight: CUDA context, cuBLAS, NCCL's buffers; an estimate
+CONTEXT_BYTES = 1_000_000_000  # of a GPU process before any weights: CUDA context, cuBLAS, NCCL buffers; an estimate
 
 
 @dataclass(frozen=True)
 class DraftBytes:
-    """What rank 0 holds besides its part of the model: heads, the output rows they share, the input embedding."""
+    """What rank 0 holds besides its shard: heads, the lm_head rows shared with the model, the input embedding."""
 
     heads: int = 0
     output_rows: int = 0
@@ -30,13 +30,13 @@ class DraftBytes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.heads + self.output_rows + self.embedding
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """One rank, in bytes. kv_blocks: what it could hold by itself, without the scratch block. spare: free for KV."""
+    """One rank, in bytes. kv_blocks: its own maximum, without the scratch block. spare: bytes free for the KV cache."""
 
     rank: int
     weights: int
@@ -48,15 +48,15 @@ class RankMemory:
 
     @property
     def fixed(self) -> int:
-        """Everything but the KV cache and workspace."""
+        """Everything except the KV cache and workspace."""
         return self.weights + self.draft.total + self.context
 
 
 @dataclass(frozen=True)
 class GroupMemory:
-    """All ranks. kv_blocks: of the pool on every rank, the least that any can hold, without the scratch block.
+    """All ranks. kv_blocks: of every rank, the minimum over the ranks, without the scratch block.
 
-    workspace: an estimate of the largest step's temporary tensors, bytes. reserve: kept free for them; None on a CPU.
+    workspace: estimated bytes of the largest step's temporary tensors. reserve: kept free for them; None on a CPU.
     """
 
     ranks: tuple[RankMemory, ...]
@@ -68,20 +68,20 @@ class GroupMemory:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens the cache holds, all sequences together."""
+        """Tokens in the KV cache, for all sequences together."""
         return self.kv_blocks * BLOCK_TOKENS
 
     def kv_bytes(self, rank: RankMemory) -> int:
-        """The pool's bytes on a rank, the scratch block included."""
+        """The KV cache's bytes on a rank, including the scratch block."""
         return (self.kv_blocks + 1) * rank.block_bytes
 
 
 def draft_bytes(
     file: HeadsFile, output_rows: int, embedding_rows: int, dtype: torch.dtype, device: torch.device
 ) -> DraftBytes:
-    """Of heads as rank 0 will hold them, if its CPU is like this one. dtype, device: the model's.
+    """Bytes of the heads on rank 0, if its CPU is like this one. dtype, device: the model's.
 
-    output_rows, embedding_rows: of the base model's vocabulary matrices.
+    output_rows, embedding_rows: number of rows of the base model's lm_head and embedding.
     """
     drafting = drafting_dtype(file, dtype, device)
     meta, hidden = torch.device("meta"), file.description.base.hidden_size
@@ -97,7 +97,7 @@ def draft_bytes(
 def group_memory(
     config: Config, sizes: list[RankSize], num_layers: int, max_model_len: int, draft: DraftBytes, gpu: GPU | None
 ) -> GroupMemory:
-    """All ranks of a group. gpu: None on a CPU, whose memory is not known. max_model_len: resolved."""
+    """All ranks of a group. gpu: None on a CPU, whose memory is unknown. max_model_len: resolved."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     fraction = config.memory_fraction if config.kv_cache_tokens is None else 1.0  # the latter ignores it
     ranks = []
@@ -122,22 +122,22 @@ def group_memory(
 
 
 def workspace_bytes(config: Config, size: RankSize, max_model_len: int) -> int:
-    """An estimate of what the largest step holds for a moment: activations, scores, and attention's mask or scores."""
+    """Estimated temporary memory of the largest step: activations, logits, and attention's mask or scores."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     rows = config.max_batched_tokens
     wanted = min(rows, config.max_running * (1 + config.speculation.most_nodes))
     activations = rows * (6 * size.input_shape[1] + 3 * size.widest) * dtype.itemsize
-    logits = (rows * dtype.itemsize + wanted * 8) * size.vocab_shard  # all rows: those of prompts may be scored
-    if config.device == "cpu":  # scores and weights of all heads, in float32
+    logits = (rows * dtype.itemsize + wanted * 8) * size.vocab_shard  # all tokens: prompt tokens may need logprobs
+    if config.device == "cpu":  # scores and weights of all attention heads, in float32
         attention = rows * max_model_len * size.num_heads * 8
-    else:  # a mask per query head of a group; rows padded to a power of two
+    else:  # a mask per query head of a group; tokens padded to a power of two
         group = size.num_heads // size.num_kv_heads
         attention = 2 * rows * max_model_len * (1 + (1 + group) * dtype.itemsize)
     return activations + logits + attention
 
 
 def misfits(config: Config, memory: GroupMemory, gpu: GPU, legal_ranks: int) -> list[str]:
-    """One line per rank that cannot hold its share: what lacks, and which key to change. legal_ranks: most ranks."""
+    """One line per rank without enough memory: the missing bytes and the keys to change. legal_ranks: most ranks."""
     problems = []
     for rank in memory.ranks:
         spare = rank.spare or 0
@@ -146,8 +146,8 @@ def misfits(config: Config, memory: GroupMemory, gpu: GPU, legal_ranks: int) -> 
         lack = math.ceil(needed * each) - spare
         if lack > 0:
             problems.append(
-                f"rank {rank.rank} lacks {_both(lack)} of {gpu.name}'s {gigabytes(gpu.memory_bytes)}: weights "
-                f"{gigabytes(rank.weights)}, heads and their rows {gigabytes(rank.draft.total)}, CUDA "
+                f"rank {rank.rank} is missing {_both(lack)} of {gpu.name}'s {gigabytes(gpu.memory_bytes)}: weights "
+                f"{gigabytes(rank.weights)}, heads and their lm_head rows {gigabytes(rank.draft.total)}, CUDA "
                 f"{gigabytes(rank.context)}, kept free {gigabytes(memory.reserve or 0)}, KV cache at least "
                 f"{gigabytes(needed * each)}. {_way_out(config, rank, lack, int(spare / each), gpu, legal_ranks)}"
             )
@@ -155,7 +155,7 @@ def misfits(config: Config, memory: GroupMemory, gpu: GPU, legal_ranks: int) -> 
 
 
 def _way_out(config: Config, rank: RankMemory, lack: int, blocks: int, gpu: GPU, legal_ranks: int) -> str:
-    """The keys that would make it fit, the gentlest first."""
+    """The keys that would make it fit, with the smallest change first."""
     if config.kv_cache_tokens is not None and blocks >= MIN_BLOCKS:
         return f"Change kv_cache_tokens: at most {blocks * BLOCK_TOKENS} fit, or remove the key"
     ways = []
@@ -163,33 +163,33 @@ def _way_out(config: Config, rank: RankMemory, lack: int, blocks: int, gpu: GPU,
     if config.kv_cache_tokens is None and fraction < 0.99:
         ways.append(f"memory_fraction: at least {math.ceil(fraction * 100) / 100:g}")
     if rank.draft.total >= lack:
-        ways.append("heads.source: heads over a shorter draft vocabulary (or speculation.mode: off)")
+        ways.append("heads.source: heads with a smaller draft vocabulary (or speculation.mode: off)")
     if config.dtype == "float32":
         ways.append("dtype: bfloat16")
     if config.tensor_parallel_size < legal_ranks:
         ways.append(f"tensor_parallel_size: more ranks (up to {legal_ranks})")
-    return f"Change {'; or '.join([*ways, 'take a GPU with more memory'])}"
+    return f"Change {'; or '.join([*ways, 'use a GPU with more memory'])}"
 
 
 def memory_notes(memory: GroupMemory) -> list[str]:
-    """What fits, but will surprise."""
+    """Notes on a config that fits."""
     notes = []
     if memory.kv_blocks >= MIN_BLOCKS and memory.kv_tokens < memory.max_model_len:
         notes.append(
-            f"max_model_len {memory.max_model_len} is more than the {memory.kv_tokens} tokens of the KV cache: "
-            f"requests that may grow beyond it, such as all without max_tokens, are refused; max_model_len: at most "
+            f"max_model_len {memory.max_model_len} exceeds the {memory.kv_tokens} tokens of the KV cache: requests "
+            f"that may exceed it, such as all without max_tokens, are refused; set max_model_len to at most "
             f"{memory.kv_tokens}"
         )
     if memory.reserve is not None and memory.workspace > memory.reserve:
         notes.append(
-            f"the largest step may need {gigabytes(memory.workspace)} of workspace (an estimate), and "
-            f"{gigabytes(memory.reserve)} are kept free; lower max_batched_tokens or max_model_len, or memory_fraction"
+            f"the largest step may need {gigabytes(memory.workspace)} of workspace (an estimate), but only "
+            f"{gigabytes(memory.reserve)} are kept free; lower max_batched_tokens, max_model_len or memory_fraction"
         )
     return notes
 
 
 def gigabytes(amount: float) -> str:
-    """For people: GB of 10^9 bytes, MB where that reads better."""
+    """Readable size: GB of 10^9 bytes, or MB for small amounts."""
     return f"{amount / 1e9:.2f} GB" if amount >= 5e8 else f"{amount / 1e6:.1f} MB"
 
 

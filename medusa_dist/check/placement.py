@@ -1,6 +1,6 @@
-"""What a Serve config asks of a cluster: bundles of a replica, replicas, nodes.
+"""Placement check: bundles, replicas and nodes that a Serve config requires.
 
-Owns the arithmetic of nodes. Pure. Not here: the bundles themselves (serve/placement.py), memory (check_memory.py).
+Owns the number of nodes. Pure functions. Not here: the bundles themselves (serve/placement.py), memory (memory.py).
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from medusa_dist.serve.placement import Bundle, bundles
 
 @dataclass(frozen=True)
 class Placement:
-    """bundles: of one replica, bundle 0 with the front. replicas: least and most. nodes: least number for the most.
+    """bundles: of one replica; bundle 0 has the replica actor. replicas: (min, max). nodes: minimum for max replicas.
 
-    nodes is None on CPUs, where it depends on the machines.
+    nodes is None on CPUs, because it depends on the machines.
     """
 
     bundles: list[Bundle]
@@ -26,13 +26,13 @@ class Placement:
 
     @property
     def total(self) -> Bundle:
-        """What one replica reserves in all."""
+        """Total resources of one replica."""
         keys = sorted({key for bundle in self.bundles for key in bundle})
         return {key: round(sum(bundle.get(key, 0.0) for bundle in self.bundles), 4) for key in keys}
 
 
 def place(config: Config, application: ServeApplicationSchema, gpus_per_node: int) -> Placement:
-    """The plan. config: with a resolved device."""
+    """The placement of a config with a resolved device."""
     overrides = application.deployments[0].model_dump(exclude_unset=True) if application.deployments else {}
     strategy = str(overrides.get("placement_group_strategy") or "STRICT_PACK")
     if config.autoscaling is not None:
@@ -49,18 +49,18 @@ def place(config: Config, application: ServeApplicationSchema, gpus_per_node: in
 
 
 def misplacements(config: Config, plan: Placement, application: ServeApplicationSchema) -> list[str]:
-    """One line per reason why Ray could never place a replica."""
+    """One line per reason why Ray can never place a replica."""
     problems = []
     ranks = config.tensor_parallel_size
     if config.device == "cuda" and plan.strategy == "STRICT_PACK" and ranks > plan.gpus_per_node:
         problems.append(
-            f"tensor_parallel_size {ranks} needs {ranks} GPUs on one node, and --gpus-per-node is "
-            f"{plan.gpus_per_node}; deployments[0].placement_group_strategy: PACK lets a group span nodes (slower)"
+            f"tensor_parallel_size {ranks} needs {ranks} GPUs on one node, but --gpus-per-node is "
+            f"{plan.gpus_per_node}; set deployments[0].placement_group_strategy: PACK to span nodes (slower)"
         )
     overrides = application.deployments[0].model_dump(exclude_unset=True) if application.deployments else {}
     if overrides.get("placement_group_bundles"):
         problems.append(
-            "deployments[0].placement_group_bundles: the bundles follow from tensor_parallel_size and resources "
+            "deployments[0].placement_group_bundles: the bundles are derived from tensor_parallel_size and resources "
             f"({plan.bundles}); remove the key"
         )
     return problems

@@ -1,6 +1,6 @@
-"""How the reports of `medusa-dist check` look: tables for people, JSON for programs.
+"""Report of `medusa-dist check`: tables for people, JSON for programs.
 
-Owns the words. Not here: what is in a report (check.py).
+Owns the format. Not here: the content of a report (check.py).
 """
 
 import json
@@ -19,7 +19,7 @@ _PIPE_COLUMNS = 140
 
 
 def as_json(reports: list[CheckReport]) -> str:
-    """All reports: bytes, seconds and tokens as plain numbers."""
+    """All reports as JSON, with bytes, seconds and tokens as plain numbers."""
     return json.dumps([_plain(report) for report in reports], indent=2)
 
 
@@ -51,7 +51,7 @@ def _step(step: Any) -> dict[str, Any]:
 
 
 def stdout_console() -> Console:
-    """A terminal as wide as it is; a pipe or file wide enough for the tables."""
+    """A console for stdout: the terminal's width, or wide enough for the tables in a pipe or file."""
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(soft_wrap=True, width=_PIPE_COLUMNS)
 
@@ -74,14 +74,14 @@ def show(report: CheckReport, console: Console) -> None:
         console.print(_roof_words(report.roof, report), markup=False, highlight=False)
     console.print()
     for style, word, lines in (
-        ("red", "does not work", report.problems),
+        ("red", "problem", report.problems),
         ("yellow", "note", report.notes),
         ("yellow", "not checked", report.unchecked),
     ):
         for line in lines:
             console.print(f"[{style}]{word}:[/]", end=" ")
             console.print(line, markup=False, highlight=False)
-    console.print("[green]fits[/]" if report.ok else "[red]does not fit or cannot work[/]")
+    console.print("[green]fits[/]" if report.ok else "[red]does not work[/]")
 
 
 def _placement(report: CheckReport) -> str:
@@ -107,7 +107,7 @@ def _table(console: Console, *columns: str) -> Table:
 
 
 def _memory_table(memory: GroupMemory, console: Console) -> Table:
-    """One row per kind of rank: ranks that hold the same are one row."""
+    """One row per group of ranks with the same sizes."""
     columns = ["rank", "weights", "heads", "output rows", "embedding", "CUDA", "KV cache", "sum", "kept free"]
     kinds: dict[tuple[Any, ...], list[RankMemory]] = {}
     for rank in memory.ranks:
@@ -132,16 +132,16 @@ def _span(ranks: list[int]) -> str:
 
 def _cache(memory: GroupMemory, report: CheckReport) -> str:
     if memory.kv_blocks <= 0:
-        return "KV cache: no room"
+        return "KV cache: no memory left"
     least = min(memory.ranks, key=lambda rank: rank.kv_blocks).rank
     tokens = memory.kv_tokens
     wanted = report.config.max_running * memory.max_model_len
     if report.config.kv_cache_tokens is not None:
         why = "kv_cache_tokens"
     elif tokens >= wanted:
-        why = "all that max_running x max_model_len can use"
+        why = "the maximum for max_running x max_model_len"
     else:
-        why = f"as many as rank {least} can hold" if report.gpu is not None else "the default on a CPU"
+        why = f"limited by rank {least}" if report.gpu is not None else "the default on a CPU"
     return (
         f"KV cache: {tokens:,} tokens in {memory.kv_blocks:,} blocks of {BLOCK_TOKENS} ({why}), "
         f"{tokens / memory.max_model_len:.1f} sequences of max_model_len {memory.max_model_len:,}; workspace about "
@@ -151,7 +151,7 @@ def _cache(memory: GroupMemory, report: CheckReport) -> str:
 
 def _roof_table(roof: Roof, console: Console) -> Table:
     table = _table(
-        console, "batch", "rows", "plain ms", "tokens/s", "tree rows", "tree ms", "of it drafting", "pays above"
+        console, "batch", "rows", "plain ms", "tokens/s", "tree rows", "tree ms", "of which drafting", "pays above"
     )
     for plain, tree in roof.steps:
         table.add_row(
@@ -169,8 +169,8 @@ def _roof_table(roof: Roof, console: Console) -> Table:
 
 def _roof_words(roof: Roof, report: CheckReport) -> str:
     return (
-        f"A step takes at least this, by the roof formula (weights and {roof.context:,} tokens of context per sequence "
-        f"read once; no communication, no launch overhead).\nKnee: up to {roof.knee} rows a step costs what one row "
-        f"costs, so drafts are nearly free below; {report.config.max_running} sequences fill it at "
-        f"{max(0, roof.knee // report.config.max_running - 1)} drafted tokens each."
+        f"Lower bound of a step by the roofline model (weights and {roof.context:,} tokens of context per sequence are "
+        f"read once; no communication, no launch overhead).\nKnee: up to {roof.knee} tokens, a step costs the same as "
+        f"with one token, so draft tokens are nearly free; {report.config.max_running} sequences reach it with "
+        f"{max(0, roof.knee // report.config.max_running - 1)} draft tokens each."
     )

@@ -1,10 +1,11 @@
-"""What a step must cost at least, by the roof formula, on the GPUs we know the data sheets of.
+"""Roofline model: the lower bound of a step's time on GPUs with known data sheets.
 
-Owns the table of GPUs and the formula. Pure. Not here: how many bytes a rank holds (model/sizing.py), what a step costs
-in fact (engine/startup/step_cost.py measures it at start).
-A step reads every weight of a rank once, however many rows it has, and computes 2 operations per weight and row. So it
-takes at least max(bytes / bandwidth, operations / peak): rows are free up to the knee, where both are equal. Real steps
-take longer, since neither is ever reached, and ranks wait for each other twice a layer.
+Owns the table of GPUs and the formula. Pure functions. Not here: a rank's bytes (model/sizing.py), the measured cost
+of a step (engine/startup/step_cost.py). A step reads every weight of a rank once, for any number of tokens, and
+computes
+2 operations per weight and token. So it takes at least max(bytes / bandwidth, operations / peak): further tokens are
+free up to the knee, where both are equal. Real steps take longer, because they reach neither limit, and ranks wait for
+each other twice per layer.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _TERA, _GIB = 1e12, float(1 << 30)
 class GPU:
     """One GPU. memory_bytes: as its driver reports it. bandwidth: bytes/s. Peaks: operations/s, dense, no sparsity.
 
-    half_peak: float16 and bfloat16 with float32 sums, on tensor cores; float_peak: float32 without TF32.
+    half_peak: float16 and bfloat16 with float32 accumulation, on tensor cores; float_peak: float32 without TF32.
     """
 
     name: str
@@ -34,8 +35,8 @@ class GPU:
         return self.float_peak if dtype == "float32" else self.half_peak
 
 
-# Bandwidth and peaks: NVIDIA's data sheets (SXM where there is a choice). Memory: what PyTorch reports as the total,
-# which is below the advertised number; drivers differ by some hundred MB.
+# Bandwidth and peaks: NVIDIA's data sheets (SXM if there are variants). Memory: the total that PyTorch reports,
+# which is below the advertised size; drivers differ by some hundred MB.
 _SHEETS = (
     ("b200", 178.3, 8.0, 2250.0, 75.0),
     ("h200", 139.8, 4.8, 989.0, 67.0),
@@ -59,15 +60,15 @@ def find_gpu(name: str) -> GPU:
     """The GPU of that name. Raises ConfigError with the known names."""
     found = GPUS.get(name.lower().removeprefix("nvidia-"))
     if found is None:
-        raise ConfigError(f"--gpu: {name!r} is not in the table; known are {', '.join(GPUS)}")
+        raise ConfigError(f"--gpu: {name!r} is unknown; use one of {', '.join(GPUS)}")
     return found
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the slowest rank does in a step. Bytes and operations; context is what each sequence has in the cache.
+    """Bytes and operations of the slowest rank in a step. context: cached tokens per sequence.
 
-    draft_bytes: of the heads and their output rows, read once more where trees are drafted (rank 0).
+    draft_bytes: of the heads and their lm_head rows, read once more if trees are drafted (rank 0).
     """
 
     size: RankSize
@@ -77,7 +78,7 @@ class Work:
     draft_bytes: int
 
     def weight_bytes(self, rows: int) -> float:
-        """Weights read by a step; experts as far as that many rows are expected to choose them."""
+        """Weights read by a step; of experts, the share expected to be chosen by this number of tokens."""
         if not self.size.num_experts:
             return float(self.size.dense_bytes)
         missed = (1 - self.experts_per_token / self.size.num_experts) ** rows
@@ -91,7 +92,7 @@ class Work:
 
 @dataclass(frozen=True)
 class RooflineStep:
-    """A step of `sequences` with `rows` rows in all. Seconds, at least; seconds = the larger of the two + drafting."""
+    """A step of `sequences` with `rows` tokens in total. Lower bounds in seconds."""
 
     sequences: int
     rows: int
@@ -101,12 +102,12 @@ class RooflineStep:
 
     @property
     def seconds(self) -> float:
-        """The roof."""
+        """The larger of memory and compute time, plus drafting."""
         return max(self.memory_s, self.compute_s) + self.draft_s
 
 
 def step(gpu: GPU, dtype: str, work: Work, sequences: int, nodes: int) -> RooflineStep:
-    """A decoding step with `nodes` drafted tokens for each sequence, 0 = plain."""
+    """A decoding step with `nodes` draft tokens per sequence; 0 = plain."""
     rows = sequences * (1 + nodes)
     read = work.weight_bytes(rows) + sequences * work.context * work.kv_token_bytes
     return RooflineStep(
@@ -119,7 +120,7 @@ def step(gpu: GPU, dtype: str, work: Work, sequences: int, nodes: int) -> Roofli
 
 
 def knee(gpu: GPU, dtype: str, work: Work) -> int:
-    """Most rows that a step computes in the time it reads the weights: up to there drafts cost next to nothing."""
+    """Most tokens that a step can compute while it reads the weights: up to this, drafts are nearly free."""
     rows = 1
     while work.operations(rows + 1) / gpu.peak(dtype) <= work.weight_bytes(rows + 1) / gpu.bandwidth:
         rows += 1
@@ -129,5 +130,5 @@ def knee(gpu: GPU, dtype: str, work: Work) -> int:
 def steps(
     gpu: GPU, dtype: str, work: Work, batches: Sequence[int], nodes: int
 ) -> list[tuple[RooflineStep, RooflineStep]]:
-    """Per batch size, the plain step and the one with trees of `nodes` drafted tokens."""
+    """For each batch size, the plain step and the step with trees of `nodes` draft tokens."""
     return [(step(gpu, dtype, work, size, 0), step(gpu, dtype, work, size, nodes)) for size in batches]

@@ -1,1 +1,1 @@
-"""The command line, `medusa-dist`."""
+"""Command-line interface `medusa-dist`."""

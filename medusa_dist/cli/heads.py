@@ -1,7 +1,7 @@
-"""The commands around heads: get them, judge them, shape their trees.
+"""Commands that use heads: convert-heads, eval-heads, tune-tree, explain.
 
-Owns their words and what they print; cli.py hangs them beside its own. Not here: what they do (jobs/). Imports are
-inside the commands, so that `medusa-dist --help` answers at once.
+Owns their options and help texts; main.py adds them to the CLI. Not here: their implementation (heads_tools/). Imports
+are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
 from pathlib import Path
@@ -14,17 +14,16 @@ from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear
 
 app = typer.Typer()
 
-ConfigArgument = Annotated[
-    Path | None, typer.Argument(help="A Serve config; its keys instead of --model, --heads and --dtype.")
-]
-AppOption = Annotated[str | None, typer.Option("--app", help="Which application, where the config has several.")]
+ConfigArgument = Annotated[Path | None, typer.Argument(help="A Serve config; replaces --model, --heads and --dtype.")]
+AppOption = Annotated[str | None, typer.Option("--app", help="The application, if the config has several.")]
 PromptsOption = Annotated[
-    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+    Path | None,
+    typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt per line; default: the shipped prompts.'),
 ]
 
 
 def _config(config: Path | None, app_name: str | None, model: str, heads: str | None, dtype: str) -> Any:
-    """The tools' config: from a file, or from options."""
+    """The config of a tool: from a file, or from options."""
     from medusa_dist.app import DEPLOYMENT
     from medusa_dist.tools.tool_llm import options_config, read_config
 
@@ -33,14 +32,14 @@ def _config(config: Path | None, app_name: str | None, model: str, heads: str | 
 
 @app.command("convert-heads")
 def convert_heads(
-    source: Annotated[str, typer.Argument(help="Published heads: a file, a folder or a hub id.")],
-    target: Annotated[Path, typer.Argument(help="A new folder for heads.safetensors and heads.json.")],
-    base: Annotated[str, typer.Option(help="The model they are for: hub id, folder, GGUF file, or a demo model.")],
+    source: Annotated[str, typer.Argument(help="Published heads: file, folder or hub id.")],
+    target: Annotated[Path, typer.Argument(help="New folder for heads.safetensors and heads.json.")],
+    base: Annotated[str, typer.Option(help="The base model of the heads: hub id, folder, GGUF file, or a demo model.")],
     trust_tensors: Annotated[
-        bool, typer.Option("--trust-tensors", help="Go by the tensors where config.json counts other heads.")
+        bool, typer.Option("--trust-tensors", help="Trust the tensors if config.json gives another number of heads.")
     ] = False,
 ) -> None:
-    """Turn published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) into a head file of ours."""
+    """Convert published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) to our head file format."""
     with clear_errors():
         from medusa_dist.heads_tools.convert_heads import convert_heads as run
 
@@ -60,13 +59,15 @@ def eval_heads(
     app_name: AppOption = None,
     prompts: PromptsOption = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
-    timed: Annotated[int, typer.Option(min=0, help="Prompts of each category that are also timed.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it here: .png, .svg or .pdf. Needs matplotlib.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Put the accuracies into the heads' heads.json.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; otherwise prompt i uses seed i.")] = 0.0,
+    timed: Annotated[int, typer.Option(min=0, help="Prompts per category that are also timed.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Write the full report to this file, as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write plots to this file: .png, .svg or .pdf. Needs matplotlib.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the accuracies to the heads' heads.json.")] = False,
 ) -> None:
-    """Judge heads on the model's own answers: accuracy, calibration, tokens per step by tree size, measured speed."""
+    """Evaluate heads on the model's own answers: accuracy, calibration, tokens per step by tree size, speed."""
     with clear_errors():
         from medusa_dist.engine.startup.find_heads import find_heads
         from medusa_dist.heads_tools import eval_heads as job
@@ -88,7 +89,7 @@ def eval_heads(
             output.write_text(job.as_json(report) + "\n")
         if draw is not None:
             draw(report, plot)
-            note(f"drawn: {plot}")
+            note(f"plots written: {plot}")
         if write and folder is not None:
             job.write_accuracies(folder, report)
             note(f"written: top_accuracies in {folder / 'heads.json'}")
@@ -104,11 +105,13 @@ def tune_tree(
     prompts: PromptsOption = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,4",
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 48,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, prompt i has seed i.")] = 0.0,
-    mode: Annotated[str, typer.Option(help="What to write: auto (dynamic), static, or best: the faster one.")] = "best",
-    output: Annotated[Path | None, typer.Option(help="Write YAML for `args:` of a Serve config here.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; otherwise prompt i uses seed i.")] = 0.0,
+    mode: Annotated[
+        str, typer.Option(help="Result to write: auto (dynamic), static, or best (the faster one).")
+    ] = "best",
+    output: Annotated[Path | None, typer.Option(help="Write YAML for `args:` of a Serve config to this file.")] = None,
 ) -> None:
-    """Find the fastest trees for these heads on this machine: measured acceptance over measured step times."""
+    """Find the fastest trees for these heads on this machine, from measured acceptance and measured step times."""
     with clear_errors():
         from medusa_dist.errors import ConfigError
         from medusa_dist.heads_tools.tune_report import as_yaml, recommended, show
@@ -147,14 +150,16 @@ def explain(
     heads: HeadsOption = None,
     dtype: DtypeOption = "float32",
     app_name: AppOption = None,
-    prompt: Annotated[str | None, typer.Option(help="Draw the real steps of an answer to this.")] = None,
-    tree: Annotated[str | None, typer.Option(help="A static tree: its name, or paths as [[0], [1], [0, 0]].")] = None,
-    nodes: Annotated[int, typer.Option(min=1, max=255, help="Drafts per step, or nodes of the tree drawn.")] = 7,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the answer.")] = 24,
+    prompt: Annotated[str | None, typer.Option(help="Draw the steps of the answer to this prompt.")] = None,
+    tree: Annotated[
+        str | None, typer.Option(help="A static tree: a name, or paths such as [[0], [1], [0, 0]].")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=255, help="Draft tokens per step, or nodes of the drawn tree.")] = 7,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 24,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
 ) -> None:
-    """Draw candidate trees: a static one with what it should gain, or those of real steps and what became of them."""
+    """Draw candidate trees: a static tree with its predicted gain, or the trees of real steps and what was accepted."""
     with clear_errors():
         from medusa_dist.heads_tools import explain as job
         from medusa_dist.heads_tools.explain_config import accuracies_of, tree_of
@@ -179,7 +184,7 @@ def explain(
 
 
 def _draw() -> Any:
-    """The drawing function, or a ConfigError before anything is measured."""
+    """The plotting function. Raises ConfigError, before anything is measured, if matplotlib is missing."""
     from medusa_dist.errors import ConfigError
 
     try:

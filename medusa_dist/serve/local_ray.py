@@ -1,6 +1,6 @@
-"""Ray on this machine, for a command or a program that found none running.
+"""Starts Ray on this machine, for a command or program without a running cluster.
 
-Owns how such a cluster is started: on loopback, quiet, at normal priority. Not here: joining a cluster.
+Owns the options of such a cluster: loopback only, quiet, normal priority. Not here: joining a cluster (launch.py).
 """
 
 import logging
@@ -11,13 +11,13 @@ import ray
 
 
 def start_local_ray(num_cpus: int | None = None, dashboard: bool = False) -> Any:
-    """Start Ray for this process and those it starts; `ray.shutdown` ends it. Returns Ray's context.
+    """Start Ray for this process and its children; `ray.shutdown` stops it. Returns Ray's context.
 
-    num_cpus: what it may hand out; None: this machine's cores.
+    num_cpus: the CPUs that Ray may assign; None: this machine's cores.
     """
     for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # whoever calls this tells progress and errors in its own words
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves the ranks beside any other work
+        logging.getLogger(name).setLevel(logging.ERROR)  # callers report progress and errors themselves
+    os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's default of 15, ranks starve next to other work
     return ray.init(
         address="local",
         namespace="serve",

@@ -1,7 +1,7 @@
-"""What Prometheus sees of a replica, on Ray's metrics port; Ray puts `ray_` before each name.
+"""Prometheus metrics of a replica, on Ray's metrics port; Ray prefixes each name with `ray_`.
 
 Owns names, labels and bucket limits. Not here: counting in the engine (engine/stats.py).
-Ray Serve adds the labels application, deployment and replica; we add model.
+Ray Serve adds the labels application, deployment and replica; this module adds model.
 """
 
 from ray.serve.metrics import Counter, Gauge, Histogram
@@ -18,17 +18,19 @@ MEMORY = 0.98  # of the moving average of tokens per step: about the last 50 bat
 
 
 class ServiceMetrics:
-    """Fed by the supervisor, on its event loop. model: the name clients use."""
+    """Called by the supervisor, on its event loop. model: the name clients use."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._first_token = self._histogram(
-            "time_to_first_token_seconds", "From the request to its first token, as the front sees it.", FIRST_TOKEN_S
+            "time_to_first_token_seconds",
+            "From the request to its first token, measured in the replica.",
+            FIRST_TOKEN_S,
         )
         self._token = self._histogram(
-            "time_per_token_seconds", "Between outputs of a request, per token in them.", TOKEN_S
+            "time_per_token_seconds", "Time between outputs of a request, per output token.", TOKEN_S
         )
         self._generation = -1
         self._before = EngineStats()
@@ -36,7 +38,7 @@ class ServiceMetrics:
         self._recent_expected = self._recent_verified = 0.0
 
     def on_output(self, pending: InflightRequest, output: Output, now: float) -> None:
-        """An output reached the front; pending is as it was before it."""
+        """An output reached the replica; pending is in the state before it."""
         count = len(output.token_ids)
         if count and pending.last_token_at is None:
             self._first_token.observe(now - pending.asked_at)
@@ -44,40 +46,48 @@ class ServiceMetrics:
             self._token.observe((now - pending.last_token_at) / count)
         self._count("tokens", "Output tokens.", count)
         for head, drafted in enumerate(output.stats.drafted_per_head, start=1):
-            self._count("drafted_tokens", "Drafted tokens that were verified, by head.", drafted, head=str(head))
+            self._count("drafted_tokens", "Draft tokens that were verified, by head.", drafted, head=str(head))
         self._count("sequence_steps", "Steps that chose at least one token, per sequence.", output.stats.num_steps)
         for head, accepted in enumerate(output.stats.accepted_per_head, start=1):
-            self._count("accepted_tokens", "Drafted tokens that became output, by head.", accepted, head=str(head))
+            self._count("accepted_tokens", "Accepted draft tokens, by head.", accepted, head=str(head))
         self._recent_tokens = self._recent_tokens * MEMORY + count
         self._recent_steps = self._recent_steps * MEMORY + output.stats.num_steps
 
     def on_batch(self, batch: OutputBatch, num_requests: int) -> None:
-        """The output stream gave a sign of life."""
+        """A batch arrived on the output stream."""
         stats = batch.stats
         before = self._before if batch.generation == self._generation else EngineStats()
         self._generation, self._before = batch.generation, stats
         self._gauge("requests", "Requests running or waiting in the replica.", num_requests)
         self._gauge("running_sequences", "Sequences decoded in the current step.", stats.num_running)
-        self._gauge("waiting_sequences", "Sequences waiting for a place in the engine.", stats.num_waiting)
-        self._gauge("kv_used_fraction", "Share of the KV cache in use.", stats.kv_used_fraction)
+        self._gauge("waiting_sequences", "Sequences waiting to be scheduled.", stats.num_waiting)
+        self._gauge("kv_used_fraction", "Fraction of the KV cache in use.", stats.kv_used_fraction)
         if self._recent_steps >= 1.0:
-            self._gauge("tokens_per_step", "Recent mean, per sequence.", self._recent_tokens / self._recent_steps)
+            self._gauge(
+                "tokens_per_step",
+                "Recent mean of tokens per step and sequence.",
+                self._recent_tokens / self._recent_steps,
+            )
         self._count("steps", "Steps of the engine.", stats.num_steps - before.num_steps)
         self._count("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens - before.num_prompt_tokens)
-        self._count("preemptions", "Sequences that lost their KV.", stats.num_preemptions - before.num_preemptions)
+        self._count(
+            "preemptions",
+            "Sequences preempted, which lost their KV blocks.",
+            stats.num_preemptions - before.num_preemptions,
+        )
         self._count(
             "steps_without_drafts",
-            "Steps without drafts: no gain predicted.",
+            "Steps without draft tokens because no gain was predicted.",
             stats.num_steps_without_drafts - before.num_steps_without_drafts,
         )
         self._count(
             "paused_sequence_steps",
-            "Sequence-steps without drafts because its recent acceptance was too low.",
+            "Sequence-steps without draft tokens because recent acceptance was too low.",
             stats.num_paused_sequence_steps - before.num_paused_sequence_steps,
         )
         self._gauge(
             "paused_sequences",
-            "Running sequences without drafts because their recent acceptance was too low.",
+            "Running sequences without draft tokens because recent acceptance was too low.",
             stats.num_paused_sequences,
         )
         self._predict(stats, before)
@@ -86,31 +96,38 @@ class ServiceMetrics:
             self._count("phase_seconds", "Wall time of steps, by phase.", spent, phase=phase)
 
     def _predict(self, stats: EngineStats, before: EngineStats) -> None:
-        """Tokens per step as calibrated confidences foretold them, beside the measured."""
+        """Tokens per step as predicted by calibrated confidences, to compare with the measured value."""
         expected = stats.num_expected - before.num_expected
-        self._count("expected_tokens", "Drafted tokens expected to become output.", expected)
+        self._count("expected_tokens", "Draft tokens expected to be accepted.", expected)
         self._recent_expected = self._recent_expected * MEMORY + expected
         self._recent_verified = self._recent_verified * MEMORY + stats.num_sequence_steps - before.num_sequence_steps
         if self._recent_expected > 0.0 and self._recent_verified >= 1.0:
             predicted = 1.0 + self._recent_expected / self._recent_verified
-            self._gauge("predicted_tokens_per_step", "Recent mean, per sequence, as predicted.", predicted)
+            self._gauge(
+                "predicted_tokens_per_step", "Predicted recent mean of tokens per step and sequence.", predicted
+            )
 
     def on_end(self, pending: InflightRequest) -> None:
-        """A request left the front."""
+        """A request left the replica."""
         self._count(
-            "requests_ended", "By finish reason, error, or cancelled.", 1, reason=pending.outcome or "cancelled"
+            "requests_ended",
+            "Ended requests, by finish reason, error, or cancelled.",
+            1,
+            reason=pending.outcome or "cancelled",
         )
 
     def on_failure(self, error: GroupError) -> None:
-        """The group fell."""
+        """The group failed."""
         self._count("group_failures", "Times the tensor-parallel group failed.", 1)
         self._gauge("group_up", "1 while the group decodes.", 0)
 
     def on_start(self, seconds: dict[str, float]) -> None:
-        """A group decodes; seconds: of each phase of its start."""
+        """A group has started; seconds: duration of each phase of its start."""
         self._gauge("group_up", "1 while the group decodes.", 1)
         for phase, duration in seconds.items():
-            self._gauge("group_start_seconds", "Of the current group's start, by phase.", duration, phase=phase)
+            self._gauge(
+                "group_start_seconds", "Duration of the current group's start, by phase.", duration, phase=phase
+            )
 
     def _count(self, name: str, text: str, amount: float, **labels: str) -> None:
         if name not in self._counters:

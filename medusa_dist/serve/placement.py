@@ -1,6 +1,6 @@
-"""What one replica asks of Ray: a bundle a rank, the HTTP front in bundle 0.
+"""Ray placement of a replica: one bundle per rank, with the replica actor in bundle 0.
 
-Owns the arithmetic of bundles and the messages about what is missing. Not here: the actors (group.py), the deployment
+Owns the bundle sizes and the messages about missing resources. Not here: the actors (group.py), the deployment
 (app.py).
 """
 
@@ -17,13 +17,13 @@ Bundle = dict[str, float]
 def resolve_device(config: Config) -> Config:
     """The config with device "auto" replaced: cuda if the cluster has GPUs, else cpu.
 
-    Asks Ray and not torch, since whoever builds the application may run on a node without a GPU. Raises ConfigError
-    for cuda on a cluster that has too few GPUs to ever hold the group.
+    Queries Ray and not torch, since build_app may run on a node without a GPU. Raises ConfigError
+    for cuda on a cluster with too few GPUs for the group.
     """
     gpus = ray.cluster_resources().get("GPU", 0.0)
     if config.device == "cuda" and gpus < config.tensor_parallel_size:
         raise ConfigError(
-            f"device: cuda needs {config.tensor_parallel_size} GPUs (tensor_parallel_size), the cluster has {gpus:g}"
+            f"device: cuda needs {config.tensor_parallel_size} GPUs (tensor_parallel_size); the cluster has {gpus:g}"
         )
     if config.device != "auto":
         return config
@@ -31,13 +31,13 @@ def resolve_device(config: Config) -> Config:
 
 
 def rank_resources(config: Config) -> Bundle:
-    """What one rank's actor reserves. Needs a resolved device."""
+    """Resources that one rank's actor reserves. Requires a resolved device."""
     gpu = {"GPU": 1.0} if config.device == "cuda" else {}
     return {"CPU": config.resources.cpus_per_rank, **gpu}
 
 
 def bundles(config: Config, front: bool) -> list[Bundle]:
-    """One bundle per rank; with `front`, the replica's own CPUs are added to bundle 0. Needs a resolved device."""
+    """One bundle per rank; `front` adds the replica actor's CPUs to bundle 0. Requires a resolved device."""
     result = [rank_resources(config) for _ in range(config.tensor_parallel_size)]
     if front:
         result[0]["CPU"] = round(result[0]["CPU"] + config.resources.front_cpus, 4)
@@ -45,13 +45,13 @@ def bundles(config: Config, front: bool) -> list[Bundle]:
 
 
 def check_bundles(group: PlacementGroup | None, config: Config) -> PlacementGroup:
-    """The replica's placement group. Raises ConfigError if a Serve config overrode it so that the ranks do not fit."""
+    """The replica's placement group. Raises ConfigError if a Serve config's override makes the ranks not fit."""
     wanted = bundles(config, front=True)
     found = group.bundle_specs if group is not None else []
     if group is None or len(found) != len(wanted):
         raise ConfigError(
             f"placement_group_bundles: {len(found)} bundles, but tensor_parallel_size {config.tensor_parallel_size} "
-            f"needs one a rank: {wanted}; remove the override from the Serve config"
+            f"needs one per rank: {wanted}; remove the override from the Serve config"
         )
     for index, (have, need) in enumerate(zip(found, wanted, strict=True)):
         if any(have.get(key, 0.0) < amount for key, amount in need.items()):
@@ -62,10 +62,10 @@ def check_bundles(group: PlacementGroup | None, config: Config) -> PlacementGrou
 
 
 def reserve(config: Config) -> PlacementGroup:
-    """A placement group for a rank group without a front; the caller removes it.
+    """A placement group for a rank group without a replica actor; the caller removes it.
 
-    Blocks until all bundles are placed, on one node. Raises GroupError after timeouts.placement_s, saying what is
-    asked and what the cluster has.
+    Blocks until all bundles are placed on one node. Raises GroupError after timeouts.placement_s, with the requested
+    and the available resources.
     """
     wanted = bundles(config, front=False)
     group = placement_group(wanted, strategy="STRICT_PACK")
@@ -74,14 +74,14 @@ def reserve(config: Config) -> PlacementGroup:
     except GetTimeoutError:
         remove_placement_group(group)
         raise GroupError(
-            f"no room for {config.tensor_parallel_size} ranks within {config.timeouts.placement_s:g} s "
+            f"could not place {config.tensor_parallel_size} ranks within {config.timeouts.placement_s:g} s "
             f"(timeouts.placement_s); {explain_room(wanted)}"
         ) from None
     return group
 
 
 def explain_room(wanted: list[Bundle]) -> str:
-    """What is asked against what each node has and has free, in one line."""
+    """The requested resources, and the free and total resources of each node, in one line."""
     free = ray._private.state.available_resources_per_node()
     nodes = [
         f"{node['NodeManagerAddress']}: {_amounts(free.get(node['NodeID'], {}))} free of {_amounts(node['Resources'])}"
@@ -89,7 +89,7 @@ def explain_room(wanted: list[Bundle]) -> str:
         if node["Alive"]
     ]
     total = {key: sum(bundle.get(key, 0.0) for bundle in wanted) for key in sorted({k for b in wanted for k in b})}
-    return f"asked on one node: {_amounts(total)}; nodes: {', '.join(nodes)}"
+    return f"requested on one node: {_amounts(total)}; nodes: {', '.join(nodes)}"
 
 
 def _amounts(resources: Bundle) -> str:

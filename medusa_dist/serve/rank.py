@@ -1,9 +1,9 @@
-"""One rank as a Ray actor: its process, its threads, its place in the cluster.
+"""RankActor: one rank as a Ray actor, with its process, threads and node.
 
-Owns what is Ray's about a rank. Not here: the engine (everything below `stack`), the life of all ranks together
-(group.py). This module does not import torch: the front imports it too, and a rank's thread count must be in the
-environment before torch is loaded.
-Threads: "engine" starts and runs the engine, always on the same thread; "control" answers while that one is busy;
+Owns the Ray side of a rank. Not here: the engine (the rank module `stack`), the lifetime of all ranks (group.py).
+This module does not import torch: the replica imports it too, and a rank's thread count must be in the environment
+before torch is loaded.
+Threads: "engine" starts and runs the engine, always on the same thread; "control" responds while the engine is busy;
 "stream" carries the outputs.
 """
 
@@ -29,34 +29,36 @@ PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy
 
 
 class RankProcess(Protocol):
-    """What a stack builds for one rank."""
+    """What a rank module builds for one rank."""
 
-    engine: SteppingEngine | None  # rank 0 alone has one, or none has
+    engine: SteppingEngine | None  # only rank 0 has one, or no rank
     facts: dict[str, Any]
 
     def follow(self) -> None:
-        """Ranks without an engine: execute plans until rank 0 says stop, or do the group's one job; raises if
-        another rank is lost."""
+        """Ranks without an engine: execute plans until rank 0 stops, or do the group's job.
+
+        Raises if another rank is lost.
+        """
 
 
 class RankFactory(Protocol):
-    """A module that makes ranks: medusa_dist.engine.startup.bootstrap, or a stand-in of the tests."""
+    """A module that builds ranks: medusa_dist.engine.startup.bootstrap, or a fake in the tests."""
 
     build_rank: Callable[..., RankProcess]
 
     def model_folder(self, config: Config) -> Path:
-        """The model's folder on this node, fetched if it is not there yet."""
+        """The model's folder on this node; downloads it if missing."""
 
     def open_store(self, world: int, host: str, timeout_s: float) -> Any:
-        """Rank 0: a rendezvous store on a free port, which `port` tells."""
+        """Rank 0: create a rendezvous store on a free port, its attribute `port`."""
 
     def join_store(self, host: str, port: int, world: int, timeout_s: float) -> Any:
-        """Ranks above 0: rank 0's store."""
+        """Ranks above 0: connect to rank 0's store."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Where a rank runs. address: of its node, as other nodes reach it. versions: of PACKAGES and Python there."""
+    """Where a rank runs. address: of its node, for other nodes. versions: of PACKAGES and Python on the node."""
 
     pid: int
     node_id: str
@@ -67,7 +69,7 @@ class RankInfo:
 
 
 class Rank:
-    """What RankActor runs. Calls come in the order place, (open_store), start, run; on rank 0 also batches and post."""
+    """The class behind RankActor. Call order: place, (open_store), start, run; on rank 0 also batches and post."""
 
     def __init__(self, config: Config, rank: int, generation: int, stack: str) -> None:
         self._config = config
@@ -82,11 +84,11 @@ class Rank:
         self._stack: RankFactory = import_module(stack)
 
     def __repr__(self) -> str:
-        return f"medusa-rank{self._rank}"  # Ray puts this before each line the process prints
+        return f"medusa-rank{self._rank}"  # Ray prefixes each line that the process prints with this
 
     @ray.method(concurrency_group="control")
     def place(self) -> RankInfo:
-        """Where this rank is. Raises GroupError if Ray did not give it exactly one GPU where it needs one."""
+        """Where this rank runs. Raises GroupError if it needs a GPU and Ray did not assign exactly one."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         place = RankInfo(
             pid=os.getpid(),
@@ -98,27 +100,27 @@ class Rank:
         )
         if self._config.device == "cuda" and (visible is None or len(visible.split(",")) != 1 or not visible):
             raise GroupError(
-                f"rank {self._rank} on {place.hostname} must see one GPU; CUDA_VISIBLE_DEVICES={visible!r}"
+                f"rank {self._rank} on {place.hostname} must see exactly one GPU; CUDA_VISIBLE_DEVICES={visible!r}"
             )
         return place
 
     @ray.method(concurrency_group="control")
     def phase(self) -> str:
-        """What `start` is doing, or "ready"."""
+        """The current phase of `start`, or "ready"."""
         return self._phase
 
     @ray.method(concurrency_group="engine")
     def open_store(self, host: str) -> int:
-        """Rank 0: open the rendezvous on a port that is free and held from then on; returns the port."""
+        """Rank 0: open the rendezvous store on a free port, keep it open, and return the port."""
         timeouts = self._config.timeouts
         self._store = self._stack.open_store(self._config.tensor_parallel_size, host, timeouts.placement_s)
         return int(self._store.port)
 
     @ray.method(concurrency_group="engine")
     def start(self, host: str, port: int) -> dict[str, Any]:
-        """Join the others, load, warm up; blocks for as long as that takes. Returns the rank's facts.
+        """Join the other ranks, load and warm up. Blocks. Returns the rank's facts.
 
-        Port 0: this rank is alone.
+        Port 0: this is the only rank.
         """
         config = self._config
         if port and self._rank > 0:
@@ -137,7 +139,7 @@ class Rank:
 
     @ray.method(concurrency_group="engine")
     def run(self) -> None:
-        """Decode until `close`. Returning or raising means that the group has ended."""
+        """Decode until `close`. When it returns or raises, the group has ended."""
         if self._loop is not None:
             self._loop.run()
         else:
@@ -146,19 +148,19 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def post(self, commands: Sequence[Command]) -> None:
-        """Rank 0: hand commands to the engine, in order."""
+        """Rank 0: send commands to the engine, in order."""
         assert self._loop is not None
         self._loop.post(commands)
 
     @ray.method(concurrency_group="control")
     def close(self) -> None:
-        """Rank 0: end `run` on all ranks. Without an engine it ends by itself, when its work is done."""
+        """Rank 0: end `run` on all ranks. Without an engine, `run` ends by itself when the job is done."""
         if self._loop is not None:
             self._loop.close()
 
     @ray.method(concurrency_group="stream")
     def batches(self) -> Iterator[OutputBatch]:
-        """Rank 0: the one output stream."""
+        """Rank 0: the output stream."""
         assert self._loop is not None
         yield from self._loop.batches()
 
@@ -167,11 +169,12 @@ RankActor: Any = ray.remote(concurrency_groups={"engine": 1, "control": 2, "stre
 
 
 def _share_of_cores(world: int) -> int:
-    """This node's cores but one, dealt to the ranks.
+    """CPU threads of a rank: this node's cores, less one, divided by the ranks.
 
-    The one is for the front, Ray and whatever else runs: tensor threads wait for each other some 400 times a step, and
-    with one thread more than there are free cores each wait costs a time slice (seen: 50 ms a step became 1,400 ms).
-    Cores: the fewer of what Ray counts (it knows cgroups) and what we may run on.
+    The spare core is for the replica, Ray and other processes: tensor threads wait for each other some 400 times a
+    step,
+    and with one thread more than free cores each wait costs a time slice (measured: 50 ms per step became 1,400 ms).
+    Cores: the smaller of what Ray counts (it knows cgroups) and os.cpu_count.
     """
     node_id = ray.get_runtime_context().get_node_id()
     counted = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == node_id]
@@ -183,4 +186,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"  # runs from a source tree
+        return "not installed"  # running from a source tree

@@ -1,7 +1,7 @@
-"""The replica of Ray Serve: holds the clients' connections and one tensor-parallel group, needs no GPU.
+"""LLMReplica: the Ray Serve replica. Holds client connections and one tensor-parallel group; needs no GPU.
 
-Owns what Serve asks of a replica (constructor, health check, end, load) and what the routes ask of a model. Not here:
-the routes (api, joined in app.py), the life of the group (supervisor.py).
+Owns what Serve calls on a replica (constructor, health check, shutdown, load) and what the routes need from a model.
+Not here: the routes (api/, added in app.py), the lifetime of the group (supervisor.py).
 """
 
 import hashlib
@@ -27,9 +27,9 @@ logger = logging.getLogger("ray.serve")
 
 
 class LLMReplica:
-    """One replica of one model. The constructor returns when the model decodes.
+    """One replica of one model. The constructor returns when the model is ready to decode.
 
-    config: with a resolved device. stack: the module that makes ranks.
+    config: with a resolved device. stack: the module that builds ranks.
     """
 
     async def __init__(self, config: Config, stack: str = STACK) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -40,29 +40,29 @@ class LLMReplica:
         )
         await self._supervisor.start()
         facts = self._facts = self._supervisor.facts
-        # Bundle 0 holds rank 0 and this process: its folder is ours.
+        # Bundle 0 holds rank 0 and this process, so both see the same folder.
         self._tokenizer = AutoTokenizer.from_pretrained(
             facts["folder"], trust_remote_code=config.trust_remote_code, local_files_only=True
         )
         self._created = int(time.time())
-        logger.info("%s decodes: %s", config.name, json.dumps(facts, default=str))
+        logger.info("%s is ready: %s", config.name, json.dumps(facts, default=str))
 
-    # What Ray Serve asks
+    # Called by Ray Serve
 
     async def check_health(self) -> None:
-        """Raise if no group can be started any more: Serve then replaces this replica. A restart in time is healthy."""
+        """Raise if no group can be started, so that Serve replaces this replica. During a restart it is healthy."""
         self._supervisor.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The load that autoscaling policies see: requests running or waiting here."""
+        """The load for the autoscaling policy: requests running or waiting in this replica."""
         return {"sequences": float(self._supervisor.num_requests)}
 
     async def __del__(self) -> None:
-        """Called once by Serve when the replica ends: no process stays."""
+        """Called once by Serve when the replica stops. Leaves no process."""
         if hasattr(self, "_supervisor"):
             await self._supervisor.stop()
 
-    # What the routes ask
+    # Called by the routes
 
     @property
     def name(self) -> str:
@@ -71,12 +71,12 @@ class LLMReplica:
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt + output, tokens."""
+        """Maximum length of prompt + output, in tokens."""
         return int(self._facts["max_model_len"])
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below this."""
+        """Size of the vocabulary; token ids are smaller."""
         return int(self._facts["vocab_size"])
 
     @property
@@ -86,18 +86,18 @@ class LLMReplica:
 
     @property
     def system_fingerprint(self) -> str:
-        """A hash of all that decides which tokens a seed gives: weights, dtype, device, noise, library versions."""
+        """A hash of all that determines the tokens of a seed: weights, dtype, device, noise, library versions."""
         decisive = ("fingerprint", "noise_version", "device", "torch", "transformers")
         known = [self._config.model, self._config.revision, self._config.dtype, *map(self._facts.get, decisive)]
         return "medusa-" + hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=6).hexdigest()
 
     @property
     def created(self) -> int:
-        """When the replica came up, unix seconds."""
+        """Start time of the replica, unix seconds."""
         return self._created
 
     def describe(self) -> dict[str, Any]:
-        """What else /v1/models says."""
+        """More fields for /v1/models."""
         scaling = self._config.autoscaling
         return {
             "speculation": self._facts["speculation"],
@@ -111,14 +111,14 @@ class LLMReplica:
         }
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        """The request's outputs; see Supervisor.outputs."""
+        """The outputs of a request; see Supervisor.outputs."""
         return self._supervisor.outputs(request)
 
     async def abort(self, request_id: str) -> None:
-        """End a request now; unknown and finished ids are ignored."""
+        """Abort a request now; unknown and finished ids are ignored."""
         self._supervisor.abort(request_id)
 
     @property
     def trouble(self) -> str | None:
-        """None while the group decodes, else one line that says why it does not."""
+        """None while the group decodes, otherwise one line with the reason."""
         return None if self._supervisor.decodes else self._supervisor.trouble

@@ -1,9 +1,9 @@
-"""Keeps a group decoding: feeds it, reads it, notices its fall, starts the next generation, and loses nothing.
+"""Supervisor: runs a tensor-parallel group, restarts it after failures, and resumes all requests.
 
 Owns the requests of one replica and the generations of its group. Not here: processes (group.py), HTTP and Ray Serve
-(front.py). All methods belong to one event loop; what blocks runs in threads.
-A generation ends when the first of four tasks does: reader (output stream), sender (commands), watcher (a rank
-returned or died), patrol (silence, clients that do not read). Then all ranks are killed and a new group gets every
+(replica.py). All methods belong to one event loop; blocking calls run in threads.
+A generation ends when the first of four tasks ends: reader (output stream), sender (commands), watcher (a rank
+returned or died), patrol (silence, clients that do not read). All ranks are then killed, and a new group gets every
 request again, with the tokens that were already delivered.
 """
 
@@ -27,13 +27,13 @@ from medusa_dist.serve.metrics import ServiceMetrics
 logger = logging.getLogger("ray.serve")
 
 PATROL_S = 0.5
-SILENCE_S = 15.0  # the stream gives a sign of life every second, from a thread that no step holds up
-GRACE_S = 5.0  # beyond the step's own deadline: the ranks notice a hang first and name the culprit
+SILENCE_S = 15.0  # the stream sends a batch every second, from a thread that no step blocks
+GRACE_S = 5.0  # beyond the step's own deadline, so that the ranks notice a hang first and name the cause
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class Supervisor:
-    """The requests of one replica and the group that decodes them. make_group(generation): one not yet started."""
+    """The requests of one replica and the group that decodes them. make_group(generation): returns a group to start."""
 
     def __init__(self, config: Config, make_group: Callable[[int], TPWorkerGroup], watch: ServiceMetrics) -> None:
         self._config = config
@@ -45,17 +45,17 @@ class Supervisor:
         self._group: TPWorkerGroup | None = None
         self._decodes = False
         self._down_since: float | None = None
-        self._num_tries = 0  # starts since the group was last seen decoding
-        self._num_silent = 0  # turns of the patrol since the last sign of life
+        self._num_tries = 0  # starts since the group last decoded
+        self._num_silent = 0  # iterations of the patrol since the last batch
         self._over: MedusaError | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.facts: dict[str, Any] = {}  # of rank 0, once started
-        self.trouble = "it is starting"  # why it does not decode, where it does not
+        self.facts: dict[str, Any] = {}  # of rank 0, after the start
+        self.trouble = "it is starting"  # why it does not decode, if it does not
 
-    # What the front uses
+    # Called by the replica
 
     async def start(self) -> None:
-        """Start the first generation. Raises what kept it from starting, with no process left."""
+        """Start the first generation. If it fails to start, raises the cause and leaves no process."""
         group = self._next_group()
         try:
             await asyncio.to_thread(group.start)
@@ -68,8 +68,8 @@ class Supervisor:
         self._keeper.add_done_callback(self._keeper_ended)
 
     async def stop(self) -> None:
-        """End all requests and the group; no process is left."""
-        self._give_up(EngineError("the service shuts down"))
+        """End all requests and the group. Leaves no process."""
+        self._give_up(EngineError("the service is shutting down"))
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
@@ -77,18 +77,18 @@ class Supervisor:
             await asyncio.to_thread(self._group.stop)
 
     def check(self) -> None:
-        """Raise why this replica will not decode again, if so."""
+        """If this replica cannot decode again, raise the cause."""
         if self._over is not None:
             raise self._over
 
     @property
     def decodes(self) -> bool:
-        """True while the group gives signs of life, False from a fall until the next group is up."""
+        """True while the group responds, False from a failure until the next group is up."""
         return self._decodes and self._num_silent * PATROL_S < GRACE_S
 
     @property
     def generation(self) -> int:
-        """Of the current group: 0, 1, 2, ... The number of falls so far."""
+        """Number of the current group: 0, 1, 2, ... which is the number of restarts so far."""
         return self._generation
 
     @property
@@ -97,10 +97,10 @@ class Supervisor:
         return len(self._pending)
 
     async def outputs(self, request: Request) -> AsyncGenerator[Output, None]:
-        """What the request's client gets, merged while it does not read. Closing the iterator aborts the request.
+        """Outputs for the request's client, merged while it does not read. Closing the iterator aborts the request.
 
         Raises OverloadedError before the first output if the replica is full, RequestError if the engine refuses the
-        request, EngineError if it cannot be answered.
+        request, EngineError if it cannot be completed.
         """
         pending = self._admit(request)
         try:
@@ -113,7 +113,7 @@ class Supervisor:
             self._release(pending)
 
     def abort(self, request_id: str) -> None:
-        """End a request now: its iterator gets a last output. Unknown and finished ids are ignored."""
+        """Abort a request now: its iterator gets a last output. Unknown and finished ids are ignored."""
         pending = self._pending.get(request_id)
         if pending is not None and not pending.is_over:
             pending.deliver(Output(request_id=request_id, finish_reason=FinishReason.ABORT), time.monotonic())
@@ -127,15 +127,15 @@ class Supervisor:
         if len(self._pending) >= limit:
             raise OverloadedError(f"{limit} requests are running or waiting (max_running + max_queued); retry later")
         if request.request_id in self._pending:
-            raise RequestError(f"a request with id {request.request_id!r} is running", "request_id")
+            raise RequestError(f"request_id {request.request_id!r} is already in use", "request_id")
         pending = self._pending[request.request_id] = InflightRequest(request, time.monotonic())
         self._submit()
         return pending
 
     def _submit(self) -> None:
-        """Give the group what it does not have yet: all requests or, while there are suspects, the first of these.
+        """Submit requests that the group does not have: all, or only the first suspect while there is one.
 
-        So a request that fells every group is found out alone, and takes no other with it.
+        A request that makes every group fail is thus identified while it runs alone, and fails no other request.
         """
         if self._decodes:
             suspect = next((pending for pending in self._pending.values() if pending.is_suspect), None)
@@ -144,12 +144,12 @@ class Supervisor:
                     self._commands.put_nowait(pending.submission())
 
     def _tell(self, command: Command) -> None:
-        """Queue a command; without a group it is not needed, the next one gets every request anew."""
+        """Queue a command; without a group it is not needed, since the next group gets every request again."""
         if self._decodes:
             self._commands.put_nowait(command)
 
     def _release(self, pending: InflightRequest) -> None:
-        """Forget a request; the engine is told if it may still decode it."""
+        """Remove a request, and abort it in the engine if it may still run."""
         del self._pending[pending.request.request_id]
         if not pending.is_over:
             self._tell(Abort(pending.request.request_id))
@@ -160,7 +160,7 @@ class Supervisor:
     def _deliver(self, message: EngineMessage) -> None:
         pending = self._pending.get(message.request_id)
         if pending is None or pending.is_over:
-            return  # its client went away
+            return  # its client disconnected
         was_suspect = pending.is_suspect
         if isinstance(message, Refusal):
             pending.fail(message.error)
@@ -179,16 +179,16 @@ class Supervisor:
         return self._group
 
     async def _keep(self, group: TPWorkerGroup | None) -> None:
-        """Run generation after generation, until one cannot be started in time."""
+        """Run one generation after another, until one cannot be started in time."""
         while group is not None:
             error = await self._run(group)
             self.trouble = f"the group is restarting: {error}"
-            logger.error("generation %d fell: %s", self._generation, error)
+            logger.error("generation %d failed: %s", self._generation, error)
             self._watch.on_failure(error)
             group = await self._restart(error)
 
     async def _run(self, group: TPWorkerGroup) -> GroupError:
-        """One generation, from its first command to its fall; returns why it fell."""
+        """Run one generation until it fails; returns the cause."""
         self._commands = asyncio.Queue()
         self._num_silent, self._decodes = 0, True
         self._submit()
@@ -206,14 +206,14 @@ class Supervisor:
             if isinstance(error, GroupError):
                 return error
             if error is not None and not isinstance(error, RayError):
-                logger.error("the front lost its group by an error of its own", exc_info=error)
+                logger.error("the replica lost its group through an internal error", exc_info=error)
         return await asyncio.to_thread(group.cause)
 
     async def _restart(self, error: MedusaError) -> TPWorkerGroup | None:
-        """The next group, started; None when restart_s is over. Waits longer each time it does not come up."""
-        fell_at = time.monotonic()
+        """Start the next group; None after restart_s. Waits longer after each failed start."""
+        failed_at = time.monotonic()
         if self._down_since is None:
-            self._down_since, self._num_tries = fell_at, 0
+            self._down_since, self._num_tries = failed_at, 0
         deadline = self._down_since + self._config.timeouts.restart_s
         for pending in self._pending.values():
             pending.record_failure()
@@ -228,15 +228,15 @@ class Supervisor:
                 group = self._next_group()
                 await asyncio.to_thread(group.start, max(1.0, deadline - began))
             except MedusaError as latest:
-                logger.error("generation %d did not start: %s", self._generation, latest)
+                logger.error("generation %d failed to start: %s", self._generation, latest)
                 error = latest
                 continue
             self._watch.on_start(group.seconds)
-            logger.info("generation %d decodes, %.1f s after the fall", self._generation, time.monotonic() - fell_at)
+            logger.info("generation %d is ready after %.1f s", self._generation, time.monotonic() - failed_at)
             return group
         if self._group is not None:
             await asyncio.to_thread(self._group.kill)
-        self._give_up(GroupError(f"no group decoded within restart_s; the last error: {error}"))
+        self._give_up(GroupError(f"no group decoded within timeouts.restart_s; last error: {error}"))
         return None
 
     def _give_up(self, error: MedusaError) -> None:
@@ -258,7 +258,7 @@ class Supervisor:
         async for ref in group.batches():
             batch: OutputBatch = await ref
             if (batch.generation, batch.number) != (self._generation, number):
-                raise GroupError(f"output batch {batch.number} of generation {batch.generation} came as {number}")
+                raise GroupError(f"output batch {batch.number} of generation {batch.generation} arrived as {number}")
             number += 1
             self._num_silent = 0
             if batch.age_s > self._config.timeouts.step_s + GRACE_S:
@@ -266,7 +266,7 @@ class Supervisor:
             for message in batch.messages:
                 self._deliver(message)
             if batch.messages or not self._pending:
-                self._down_since = None  # it decodes, or has nothing to decode: the next fall is a new one
+                self._down_since = None  # it decodes, or is idle: the next failure is a new one
             self._watch.on_batch(batch, len(self._pending))
 
     async def _send(self, group: TPWorkerGroup) -> None:
@@ -282,14 +282,14 @@ class Supervisor:
         await asyncio.gather(*[end for end in ends if end.done()], return_exceptions=True)
 
     async def _patrol(self) -> None:
-        """Count silence in turns, not seconds: a front that itself was held up must not blame the group."""
+        """Count silence in iterations, not seconds: a replica that was itself blocked must not blame the group."""
         timeouts = self._config.timeouts
         limit_s = min(SILENCE_S, max(3.0, timeouts.step_s))
         while True:
             await asyncio.sleep(PATROL_S)
             self._num_silent += 1
             if self._num_silent * PATROL_S > limit_s:
-                raise GroupError(f"rank 0 gave no sign of life for {self._num_silent * PATROL_S:g} s")
+                raise GroupError(f"rank 0 did not respond for {self._num_silent * PATROL_S:g} s")
             now = time.monotonic()
             for pending in self._pending.values():
                 since = pending.waiting_since

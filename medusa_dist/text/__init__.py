@@ -1,1 +1,1 @@
-"""Text on its way in and out: detokenizer, stop strings, chat templates. No torch."""
+"""Tokens to text: detokenizer, stop strings. No torch."""

@@ -31,7 +31,7 @@ def render_chat(
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError, ValueError) as error:
-        raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from None
+        raise RequestError(f"the model's chat template rejects these messages: {error}", "messages") from None
     return text
 
 

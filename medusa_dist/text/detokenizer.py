@@ -1,6 +1,7 @@
-"""Detokenizer: the text of a growing token sequence, shown character by complete character.
+"""Detokenizer: incremental text of a growing token sequence, in complete characters.
 
-Owns incremental decoding. Not here: stop strings (text_stream.py), one token by itself (token_text.py). No torch.
+Owns incremental decoding. Not here: stop strings (text_stream.py), the text of a single token (token_text.py). No
+torch.
 """
 
 from collections.abc import Sequence
@@ -8,19 +9,18 @@ from typing import Any
 
 from medusa_dist.text.token_text import UNFINISHED, special_ids
 
-CONTEXT_TOKENS = 6  # enough prompt to know whether the first word starts with a space
+CONTEXT_TOKENS = 6  # enough context to know whether the first word starts with a space
 
 
-MAX_HELD_TOKENS = 8  # a character spans at most 4 tokens; a longer wait means that the bytes are no text
+MAX_HELD_TOKENS = 8  # a character spans at most 4 tokens; a longer wait means invalid bytes
 
 
 class Detokenizer:
-    """Text of a growing token sequence; what was returned once is never changed.
+    """Text of a growing token sequence; returned text never changes.
 
     tokenizer: a transformers tokenizer. context: the tokens before the first one (the prompt, for text completion),
-    so that sentencepiece models keep the space before their first word; leave it empty where the output is a text of
-    its own (chat).
-    A short window is decoded anew per token: the last tokens that gave text, then those since. Concatenated results
+    so that sentencepiece models keep the space before the first word; empty if the output is a separate text (chat).
+    Each new token decodes a short window: the last tokens that produced text, and those since. Concatenated results
     equal `tokenizer.decode` of all tokens without special ones.
     """
 
@@ -28,11 +28,11 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
         self._window = list(context[-CONTEXT_TOKENS:])
-        self._settled = len(self._window)  # window[:settled]: tokens whose text was returned as a whole
+        self._settled = len(self._window)  # window[:settled]: tokens whose text was returned completely
         self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; "" for special tokens and in the middle of a character."""
+        """The text that this token completes; "" for special tokens and inside a character."""
         if token_id in self._special and not self._decode([token_id]):
             return ""
         self._window.append(token_id)
@@ -49,19 +49,19 @@ class Detokenizer:
         return ""
 
     def flush(self) -> str:
-        """What was held back for an unfinished character, as the decoder writes it (U+FFFD)."""
+        """The held text of an unfinished character, as the decoder writes it (U+FFFD)."""
         text = self._decode(self._window)
         new = text[self._shown :]
         self._shown = max(self._shown, len(text))
         return new
 
     def _decode(self, ids: list[int]) -> str:
-        # Cleaning up spaces would change text that was returned already.
+        # Cleaning up spaces would change text that was already returned.
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def _slide(self) -> None:
-        """Start the window at the tokens whose text was just completed."""
+        """Move the start of the window to the tokens whose text was just completed."""
         recent = self._window[self._settled :]
         text = self._decode(recent)
         if text:
@@ -69,10 +69,10 @@ class Detokenizer:
         self._settled = len(self._window)
 
     def _let_go(self, text: str) -> str:
-        """Return garbage bytes, all but the last few tokens, from which a real character may still grow.
+        """Return the text of invalid bytes, except the last few tokens, which may still become a character.
 
-        The window is cut where both sides decode to the whole, that is, not inside a character. Known limit: with a
-        byte-fallback decoder, three or more literal U+FFFD in a row come out as one per byte.
+        The window is cut where both parts decode to the whole, that is, not inside a character. Known limit: with a
+        byte-fallback decoder, three or more literal U+FFFD in a row are returned as one per byte.
         """
         for keep in range(3, MAX_HELD_TOKENS):
             head, tail = self._window[:-keep], self._window[-keep:]

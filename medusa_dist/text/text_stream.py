@@ -1,10 +1,11 @@
-"""From token ids to text: incremental detokenisation and stop strings.
+"""TextStream: incremental detokenisation and stop strings for one request.
 
-Owns what a reader sees of an output, token by token: characters are shown when they are complete, text is shown when
-it can no longer be part of a stop string. Used by the HTTP front and by `LLM`. Not here: end-of-sequence and stop
-token ids (the engine ends there by itself), max_tokens, grammars. Imports no torch.
-visible = what the reader sees; held = decoded, but perhaps the beginning of a stop string; counted = tokens up to and
-including the one that completes a stop string; what was decoded behind it in the same step is surplus and is dropped.
+Owns the visible text of an output. Used by the HTTP routes and `LLM`. Not here: end-of-sequence and stop token ids
+(the engine handles them), max_tokens, grammars. No torch.
+visible = text sent to the reader; held = decoded text that may be the start of a stop string; counted = tokens up to
+and
+including the one that completes a stop string. Later tokens of the same step are surplus and dropped. Characters become
+visible when they are complete, text when it can no longer be part of a stop string.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from medusa_dist.text.detokenizer import Detokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one Output adds for the reader. text: newly visible. token_ids, heads, logprobs, stats: counted tokens only.
+    """The visible change from one Output. text: newly visible. token_ids, heads, logprobs, stats: counted tokens only.
 
-    text_offsets[i]: character of the whole text at which token i starts, held text included; so a token inside a stop
-    string may start behind the end of the visible text.
-    finish_reason: None until the end. stopped: a stop string was hit; the engine does not know and must be told.
+    text_offsets[i]: character offset in the whole text at which token i starts, including held text; a token inside a
+    stop string may start after the end of the visible text.
+    finish_reason: None until the end. stopped: a stop string was found; the caller must abort the engine's request.
     """
 
     text: str = ""
@@ -36,16 +37,16 @@ class TextDelta:
 
 
 class TextStream:
-    """The visible text of one request, fed with its Outputs in order.
+    """The visible text of one request. Takes its Outputs in order.
 
-    How tokens are grouped into Outputs changes nothing but the grouping of the deltas.
+    The grouping of tokens into Outputs affects only the grouping of the deltas.
 
-    An end-of-sequence or stop token is the last id of an Output whose finish_reason is STOP; it is counted, and not
-    shown; but if the grammar is complete, that id is text. A stop string is not shown either; the text before it is.
-    Of several stop strings the one that is complete first counts, of two complete at once the longer. A stop string
-    completed within the first min_tokens tokens is ordinary text.
-    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: everything so far. num_cached_tokens,
-    prompt_logprobs: of the prompt, as the engine said; hypotheses: of a beam search.
+    An end-of-sequence or stop token is the last id of an Output with finish_reason STOP; it is counted but not visible,
+    unless the grammar is complete: then it is text. A stop string is not visible; the text before it is. If several
+    stop strings match, the one completed first counts; of two completed by the same character, the longer. A stop
+    string completed within the first min_tokens tokens is ordinary text.
+    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. num_cached_tokens,
+    prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
@@ -67,7 +68,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, output: Output) -> TextDelta:
-        """Take one Output. After the end, surplus Outputs give empty deltas."""
+        """Process one Output. Outputs after the end give empty deltas."""
         if self.finish_reason is not None:
             return TextDelta()
         before, num_chars = len(self.token_ids), len(self.text)
@@ -90,7 +91,7 @@ class TextStream:
         return self._count(output, before, num_chars)
 
     def _reveal(self, new: str) -> None:
-        """Append decoded text; show what cannot belong to a stop string, and stop behind the first complete one."""
+        """Append decoded text; reveal what cannot be part of a stop string; stop at the first complete one."""
         self._decoded += len(new)
         old = len(self._held)
         text = self._held + new
@@ -104,7 +105,7 @@ class TextStream:
         self.text, self._held = self.text + text[:cut], text[cut:]
 
     def _count(self, output: Output, before: int, num_chars: int) -> TextDelta:
-        """The delta of an Output, of which the tokens from `before` on were counted."""
+        """The delta of an Output whose counted tokens start at `before`."""
         num = len(self.token_ids) - before
         delta = TextDelta(
             text=self.text[num_chars:],
@@ -123,7 +124,7 @@ class TextStream:
 
 
 def _first_stop(text: str, stops: Sequence[str], old: int) -> int | None:
-    """Where the stop string that is complete first begins, if it ends behind the first `old` characters."""
+    """Start of the stop string that is completed first, if it ends after the first `old` characters."""
     ends = []
     for stop in stops:
         start = text.find(stop, max(0, old - len(stop) + 1))
@@ -133,7 +134,7 @@ def _first_stop(text: str, stops: Sequence[str], old: int) -> int | None:
 
 
 def _num_open(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text could be the beginning of a stop string."""
+    """Number of characters at the end of the text that could be the start of a stop string."""
     longest = 0
     for stop in stops:
         for length in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -144,7 +145,7 @@ def _num_open(text: str, stops: Sequence[str]) -> int:
 
 
 def _without(stats: SpeculationStats, surplus_heads: Sequence[int]) -> SpeculationStats:
-    """The counts without accepted tokens that nobody will see."""
+    """The counts without accepted tokens that were dropped as surplus."""
     if not any(surplus_heads):
         return stats
     accepted = list(stats.accepted_per_head)

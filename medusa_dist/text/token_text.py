@@ -1,6 +1,6 @@
-"""One token as text and bytes, and which tokens are special.
+"""Text and bytes of a single token, and the special tokens of a vocabulary.
 
-Owns the byte alphabets of vocabularies. Not here: text over several tokens (detokenizer.py). No torch.
+Owns the byte alphabets of vocabularies. Not here: text of several tokens (detokenizer.py). No torch.
 """
 
 import re
@@ -10,20 +10,20 @@ from typing import Any
 
 @lru_cache(maxsize=4)
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of all special tokens, named or only reserved."""
+    """Ids of all special tokens, named or reserved."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
 
 
-UNFINISHED = "\ufffd"  # decoders write U+FFFD for bytes that are not, or not yet, a character
+UNFINISHED = "\ufffd"  # decoders write U+FFFD for invalid or incomplete characters
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @lru_cache(maxsize=2**16)
 def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes]:
-    """One token as (text, bytes), for logprobs: with its leading space; U+FFFD in the text for part of a character.
+    """One token as (text, bytes), for logprobs: with its leading space; U+FFFD in the text for a partial character.
 
-    The text is what a second copy adds behind a first, since some decoders strip the space of the first word.
+    The text is what a second copy adds after the first, because some decoders strip the first word's space.
     """
     twice, once = (tokenizer.decode([token_id] * n, clean_up_tokenization_spaces=False) for n in (2, 1))
     text: str = twice[len(once) :]
@@ -32,7 +32,7 @@ def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes]:
 
 
 def _piece_bytes(piece: str | None) -> bytes | None:
-    """The bytes behind a vocabulary entry: `<0xE4>` (sentencepiece) or GPT-2's printable alphabet; None if neither."""
+    """The bytes of a vocabulary entry: `<0xE4>` (sentencepiece) or GPT-2's printable alphabet; None if neither."""
     if piece is None:
         return None
     match = _BYTE_PIECE.fullmatch(piece)
@@ -44,7 +44,7 @@ def _piece_bytes(piece: str | None) -> bytes | None:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's map from printable characters to bytes: Latin-1's own where printable, else U+0100 and on, in order."""
+    """GPT-2's map from printable characters to bytes: Latin-1 where printable, else from U+0100 in order."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [b for b in range(256) if b not in set(own)]
     return {chr(b): b for b in own} | {chr(0x100 + i): b for i, b in enumerate(rest)}

@@ -1,1 +1,1 @@
-"""What several commands share: progress, prompts, opening a model."""
+"""Shared parts of several commands: progress, prompts, opening a model."""

@@ -1,6 +1,6 @@
-"""What is written in the docs from the code itself: docs/config.md, tables and the file tree (`make docs`).
+"""Generates docs from code: docs/config.md, the sampling table and the file tree (`make docs`).
 
-Owns their form. Not here: keys (config.py), sampling fields (sampling_fields.py), words on a file (its docstring).
+Owns their format. Not here: keys (config.py), sampling fields (sampling_fields.py), a file's line (its docstring).
 Works on a checkout, not on an installed package.
 """
 
@@ -19,11 +19,11 @@ SAMPLING_MARKS = ("<!-- sampling fields -->\n", "<!-- end of sampling fields -->
 TREE_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
 _HEAD = """# Keys of a service
 
-What may stand under `args:` of an application in a Serve config, and as keyword arguments of `LLM` (but for those of a
-service: `max_queued`, `autoscaling` and `resources.front_cpus`, which it refuses). Unknown keys are
-errors. Written from the code; `make docs` writes it anew.
+Keys under `args:` of an application in a Serve config, and keyword arguments of `LLM` (except the service keys
+`max_queued`, `autoscaling` and `resources.front_cpus`, which it refuses). Unknown keys are errors. This page is
+generated from the code by `make docs`.
 
-| key | type | default | what it is |
+| key | type | default | description |
 |---|---|---|---|
 """
 
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, str]]:
-    """One row per key, nested ones with dots."""
+    """One row per key; nested keys with dots."""
     found: list[tuple[str, str, str, str]] = []
     for name, field in model.model_fields.items():
         nested = _nested(field)
@@ -46,7 +46,7 @@ def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, str]]
 
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:
-    """The class of a nested group of keys, also where the group may be left out."""
+    """The class of a nested group of keys, including optional groups."""
     options: list[Any] = [field.annotation, *getattr(field.annotation, "__args__", ())]
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
@@ -76,11 +76,17 @@ def sampling_table() -> str:
 
 
 def _plain(value: Any) -> str:
-    return {None: "none", True: "true", False: "false", (): "empty"}.get(value, str(value))
+    if value is None or value == ():
+        return "none" if value is None else "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _range(field: SamplingField) -> str:
-    return "" if field.low is None or field.high is None else f"{field.low:g} to {field.high:g}"
+    return "" if field.low is None or field.high is None else f"{_number(field.low)} to {_number(field.high)}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _beams(field: SamplingField) -> str:
@@ -88,12 +94,12 @@ def _beams(field: SamplingField) -> str:
 
 
 def file_tree() -> str:
-    """One line per folder and file of the package: its name and the first line of its docstring."""
+    """One line per folder and file of the package: name and first line of the docstring."""
     return "```\n" + "\n".join(_tree(ROOT / "medusa_dist", 0)) + "\n```\n"
 
 
 def _tree(folder: Path, depth: int) -> list[str]:
-    """A folder's line, then its files, then its folders."""
+    """The line of a folder, then its files, then its subfolders."""
     lines = [_line(folder / "__init__.py", depth, f"{folder.name}/")]
     lines += [_line(file, depth + 1, file.name) for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
     for inner in sorted(path.parent for path in folder.glob("*/__init__.py")):
@@ -107,12 +113,12 @@ def _line(file: Path, depth: int, name: str) -> str:
 
 
 def with_tree(text: str) -> str:
-    """docs/architecture.md with the tree between its marks."""
+    """docs/architecture.md with the tree inserted between its marks."""
     return _between(TREE_MARKS, text, file_tree())
 
 
 def with_sampling(text: str) -> str:
-    """docs/requests.md with the table of sampling fields between its marks."""
+    """docs/requests.md with the table of sampling fields inserted between its marks."""
     return _between(SAMPLING_MARKS, text, sampling_table())
 
 

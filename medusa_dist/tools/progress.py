@@ -1,7 +1,7 @@
-"""How far a long job is: a bar on a terminal, a line now and then elsewhere (log files, CI).
+"""Progress of a long job: a bar on a terminal, occasional lines elsewhere (log files, CI).
 
-Owns the form of both. Not here: what the jobs tell. They tell texts, which also cross processes (serve/rank.py); a text
-that says how many of how many brings its numbers along, for the bar, the rate and the time left.
+Owns the format of both. Not here: the messages. Jobs report plain texts, which also cross processes (serve/rank.py);
+a ProgressText also carries its numbers, for the bar, the rate and the time left.
 """
 
 import time
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-REPORT_S = 10.0  # between two lines of the same count where there is no terminal
+REPORT_S = 10.0  # between two lines of the same count without a terminal
 
 
 class ProgressText(str):
-    """A text with numbers, such as "answering: 3 of 8 lines, 1 in error"."""
+    """A text with numbers, such as "processing: 3 of 8 lines, 1 failed"."""
 
     what: str
     done: int
@@ -25,7 +25,7 @@ class ProgressText(str):
     _more: str
 
     def __new__(cls, what: str, done: int, total: int, unit: str, more: str = "") -> "ProgressText":
-        """unit: plural. more: what else is to be said now."""
+        """unit: plural. more: further text for now."""
         text = super().__new__(cls, f"{what}: {done:,} of {total:,} {unit}" + (f", {more}" if more else ""))
         text.what, text.done, text.total, text.unit, text._more = what, done, total, unit, more
         return text
@@ -37,26 +37,26 @@ class ProgressText(str):
             self.total,
             self.unit,
             self._more,
-        )  # str's own would bring the text alone
+        )  # str's own would pickle only the text
 
 
 class ProgressDisplay:
-    """Shows what it is told. On a terminal only while it is entered, which may be again and again."""
+    """Shows progress messages. On a terminal only while entered; it may be entered repeatedly."""
 
     def __init__(self, console: Console, first: str = "") -> None:
-        """first: told on entering."""
+        """first: message shown on entering."""
         self._console, self._first = console, first
         self._has_bar = console.is_terminal and not console.is_dumb_terminal
         columns = (
             BarColumn(bar_width=20, table_column=Column(min_width=20)),
             TimeElapsedColumn(table_column=Column(min_width=7)),
-            TextColumn("{task.description}", markup=False, table_column=Column()),  # which wraps
+            TextColumn("{task.description}", markup=False, table_column=Column()),  # wraps
         )
         self._bars = Progress(*columns, console=console, transient=True, disable=not self._has_bar)
         self._bar: TaskID | None = None
-        self._what = ""  # is going on
-        self._began = self._reported = 0.0  # seconds: when that began, and when a line was last printed
-        self._begun_with = 0  # what was done of it by then
+        self._what = ""  # current activity
+        self._began = self._reported = 0.0  # seconds: when it began, and when a line was last printed
+        self._begun_with = 0  # units done at that time
 
     def __enter__(self) -> "ProgressDisplay":
         self._bars.start()
@@ -70,7 +70,7 @@ class ProgressDisplay:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        """What is going on now. A Count goes on with the one before as long as `what` is the same."""
+        """Show the current activity. A ProgressText continues the previous one while `what` is the same."""
         now = time.monotonic()
         what = text.what if isinstance(text, ProgressText) else text
         is_new = what != self._what
@@ -88,7 +88,7 @@ class ProgressDisplay:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, text: str, line: str, is_new: bool) -> None:
-        if self._bar is None or is_new:  # another one, since a bar with a total cannot become one without
+        if self._bar is None or is_new:  # a new bar, because a total cannot be removed from an existing one
             if self._bar is not None:
                 self._bars.remove_task(self._bar)
             self._bar = self._bars.add_task(line, total=None)
@@ -97,7 +97,7 @@ class ProgressDisplay:
 
 
 def pace(num_done: int, num_left: int, seconds: float, unit: str) -> str:
-    """How fast num_done were done in so many seconds, and when the rest will be; "" as long as nothing was done."""
+    """Rate of num_done units in this time, and the time left for the rest; "" until something is done."""
     if num_done <= 0 or seconds <= 0.0:
         return ""
     rate = num_done / seconds

@@ -1,7 +1,7 @@
-"""Prompt files of the tools: what to ask, and of which kind each question is.
+"""Prompt files of the tools: questions, with an optional category.
 
-Owns the two forms: .jsonl with {"prompt": ..., "category": ...} a line (category may be left out), any other file has
-one prompt a line. Not here: answers (record.py).
+Owns the two formats: .jsonl with {"prompt": ..., "category": ...} per line, any other file with one prompt per line.
+Not here: answers (heads_tools/record_drafts.py).
 """
 
 import json
@@ -25,21 +25,21 @@ class _Line(Strict):
 
 @dataclass(frozen=True)
 class Question:
-    """One question; category "" where the file names none."""
+    """One question; category "" if the file has none."""
 
     text: str
     category: str = ""
 
 
 def read_prompts(path: Path) -> list[Question]:
-    """All prompts of a file. Raises ConfigError naming the line that cannot be read."""
+    """All prompts of a file. Raises ConfigError naming the invalid line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     numbered = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
-        raise ConfigError(f"{path} has no prompts")
+        raise ConfigError(f"{path} contains no prompts")
     if path.suffix != ".jsonl":
         return [Question(line.strip()) for _, line in numbered]
     return [_parse(path, number, line) for number, line in numbered]
@@ -49,7 +49,7 @@ def _parse(path: Path, number: int, line: str) -> Question:
     try:
         parsed = _Line.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {number} is not JSON: {error}") from None
+        raise ConfigError(f"{path}, line {number} is not valid JSON: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}, line {number}: {explain_validation(error)}") from None
     return Question(parsed.prompt, parsed.category)

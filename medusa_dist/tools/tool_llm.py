@@ -1,6 +1,6 @@
-"""An LLM for the tools around heads: from a Serve config, or from options.
+"""Opens an LLM for the tools: from a Serve config, or from command-line options.
 
-Owns which keys of a config the tools keep. Not here: the tools.
+Owns which config keys the tools use. Not here: the tools (heads_tools/, training/).
 """
 
 from pathlib import Path
@@ -14,35 +14,35 @@ from medusa_dist.serve.config_file import read_serve_file
 
 
 def read_config(path: Path, app: str | None, deployment: str) -> Config:
-    """The args of one application of a Serve config. app: its name, needed where there are several.
+    """The args of one application in a Serve config. app: its name, required if there are several.
 
     Raises ConfigError.
     """
     configs = read_serve_file(path, deployment).configs
     if app is None and len(configs) > 1:
-        raise ConfigError(f"{path} has several applications ({', '.join(configs)}); say which with --app")
+        raise ConfigError(f"{path} has several applications ({', '.join(configs)}); choose one with --app")
     name = app or next(iter(configs))
     if name not in configs:
-        raise ConfigError(f"--app: {path} has no application {name!r}, but {', '.join(configs)}")
+        raise ConfigError(f"--app: {path} has no application {name!r}; choose one of {', '.join(configs)}")
     return configs[name]
 
 
 def options_config(model: str, heads: str | None, dtype: str, ranks: int = 1) -> Config:
-    """A config from the options of a command."""
+    """A config from command-line options."""
     keys = {"model": model, "dtype": dtype, "heads": {"source": heads}, "tensor_parallel_size": ranks}
     return parse_config(keys | {"max_model_len": 1024})
 
 
 def open_llm(config: Config, speculation: SpeculationSpec | None = None, looks_inside: bool = True, **keys: Any) -> LLM:
-    """The model. speculation: None takes the config's own; keys override the config's.
+    """Open the model. speculation: None uses the config's own; keys override the config's.
 
-    looks_inside: the caller needs the engine in this process, as most tools around heads do. Raises ConfigError if so
-    and the config has several ranks.
+    looks_inside: the caller needs the engine in this process, as most heads tools do. In this case, raises ConfigError
+    if the config has several ranks.
     """
     if looks_inside and config.tensor_parallel_size != 1:
         raise ConfigError(
-            f"tensor_parallel_size: the tools around heads run in one process, and the config asks for "
-            f"{config.tensor_parallel_size} ranks; give them a copy of it with 1"
+            f"tensor_parallel_size: the heads tools run in one process, and the config has "
+            f"{config.tensor_parallel_size} ranks; use a copy of the config with 1"
         )
     options = config.model_dump(exclude=OF_A_SERVICE | {"speculation": True}) | keys
     return LLM(**options, speculation=config.speculation.model_dump() if speculation is None else speculation)

@@ -71,11 +71,11 @@ def test_heads_read_what_transformers_has(models: dict, name: str, monkeypatch: 
     read: list[tuple[list[int], torch.Tensor]] = []
     draft = HeadDrafter.draft
 
-    def recorded(self: HeadDrafter, verdicts: list[StepResult], scores: Scores) -> None:
+    def recorded(self: HeadDrafter, verdicts: list[StepResult], scores: Scores) -> list:
         for verdict in verdicts:
             if verdict.sequence.finish_reason is None:
                 read.append((list(verdict.sequence.tokens[:-1]), scores.hidden[verdict.last_row].clone()))
-        draft(self, verdicts, scores)
+        return draft(self, verdicts, scores)
 
     monkeypatch.setattr(HeadDrafter, "draft", recorded)
     decode(engine_over(rank, Setting(nodes=15)), requests())

@@ -110,15 +110,15 @@ def test_through_ray_data_and_through_http_each_line_gets_the_same_answer(url, t
 def test_an_application_that_is_not_there_is_named(url):
     with pytest.raises(ConfigError, match="application 'nope' is not there"):
         ServeSender("nope", DEPLOYMENT, None, print)
-    with pytest.raises(ConfigError, match="no service answers there"):
+    with pytest.raises(ConfigError, match="no service responds at this URL"):
         HttpSender("http://127.0.0.1:9", None).describe()
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({"config": Path("c.yaml"), "address": "http://h"}, "give one of them"),
-        ({"app": "a", "address": "https://h"}, "the URL itself says which"),
+        ({"config": Path("c.yaml"), "address": "http://h"}, "remove one of them"),
+        ({"app": "a", "address": "https://h"}, "remove --app"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_at_once(target, message):
@@ -153,7 +153,7 @@ def test_a_killed_job_goes_on_where_it_was(url, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     found = records(tmp_path / "out.jsonl")
     assert sorted(r["custom_id"] for r in found) == sorted(line["custom_id"] for line in lines)
-    assert f"80 lines, job seed 0, {done} done before" in resumed.stderr
+    assert f"80 lines, job seed 0, {done} already done" in resumed.stderr
 
 
 @pytest.mark.slow

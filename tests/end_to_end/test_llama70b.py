@@ -86,7 +86,7 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     try:
         begin = time.monotonic()
-        while "Ctrl-C ends" not in log.read_text():
+        while "Ctrl-C to stop" not in log.read_text():
             assert process.poll() is None and time.monotonic() - begin < START_S, log.read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"

@@ -120,7 +120,7 @@ def test_the_installed_commands_decode_and_serve_the_demo_model(programs, tmp_pa
     config.write_text(yaml.safe_dump(settings))
     served = Served([str(program)], config, empty, home)
     try:
-        served.read_until("Ctrl-C ends")
+        served.read_until("Ctrl-C to stop")
         body = {
             "model": "smollm2-135m",
             "messages": [{"role": "user", "content": PROMPT}],

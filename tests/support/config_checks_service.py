@@ -20,7 +20,7 @@ from medusa_dist import llm_backend
 from medusa_dist.app import replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
-from medusa_dist.engine.startup import bootstrap as start
+from medusa_dist.engine.startup import process_group
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import GroupError, OverloadedError
@@ -171,10 +171,10 @@ def placement_s(world: World, patch: pytest.MonkeyPatch) -> None:
 def groups_of(config: Config, patch: pytest.MonkeyPatch) -> list[timedelta]:
     """Deadlines of the data group and of the control group, as torch is told them."""
     asked: list[timedelta] = []
-    patch.setattr(start.dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
-    patch.setattr(start.dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
-    patch.setattr(start, "PrefixStore", MagicMock())
-    start.join_group(config, torch.device("cpu"), 0, MagicMock(), 0)
+    patch.setattr(process_group.dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
+    patch.setattr(process_group.dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
+    patch.setattr(process_group, "PrefixStore", MagicMock())
+    process_group.join_group(config, torch.device("cpu"), 0, MagicMock(), 0)
     return asked
 
 

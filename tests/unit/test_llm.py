@@ -80,7 +80,7 @@ def test_priorities_decide_who_ends_first(folder: Path) -> None:
         outputs = one.generate(["a", "b", "c"], params, priority=[2, 1, 0])
         assert ended == ["llm-3", "llm-2", "llm-1"]
         assert [o.token_ids for o in outputs] == [o.token_ids for o in one.generate(["a", "b", "c"], params)]
-        with pytest.raises(RequestError, match="3 prompts, but 2 priority"):
+        with pytest.raises(RequestError, match="priority: 2 given for 3 prompts"):
             one.generate(["a", "b", "c"], params, priority=[0, 1])
 
 
@@ -139,9 +139,9 @@ def test_as_many_of_each_as_prompts_and_one_for_all(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=3, seed=0)
     both = dict(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 0]))
     assert [both[0], both[1]] == plain.generate([[5, 6], [7, 8]], params)
-    with pytest.raises(RequestError, match="2 prompts, but 1 params"):
+    with pytest.raises(RequestError, match="params: 1 given for 2 prompts"):
         next(plain.as_finished([[5, 6], [7, 8]], [params]))
-    with pytest.raises(RequestError, match="2 prompts, but 3 priority"):
+    with pytest.raises(RequestError, match="priority: 3 given for 2 prompts"):
         next(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 2, 3]))
 
 
@@ -207,7 +207,7 @@ def test_requests_that_cannot_be_served(plain: LLM, prompt: object, params: Samp
 
 
 def test_as_many_params_as_prompts(plain: LLM) -> None:
-    with pytest.raises(RequestError, match="3 prompts, but 2 params"):
+    with pytest.raises(RequestError, match="params: 2 given for 3 prompts"):
         plain.generate(PROMPTS, [SamplingParams()] * 2)
 
 
@@ -222,7 +222,7 @@ def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wings: unknown key"):
         LLM(str(folder), wings=2)
     for key, value in (("max_queued", 4), ("autoscaling", {}), ("resources", {"front_cpus": 1})):
-        with pytest.raises(ConfigError, match=rf"{key}.*is about a service"):
+        with pytest.raises(ConfigError, match=rf"{key}.*applies only to a service"):
             LLM(str(folder), **{key: value})
     with pytest.raises(ModelError):
         LLM(str(tmp_path))

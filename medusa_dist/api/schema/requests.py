@@ -1,7 +1,7 @@
-"""Bodies of the POST routes, as pydantic models.
+"""Request bodies of the POST routes, as pydantic models.
 
-Owns types and ranges of what a client may send. Not here: which fields are honoured (fields.py), their meaning
-(translate.py), bodies of answers (replies.py).
+Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), their meaning (convert.py),
+response bodies (responses.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def within(name: str, low: float | None = None) -> Any:
 
 
 def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
-    """Write the table's verdicts into the JSON schema."""
+    """Write the rules of the table into the JSON schema."""
 
     def fill(schema: dict[str, Any]) -> None:
         for name, value in schema["properties"].items():
@@ -38,7 +38,7 @@ def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
 
 
 class TextPart(Body):
-    """A part of a message's content."""
+    """A part of a message's content. Only text."""
 
     place = "messages[].content[]."
     type: Literal["text"]
@@ -49,22 +49,22 @@ class TextPart(Body):
     def _text_only(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise RequestError(f"content parts of type {kind!r} are not supported; send text", "messages")
+            raise RequestError(f"content parts of type {kind!r} are not supported; send text parts", "messages")
         return data
 
 
 _MESSAGE_REFUSED = {
-    "tool_calls": Rule(CHAT_FIELDS["tools"].use, "tools are not served", ([],)),
-    "tool_call_id": Rule(CHAT_FIELDS["tools"].use, "tools are not served"),
-    "function_call": Rule(CHAT_FIELDS["tools"].use, "tools are not served"),
+    "tool_calls": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported", ([],)),
+    "tool_call_id": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported"),
+    "function_call": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported"),
     "audio": Rule(CHAT_FIELDS["audio"].use, "text only"),
-    "refusal": Rule(CHAT_FIELDS["audio"].use, "put the text into content", ("",)),
-    "annotations": Rule(CHAT_FIELDS["audio"].use, "put the text into content", ([],)),
+    "refusal": Rule(CHAT_FIELDS["audio"].use, "put the text in content", ("",)),
+    "annotations": Rule(CHAT_FIELDS["audio"].use, "put the text in content", ([],)),
 }
 
 
 class ChatMessage(Body):
-    """One message of a conversation. `name` reaches the model if its chat template shows it."""
+    """One message of a conversation. `name` reaches the model if the chat template uses it."""
 
     place = "messages[]."
     role: Literal["system", "developer", "user", "assistant"]
@@ -82,7 +82,7 @@ class ChatMessage(Body):
     def _no_tool_role(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("role") in ("tool", "function"):
             raise RequestError(
-                f"messages with role {data['role']!r} are not supported: tools are not served", "messages"
+                f"messages with role {data['role']!r} are not supported: tool calling is not supported", "messages"
             )
         return data
 
@@ -98,22 +98,22 @@ class ChatMessage(Body):
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """The content as one string."""
         return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
 
 
 class StreamOptions(Body):
-    """Extras of a streamed answer."""
+    """Options of a streaming response."""
 
     place = "stream_options."
-    include_usage: bool | None = Field(default=None, description="one more chunk with the usage before [DONE]")
+    include_usage: bool | None = Field(default=None, description="adds a chunk with the usage before [DONE]")
     include_obfuscation: bool | None = Field(default=None, description="true is refused: no padding is added")
 
     @model_validator(mode="after")
     def _no_obfuscation(self) -> Self:
         if self.include_obfuscation:
             raise RequestError(
-                "stream_options.include_obfuscation is not supported: no padding is added to chunks; leave it out",
+                "stream_options.include_obfuscation is not supported: no padding is added to chunks; remove it",
                 "stream_options",
                 "unsupported_parameter",
             )
@@ -121,7 +121,7 @@ class StreamOptions(Body):
 
 
 class Sampled(Body):
-    """Fields that both generating routes have. null always means the default."""
+    """Fields of both generating routes. null always means the default."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
     model: Text
@@ -160,9 +160,9 @@ class Sampled(Body):
     def _refuse(self) -> Self:
         refuse(self.rules, self.__dict__)
         if self.stream_options is not None and not self.stream:
-            raise RequestError("stream_options needs stream: true", "stream_options")
+            raise RequestError("stream_options requires stream: true", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
-            raise RequestError("prompt_logprobs come with whole answers only; leave stream out", "prompt_logprobs")
+            raise RequestError("prompt_logprobs is not available with stream; remove stream", "prompt_logprobs")
         asked_beams(self)
         return self
 
@@ -201,11 +201,12 @@ class ChatRequest(Sampled):
     @model_validator(mode="after")
     def _pairs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+            raise RequestError("top_logprobs requires logprobs: true", "top_logprobs")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise RequestError(
-                "max_tokens and max_completion_tokens are two names of one limit, but differ", "max_tokens"
+                "max_tokens and max_completion_tokens are two names of one limit; set one, or both to the same value",
+                "max_tokens",
             )
         return self
 
@@ -225,21 +226,21 @@ class CompletionRequest(Sampled):
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise RequestError("max_tokens: 0 asks for nothing; it needs echo or prompt_logprobs", "max_tokens")
+            raise RequestError("max_tokens: 0 requires echo or prompt_logprobs", "max_tokens")
         return self
 
 
 class TokenizeRequest(Body):
-    """Body of POST /tokenize: either a prompt, or messages for the chat template."""
+    """Body of POST /tokenize: a prompt, or messages for the chat template."""
 
     model: Text | None = None
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    add_special_tokens: bool = Field(default=True, description="of a prompt; a chat template writes its own")
-    add_generation_prompt: bool = Field(default=True, description="of messages")
+    add_special_tokens: bool = Field(default=True, description="applies to prompt; a chat template adds its own")
+    add_generation_prompt: bool = Field(default=True, description="applies to messages")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise RequestError("give either prompt or messages", "prompt")
+            raise RequestError("prompt or messages is required, and not both", "prompt")
         return self

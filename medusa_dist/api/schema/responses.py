@@ -1,6 +1,7 @@
-"""Bodies of the answers, as pydantic models: what /openapi.json documents and the tests hold answers against.
+"""Response bodies as pydantic models: documented by /openapi.json and used to validate responses in tests.
 
-Owns no behaviour: answers.py builds plain dicts, since a stream makes one per decode step.
+Owns no behaviour. Not here: building responses (response_builder.py makes plain dicts, one per decode step of a
+stream).
 """
 
 from typing import Annotated, Any, Literal
@@ -11,13 +12,13 @@ FinishReasonName = Literal["stop", "length"]
 
 
 class ResponseModel(BaseModel):
-    """Base of all answers: no field beyond the documented ones."""
+    """Base of all responses: no fields beyond the documented ones."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class ErrorDetail(ResponseModel):
-    """What went wrong, and where."""
+    """What went wrong, and in which field."""
 
     message: str
     type: str
@@ -26,19 +27,19 @@ class ErrorDetail(ResponseModel):
 
 
 class ErrorReply(ResponseModel):
-    """Every answer with status 4xx or 5xx, and the last event of a stream that breaks."""
+    """Every response with status 4xx or 5xx, and the last event of a stream that fails."""
 
     error: ErrorDetail
 
 
 class PromptTokensDetails(ResponseModel):
-    """Of the prompt's tokens."""
+    """Details of the prompt tokens."""
 
     cached_tokens: int
 
 
 class Usage(ResponseModel):
-    """Tokens read and written; what was drafted and rejected is not counted."""
+    """Prompt and output tokens; rejected draft tokens are not counted."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -47,21 +48,21 @@ class Usage(ResponseModel):
 
 
 class SpeculationMetrics(ResponseModel):
-    """How well drafting went, for one request."""
+    """Acceptance of draft tokens, for one request."""
 
-    mean_acceptance_length: float = Field(description="tokens per step, the base model's own included")
+    mean_acceptance_length: float = Field(description="tokens per step, including the bonus token")
     draft_acceptance_rate: float
-    acceptance_histogram: list[int] = Field(description="[j]: steps that accepted exactly j drafted tokens")
+    acceptance_histogram: list[int] = Field(description="[j]: steps that accepted exactly j draft tokens")
     num_spec_steps: int
     num_accepted_draft_tokens: int
     num_draft_tokens: int
-    num_spec_tokens: int = Field(description="deepest drafted position")
+    num_spec_tokens: int = Field(description="depth of the deepest draft token")
 
 
 class Metrics(ResponseModel):
-    """Counts beside the answer."""
+    """Counts returned with the response."""
 
-    speculative_decoding: SpeculationMetrics | None = Field(description="null for more than one choice")
+    speculative_decoding: SpeculationMetrics | None = Field(description="null if there is more than one choice")
 
 
 class ScoredToken(ResponseModel):
@@ -86,7 +87,7 @@ class ChatLogprobs(ResponseModel):
 
 
 class AssistantMessage(ResponseModel):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -94,7 +95,7 @@ class AssistantMessage(ResponseModel):
 
 
 class ChatChoice(ResponseModel):
-    """One of n answers."""
+    """One of n choices."""
 
     index: int
     message: AssistantMessage
@@ -103,34 +104,36 @@ class ChatChoice(ResponseModel):
 
 
 class PromptLogprob(ResponseModel):
-    """A token at a place of the prompt."""
+    """A token at one prompt position."""
 
     logprob: float
-    rank: int | None = Field(description="1 is the likeliest; null below the ones asked for")
+    rank: int | None = Field(description="1 is the most likely; null if not among the requested tokens")
     decoded_token: str
 
 
 PromptLogprobList = Annotated[
     list[dict[str, PromptLogprob] | None],
-    Field(description="if asked for: per prompt token a table by token id; null for the first"),
+    Field(description="if requested: for each prompt token, a table by token id; null for the first"),
 ]
 
 
 class Head(ResponseModel):
-    """What all generating routes answer."""
+    """Fields common to all generating routes."""
 
     id: str
     created: int
     model: str
     system_fingerprint: str
-    seed: int = Field(description="repeat the request with it to get the same answer")
-    acceptance: Literal["exact", "typical"] = Field(description="how drafts were accepted; typical is lossy")
+    seed: int = Field(description="repeat the request with this seed to get the same output")
+    acceptance: Literal["exact", "typical"] = Field(
+        description="the acceptance rule for draft tokens; typical is lossy"
+    )
     usage: Usage
     metrics: Metrics
 
 
 class ChatReply(Head):
-    """Answer of POST /v1/chat/completions."""
+    """Response of POST /v1/chat/completions."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
@@ -138,7 +141,7 @@ class ChatReply(Head):
 
 
 class CompletionLogprobs(ResponseModel):
-    """TPGroup lists, one entry per token: with echo the prompt's, then the output's. null at the first of a prompt."""
+    """Parallel lists, one entry per token: with echo, prompt tokens first. null at the first prompt token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -147,7 +150,7 @@ class CompletionLogprobs(ResponseModel):
 
 
 class CompletionChoice(ResponseModel):
-    """One choice; prompts outside, n inside."""
+    """One choice; ordered by prompt, then by index within n."""
 
     index: int
     text: str
@@ -157,14 +160,14 @@ class CompletionChoice(ResponseModel):
 
 
 class CompletionReply(Head):
-    """Answer of POST /v1/completions."""
+    """Response of POST /v1/completions."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
 
 
 class ModelCard(BaseModel):
-    """The served model; further facts depend on the service."""
+    """The served model; further fields depend on the service."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     id: str
@@ -175,14 +178,14 @@ class ModelCard(BaseModel):
 
 
 class ModelList(ResponseModel):
-    """Answer of GET /v1/models."""
+    """Response of GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class TokenizeReply(ResponseModel):
-    """Answer of POST /tokenize."""
+    """Response of POST /tokenize."""
 
     count: int
     max_model_len: int
@@ -190,11 +193,11 @@ class TokenizeReply(ResponseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorReply, "description": "The request is at fault; `param` names the field."},
+    400: {"model": ErrorReply, "description": "The request is invalid; `param` names the field."},
     401: {"model": ErrorReply, "description": "The API key is missing or wrong."},
     404: {"model": ErrorReply, "description": "No such model or route."},
     429: {"model": ErrorReply, "description": "The queue is full; see Retry-After."},
-    500: {"model": ErrorReply, "description": "A bug; the message names the request id to look for in the log."},
+    500: {"model": ErrorReply, "description": "A bug; the message contains the request id to search for in the log."},
     503: {"model": ErrorReply, "description": "The model is starting or restarting; see Retry-After."},
-    "default": {"model": ErrorReply, "description": "Any other error."},  # replaces FastAPI's 422, which we never send
+    "default": {"model": ErrorReply, "description": "Any other error."},  # replaces FastAPI's 422, which is never sent
 }

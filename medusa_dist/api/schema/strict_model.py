@@ -1,7 +1,7 @@
-"""Body: what all pydantic models of requests have in common.
+"""Body: the strict base class of all request models.
 
-Owns strictness and the answer to unknown fields. Values are taken strictly: "5" is no number, 1 is no boolean. Not
-here: the models themselves (schema.py, form.py).
+Owns strict validation and the error for unknown fields. Not here: the models themselves (requests.py,
+structured_outputs.py). Values are not coerced: "5" is not a number, 1 is not a boolean.
 """
 
 from typing import Annotated, Any, ClassVar
@@ -14,8 +14,8 @@ from medusa_dist.api.schema.fields import refuse_unknown
 def _is_unicode(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a pair, which JSON lets through as \\ud800; no tokenizer takes it
-        raise ValueError("the text holds a lone surrogate, which is no character") from None
+    except UnicodeEncodeError:  # JSON allows half a pair as \\ud800, but no tokenizer accepts it
+        raise ValueError("the text contains a lone surrogate, which is not a valid character") from None
     return text
 
 
@@ -23,7 +23,7 @@ Text = Annotated[str, AfterValidator(_is_unicode)]
 
 
 class Body(BaseModel):
-    """Base of all request models: strict, and an unknown field is answered by name."""
+    """Base of all request models: strict; an unknown field is an error that names it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
     place: ClassVar[str] = ""

@@ -1,6 +1,6 @@
-"""The form of an answer: response_format (OpenAI's) and structured_outputs (vLLM's), and the grammar they ask for.
+"""response_format (OpenAI) and structured_outputs (vLLM): their models, and the grammar they request.
 
-Owns these two fields, from their types to their meaning. Not here: what a grammar is (medusa_dist/grammar.py).
+Owns these two fields, from types to meaning. Not here: grammars (medusa_dist/grammar.py).
 """
 
 from typing import Any, Literal, Self
@@ -15,17 +15,19 @@ _FORMAT, _OUTPUTS = "response_format", "structured_outputs"
 
 
 class JsonSchema(Body):
-    """OpenAI's wrapping of a JSON schema. The schema is obeyed whether strict or not."""
+    """OpenAI's wrapper around a JSON schema. The schema is enforced whether strict or not."""
 
     place = "response_format.json_schema."
-    name: Text | None = Field(default=None, description="a label")
-    description: Text | None = Field(default=None, description="a label; tell the model in the prompt what you want")
+    name: Text | None = Field(default=None, description="a label, no effect")
+    description: Text | None = Field(
+        default=None, description="a label, not shown to the model; describe the output in the prompt"
+    )
     content: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = Field(default=None, description="the schema is obeyed in any case")
+    strict: bool | None = Field(default=None, description="the schema is always enforced")
 
 
 class ResponseFormat(Body):
-    """OpenAI's field."""
+    """Value of `response_format`."""
 
     place = "response_format."
     type: Literal["text", "json_object", "json_schema"]
@@ -35,26 +37,28 @@ class ResponseFormat(Body):
     def _pair(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise RequestError(
-                f'{_FORMAT}.json_schema goes with type "json_schema", and only with it; the type is "{self.type}"',
+                f'{_FORMAT}.json_schema and type "json_schema" require each other; the type is "{self.type}"',
                 _FORMAT,
             )
         return self
 
     def grammar(self) -> Grammar | None:
-        """What it asks for; None: any text."""
+        """The requested grammar; None: any text."""
         if self.json_schema is not None:
             return Grammar.json_schema(self.json_schema.content, _FORMAT)
         return Grammar.json(_FORMAT) if self.type == "json_object" else None
 
 
 class StructuredOutputs(Body):
-    """vLLM's field: exactly one of its kinds."""
+    """Value of `structured_outputs`: exactly one kind of grammar."""
 
     place = "structured_outputs."
-    content: dict[str, Any] | Text | None = Field(default=None, alias="json", description="a JSON schema, or its text")
-    regex: Text | None = Field(default=None, description="matches the whole output; Rust's syntax, no look-around")
-    choice: list[Text] | None = Field(default=None, description="one of these texts")
-    grammar_text: Text | None = Field(default=None, alias="grammar", description="llguidance's Lark, or GBNF")
+    content: dict[str, Any] | Text | None = Field(
+        default=None, alias="json", description="a JSON schema, as an object or as text"
+    )
+    regex: Text | None = Field(default=None, description="must match the whole output; Rust syntax, no look-around")
+    choice: list[Text] | None = Field(default=None, description="the output is one of these texts")
+    grammar_text: Text | None = Field(default=None, alias="grammar", description="llguidance's Lark syntax, or GBNF")
     json_object: bool | None = Field(default=None, description="any JSON object")
 
     @model_validator(mode="after")
@@ -65,7 +69,7 @@ class StructuredOutputs(Body):
         return self
 
     def grammar(self) -> Grammar:
-        """What it asks for."""
+        """The requested grammar."""
         if self.content is not None:
             return Grammar.json_schema(self.content, _OUTPUTS)
         if self.regex is not None:
@@ -78,10 +82,10 @@ class StructuredOutputs(Body):
 
 
 def asked_grammar(response_format: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:
-    """The grammar of a request. Raises RequestError if both fields ask for one, or for a grammar that cannot be."""
+    """The grammar of a request. Raises RequestError if both fields request one, or for an invalid grammar."""
     form = None if response_format is None else response_format.grammar()
     if outputs is None:
         return form
     if form is not None:
-        raise RequestError(f"{_FORMAT} and {_OUTPUTS} both say what the output looks like; give one", _OUTPUTS)
+        raise RequestError(f"{_FORMAT} and {_OUTPUTS} both constrain the output; remove one of them", _OUTPUTS)
     return outputs.grammar()

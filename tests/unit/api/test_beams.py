@@ -72,9 +72,9 @@ async def test_beams_off_in_vllms_spelling():
 
 
 BAD = {
-    "stream": ({"stream": True}, "stream", "known at the end only"),
+    "stream": ({"stream": True}, "stream", "known only at the end"),
     "more choices than beams": ({"n": 3}, "n", "n (3) exceeds beam_width (2)"),
-    "two minds": ({"use_beam_search": False}, "use_beam_search", "leave one out"),
+    "two minds": ({"use_beam_search": False}, "use_beam_search", "remove one of them"),
     "temperature": ({"temperature": 0.7}, "temperature", "cannot be used with beam_width"),
     "top_p": ({"top_p": 0.9}, "top_p", "does not sample"),
     "top_k": ({"top_k": 4}, "top_k", "does not sample"),
@@ -82,16 +82,16 @@ BAD = {
     "stop": ({"stop": "x"}, "stop", "stop_token_ids"),
     "presence": ({"presence_penalty": 1.0}, "presence_penalty", "repetition_penalty"),
     "frequency": ({"frequency_penalty": 1.0}, "frequency_penalty", "repetition_penalty"),
-    "logprobs": ({"logprobs": 1}, "logprobs", "one score each"),
-    "prompt logprobs": ({"prompt_logprobs": 1}, "prompt_logprobs", "one score each"),
-    "typical": ({"acceptance": "typical", "temperature": 1.0}, "acceptance", "what was drafted"),
-    "a grammar": ({"structured_outputs": {"regex": "a+"}}, "structured_outputs", "must not fork"),
+    "logprobs": ({"logprobs": 1}, "logprobs", "has one score"),
+    "prompt logprobs": ({"prompt_logprobs": 1}, "prompt_logprobs", "has one score"),
+    "typical": ({"acceptance": "typical", "temperature": 1.0}, "acceptance", "depend on the draft tokens"),
+    "a grammar": ({"structured_outputs": {"regex": "a+"}}, "structured_outputs", "beams fork"),
     "too many": ({"beam_width": 65}, "beam_width", "less than or equal to 64"),
     "none": ({"beam_width": 0}, "beam_width", "greater than or equal to 1"),
     "a strange end": ({"early_stopping": "always"}, "early_stopping", "never"),
     "a strange penalty": ({"length_penalty": 11.0}, "length_penalty", "less than or equal to 10"),
-    "penalty alone": ({"beam_width": None, "length_penalty": 2.0}, "length_penalty", "give beam_width"),
-    "early alone": ({"beam_width": None, "early_stopping": True}, "early_stopping", "give beam_width"),
+    "penalty alone": ({"beam_width": None, "length_penalty": 2.0}, "length_penalty", "set beam_width"),
+    "early alone": ({"beam_width": None, "early_stopping": True}, "early_stopping", "set beam_width"),
 }
 
 

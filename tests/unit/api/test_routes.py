@@ -230,7 +230,7 @@ async def test_the_openapi_document_is_complete():
         document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     assert schemas["ChatRequest"]["additionalProperties"] is False
-    assert schemas["ChatRequest"]["properties"]["tools"]["description"] == "refused: tools are not served"
+    assert schemas["ChatRequest"]["properties"]["tools"]["description"] == "refused: tool calling is not supported"
     assert schemas["CompletionRequest"]["properties"]["seed"]["description"].startswith("honoured")
     for path in (CHAT, COMPLETIONS):
         responses = document["paths"][path]["post"]["responses"]

@@ -34,8 +34,8 @@ def test_ids_name_the_line_its_place_and_the_jobs_seed():
 @pytest.mark.parametrize(
     ("given", "custom_id", "problem"),
     [
-        (b'{"custom_id": "a"', None, "line 7 is not JSON"),
-        (b'{"custom_id": "\xff"}', None, "line 7 is not JSON"),
+        (b'{"custom_id": "a"', None, "line 7 is not valid JSON"),
+        (b'{"custom_id": "\xff"}', None, "line 7 is not valid JSON"),
         (b"[1]", None, "not a JSON object"),
         (line(""), None, "custom_id must be"),
         (line(custom_id=3), None, "custom_id must be"),
@@ -88,14 +88,14 @@ def test_files_that_are_refused_before_anything_starts(tmp_path):
 def test_an_output_that_exists_is_refused_in_each_state(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="exists; --overwrite replaces it"):
+    with pytest.raises(ConfigError, match="exists; use --overwrite to replace it"):
         OutputFile(path, "refuse")
-    with pytest.raises(ConfigError, match="is complete; there is nothing to resume"):
+    with pytest.raises(ConfigError, match="is complete, with nothing to resume"):
         OutputFile(path, "resume")
     assert path.read_text() == "precious"
     path.unlink()
     (tmp_path / "out.jsonl.partial").write_text("")
-    with pytest.raises(ConfigError, match=r"out.jsonl.partial exists: .* --resume goes on with it"):
+    with pytest.raises(ConfigError, match=r"out.jsonl.partial exists: .* use --resume to continue it"):
         OutputFile(path, "refuse")
     with pytest.raises(ConfigError, match=r"the folder .* does not exist"):
         OutputFile(tmp_path / "no" / "out.jsonl", "refuse")
@@ -146,7 +146,7 @@ def test_a_job_that_wrote_nothing_leaves_nothing(tmp_path):
 
 def test_a_foreign_partial_file_is_refused(tmp_path):
     (tmp_path / "out.jsonl.partial").write_text("[1]\n")
-    with pytest.raises(ConfigError, match="is no output of this command"):
+    with pytest.raises(ConfigError, match="is not an output of this command"):
         OutputFile(tmp_path / "out.jsonl", "resume")
 
 

@@ -60,7 +60,7 @@ def test_one_line_out_for_each_line_in(files):
     found = {r["custom_id"]: r for r in records(files[1])}
     assert len(records(files[1])) == 4 and set(found) == {"a", None, "b", "c"}
     assert found["a"]["error"] is None and found["a"]["response"]["status_code"] == 200
-    assert "line 2 is not JSON" in found[None]["error"]["message"]
+    assert "line 2 is not valid JSON" in found[None]["error"]["message"]
     assert found["b"]["response"] is None
     assert found["c"]["response"]["status_code"] == 400 and found["c"]["error"]["message"] == "no"
     assert sender.sent == ["a", "c"]
@@ -105,8 +105,8 @@ def test_resuming_sends_only_what_is_missing_with_the_same_seeds(files):
     ("change", "message"),
     [
         ({"seed": 1}, "do not come from .* with job seed 1"),
-        ({"lines": [line(f"id{i}", body={**BODY, "max_tokens": 3}) for i in range(10)]}, "holds 5 lines"),
-        ({"fingerprint": "g"}, "was answered by f, this service is g"),
+        ({"lines": [line(f"id{i}", body={**BODY, "max_tokens": 3}) for i in range(10)]}, "contains 5 lines"),
+        ({"fingerprint": "g"}, "was produced by f, but this service is g"),
     ],
 )
 def test_resuming_another_job_is_refused_and_loses_nothing(files, change, message):
@@ -137,6 +137,6 @@ def test_progress_is_told_without_a_terminal_too(files, monkeypatch):
     out = io.StringIO()
     counts = run_batch(*files, FakeSender, Console(file=out), 5, "refuse")
     text = out.getvalue()
-    assert "10 lines, job seed 5" in text and "answering: 7 of 10 lines, 0 in error, " in text and " lines/s, " in text
-    assert str(counts).startswith("10 lines: 10 answered, 0 in error; ")
+    assert "10 lines, job seed 5" in text and "processing: 7 of 10 lines, 0 failed, " in text and " lines/s, " in text
+    assert str(counts).startswith("10 lines: 10 succeeded, 0 failed; ")
     assert json.loads(files[1].read_text().splitlines()[0])["custom_id"] == "id0"

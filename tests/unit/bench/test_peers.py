@@ -60,16 +60,16 @@ def test_vllm_is_asked_and_answers(peer: VllmPeer) -> None:
 
 
 def test_a_vllm_that_dies_is_an_error(peer: VllmPeer) -> None:
-    with pytest.raises(EngineError, match="vLLM has ended"):
+    with pytest.raises(EngineError, match="vLLM has exited"):
         peer.decode([[0]], 1)
-    with pytest.raises(EngineError, match="vLLM has ended"):
+    with pytest.raises(EngineError, match="vLLM has exited"):
         peer.decode([[5]], 1)
 
 
 def test_every_wait_has_an_end(peer: VllmPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_peers, "_ANSWER_S", 0.1)
     monkeypatch.setattr(bench_peers, "_END_S", 0.1)
-    with pytest.raises(EngineError, match="did not answer"):
+    with pytest.raises(EngineError, match="did not respond"):
         peer.decode([[1]], 1)
     begin = time.monotonic()
     peer.close()
@@ -97,7 +97,7 @@ def test_vllm_gets_our_threads_and_none_of_our_paths(monkeypatch: pytest.MonkeyP
 def test_options_that_cannot_be_met() -> None:
     assert PeerOptions().sizes == (1,) == PeerOptions(("transformers",)).sizes
     assert PeerOptions(("vllm",), "python", (4, 32)).sizes == (4, 32)
-    with pytest.raises(ConfigError, match="'tgi' is not one of transformers, vllm"):
+    with pytest.raises(ConfigError, match="'tgi' is unknown; use one of transformers, vllm"):
         PeerOptions(("tgi",))
     with pytest.raises(ConfigError, match="--peer-python"):
         PeerOptions(("vllm",))

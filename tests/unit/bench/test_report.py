@@ -41,7 +41,7 @@ def test_tables() -> None:
         assert part in text
     assert "Side by side" not in text
     with_peer = shown(replace(REPORT, peers=[PEER], step_cost_ms={}))
-    assert "by its rows" not in with_peer
+    assert "by number of tokens" not in with_peer
     for part in ("vllm 1", "1.25", "1.20 to 1.30", "79 of 80"):
         assert part in with_peer
 

@@ -19,7 +19,7 @@ class Engine:
         self.forgotten = 0
         self.drafts: set[bool] = set()
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         self.forgotten += 1
 
     def stats(self):

@@ -88,7 +88,7 @@ def test_bytes_of_a_rank_that_is_started(tmp_path: Path, model: Path) -> None:
     assert memory.block_bytes == BLOCK
     assert found.memory.kv_blocks + 1 == rank.facts["kv_blocks"] == 4 * 4 + 1
     assert found.memory.kv_bytes(memory) == rank.engine.scheduler.pool.num_blocks * BLOCK
-    assert found.heads == "2 heads made for tiny"
+    assert found.heads == "2 heads for tiny"
 
 
 TAPPED = {"form": "sequential", "width": 5, "tapped_layers": (-1, 0, 1)}
@@ -159,7 +159,7 @@ def test_the_tightest_rank_decides(tmp_path: Path, model: Path, monkeypatch: pyt
     assert found.ok and found.memory is not None
     first, second = (rank.kv_blocks for rank in found.memory.ranks)
     assert found.memory.kv_blocks == first < second
-    assert "as many as rank 0 can hold" in run(write(tmp_path, model, **keys), "--gpu", "toy").stdout
+    assert "limited by rank 0" in run(write(tmp_path, model, **keys), "--gpu", "toy").stdout
 
 
 # --- what does not fit ---
@@ -172,8 +172,8 @@ def test_a_gpu_that_is_just_too_small(tmp_path: Path, model: Path, monkeypatch: 
     small = report(tmp_path, model, on_toy(monkeypatch, total), heads=heads)
     (problem,) = small.problems
     lack = math.ceil(2 * BLOCK * (1 + 2 / 2)) - (total - fixed(small) - int(total * (1 - 0.9 + 0.05)))
-    assert f"rank 0 lacks {lack:,} bytes ({lack / 1e6:.1f} MB) of toy's 1.00 GB" in problem
-    assert "take a GPU with more memory" in problem and "dtype: bfloat16" in problem
+    assert f"rank 0 is missing {lack:,} bytes ({lack / 1e6:.1f} MB) of toy's 1.00 GB" in problem
+    assert "use a GPU with more memory" in problem and "dtype: bfloat16" in problem
     assert "tensor_parallel_size: more ranks (up to 3)" in problem
     needed = total + math.ceil(lack / 0.85) + 2  # 15% of what is added is kept free, too
     fits = report(tmp_path, model, on_toy(monkeypatch, needed), heads=heads)
@@ -193,7 +193,7 @@ def test_too_many_kv_cache_tokens(tmp_path: Path, model: Path, monkeypatch: pyte
     options = on_toy(monkeypatch, CONTEXT_BYTES * 2)
     found = report(tmp_path, model, options, kv_cache_tokens=10**9)
     (problem,) = found.problems
-    assert problem.startswith("rank 0 lacks ") and "Change kv_cache_tokens: at most " in problem
+    assert problem.startswith("rank 0 is missing ") and "Change kv_cache_tokens: at most " in problem
     most = int(problem.split("at most ")[1].split(" ")[0])
     assert report(tmp_path, model, options, kv_cache_tokens=most).ok
     assert not report(tmp_path, model, options, kv_cache_tokens=most + 16).ok
@@ -206,14 +206,14 @@ def test_only_the_heads_are_too_much(tmp_path: Path, model: Path, monkeypatch: p
     options = on_toy(monkeypatch, total)
     assert report(tmp_path, model, options).ok
     (problem,) = report(tmp_path, model, options, heads=heads).problems
-    assert "heads.source: heads over a shorter draft vocabulary (or speculation.mode: off)" in problem
+    assert "heads.source: heads with a smaller draft vocabulary (or speculation.mode: off)" in problem
     assert report(tmp_path, model, options, heads=heads, speculation={"mode": "off"}).ok
 
 
 def test_a_cache_shorter_than_one_sequence(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = on_toy(monkeypatch, 2 * CONTEXT_BYTES)
     found = report(tmp_path, model, options, kv_cache_tokens=32, max_model_len=64)
-    assert found.ok and any("max_model_len 64 is more than the 32 tokens of the KV cache" in n for n in found.notes)
+    assert found.ok and any("max_model_len 64 exceeds the 32 tokens of the KV cache" in n for n in found.notes)
 
 
 # --- what cannot work ---
@@ -273,7 +273,7 @@ def test_the_gpu_option(tmp_path: Path, model: Path, device: str) -> None:
     result = run(path, "--gpu", "l4")
     assert result.exit_code == (1 if device == "cpu" else 0)
     assert ("l4 (23.62 GB)" in result.stdout) is (device == "auto")
-    assert ("h100 is assumed" in run(path).stdout) is (device == "auto")
+    assert ("assuming h100" in run(path).stdout) is (device == "auto")
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ def test_a_config_alone(tmp_path: Path, model: Path) -> None:
     whole = report(tmp_path, model, Options(gpu="h100"), heads=heads)
     alone = report(tmp_path, "owner/not-on-this-machine", Options(gpu="h100", model=str(bare)), heads=heads)
     assert alone.ok and alone.weights_seen == "none" and alone.memory == whole.memory and alone.roof == whole.roof
-    assert any("no weights to take a fingerprint of" in line for line in alone.unchecked)
+    assert any("no weights to compute a fingerprint from" in line for line in alone.unchecked)
     said = run(write(tmp_path, "owner/not-on-this-machine"), "--model", bare, "--gpu", "h100").stdout
-    assert "from config.json alone: no weights were looked at" in said
+    assert "from config.json only: no weights were read" in said
 
 
 # --- output ---

@@ -60,5 +60,5 @@ def test_the_table() -> None:
         assert 20e9 < gpu.memory_bytes < 200e9 and 2e11 < gpu.bandwidth < 1e13
         assert gpu.float_peak < gpu.half_peak == gpu.peak("bfloat16") and gpu.peak("float32") == gpu.float_peak
     assert find_gpu("H100") is find_gpu("nvidia-h100") is GPUS["h100"]
-    with pytest.raises(ConfigError, match=r"--gpu: 'h101' is not in the table; known are b200, .*l4"):
+    with pytest.raises(ConfigError, match=r"--gpu: 'h101' is unknown; use one of b200, .*l4"):
         find_gpu("h101")

@@ -31,7 +31,7 @@ def test_a_configs_own_tree_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("explain", "--tree", "oak"), "there is no tree named 'oak'"),
+        (("explain", "--tree", "oak"), "unknown tree 'oak'"),
         (("tune-tree", "--mode", "fast"), "--mode takes best, auto or static, not 'fast'"),
         (("tune-tree", "--batch", "none"), "--batch takes positive numbers"),
         (("train-heads", "out", "--taps", "3,x"), "--taps takes layer numbers separated by commas, none, or auto"),

@@ -243,7 +243,7 @@ def test_two_masters_over_the_replicas_are_an_error(tmp_path, key):
     text = (CONFIGS / "autoscale.yaml").read_text()
     path = tmp_path / "both.yaml"
     path.write_text(text.replace("      - name: Medusa", f"      - {key}\n        name: Medusa"))
-    with pytest.raises(ConfigError, match=rf"deployments\.{key.split(':')[0]}: args\.autoscaling decides"):
+    with pytest.raises(ConfigError, match=rf"deployments\.{key.split(':')[0]}: args\.autoscaling also sets"):
         read_serve_file(path, DEPLOYMENT)
 
 
@@ -261,7 +261,7 @@ def test_a_limit_below_the_batch_is_an_error(tmp_path):
     text = (CONFIGS / "autoscale.yaml").read_text()
     path = tmp_path / "narrow.yaml"
     path.write_text(text.replace("max_ongoing_requests: 104", "max_ongoing_requests: 5"))
-    with pytest.raises(ConfigError, match=r"max_ongoing_requests: 5 calls cannot fill args.max_running \(8\)"):
+    with pytest.raises(ConfigError, match=r"max_ongoing_requests: 5 is too low to fill args.max_running \(8\)"):
         read_serve_file(path, DEPLOYMENT)
 
 

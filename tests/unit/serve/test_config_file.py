@@ -81,7 +81,7 @@ def test_all_problems_are_told_at_once(tmp_path):
 def test_an_override_for_a_deployment_that_is_not_there(tmp_path):
     tree = good()
     tree["applications"][0]["deployments"][0]["name"] = "LLM"
-    with pytest.raises(ConfigError, match="no deployment 'LLM'; the only one is 'Medusa'"):
+    with pytest.raises(ConfigError, match="unknown deployment 'LLM'; use 'Medusa'"):
         read(tmp_path, tree)
 
 

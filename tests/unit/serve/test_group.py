@@ -147,7 +147,7 @@ def test_no_room_says_what_is_asked_and_what_there_is(ray_cluster):
     big = Config.model_validate(
         {"model": "m", "device": "cpu", "resources": {"cpus_per_rank": 99}, "timeouts": {"placement_s": 1.0}}
     )
-    with pytest.raises(GroupError, match=r"asked on one node: 99 CPU; nodes: .* free of 8 CPU"):
+    with pytest.raises(GroupError, match=r"requested on one node: 99 CPU; nodes: .* free of 8 CPU"):
         reserve(big)
 
 
@@ -166,7 +166,7 @@ def test_a_group_that_is_ended_while_it_starts_leaves_no_rank(ray_cluster, monke
             return make(**fields)
 
         monkeypatch.setattr(module, "RankActor", SimpleNamespace(options=options))
-        with pytest.raises(GroupError, match="ended while it started"):
+        with pytest.raises(GroupError, match="stopped while it was starting"):
             group.start()
         deadline = time.monotonic() + 60
         while ranks():

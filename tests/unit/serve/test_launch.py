@@ -68,7 +68,7 @@ def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
     port = free_port()
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
     try:
-        command.read_until("Ctrl-C ends")
+        command.read_until("Ctrl-C to stop")
         assert "start Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
         url = f"http://127.0.0.1:{port}"
         assert answer(url, None).status_code == 401
@@ -89,7 +89,7 @@ def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
     [
         ({"model": "/no/such/model"}, "there is no folder /no/such/model"),
         ({"tensor_parallel_size": 5, "resources": {"cpus_per_rank": 0.1, "front_cpus": 0.1}}, "legal: 1"),
-        ({"resources": {"cpus_per_rank": 500}}, "asked on one node: 1000.5 CPU"),
+        ({"resources": {"cpus_per_rank": 500}}, "requested on one node: 1000.5 CPU"),
     ],
 )
 def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, changes, text):

@@ -42,7 +42,7 @@ def test_the_template_writes_the_special_tokens_and_the_cue() -> None:
     "fault", [TemplateError("roles must alternate"), TypeError("a list"), ValueError("no")], ids=repr
 )
 def test_a_template_that_refuses_is_an_error_of_the_request(fault: Exception) -> None:
-    with pytest.raises(RequestError, match=rf"chat template refuses these messages: {fault}") as caught:
+    with pytest.raises(RequestError, match=rf"chat template rejects these messages: {fault}") as caught:
         render_chat(Tokenizer(fault), MESSAGES)
     assert caught.value.param == "messages"
 

@@ -25,10 +25,10 @@ def test_the_shipped_ones_are_the_benchs_with_categories() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "error"),
     [
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt"', r"line 2 is not JSON"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"', r"line 2 is not valid JSON"),
         ("a.jsonl", '{"prompt": "x", "kind": "y"}', r"line 1: kind: unknown key"),
         ("a.jsonl", '\n{"category": "y"}', r"line 2: prompt: Field required"),
-        ("a.txt", "\n \n", "has no prompts"),
+        ("a.txt", "\n \n", "contains no prompts"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, error: str) -> None:

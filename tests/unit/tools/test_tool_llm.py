@@ -31,10 +31,10 @@ def test_which_application(tmp_path: Path) -> None:
     two = service_config(tmp_path) + service_config(tmp_path, max_running=2).replace("tiny", "other").split("\n", 1)[1]
     file = tmp_path / "serve.yaml"
     file.write_text(two.replace("    args:", "    route_prefix: /one\n    args:", 1))
-    with pytest.raises(ConfigError, match=r"several applications \(tiny, other\); say which with --app"):
+    with pytest.raises(ConfigError, match=r"several applications \(tiny, other\); choose one with --app"):
         read_config(file, None, DEPLOYMENT)
     assert read_config(file, "other", DEPLOYMENT).max_running == 2
-    with pytest.raises(ConfigError, match=r"no application 'third', but tiny, other"):
+    with pytest.raises(ConfigError, match=r"no application 'third'; choose one of tiny, other"):
         read_config(file, "third", DEPLOYMENT)
 
 

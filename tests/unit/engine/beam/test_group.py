@@ -202,7 +202,7 @@ REFUSED = {
     "seats": ({"beam_width": 7}, "beam_width", "the service runs 6; lower it"),
     "vocabulary": ({"beam_width": 5, "stop_token_ids": (1, 2)}, "beam_width", "ranks 20 continuations"),
     "blocks": ({"beam_width": 3, "max_tokens": 100}, "beam_width", "may need 21 KV blocks, the cache has 19"),
-    "context": ({"beam_width": 2, "max_tokens": 119}, "max_tokens", "context is 120"),
+    "context": ({"beam_width": 2, "max_tokens": 119}, "max_tokens", "context length is 120"),
 }
 
 

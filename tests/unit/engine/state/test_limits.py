@@ -11,7 +11,7 @@ LIMITS = Limits(max_running=2, max_batched_tokens=64, max_model_len=100, vocab_s
 
 BAD = {
     "token": ((3, 11), {}, "prompt", "outside the vocabulary"),
-    "context": ((3,) * 90, {"max_tokens": 11}, "max_tokens", "context is 100"),
+    "context": ((3,) * 90, {"max_tokens": 11}, "max_tokens", "context length is 100"),
     "bias": ((3,), {"logit_bias": ((11, 1.0),)}, "logit_bias", "names token 11"),
     "stop": ((3,), {"stop_token_ids": (12,)}, "stop_token_ids", "names token 12"),
     "blocks": ((3,) * 40, {"max_tokens": 41}, "max_tokens", "need 6 KV blocks, the cache has 5"),

@@ -202,7 +202,7 @@ WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
     "deep schema": (lambda: Grammar.json_schema('{"a":' * 400 + "1" + "}" * 400), "recursion limit"),
     "schema is a list": (lambda: Grammar.json_schema("[1]"), "an object"),
     "schema is false": (lambda: Grammar.json_schema(False), "an object"),
-    "schema is no JSON": (lambda: Grammar.json_schema("{"), "not JSON"),
+    "schema is no JSON": (lambda: Grammar.json_schema("{"), "not valid JSON"),
     "not a number": (lambda: Grammar.json_schema({"const": float("nan")}), "cannot be written as JSON"),
     "half a character": (lambda: Grammar.json_schema({"const": "\ud800"}), "hex escape"),
     "open group": (lambda: Grammar.regex("(a"), "unclosed group"),
@@ -214,7 +214,7 @@ WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
     "broken gbnf": (lambda: Grammar.ebnf("root ::= ("), "GBNF"),
     "endless rule": (lambda: Grammar.ebnf("start: start"), "no token of the model"),
     "half a character in a choice": (lambda: Grammar.choice(["\ud800"]), "surrogates"),
-    "a choice of letters": (lambda: Grammar.choice("ab"), "list of texts"),
+    "a choice of letters": (lambda: Grammar.choice("ab"), "list of non-empty texts"),
 }
 
 
@@ -298,7 +298,7 @@ def test_a_grammar_is_a_value() -> None:
     one, same = Grammar.json_schema({"a": 1}, "x"), Grammar.json_schema('{"a": 1}', "y")
     assert one == same and hash(one) == hash(same) and one.kind is GrammarKind.JSON_SCHEMA
     assert one != Grammar.json_schema({"b": 1})
-    with pytest.raises(RequestError, match="at most 65536"):
+    with pytest.raises(RequestError, match="the maximum is 65536"):
         Grammar.ebnf("a" * 70_000)
 
 
