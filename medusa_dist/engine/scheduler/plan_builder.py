@@ -37,17 +37,9 @@ def build_plan(
         shape = (sequence.batch_index, start, num_new, len(tree), is_wanted, kept, len(sequence.block_table) - kept)
         table.append((*shape, scored, sequence.request.params.prompt_logprobs or 0))
         sequence.num_broadcast_blocks = len(sequence.block_table)
-    (
-        batch_indices,
-        num_computed_tokens,
-        num_new_tokens,
-        num_draft_tokens,
-        needs_logits,
-        kept_blocks,
-        new_blocks,
-        scored_rows,
-        tops,
-    ) = np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
+    indices, computed, new_tokens, drafts, needs_logits, kept_blocks, new_blocks, scored_rows, tops = (
+        np.array(table, dtype=np.int64).reshape(-1, 9).T.copy()
+    )
     params = [s.request.params for s in admitted]
     return Plan(
         Op.STEP,
@@ -56,10 +48,10 @@ def build_plan(
         admitted_seeds=_ints([s.request.seed for s in admitted]),
         admitted_temperatures=_ints([bits_of(p.temperature) for p in params]),
         admitted_full_logits=_ints([int(p.needs_full_logits) for p in params]),
-        batch_indices=batch_indices,
-        num_computed_tokens=num_computed_tokens,
-        num_new_tokens=num_new_tokens,
-        num_draft_tokens=num_draft_tokens,
+        batch_indices=indices,
+        num_computed_tokens=computed,
+        num_new_tokens=new_tokens,
+        num_draft_tokens=drafts,
         needs_logits=needs_logits,
         num_prompt_logprobs=scored_rows if targets else _ints([]),
         num_top_logprobs=tops if targets else _ints([]),
