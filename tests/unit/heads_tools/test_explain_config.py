@@ -25,7 +25,7 @@ def test_the_configs_tree_or_dynamic_ones() -> None:
 
 @pytest.mark.parametrize(
     ("tree", "error"),
-    [("oak", "unknown tree 'oak'"), ("[[0", "no list of paths"), ("[[-1, [2]]]", "speculation.tree")],
+    [("oak", "unknown tree 'oak'"), ("[[0", "not a list of paths"), ("[[-1, [2]]]", "speculation.tree")],
 )
 def test_no_trees(tree: str, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
