@@ -97,7 +97,10 @@ class Scheduler:
                 chosen.append((sequence, num_new))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
-        return build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
+        plan = build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
+        for sequence, _ in chosen:
+            sequence.num_broadcast_blocks = len(sequence.block_table)
+        return plan
 
     def emit(self, plan: Plan, verdicts: Seq[StepResult], prompt_scores: PromptLogprobs | None = None) -> list[Output]:
         """Apply a step's results: tokens, KV to keep, prompt logprobs, finished groups."""
