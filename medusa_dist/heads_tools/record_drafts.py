@@ -31,27 +31,27 @@ class _Recording:
         self.guesses: dict[tuple[str, int], Candidates] = {}
 
     def trees(self, decoding: list[Running], num_other_rows: int, max_model_len: int) -> list[PlannedTree]:
-        """None."""
+        """No trees: nothing is verified."""
         return []
 
-    def select_for_drafting(self, verdicts: list[StepResult]) -> list[StepResult]:
+    def select_for_drafting(self, results: list[StepResult]) -> list[StepResult]:
         """All: the guesses after a last token are evaluated too."""
-        return verdicts
+        return results
 
-    def learn(self, verdicts: Sequence[StepResult]) -> None:
+    def learn(self, results: Sequence[StepResult]) -> None:
         """The candidates were drafted after the last token known before this step."""
-        for sequence in (verdict.sequence for verdict in verdicts):
+        for sequence in (result.sequence for result in results):
             if sequence.candidates is not None:
                 self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
-        """Nothing depends on it."""
+        """Ignored."""
 
     def observe_drafting(self, num_sequences: int, seconds: float) -> None:
-        """Nothing depends on it."""
+        """Ignored."""
 
     def is_paused(self, sequence: Running) -> bool:
-        """Never: all are recorded."""
+        """Never, so that all sequences are recorded."""
         return False
 
 

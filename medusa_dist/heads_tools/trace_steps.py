@@ -52,10 +52,10 @@ class _Watching:
         self.is_paused = self._policy.is_paused
         self.last: TracedStep | None = None
 
-    def learn(self, verdicts: Sequence[StepResult]) -> None:
+    def learn(self, results: Sequence[StepResult]) -> None:
         """Look before the calibration changes and the tree is dropped."""
-        for verdict in verdicts:
-            sequence, accepted = verdict.sequence, verdict.accepted
+        for result in results:
+            sequence, accepted = result.sequence, result.accepted
             guesses, tree = sequence.candidates, sequence.tree
             band = SAMPLED if sequence.request.params.temperature > 0 else GREEDY
             self.last = TracedStep(
@@ -67,7 +67,7 @@ class _Watching:
                 nodes=accepted.nodes,
                 tokens=accepted.tokens,
             )
-        self._policy.learn(verdicts)
+        self._policy.learn(results)
 
 
 def watch(

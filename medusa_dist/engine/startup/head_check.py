@@ -78,9 +78,9 @@ class HeadsCheck:
         """Raise HeadsError if the heads were checked and are no better than chance."""
         if self.is_judged and self.hits <= self.commonest:
             raise HeadsError(
-                f"heads: no better than chance: {self}. They are untrained, made for another model, or their file is "
-                "corrupt. Train heads for this model, or set heads.allow_untrained: true to draft with them anyway "
-                "(output stays exact, but will be slower)"
+                f"heads: no better than chance: {self}. They are untrained, made for another model, or have their "
+                "tensors mixed up. Train heads for this model, or set heads.allow_untrained: true to draft with them "
+                "anyway (output stays exact, but will be slower)"
             )
 
 
