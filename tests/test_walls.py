@@ -1,6 +1,7 @@
 """Walls: who may import whom, where outside libraries are used, and how large things may grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,65 @@ def test_sizes(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_file_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(TREES[path]), "a module docstring says what it owns and what it does not"
+
+
+# Files of other projects that docstrings cite as a source.
+CITED = {"medusa_choices.py", "medusa_model.py", "generation/utils.py", "layers/medusa.py", "models/medusa.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_point_to_files_that_exist(path: Path) -> None:
+    """A pointer is relative to the file's folder, to the one above, to the package, or to the repository."""
+    for pointer in re.findall(r"[\w/]+\.py\b", ast.get_docstring(TREES[path]) or ""):
+        places = (path.parent, path.parent.parent, PACKAGE, ROOT)
+        known = any((place / pointer).is_file() for place in places) or pointer.endswith(tuple(CITED))
+        assert known or pointer == "speculative/plugins/transformers.py", pointer
+
+
+def public_names(tree: ast.Module) -> list[str]:
+    """Classes, functions, methods and fields without a leading underscore."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            names += [n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_one_meaning_per_public_class_name() -> None:
+    owners: dict[str, list[str]] = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module_of(path))
+    assert not {name: where for name, where in owners.items() if len(where) > 1}
+
+
+# Words with several meanings, or of our own, and what to say (docs/architecture.md has the glossary).
+OVERLOADED = {
+    "verdict": "result",
+    "judge": "select",
+    "rested": "paused",
+    "resting": "paused",
+    "fell": "failed",
+    "falls": "failures",
+    "stands": "frontier",
+    "behind": "after",
+    "believe": "calibrated",
+    "chains": "num_new_tokens",
+    "wanted": "needs_logits, or what is meant",
+    "band": "sampling_mode",
+    "promises": "expected",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_overloaded_words_stay_out_of_public_names(path: Path) -> None:
+    for name in public_names(TREES[path]):
+        words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+", name)}
+        assert not words & OVERLOADED.keys(), f"{name}: say {[OVERLOADED[w] for w in words & OVERLOADED.keys()]}"
+        assert name not in ("slot", "slots"), "a KV slot is part of a slot_mapping; a sequence has a batch_index"
 
 
 def test_the_hot_loop_reads_as_five_parts() -> None:

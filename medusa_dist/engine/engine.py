@@ -127,7 +127,7 @@ class Engine:
         return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
-        results = self.chooser.select(plan, scores, self.scheduler.wanted_sequences(plan))
+        results = self.chooser.select(plan, scores, self.scheduler.sequences_with_logits(plan))
         self.policy.learn(results)
         self.clock.lap("accept")
         return results

@@ -125,7 +125,7 @@ class FakeEngine:
     def step(self) -> list[Output]:
         plan = self.scheduler.schedule(len(self.plans))
         self.plans.append(plan)
-        sequences = self.scheduler.wanted_sequences(plan)
+        sequences = self.scheduler.sequences_with_logits(plan)
         choices = self.worker.execute(plan)
         firsts = np.cumsum([0, *(len(s.tree) + 1 for s in sequences)])
         assert firsts[-1] == len(choices)

@@ -46,13 +46,13 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, attention: Attention
         slot_mapping=tensor(slots, padding),  # padding rows write to the scratch block
         copy_sources=tensor(plan.copy_sources),
         copy_targets=tensor(plan.copy_targets),
-        logits_rows=tensor(wanted_rows(plan)),
-        prompt_logprob_rows=tensor(scored_rows(plan)),
+        logits_rows=tensor(logits_rows_of(plan)),
+        prompt_logprob_rows=tensor(prompt_logprob_rows_of(plan)),
         attention=attention.metadata(layout, device),
     )
 
 
-def wanted_rows(plan: Plan) -> Ints:
+def logits_rows_of(plan: Plan) -> Ints:
     """Rows whose logits are needed, sequence by sequence: the root's row, then the nodes'. [W]."""
     ends = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens)
     counts = np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0)
@@ -62,7 +62,7 @@ def wanted_rows(plan: Plan) -> Ints:
     return rows
 
 
-def scored_rows(plan: Plan) -> Ints:
+def prompt_logprob_rows_of(plan: Plan) -> Ints:
     """Rows whose next prompt token needs a logprob, sequence by sequence. [R]."""
     if not plan.num_prompt_logprobs.size:
         return plan.num_prompt_logprobs

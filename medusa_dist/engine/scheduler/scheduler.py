@@ -124,7 +124,7 @@ class Scheduler:
                 outputs.append(output)
         return outputs
 
-    def wanted_sequences(self, plan: Plan) -> list[Sequence]:
+    def sequences_with_logits(self, plan: Plan) -> list[Sequence]:
         """The plan's sequences that need logits, in its order."""
         return [self._by_index[int(batch_index)] for batch_index in plan.batch_indices[plan.needs_logits == 1]]
 

@@ -59,7 +59,7 @@ def rank_guesses(
     levels: Levels = []
     while frontier and len(levels) < min(max_depth, MAX_DEPTH):
         guesses = sorted(
-            (g for item in frontier for g in behind(item, candidates[item.beam])),
+            (g for item in frontier for g in continuations(item, candidates[item.beam])),
             key=lambda g: (-g.score, g.beam, g.path),
         )
         level = [g for g in guesses if g.path[-1] not in ends][:most]
@@ -68,7 +68,7 @@ def rank_guesses(
     return levels
 
 
-def behind(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
+def continuations(item: Frontier, candidates: Candidates | None) -> list[Frontier]:
     """The guesses in the list that `item` refers to."""
     assert candidates is not None
     tokens, chances = candidates.tokens[item.place].tolist(), candidates.confidences[item.place].tolist()

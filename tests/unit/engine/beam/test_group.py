@@ -71,7 +71,7 @@ class BeamEngine(FakeEngine):
     def step(self) -> list[Output]:
         plan = self.scheduler.schedule(len(self.plans))
         self.plans.append(plan)
-        sequences = self.scheduler.wanted_sequences(plan)
+        sequences = self.scheduler.sequences_with_logits(plan)
         seen = self.worker.execute(plan)
         of_row = [s for s in sequences for _ in range(1 + len(s.tree))]
         whole = {

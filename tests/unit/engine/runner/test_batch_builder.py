@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medusa_dist.engine.runner.batch_builder import MIN_ROWS, prepare, wanted_rows
+from medusa_dist.engine.runner.batch_builder import MIN_ROWS, logits_rows_of, prepare
 from medusa_dist.ops.attention.backend import Ancestry
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
 from medusa_dist.ops.attention.paged_cpu import ROWS_OF_ITEM
@@ -27,7 +27,10 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
     assert batch.positions.tolist() == [row.position for row in rows] + [0] * padding
     assert batch.slot_mapping.tolist()[: len(rows)] == [row.slot for row in rows]
     assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slot_mapping.tolist()[len(rows) :])
-    assert batch.logits_rows.tolist() == [i for i, row in enumerate(rows) if row.wanted] == wanted_rows(plan).tolist()
+    needed = [i for i, row in enumerate(rows) if row.wanted]
+    assert batch.logits_rows.tolist() == needed == logits_rows_of(plan).tolist()
+        batch.logits_rows.tolist() == [i for i, row in enumerate(rows) if row.wanted] == logits_rows_of(plan).tolist()
+    )
     seen = []
     for group in batch.attention.groups:
         size, width = group.query_rows.shape
