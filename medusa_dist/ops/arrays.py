@@ -1,4 +1,7 @@
-"""Type aliases for numpy arrays on the host, with their dtypes."""
+"""Type names of the numpy arrays that host code exchanges.
+
+Owns the names. Not here: tensors.
+"""
 
 from typing import Any
 

@@ -29,8 +29,6 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
     assert all(slot // BLOCK_TOKENS == SCRATCH_BLOCK for slot in batch.slot_mapping.tolist()[len(rows) :])
     needed = [i for i, row in enumerate(rows) if row.wanted]
     assert batch.logits_rows.tolist() == needed == logits_rows_of(plan).tolist()
-        batch.logits_rows.tolist() == [i for i, row in enumerate(rows) if row.wanted] == logits_rows_of(plan).tolist()
-    )
     seen = []
     for group in batch.attention.groups:
         size, width = group.query_rows.shape

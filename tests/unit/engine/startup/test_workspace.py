@@ -15,6 +15,7 @@ from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, work
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.model.load import load_model
 from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.registry import BACKENDS
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import save_tiny
 
@@ -52,7 +53,8 @@ def ranks(tmp_path: Path) -> RankGroup:
     save_tiny("llama", tmp_path)
     model = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=TPGroup())
     pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
-    return RankGroup(Recorder(model, pool, 4, 16, "exact"), None, 0)
+    attention = BACKENDS["exact"](model.head_dim, model.num_heads // model.num_kv_heads)
+    return RankGroup(Recorder(model, pool, 4, 16, attention), None, 0)
 
 
 def test_the_worst_step_runs(ranks: RankGroup) -> None:
