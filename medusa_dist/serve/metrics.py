@@ -15,6 +15,13 @@ from medusa_dist.serve.inflight import InflightRequest
 FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 TOKEN_S = [0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0]
 MEMORY = 0.98  # of the moving average of tokens per step: about the last 50 batches
+# Names until 0.1.0, still exported with the same values, so that dashboards made for them go on.
+FORMER_NAMES = {
+    "steps_without_drafts": "steps_off",
+    "paused_sequence_steps": "rested",
+    "paused_sequences": "resting_sequences",
+    "group_failures": "group_falls",
+}
 
 
 class ServiceMetrics:
@@ -135,11 +142,15 @@ class ServiceMetrics:
             self._counters[name] = Counter(f"medusa_dist_{name}_total", description=text, tag_keys=keys)
         if amount > 0:
             self._counters[name].inc(amount, tags={"model": self._model, **labels})
+        if (old := FORMER_NAMES.get(name)) is not None:
+            self._count(old, f"Deprecated: renamed to medusa_dist_{name}_total.", amount, **labels)
 
     def _gauge(self, name: str, text: str, value: float, **labels: str) -> None:
         if name not in self._gauges:
             self._gauges[name] = Gauge(f"medusa_dist_{name}", description=text, tag_keys=("model", *labels))
         self._gauges[name].set(value, tags={"model": self._model, **labels})
+        if (old := FORMER_NAMES.get(name)) is not None:
+            self._gauge(old, f"Deprecated: renamed to medusa_dist_{name}.", value, **labels)
 
     def _histogram(self, name: str, text: str, boundaries: list[float]) -> Histogram:
         histogram = Histogram(f"medusa_dist_{name}", description=text, boundaries=boundaries, tag_keys=("model",))
