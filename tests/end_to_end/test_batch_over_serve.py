@@ -108,7 +108,7 @@ def test_through_ray_data_and_through_http_each_line_gets_the_same_answer(url, t
 
 
 def test_an_application_that_is_not_there_is_named(url):
-    with pytest.raises(ConfigError, match="application 'nope' is not there"):
+    with pytest.raises(ConfigError, match="application 'nope' is missing"):
         ServeSender("nope", DEPLOYMENT, None, print)
     with pytest.raises(ConfigError, match="no service responds at this URL"):
         HttpSender("http://127.0.0.1:9", None).describe()

@@ -71,7 +71,7 @@ BAD = {
     "no type": (CHAT, form({"type": "nonsense"}), "response_format"),
     "no schema": (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     "not obeyed": (CHAT, form({"type": "array", "uniqueItems": True}), "uniqueItems"),
-    "no JSON": (COMPLETIONS, outputs(json="{"), "structured_outputs: the schema is not JSON"),
+    "no JSON": (COMPLETIONS, outputs(json="{"), "structured_outputs: the schema is not valid JSON"),
     "unclosed": (COMPLETIONS, outputs(regex="(a"), "structured_outputs: this regex cannot be used"),
     "two kinds": (CHAT, outputs(regex="a", choice=["b"]), "exactly one of"),
     "old name": (CHAT, {"guided_json": SCHEMA}, "guided_json"),
