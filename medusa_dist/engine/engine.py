@@ -28,14 +28,14 @@ class Engine:
         self,
         scheduler: Scheduler,
         ranks: RankGroup,
-        chooser: TokenSelector,
+        token_selector: TokenSelector,
         drafter: Drafter | None,
         policy: DraftPolicy,
         grammars: GrammarCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
-        self.chooser = chooser
+        self.token_selector = token_selector
         self.drafter = drafter
         self.policy = policy
         self.grammars = grammars
@@ -127,7 +127,7 @@ class Engine:
         return self.ranks.verify(plan, self.clock)
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
-        results = self.chooser.select(plan, scores, self.scheduler.sequences_with_logits(plan))
+        results = self.token_selector.select(plan, scores, self.scheduler.sequences_with_logits(plan))
         self.policy.learn(results)
         self.clock.lap("accept")
         return results

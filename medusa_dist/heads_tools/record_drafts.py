@@ -66,7 +66,7 @@ def watched_engine(engine: Engine, policy: DraftPolicy) -> Engine:
     """Another engine over the same model, KV blocks and heads, with its own policy; the first one must be idle."""
     assert not engine.has_work
     scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, policy, engine.ranks.generation)
-    return Engine(scheduler, engine.ranks, engine.chooser, engine.drafter, policy)
+    return Engine(scheduler, engine.ranks, engine.token_selector, engine.drafter, policy)
 
 
 def record(

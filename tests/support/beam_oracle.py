@@ -40,7 +40,7 @@ def traced() -> Iterator[Trace]:
 class BeamOracle:
     """Stands in for the heads: of a beam's true continuations it drafts each token with chance `skill`."""
 
-    num_heads, num_ranks = 4, 6
+    num_heads, num_guesses = 4, 6
 
     def __init__(self, traces: dict[str, Trace], skill: float, seed: int = 5) -> None:
         self.skill, self.rng = skill, random.Random(seed)
@@ -58,14 +58,14 @@ class BeamOracle:
                 continue
             output = tuple(sequence.tokens[sequence.num_prompt_tokens :])
             lists = [self._guesses(tokens) for tokens in self.coming[sequence.request.request_id][output]]
-            chances = np.linspace(0.95, 0.6, self.num_ranks, dtype=np.float32)
+            chances = np.linspace(0.95, 0.6, self.num_guesses, dtype=np.float32)
             sequence.candidates = Candidates(np.array(lists), np.tile(chances, (self.num_heads, 1)))
         return [v.sequence.candidates for v in verdicts]
 
     def _guesses(self, true: set[int]) -> list[int]:
-        guesses = [token for token in sorted(true) if self.rng.random() < self.skill][: self.num_ranks]
+        guesses = [token for token in sorted(true) if self.rng.random() < self.skill][: self.num_guesses]
         others = [token for token in range(VOCAB) if token not in guesses]
-        guesses += self.rng.sample(others, self.num_ranks - len(guesses))
+        guesses += self.rng.sample(others, self.num_guesses - len(guesses))
         self.rng.shuffle(guesses)
         return guesses
 

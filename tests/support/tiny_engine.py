@@ -101,15 +101,15 @@ class Oracle:
 
     num_heads = 4
 
-    def __init__(self, truth: dict[str, tuple[int, ...]], skill: float, num_ranks: int = 3) -> None:
-        self.truth, self.skill, self.num_ranks = truth, skill, num_ranks
+    def __init__(self, truth: dict[str, tuple[int, ...]], skill: float, num_guesses: int = 3) -> None:
+        self.truth, self.skill, self.num_guesses = truth, skill, num_guesses
         self.rng = random.Random(5)
 
     def draft(self, verdicts: list[StepResult], _scores: Scores) -> list[Candidates | None]:
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             done = sequence.num_output_tokens
             coming = self.truth[sequence.request.request_id][done : done + self.num_heads]
-            tokens = [[self.rng.randrange(VOCAB) for _ in range(self.num_ranks)] for _ in range(self.num_heads)]
+            tokens = [[self.rng.randrange(VOCAB) for _ in range(self.num_guesses)] for _ in range(self.num_heads)]
             for guesses, token in zip(tokens, coming, strict=False):
                 if self.rng.random() < self.skill:
                     guesses[self.rng.randrange(3)] = token
@@ -142,7 +142,7 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
         assert truth is not None
         widest = max(max(path) for path in setting.paths) if setting.nodes is None else 2
         drafter = Oracle(truth, setting.skill, max(3, widest + 1))
-    return Engine(scheduler, old.ranks, old.chooser, drafter, speculation, old.grammars)
+    return Engine(scheduler, old.ranks, old.token_selector, drafter, speculation, old.grammars)
 
 
 def request(name: str, prompt: Iterable[int], seed: int = 0, **params: object) -> Request:
@@ -160,7 +160,7 @@ def decode(
     """Run all requests to their ends. arrivals[i]: the step before which request i comes."""
     run = Run()
     waiting = sorted(zip(arrivals or [0] * len(requests), requests, strict=True), key=lambda pair: pair[0])
-    real_judge = engine.chooser.select
+    real_judge = engine.token_selector.select
 
     def judge(plan: Plan, scores: Scores, sequences: list) -> list:
         verdicts = real_judge(plan, scores, sequences)
@@ -181,7 +181,7 @@ def decode(
         all_logits[:] = [output.reshape(-1, output.shape[-1])]
 
     hook = model.output_head.register_forward_hook(keep)
-    engine.chooser.select = judge
+    engine.token_selector.select = judge
     try:
         while waiting or engine.has_work:
             while waiting and waiting[0][0] <= run.num_steps:
@@ -196,7 +196,7 @@ def decode(
             run.num_steps += 1
             assert run.num_steps < 3000
     finally:
-        engine.chooser.select = real_judge
+        engine.token_selector.select = real_judge
         hook.remove()
     run.num_preemptions = engine.scheduler.num_preemptions
     pool = engine.scheduler.pool

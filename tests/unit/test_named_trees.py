@@ -27,7 +27,7 @@ def test_mc_sim_7b_63_is_the_published_tree() -> None:
 @pytest.mark.parametrize("name", NAMED_TREES)
 def test_every_tree_obeys_the_laws(name: str) -> None:
     tree = NAMED_TREES[name]
-    check_paths(tree, num_heads=4, num_ranks=DRAFT_TOP_K)
+    check_paths(tree, num_heads=4, num_guesses=DRAFT_TOP_K)
     assert len(tree) == (4 if name == "chain4" else 63)
     assert len(set(tree)) == len(tree) and order_paths(tree)[0] == (0,)
 

@@ -74,12 +74,12 @@ class BeamDrafter:
     """embedding: of the base model [V, H], for heads that read tokens. token_ids [D]: those that the heads know."""
 
     def __init__(
-        self, heads: MedusaHeads | SequentialHeads, embedding: Tensor | None, token_ids: Tensor, num_ranks: int
+        self, heads: MedusaHeads | SequentialHeads, embedding: Tensor | None, token_ids: Tensor, num_guesses: int
     ) -> None:
         self._heads = heads
         self._embedding = embedding
         self._token_ids = token_ids
-        self._num_ranks = num_ranks
+        self._num_ranks = num_guesses
 
     def draft(self, groups: Seq[BeamGroup], hidden: Seq[Seq[Tensor]]) -> dict[Sequence, Candidates]:
         """The candidates of all beams. hidden[g][b] [I]: of the row before the last token of beam b of group g."""

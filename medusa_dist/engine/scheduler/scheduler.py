@@ -174,18 +174,18 @@ class Scheduler:
                 budget -= num_new
         return [(sequence, num_new) for sequence, num_new in chosen if sequence.batch_index != NOT_IN_BATCH]
 
-    def _extend(self, sequence: Sequence, num_columns: int) -> None:
+    def _extend(self, sequence: Sequence, num_kv_tokens: int) -> None:
         """Allocate the blocks it lacks for num_columns tokens; the caller ensured that there are enough."""
         sequence.block_table += self.pool.allocate(
-            sequence.num_blocks_to_allocate(num_columns), behind=sequence.block_table
+            sequence.num_blocks_to_allocate(num_kv_tokens), behind=sequence.block_table
         )
 
-    def _make_room(self, sequence: Sequence, num_columns: int) -> bool:
+    def _make_room(self, sequence: Sequence, num_kv_tokens: int) -> bool:
         """Preempt the last groups in priority until there are blocks for num_columns tokens.
 
         False if the group of `sequence` itself was preempted.
         """
-        while sequence.num_blocks_to_allocate(num_columns) > self.pool.num_free:
+        while sequence.num_blocks_to_allocate(num_kv_tokens) > self.pool.num_free:
             last = max(self._admitted, key=lambda g: g.priority_key)
             self._release(last)
             last.num_preemptions += 1

@@ -204,12 +204,12 @@ class EngineRank:
         )
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
         scheduler = Scheduler(limits, pool, policy, self._ranks.generation)
-        chooser = TokenSelector(model.vocab_size, eos_ids, self._device)
+        token_selector = TokenSelector(model.vocab_size, eos_ids, self._device)
         read = partial(
             AutoTokenizer.from_pretrained, folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
         grammars = GrammarCompiler(read, model.vocab_size, eos_ids)
-        self.engine = Engine(scheduler, self._ranks, chooser, drafter, policy, grammars)
+        self.engine = Engine(scheduler, self._ranks, token_selector, drafter, policy, grammars)
 
     def _describe(self, drafter: HeadDrafter | None) -> str:
         if drafter is not None:

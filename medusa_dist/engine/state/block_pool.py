@@ -19,9 +19,9 @@ import numpy as np
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
 
 
-def blocks_for(num_columns: int) -> int:
+def blocks_for(num_kv_tokens: int) -> int:
     """Number of blocks that hold this many tokens."""
-    return -(-num_columns // BLOCK_TOKENS)
+    return -(-num_kv_tokens // BLOCK_TOKENS)
 
 
 def salt_name(salt: str | None) -> bytes:

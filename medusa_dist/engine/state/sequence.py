@@ -106,13 +106,13 @@ class Sequence:
             self.error = self.matcher.grammar.error(state.error)
             self.finish_reason = FinishReason.ABORT
 
-    def slot_at(self, column: int) -> int:
+    def slot_at(self, kv_index: int) -> int:
         """Physical KV slot of a KV index."""
-        return self.block_table[column // BLOCK_TOKENS] * BLOCK_TOKENS + column % BLOCK_TOKENS
+        return self.block_table[kv_index // BLOCK_TOKENS] * BLOCK_TOKENS + kv_index % BLOCK_TOKENS
 
-    def num_blocks_to_allocate(self, num_columns: int) -> int:
+    def num_blocks_to_allocate(self, num_kv_tokens: int) -> int:
         """Blocks to allocate so that the block table holds num_columns tokens."""
-        return max(0, blocks_for(num_columns) - len(self.block_table))
+        return max(0, blocks_for(num_kv_tokens) - len(self.block_table))
 
     def prefix_hashes(self, num_blocks: int) -> list[bytes]:
         """Chain hashes of the first num_blocks blocks, all full of known tokens."""

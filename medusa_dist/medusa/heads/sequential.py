@@ -108,7 +108,7 @@ class Lists:
 class Growth:
     """Which guesses are extended: the inner paths of a static tree, or the most likely paths at each depth."""
 
-    def __init__(self, num_heads: int, num_ranks: int, static: Paths | None = None, least: float = LEAST) -> None:
+    def __init__(self, num_heads: int, num_guesses: int, static: Paths | None = None, least: float = LEAST) -> None:
         """static: the tree's paths of guess indices; None: FOLLOWED decides. least: confidence to extend a path."""
         self._least = least
         self._fixed: list[list[int]] | None = None
@@ -116,14 +116,14 @@ class Growth:
         if static is None:
             for depth in range(num_heads - 1):
                 count = FOLLOWED[depth] if depth < len(FOLLOWED) else 1
-                self.counts.append(min(count, (self.counts[-1] if self.counts else 1) * num_ranks))
+                self.counts.append(min(count, (self.counts[-1] if self.counts else 1) * num_guesses))
             return
         inner = sorted({path[:-1] for path in static if len(path) > 1}, key=lambda path: (len(path), path))
         layers: list[list[tuple[int, ...]]] = [[()]]
         self._fixed = []
         for depth in range(1, num_heads):
             layer = [path for path in inner if len(path) == depth]
-            self._fixed.append([layers[-1].index(path[:-1]) * num_ranks + path[-1] for path in layer])
+            self._fixed.append([layers[-1].index(path[:-1]) * num_guesses + path[-1] for path in layer])
             layers.append(layer)
         self.counts = [len(places) for places in self._fixed]
 

@@ -78,8 +78,10 @@ def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> 
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
         if parent in lists:
             list_index = lists[parent]
-            rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
-            labels.append(Label(tree.depths[node], float(candidates.confidences[list_index, rank]), node in hits))
+            guess_index = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
+            labels.append(
+                Label(tree.depths[node], float(candidates.confidences[list_index, guess_index]), node in hits)
+            )
             if node in hits:
-                lists[node] = candidates.list_after(list_index, rank)
+                lists[node] = candidates.list_after(list_index, guess_index)
     return labels

@@ -22,13 +22,13 @@ def guess(logits: Tensor, temperatures: Tensor, noise: Tensor | None) -> tuple[T
     scores among the R best. Head and base model share noise of scale 1, so their choices differ only through the error
     of the head's logits, and a gap between perturbed scores is as informative as a gap between logits.
     """
-    num_ranks = min(DRAFT_TOP_K, logits.shape[-1])
+    num_guesses = min(DRAFT_TOP_K, logits.shape[-1])
     scores = logits
     if noise is not None:
         sampled = (temperatures > 0)[:, None, None]
         divisor = torch.where(temperatures > 0, temperatures, torch.ones_like(temperatures))[:, None, None]
         scores = torch.where(sampled, logits / divisor + noise, logits)
-    best, columns = scores.topk(num_ranks, dim=-1)
+    best, columns = scores.topk(num_guesses, dim=-1)
     log_q = torch.log_softmax(logits, dim=-1).gather(-1, columns)
     confidences = log_q.exp()
     if noise is not None:

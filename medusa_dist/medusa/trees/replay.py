@@ -42,7 +42,7 @@ class RecordedAnswer:
         return self.tokens[place + 1 :]
 
 
-def truth_ranks(guesses: Candidates, truth: Sequence[int]) -> Path:
+def truth_guess_indices(guesses: Candidates, truth: Sequence[int]) -> Path:
     """Index of the true token in each head's guesses, up to the first head that does not have it."""
     return guesses.top_k_indices(truth)
 
@@ -143,7 +143,7 @@ def static_accepted(answer: RecordedAnswer, paths: Iterable[Path]) -> list[int]:
     known = set(paths)
     accepted = []
     for position, guesses in enumerate(answer.guesses):
-        ranks = truth_ranks(guesses, answer.after(position))
+        ranks = truth_guess_indices(guesses, answer.after(position))
         depth = 0
         while depth < len(ranks) and ranks[: depth + 1] in known:
             depth += 1
@@ -157,7 +157,7 @@ def path_chances(answers: Iterable[RecordedAnswer]) -> dict[Path, float]:
     num_positions = 0
     for answer in answers:
         for position, guesses in enumerate(answer.guesses):
-            ranks = truth_ranks(guesses, answer.after(position))
+            ranks = truth_guess_indices(guesses, answer.after(position))
             counts.update(ranks[:depth] for depth in range(1, len(ranks) + 1))
             num_positions += 1
     return {path: count / num_positions for path, count in counts.items()}

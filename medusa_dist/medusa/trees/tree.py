@@ -82,10 +82,10 @@ class Candidates:
     confidences: Floats
     follows: Ints | None = None
 
-    def list_after(self, place: int, rank: int) -> int:
-        """The list after guess `rank` of list `place`, or NOWHERE."""
+    def list_after(self, place: int, guess_index: int) -> int:
+        """The list after guess `guess_index` of list `place`, or NOWHERE."""
         if self.follows is not None:
-            return int(self.follows[place, rank])
+            return int(self.follows[place, guess_index])
         return place + 1 if place + 1 < len(self.tokens) else NOWHERE
 
     def list_after_token(self, place: int, token: int) -> int:
@@ -107,24 +107,24 @@ class Candidates:
 
     def top_k_indices(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """Indices of the tokens after the root in their lists, as far as they were drafted."""
-        ranks: list[int] = []
+        indices: list[int] = []
         index = 0
         for token in tokens:
             found = np.flatnonzero(self.tokens[index] == token) if index != NOWHERE else np.zeros(0)
             if not found.size:
                 break
-            ranks.append(int(found[0]))
-            index = self.list_after(index, ranks[-1])
-        return tuple(ranks)
+            indices.append(int(found[0]))
+            index = self.list_after(index, indices[-1])
+        return tuple(indices)
 
     def with_forced_prefix(self, tokens: Sequence[int]) -> "Candidates":
         """These guesses with `tokens` forced at the first depths; they may reach deeper than the heads."""
         if not tokens:
             return self
-        num_forced, num_ranks = len(tokens), self.tokens.shape[1]
-        sure: Ints = np.zeros((num_forced, num_ranks), dtype=np.int64)
+        num_forced, num_guesses = len(tokens), self.tokens.shape[1]
+        sure: Ints = np.zeros((num_forced, num_guesses), dtype=np.int64)
         sure[:, 0] = tokens
-        chances: Floats = np.zeros((num_forced, num_ranks), dtype=np.float32)
+        chances: Floats = np.zeros((num_forced, num_guesses), dtype=np.float32)
         chances[:, 0] = 1.0
         if self.follows is None:
             tails = self.tokens[num_forced:], self.confidences[num_forced:]
@@ -132,7 +132,7 @@ class Candidates:
         next_list = 0
         for token in tokens:
             next_list = self.list_after_token(next_list, token)
-        chain = np.full((num_forced, num_ranks), NOWHERE, dtype=np.int64)
+        chain = np.full((num_forced, num_guesses), NOWHERE, dtype=np.int64)
         chain[:, 0] = [*range(1, num_forced), NOWHERE if next_list == NOWHERE else next_list + num_forced]
         moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
         return Candidates(
@@ -163,7 +163,7 @@ def best_tree(
     Excluded: nodes whose value is not above `floor`, and nodes whose path (the tokens below the root) fails may_follow,
     with their descendants.
     """
-    num_ranks = candidates.tokens.shape[1]
+    num_guesses = candidates.tokens.shape[1]
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
@@ -172,17 +172,17 @@ def best_tree(
     # parent).
     heap: list[tuple[float, int, int, int, int, float]] = []
 
-    def offer(depth: int, rank: int, parent: int, list_index: int, parent_value: float) -> None:
-        if depth <= max_depth and rank < num_ranks and list_index != NOWHERE:
-            value = parent_value * float(candidates.confidences[list_index, rank])
+    def offer(depth: int, guess_index: int, parent: int, list_index: int, parent_value: float) -> None:
+        if depth <= max_depth and guess_index < num_guesses and list_index != NOWHERE:
+            value = parent_value * float(candidates.confidences[list_index, guess_index])
             if value > floor:
-                heapq.heappush(heap, (-value, depth, rank, parent, list_index, parent_value))
+                heapq.heappush(heap, (-value, depth, guess_index, parent, list_index, parent_value))
 
     offer(1, 0, ROOT, 0, 1.0)
     while heap and len(tokens) < max_nodes:
-        negative, depth, rank, parent, list_index, parent_value = heapq.heappop(heap)
-        offer(depth, rank + 1, parent, list_index, parent_value)  # the next sibling
-        path = (*paths[parent], int(candidates.tokens[list_index, rank]))
+        negative, depth, guess_index, parent, list_index, parent_value = heapq.heappop(heap)
+        offer(depth, guess_index + 1, parent, list_index, parent_value)  # the next sibling
+        path = (*paths[parent], int(candidates.tokens[list_index, guess_index]))
         if not may_follow(path):
             continue
         node = len(tokens)
@@ -190,7 +190,7 @@ def best_tree(
         tokens.append(path[-1])
         parents.append(parent)
         values.append(-negative)
-        offer(depth + 1, 0, node, candidates.list_after(list_index, rank), -negative)  # the first child
+        offer(depth + 1, 0, node, candidates.list_after(list_index, guess_index), -negative)  # the first child
     return Tree(tuple(tokens), tuple(parents)), values
 
 
@@ -227,9 +227,11 @@ def values_of(tree: Tree, candidates: Candidates) -> list[float]:
     lists = {ROOT: 0}
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
         list_index = lists[parent]
-        rank = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
-        values.append((1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[list_index, rank]))
-        lists[node] = candidates.list_after(list_index, rank)
+        guess_index = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
+        values.append(
+            (1.0 if parent == ROOT else values[parent]) * float(candidates.confidences[list_index, guess_index])
+        )
+        lists[node] = candidates.list_after(list_index, guess_index)
     return values
 
 
@@ -238,7 +240,7 @@ def order_paths(paths: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return sorted(paths, key=lambda path: (len(path), sum(path), path))
 
 
-def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_ranks: int) -> None:
+def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_guesses: int) -> None:
     """Raise ConfigError, with a message for each case, if a static tree cannot be drafted."""
     known = set(paths)
     if len(known) != len(paths):
@@ -251,8 +253,8 @@ def check_paths(paths: tuple[tuple[int, ...], ...], num_heads: int, num_ranks: i
             raise ConfigError(
                 f"speculation.tree: path {list(path)} is {len(path)} deep, but the model has {num_heads} heads"
             )
-        if any(not 0 <= rank < num_ranks for rank in path):
-            raise ConfigError(f"speculation.tree: path {list(path)} has an index outside 0..{num_ranks - 1}")
+        if any(not 0 <= guess_index < num_guesses for guess_index in path):
+            raise ConfigError(f"speculation.tree: path {list(path)} has an index outside 0..{num_guesses - 1}")
         if len(path) > 1 and path[:-1] not in known:
             raise ConfigError(
                 f"speculation.tree: path {list(path)} is listed without its parent {list(path[:-1])}; add the parent"

@@ -75,15 +75,15 @@ def test_a_batch_larger_than_the_file_gets_numbered_prompts(llm: LLM, prompts: P
 
 
 def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    chooser = llm.engine.chooser
-    honest = chooser._choose
+    token_selector = llm.engine.token_selector
+    honest = token_selector._choose
 
     def dishonest(scores, rows, places):
         chosen = honest(scores, rows, places)
         drafted = places[0][0].request.params.speculation
         return [(token + 1) % 50 for token in chosen] if drafted else chosen
 
-    monkeypatch.setattr(chooser, "_choose", dishonest)
+    monkeypatch.setattr(token_selector, "_choose", dishonest)
     with pytest.raises(EngineError, match="temperature 0, pair 0: speculation changed the tokens"):
         bench(llm, setting(PROMPTS, batches=[1], pairs=1), [], lambda _: None)
     assert not llm.engine.has_work

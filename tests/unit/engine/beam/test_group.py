@@ -58,14 +58,14 @@ class SeeingWorker(FakeWorker):
 
 
 class BeamEngine(FakeEngine):
-    """The fake engine with the real chooser."""
+    """The fake engine with the real token selector."""
 
     def __init__(self, num_blocks: int, nodes: int = 12, seed: int = 0, **fields: int) -> None:
         keys = {"max_running": 6, "max_batched_tokens": 64, "max_model_len": MAX_LEN, "vocab_size": VOCAB} | fields
         speculation = TreePolicy(SpeculationConfig(mode="auto", max_nodes=nodes))
         super().__init__(Limits(**keys, eos_ids=(EOS,)), num_blocks, speculation, skill=0.7, seed=seed)
         self.worker = SeeingWorker(keys["max_running"], -(-(MAX_LEN + 64) // 16))
-        self.chooser = TokenSelector(VOCAB, (EOS,), torch.device("cpu"))
+        self.token_selector = TokenSelector(VOCAB, (EOS,), torch.device("cpu"))
         self.most_shared = 0
 
     def step(self) -> list[Output]:
@@ -80,7 +80,7 @@ class BeamEngine(FakeEngine):
             if s.group.size > 1 or s.request.params.beam_width
         }
         choices = np.array([truth(tokens) for tokens in seen], dtype=np.int64)
-        verdicts = self.chooser.select(plan, Scores(choices, whole, torch.zeros(len(seen), 1)), sequences)
+        verdicts = self.token_selector.select(plan, Scores(choices, whole, torch.zeros(len(seen), 1)), sequences)
         outputs = self.scheduler.emit(plan, verdicts)
         self.scheduler.check_integrity()
         owned = [block for s in self.scheduler.running for block in s.block_table]

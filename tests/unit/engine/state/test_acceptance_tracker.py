@@ -57,7 +57,7 @@ class Halves(Oracle):
             self.asked[name] = self.asked.get(name, 0) + 1
             if name == "bad":
                 coming = self.truth[name][sequence.num_output_tokens :][:1] or (0,)
-                wrong = (coming[0] + 1 + np.arange(self.num_ranks)) % VOCAB
+                wrong = (coming[0] + 1 + np.arange(self.num_guesses)) % VOCAB
                 chances = sequence.candidates.confidences
                 sequence.candidates = Candidates(np.tile(wrong, (self.num_heads, 1)), chances)
         return [v.sequence.candidates for v in verdicts]

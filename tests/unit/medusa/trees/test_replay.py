@@ -20,8 +20,8 @@ from medusa_dist.medusa.trees.replay import (
     static_accepted,
     static_curve,
     tokens_per_step,
+    truth_guess_indices,
     truth_nodes,
-    truth_ranks,
 )
 from medusa_dist.medusa.trees.tree import Candidates, Tree
 
@@ -41,7 +41,7 @@ ANSWER = RecordedAnswer(
 
 
 def test_ranks_of_the_truth_end_with_the_first_miss() -> None:
-    assert [truth_ranks(g, ANSWER.after(i)) for i, g in enumerate(ANSWER.guesses)] == [(0, 1), (), (1,)]
+    assert [truth_guess_indices(g, ANSWER.after(i)) for i, g in enumerate(ANSWER.guesses)] == [(0, 1), (), (1,)]
 
 
 def test_nodes_that_would_be_accepted() -> None:
@@ -138,7 +138,7 @@ SEEN = Candidates(
 
 def test_heads_that_see_the_guesses_before_theirs() -> None:
     """Behind 11 head 2 guesses 12 second, behind 7 first; behind those nobody guessed."""
-    assert truth_ranks(SEEN, (11, 12, 13)) == (0, 1) and truth_ranks(SEEN, (7, 12)) == (1, 0)
+    assert truth_guess_indices(SEEN, (11, 12, 13)) == (0, 1) and truth_guess_indices(SEEN, (7, 12)) == (1, 0)
     # After 10 comes 5, which head 1 does not have, so head 2 is not judged there; after 5 comes 12.
     assert accuracies([RecordedAnswer((10, 5, 12), (SEEN, SEEN), GREEDY)]) == [[0.0, 0.0]]
     assert accuracies([RecordedAnswer((10, 11, 12), (SEEN, SEEN), GREEDY)]) == [[0.5, 0.5], [0.0, 1.0]]

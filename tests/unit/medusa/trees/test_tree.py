@@ -141,12 +141,12 @@ def test_static_tree() -> None:
 )
 def test_static_trees_that_cannot_be(paths: tuple[Path, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=r"speculation\.tree: " + message):
-        check_paths(paths, num_heads=2, num_ranks=5)
+        check_paths(paths, num_heads=2, num_guesses=5)
 
 
 def test_static_trees_that_can() -> None:
-    check_paths(((0, 0), (0,), (4,)), num_heads=2, num_ranks=5)
-    check_paths((), num_heads=2, num_ranks=5)
+    check_paths(((0, 0), (0,), (4,)), num_heads=2, num_guesses=5)
+    check_paths((), num_heads=2, num_guesses=5)
 
 
 def test_nodes_per_depth() -> None:
