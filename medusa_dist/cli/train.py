@@ -13,6 +13,18 @@ from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear
 
 app = typer.Typer()
 
+# The second name of each is the former one.
+AuxLayersOption = Annotated[
+    str,
+    typer.Option(
+        "--aux-layers",
+        "--taps",
+        help="Layers whose hidden states a sequential cell also reads: 11,21 or none; auto: two.",
+    ),
+]
+BatchTokensOption = Annotated[
+    int, typer.Option("--batch-tokens", "--batch-places", min=1, help="Token positions per training step.")
+]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt per line; default: the shipped prompts.'),
@@ -59,7 +71,7 @@ def _layers(text: str) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--taps takes layer numbers separated by commas, none, or auto, not {text!r}") from None
+        raise ConfigError(f"--aux-layers takes layer numbers separated by commas, none or auto, not {text!r}") from None
 
 
 @app.command("distill")
@@ -92,9 +104,7 @@ def train_heads_command(
     form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (as in Medusa).")] = "sequential",
     num_heads: Annotated[int, typer.Option(min=1, max=16, help="Number of heads, which is the depth of drafts.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Inner width of the sequential cell.")] = 2048,
-    taps: Annotated[
-        str, typer.Option(help="Layers whose hidden states a sequential cell also reads: 11,21 or none; auto: two.")
-    ] = "auto",
+    aux_layers: AuxLayersOption = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not for the form sequential.")] = 1,
     lm_head: Annotated[
         str, typer.Option(help="lm_head of the heads: shared with the model, or own; sequential: shared only.")
@@ -102,7 +112,7 @@ def train_heads_command(
     draft_vocab: Annotated[int, typer.Option(min=1, help="Size of the draft vocabulary.")] = 8192,
     loss: Annotated[str, typer.Option(help="kl, ce, or lk (see docs/heads.md).")] = "kl",
     epochs: Annotated[float, typer.Option(min=0.01)] = 5.0,
-    batch_places: Annotated[int, typer.Option(min=1, help="Token positions per training step.")] = 1024,
+    batch_tokens: BatchTokensOption = 1024,
     learning_rate: Annotated[float, typer.Option(min=1e-7)] = 1.5e-3,
     dtype: Annotated[str, typer.Option(help="Dtype of the model, to read and generate answers.")] = "bfloat16",
     prompts: PromptsOption = None,
@@ -115,10 +125,13 @@ def train_heads_command(
     """Train heads for a model on its own answers and write a head file. Run it again to continue after a kill."""
     shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "width": width}
     shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
-    recipe = {"loss": loss, "epochs": epochs, "batch_places": batch_places, "learning_rate": learning_rate}
+    recipe = {"loss": loss, "epochs": epochs, "batch_tokens": batch_tokens, "learning_rate": learning_rate}
     folder = work or target.with_name(target.name + ".work")
     with clear_errors():
-        checked, config = _checked(shape | {"taps": _layers(taps)}, recipe), _config(model, None, dtype, ranks)
+        checked, config = (
+            _checked(shape | {"aux_layers": _layers(aux_layers)}, recipe),
+            _config(model, None, dtype, ranks),
+        )
         folder.mkdir(parents=True, exist_ok=True)
         if data is None:
             data = folder / "answers.jsonl"

@@ -28,12 +28,13 @@ def decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
     )
 
 
-def tapped_layers(model: nn.Module, num_layers: int, taps: Sequence[int]) -> tuple[nn.Module, ...]:
-    """The modules of the layers `taps`. Raises ConfigError for a layer that the model lacks."""
-    if any(not 0 <= layer < num_layers for layer in taps):
-        raise ConfigError(f"aux layers {list(taps)} were requested, but the model has layers 0 to {num_layers - 1}")
-    layers = decoder_layers(model, num_layers) if taps else []
-    return tuple(layers[layer] for layer in taps)
+def tapped_layers(model: nn.Module, num_layers: int, aux_layers: Sequence[int]) -> tuple[nn.Module, ...]:
+    """The modules of the layers `aux_layers`. Raises ConfigError for a layer that the model lacks."""
+    if any(not 0 <= layer < num_layers for layer in aux_layers):
+        asked = list(aux_layers)
+        raise ConfigError(f"aux layers {asked} were requested, but the model has layers 0 to {num_layers - 1}")
+    layers = decoder_layers(model, num_layers) if aux_layers else []
+    return tuple(layers[layer] for layer in aux_layers)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def load_model(
     parallel: TPGroup,
     prepack: bool = True,
     trust_remote_code: bool = False,
-    taps: Sequence[int] = (),
+    aux_layers: Sequence[int] = (),
 ) -> ShardedModel:
     """Load this rank's part of the model in `folder`; called by all ranks together (it ends with a probe pass).
 
@@ -159,7 +159,7 @@ def load_model(
         output_head=builder.output_head,
         checkpoint=checkpoint,
         vocab_rows=builder.vocab_rows,
-        tapped=tapped_layers(module, int(config.num_hidden_layers), taps),
+        tapped=tapped_layers(module, int(config.num_hidden_layers), aux_layers),
     )
     with torch.inference_mode():
         shape = (model.num_heads, model.num_kv_heads, model.head_dim)

@@ -91,10 +91,10 @@ _FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
 
 
 def data_key(
-    answers: Sequence[DistilledAnswer], fingerprint: str | None, dtype: torch.dtype, taps: Sequence[int] = ()
+    answers: Sequence[DistilledAnswer], fingerprint: str | None, dtype: torch.dtype, aux_layers: Sequence[int] = ()
 ) -> str:
     """Hash of everything that determines the result."""
-    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *taps]).encode())
+    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *aux_layers]).encode())
     for answer in answers:
         digest.update(json.dumps([answer.prompt_ids, answer.output_ids]).encode())
     return digest.hexdigest()

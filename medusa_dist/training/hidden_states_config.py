@@ -19,4 +19,4 @@ class HiddenStatesConfig(Config):
     key: str = Field(
         description="hidden_states.data_key of the driver's data; a rank that sees other data raises an error."
     )
-    taps: tuple[int, ...] = Field(description="Aux layers whose hidden states are kept as well.")
+    aux_layers: tuple[int, ...] = Field(description="Aux layers whose hidden states are kept as well.")

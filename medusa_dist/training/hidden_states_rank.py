@@ -47,7 +47,7 @@ class HiddenStatesRank:
         dtype: torch.dtype = getattr(torch, config.dtype)
         found = fingerprint(folder)
         self._answers = read_data(config.answers, config.model, found).answers
-        if data_key(self._answers, found, dtype, config.taps) != config.key:
+        if data_key(self._answers, found, dtype, config.aux_layers) != config.key:
             raise ConfigError(f"rank {rank} sees other answers in {config.answers}, or another model, than the driver")
         device = choose_device(config)
         progress("connecting to the other ranks")
@@ -59,7 +59,7 @@ class HiddenStatesRank:
             device=device,
             parallel=parallel,
             trust_remote_code=config.trust_remote_code,
-            taps=config.taps if rank == 0 else (),
+            aux_layers=config.aux_layers if rank == 0 else (),
         )
         seconds = {"load": round(time.perf_counter() - begin, 3)}
         self.facts: dict[str, Any] = {"weight_bytes": self._model.weight_bytes(), "seconds": seconds}

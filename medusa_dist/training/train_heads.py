@@ -39,7 +39,7 @@ class Shape(Strict):
     num_heads: Annotated[int, Field(ge=1, le=16)] = 4
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not for the form sequential.")
     width: Annotated[int, Field(ge=1)] = Field(default=2048, description="Only for the form sequential.")
-    taps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    aux_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
         description="Aux layers that the heads read as well, counted from 0; only for the form sequential. None: "
         "two, at 3/8 and 7/10 of the depth.",
@@ -53,21 +53,21 @@ class Shape(Strict):
     )
 
     @model_validator(mode="after")
-    def _taps_belong_to_sequential(self) -> "Shape":
-        if self.taps and self.form != "sequential":
-            raise ValueError(f"taps belong to the form 'sequential', not to {self.form!r}")
+    def _aux_layers_belong_to_sequential(self) -> "Shape":
+        if self.aux_layers and self.form != "sequential":
+            raise ValueError(f"aux_layers belong to the form 'sequential', not to {self.form!r}")
         return self
 
     def tapped(self, num_layers: int) -> tuple[int, ...]:
         """The aux layers of a model with num_layers layers, ascending. Raises ConfigError for one that it lacks."""
         if self.form != "sequential":
             return ()
-        if self.taps is None:  # the last layer adds no information
+        if self.aux_layers is None:  # the last layer adds no information
             return tuple(sorted({num_layers * 3 // 8, num_layers * 7 // 10} - {num_layers - 1}))
-        missing = [layer for layer in self.taps if layer >= num_layers]
+        missing = [layer for layer in self.aux_layers if layer >= num_layers]
         if missing:
-            raise ConfigError(f"taps: there is no layer {missing[0]}; the model's are 0 to {num_layers - 1}")
-        return tuple(sorted(set(self.taps)))
+            raise ConfigError(f"aux_layers: there is no layer {missing[0]}; the model's are 0 to {num_layers - 1}")
+        return tuple(sorted(set(self.aux_layers)))
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def _places(
     status: Callable[[str], None],
 ) -> tuple[Positions, str]:
     """The result of the pass over the answers, possibly from an earlier run, and its key."""
-    taps = job.shape.tapped(base.num_layers)
-    key, path = data_key(data.answers, found, job.dtype, taps), job.work.resolve() / "places.safetensors"
+    aux_layers = job.shape.tapped(base.num_layers)
+    key, path = data_key(data.answers, found, job.dtype, aux_layers), job.work.resolve() / "places.safetensors"
     places = load_positions(path, key)
     if places is None:
-        job_keys = {"answers": data.path.resolve(), "target": path, "key": key, "taps": taps}
+        job_keys = {"answers": data.path.resolve(), "target": path, "key": key, "aux_layers": aux_layers}
         config = HiddenStatesConfig.model_validate(job.config.model_dump() | job_keys)
         peak = reading_bytes(config, base, sum(len(answer.output_ids) for answer in data.answers))
         where = "" if config.tensor_parallel_size == 1 else f" on each of {config.tensor_parallel_size} ranks"

@@ -37,7 +37,7 @@ class Recipe(Strict):
     loss: Kind = "kl"
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     epochs: Annotated[float, Field(gt=0)] = 5.0
-    batch_places: Annotated[int, Field(ge=1)] = 1024
+    batch_tokens: Annotated[int, Field(ge=1)] = 1024
     learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warm_up_steps: Annotated[int, Field(ge=1)] = 50
@@ -102,7 +102,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch; an incomplete last batch is dropped, unless it is the only one."""
-        return max(1, len(self.train) // self.recipe.batch_places)
+        return max(1, len(self.train) // self.recipe.batch_tokens)
 
     @property
     def num_steps(self) -> int:
@@ -131,7 +131,7 @@ class Trainer:
         """Positions of a step: [batch size]."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.seed + epoch))
-        return order[number * self.recipe.batch_places :][: self.recipe.batch_places].sort().values
+        return order[number * self.recipe.batch_tokens :][: self.recipe.batch_tokens].sort().values
 
     def _step(self) -> None:
         step, recipe = self.progress.step, self.recipe

@@ -22,7 +22,7 @@ def reading_bytes(config: HiddenStatesConfig, base: Outline, num_places: int) ->
     device = choose_device(config).type
     size = rank_size(base.config, base.checkpoint, parallel, base.dtype, device, config.trust_remote_code)
     row = (6 * base.layer_width + 3 * size.widest + size.vocab_shard) * base.dtype.itemsize
-    width = base.hidden_size + len(config.taps) * base.layer_width
+    width = base.hidden_size + len(config.aux_layers) * base.layer_width
     place = width * base.dtype.itemsize + KEPT * 6 + 16
     return size.weight_bytes + PASS_ROWS * row + 2 * num_places * place
 
@@ -33,5 +33,5 @@ def training_bytes(heads: TrainableHeads, places: Positions, vocab: Tensor, reci
     kept = sum(t.numel() * t.element_size() for t in (places.hidden, places.base_ids, places.base_chances))
     learned = sum(t.numel() for t in heads.parameters()) * 4 * 6
     frozen = sum(t.numel() * t.element_size() for t in heads.buffers())
-    logits = recipe.batch_places * len(vocab) * heads.about.num_heads * 12
+    logits = recipe.batch_tokens * len(vocab) * heads.about.num_heads * 12
     return 2 * kept + learned + frozen + logits

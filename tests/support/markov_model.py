@@ -1,6 +1,6 @@
 """A model whose next token depends on the last one alone, by a known table: inside the real engine, without attention.
 
-Everything but the network is real: scheduler, plans, worker, token selector, drafter with shared noise, trees, acceptance.
+All but the network is real: scheduler, plans, worker, token selector, drafter with shared noise, trees, acceptance.
 """
 
 from collections.abc import Iterator

@@ -82,7 +82,7 @@ class EngineRank:
                 device=self._device,
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
-                taps=() if heads is None else heads.description.aux_layers,
+                aux_layers=() if heads is None else heads.description.aux_layers,
             )
             drafter = None if heads is None else make_drafter(heads, model, config.speculation.tree)
         with self._phase("warm up", progress):

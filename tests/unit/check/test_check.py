@@ -131,7 +131,7 @@ def test_heads_are_counted_in_the_dtype_that_they_are_drafted_in(tmp_path: Path,
     """Whichever that is on this machine."""
     save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
-    loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), taps=(0, 1))
+    loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), aux_layers=(0, 1))
     drafter = make_drafter(read_heads(tmp_path / "heads"), loaded)
     assert found.memory is not None
     assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize

@@ -39,18 +39,18 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[
 def test_one_rank_equals_transformers(zoo: dict[str, tuple[Path, list[torch.Tensor]]], name: str) -> None:
     folder, states = zoo[name]
     logits, hidden = run(load(folder))
-    for taps in ((0,), (1,), (0, 1)):
-        model = load(folder, taps=taps)
+    for aux_layers in ((0,), (1,), (0, 1)):
+        model = load(folder, aux_layers=aux_layers)
         tapped_logits, read = run(model)
         assert torch.equal(tapped_logits, logits) and torch.equal(read[:, : model.hidden_size], hidden)
-        expected = torch.cat([states[layer] for layer in taps], 1)
-        assert read.shape[1] == model.hidden_size + len(taps) * model.layer_width
+        expected = torch.cat([states[layer] for layer in aux_layers], 1)
+        assert read.shape[1] == model.hidden_size + len(aux_layers) * model.layer_width
         assert (read[:, model.hidden_size :] - expected).abs().max() < 1e-4 < expected.abs().max()
 
 
 def test_a_layer_that_the_model_lacks(zoo: dict[str, tuple[Path, list[torch.Tensor]]]) -> None:
     with pytest.raises(ConfigError, match=r"aux layers \[0, 2\] were requested, but the model has layers 0 to 1"):
-        load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=TPGroup(), taps=(0, 2))
+        load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=TPGroup(), aux_layers=(0, 2))
 
 
 def test_a_model_whose_layers_are_not_found() -> None:

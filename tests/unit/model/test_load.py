@@ -50,8 +50,8 @@ def _rank(rank: int, root: Path, folders: dict[str, Path]) -> None:
     for name, world, group in tasks:
         if rank >= world:
             continue
-        taps = (0, 1) if rank == 0 else ()  # heads, and so taps, are rank 0's alone
-        model = load(folders[name], TPGroup(rank, world, group), prepack=name != "qwen3", taps=taps)
+        aux_layers = (0, 1) if rank == 0 else ()  # heads, and so taps, are rank 0's alone
+        model = load(folders[name], TPGroup(rank, world, group), prepack=name != "qwen3", aux_layers=aux_layers)
         logits, read = run(model)
         parts = model.parallel.gather_to_rank0(logits)
         results[f"{name}/{world}"] = {
@@ -81,7 +81,7 @@ def test_cut_over_ranks_equals_transformers(
     name, world = task.split("/")
     seen = cut[0][task]
     assert (seen["logits"] - zoo[name][1]).abs().max() < 1e-4
-    one = load(zoo[name][0], taps=(0, 1))
+    one = load(zoo[name][0], aux_layers=(0, 1))
     assert (seen["tapped"] - run(one)[1][:, one.hidden_size :]).abs().max() < 1e-4
     for other in range(1, int(world)):
         assert torch.equal(seen["hidden"], cut[other][task]["hidden"])  # every rank decides on the same bits

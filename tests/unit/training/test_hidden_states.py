@@ -36,7 +36,7 @@ def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
     config._attn_implementation = "eager"
     theirs = AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), taps=(0,))
+    ours = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), aux_layers=(0,))
     told: list[int] = []
     places = collect(ours, answers(), told.append)
     assert sum(told) == len(places) == 25

@@ -52,7 +52,7 @@ def config(model: Path, ranks: int) -> dict[str, object]:
 
 def job(model: Path, data: Path, target: Path, ranks: int) -> Job:
     shape = Shape(num_heads=2, width=16, held_out=0.1)
-    recipe = Recipe(epochs=1, batch_places=256, warm_up_steps=2)
+    recipe = Recipe(epochs=1, batch_tokens=256, warm_up_steps=2)
     return Job(parse_config(config(model, ranks)), data, target, target.with_name(target.name + ".work"), shape, recipe)
 
 
@@ -92,7 +92,7 @@ def test_two_ranks_find_what_one_finds(model: Path, tmp_path: Path) -> None:
 def test_ranks_that_see_other_data_refuse(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     key = data_key(write_answers(path)[:-1], fingerprint(model), torch.float32)
-    told = {"answers": path, "target": tmp_path / "places.safetensors", "key": key, "taps": ()}
+    told = {"answers": path, "target": tmp_path / "places.safetensors", "key": key, "aux_layers": ()}
     with pytest.raises(ConfigError, match=r"rank \d sees other answers in .*answers\.jsonl"):
         run_ranks(HiddenStatesConfig.model_validate(config(model, 2) | told), places_rank.STACK, lambda _: None)
     assert not (tmp_path / "places.safetensors").exists()

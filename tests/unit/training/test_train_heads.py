@@ -18,7 +18,7 @@ from tests.support.counting_model import VOCAB, save_counting_model, shifted
 from tests.support.tiny_engine import decode, request, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RECIPE = Recipe(epochs=25, batch_places=64, learning_rate=0.02, warm_up_steps=5, checkpoint_steps=50, patience=99)
+RECIPE = Recipe(epochs=25, batch_tokens=64, learning_rate=0.02, warm_up_steps=5, checkpoint_steps=50, patience=99)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_heads_that_serve(model: Path, tmp_path: Path) -> None:
 def test_heads_that_tap_layers(model: Path, tmp_path: Path) -> None:
     """From the answers to heads that serve and read another layer; asked for other layers, it begins anew."""
     data, target = write_answers(tmp_path / "answers.jsonl", None), tmp_path / "heads"
-    train(model, data, target, taps=(0,))
+    train(model, data, target, aux_layers=(0,))
     file = read_heads(target)
     assert file.description.tapped_layers == (-1, 0) and float(file.tensors["taps.weight"].abs().max()) > 0
     assert all(head[0] > 0.8 for head in file.description.top_accuracies)
@@ -92,11 +92,11 @@ def test_heads_that_tap_layers(model: Path, tmp_path: Path) -> None:
     outputs = decode(rank.engine, [request("a", [9, 4], max_tokens=28, temperature=0.0, ignore_eos=True)]).outputs
     assert outputs["a"].token_ids == tuple((5 + i) % VOCAB for i in range(28))
     assert sum(head > 0 for head in outputs["a"].heads) > 14
-    said = train(model, data, target, taps=())
+    said = train(model, data, target, aux_layers=())
     assert not any(text.startswith("going on") for text in said)
     assert read_heads(target).description.tapped_layers == (-1,)
-    with pytest.raises(ConfigError, match="taps: there is no layer 1; the model's are 0 to 0"):
-        train(model, data, target, taps=(1,))
+    with pytest.raises(ConfigError, match="aux_layers: there is no layer 1; the model's are 0 to 0"):
+        train(model, data, target, aux_layers=(1,))
 
 
 def test_layers_that_are_tapped_when_none_are_named() -> None:
@@ -109,10 +109,10 @@ def test_layers_that_are_tapped_when_none_are_named() -> None:
         (12, 22),
         (30, 56),
     ]
-    assert Shape(form="hidden").tapped(30) == () and Shape(taps=()).tapped(30) == ()
-    assert Shape(taps=(5, 2)).tapped(30) == (2, 5)
-    with pytest.raises(ValueError, match="taps belong to the form 'sequential', not to 'hidden'"):
-        Shape(form="hidden", taps=(3,))
+    assert Shape(form="hidden").tapped(30) == () and Shape(aux_layers=()).tapped(30) == ()
+    assert Shape(aux_layers=(5, 2)).tapped(30) == (2, 5)
+    with pytest.raises(ValueError, match="aux_layers belong to the form 'sequential', not to 'hidden'"):
+        Shape(form="hidden", aux_layers=(3,))
 
 
 @pytest.mark.parametrize("form", ["hidden", "hidden+embedding"])

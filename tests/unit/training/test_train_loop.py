@@ -14,7 +14,7 @@ from medusa_dist.training.train_loop import Recipe, Trainer, schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB, HIDDEN, HEADS = 23, 24, 3
-RECIPE = Recipe(epochs=30, batch_places=64, learning_rate=0.02, warm_up_steps=5, checkpoint_steps=10, patience=99)
+RECIPE = Recipe(epochs=30, batch_tokens=64, learning_rate=0.02, warm_up_steps=5, checkpoint_steps=10, patience=99)
 
 
 def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: int = 3) -> Positions:
@@ -153,7 +153,7 @@ def test_training_ends_when_nothing_is_gained(tmp_path: Path) -> None:
 def test_batches_are_an_epochs_places_once_each(tmp_path: Path) -> None:
     job = trainer(tmp_path)
     seen = torch.cat([job.batch(step) for step in range(job.steps_per_epoch)])
-    assert len(seen) == len(set(seen.tolist())) > len(job.train) - RECIPE.batch_places
+    assert len(seen) == len(set(seen.tolist())) > len(job.train) - RECIPE.batch_tokens
     assert not torch.equal(job.batch(0), job.batch(job.steps_per_epoch))
 
 

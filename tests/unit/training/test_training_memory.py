@@ -18,9 +18,9 @@ from tests.support.tiny_heads import HIDDEN, VOCAB, describe
 CPU = torch.device("cpu")
 
 
-def config(folder: Path, ranks: int, taps: tuple[int, ...] = ()) -> HiddenStatesConfig:
+def config(folder: Path, ranks: int, aux_layers: tuple[int, ...] = ()) -> HiddenStatesConfig:
     keys = {"model": str(folder), "dtype": "float32", "device": "cpu", "tensor_parallel_size": ranks}
-    told = {"answers": folder, "target": folder, "key": "", "taps": taps}
+    told = {"answers": folder, "target": folder, "key": "", "aux_layers": aux_layers}
     return HiddenStatesConfig.model_validate(parse_config(keys).model_dump() | told)
 
 
@@ -47,4 +47,4 @@ def test_training_counts_what_is_learned_and_what_it_learns_from() -> None:
     places = Positions(torch.zeros(9, 2 * HIDDEN), torch.zeros(9).long(), ids, chances, torch.zeros(9).long())
     learned = 5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * HIDDEN
     expected = 2 * 9 * (2 * HIDDEN * 4 + 2 * 6) + 24 * learned + 2 * VOCAB * HIDDEN * 4 + 7 * VOCAB * 3 * 12
-    assert training_bytes(heads, places, torch.arange(VOCAB), Recipe(batch_places=7)) == expected
+    assert training_bytes(heads, places, torch.arange(VOCAB), Recipe(batch_tokens=7)) == expected
