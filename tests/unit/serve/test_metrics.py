@@ -80,7 +80,7 @@ def test_speculation_off_and_sequences_at_rest(samples: Samples) -> None:
         and samples["paused_sequence_steps_total",] == 6
         and samples["paused_sequences",] == 1
     )
+    old = [samples[name,] for name in ("steps_off_total", "rested_total", "resting_sequences")]
+    assert old == [7, 6, 1], "the former names go on with the same values"
     made.on_batch(batch(generation=1, num_steps_without_drafts=2), 1)  # a new group counts from zero
     assert samples["steps_without_drafts_total",] == 9
-    old = [samples[name,] for name in ("steps_off_total", "rested_total", "resting_sequences")]
-    assert old == [9, 6, 0], "the former names go on with the same values"
