@@ -25,26 +25,26 @@ async def test_without_the_key_every_route_but_health_is_401(given):
 
 
 @pytest.mark.parametrize("given", ["Bearer s3cret", "bearer s3cret", "Bearer  s3cret "])
-async def test_with_the_key_all_is_open(given):
+async def test_valid_key_opens_every_route(given):
     async with client_of(FakeService(), api_key="s3cret") as client:
         reply = await client.post("/v1/chat/completions", json=chat(), headers={"authorization": given})
         assert reply.status_code == 200
         assert (await client.get("/nothing", headers={"authorization": given})).status_code == 404
 
 
-async def test_a_key_header_that_is_no_ascii_is_wrong_not_a_crash():
+async def test_non_ascii_authorization_header_is_401():
     async with client_of(FakeService(), api_key="s3cret") as client:
         reply = await client.get("/v1/models", headers={"authorization": b"Bearer \xe9\xff"})
         assert reply.status_code == 401
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel", "line\n"])
-def test_an_unusable_key_stops_the_start(key):
+def test_unusable_api_key_is_a_config_error(key):
     with pytest.raises(ConfigError, match="api_key"):
         build_api(FakeService, key)
 
 
-async def test_a_sane_request_id_is_kept_and_others_are_replaced():
+async def test_valid_request_id_is_kept_and_invalid_ones_are_replaced():
     async with client_of(FakeService()) as client:
         kept = await client.get("/health", headers={"x-request-id": "abc-1"})
         assert kept.headers["x-request-id"] == "abc-1"

@@ -36,24 +36,32 @@ BAD_CHATS = {
     "text for number": (chat(temperature="0.5"), "temperature", "temperature: Input should be a valid number"),
     "boolean for number": (chat(n=True), "n", "n: Input should be a valid integer"),
     "temperature too high": (chat(temperature=1000), "temperature", "less than or equal to 100"),
-    "no tokens": (chat(max_completion_tokens=0), "max_completion_tokens", "greater than or equal to 1"),
-    "two limits": (chat(max_tokens=1, max_completion_tokens=2), "max_tokens", "two names of one limit"),
+    "zero max_completion_tokens": (
+        chat(max_completion_tokens=0),
+        "max_completion_tokens",
+        "greater than or equal to 1",
+    ),
+    "max_tokens and max_completion_tokens": (
+        chat(max_tokens=1, max_completion_tokens=2),
+        "max_tokens",
+        "two names of one limit",
+    ),
     "too many choices": (chat(n=129), "n", "less than or equal to 128"),
     "top_logprobs alone": (chat(top_logprobs=2), "top_logprobs", "requires logprobs"),
     "stream options alone": (chat(stream_options={}), "stream_options", "requires stream"),
     "obfuscation": (chat(stream=True, stream_options={"include_obfuscation": True}), "stream_options", "obfuscation"),
     "huge seed": (chat(seed=2**70), "seed", "seed: "),
     "empty stop": (chat(stop=["a", ""]), "stop", "stop: "),
-    "bias on no id": (chat(logit_bias={"x": 1}), "logit_bias", "'x' is not a token id"),
-    "bias on a strange id": (chat(logit_bias={"99999": 1}), "logit_bias", "outside the vocabulary"),
+    "bias on a word": (chat(logit_bias={"x": 1}), "logit_bias", "'x' is not a token id"),
+    "bias outside the vocabulary": (chat(logit_bias={"99999": 1}), "logit_bias", "outside the vocabulary"),
     "bias too strong": (chat(logit_bias={"1": 101}), "logit_bias", "less than or equal to 100"),
     "bias twice": (chat(logit_bias={"1": 1, "01": 2}), "logit_bias", "the same token id twice"),
-    "strange stop id": (chat(stop_token_ids=[-1]), "stop_token_ids", "outside the vocabulary"),
+    "stop id outside the vocabulary": (chat(stop_token_ids=[-1]), "stop_token_ids", "outside the vocabulary"),
     "min above max": (chat(min_tokens=5, max_tokens=4), "min_tokens", "exceeds max_tokens"),
-    "no priority": (chat(priority=2**31 + 1), "priority", "less than or equal to"),
+    "priority too high": (chat(priority=2**31 + 1), "priority", "less than or equal to"),
     "typical and greedy": (chat(acceptance="typical", temperature=0), "acceptance", "at temperature 0"),
     "typical without drafts": (chat(acceptance="typical", speculation="off"), "acceptance", "requires speculation"),
-    "a bound of nothing": (chat(typical_delta=0.5), "typical_delta", 'acceptance "typical"'),
+    "typical_delta without typical": (chat(typical_delta=0.5), "typical_delta", 'acceptance "typical"'),
     "unknown acceptance": (chat(acceptance="lossy"), "acceptance", "acceptance: "),
     "empty salt": (chat(cache_salt=""), "cache_salt", "cache_salt: "),
     "an image": (say(content=[{"type": "image_url", "image_url": {}}]), "messages", "'image_url'"),
@@ -62,18 +70,22 @@ BAD_CHATS = {
     "a tool call": (say(role="assistant", tool_calls=[{"id": "1"}]), "messages", "messages[].tool_calls"),
     "unknown role": (say(role="judge"), "messages", "messages[0].role"),
     "no content": (say(content=None), "messages", "needs content"),
-    "an odd template": (
+    "messages that the template rejects": (
         chat(messages=[{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]),
         "messages",
         "the system message must come first",
     ),
     "too long": (say(content="x" * 500), "messages", "context length is 200 tokens"),
-    "too much wanted": (chat(max_completion_tokens=199), "max_completion_tokens", "context length is 200 tokens"),
+    "max_tokens beyond the context": (
+        chat(max_completion_tokens=199),
+        "max_completion_tokens",
+        "context length is 200 tokens",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_CHATS)
-async def test_a_bad_chat_is_answered_by_the_field(case):
+async def test_invalid_chat_request_is_400_naming_the_field(case):
     body, param, text = BAD_CHATS[case]
     service = FakeService()
     reply, error = await fail(CHAT, service, json=body)
@@ -85,13 +97,13 @@ async def test_a_bad_chat_is_answered_by_the_field(case):
 BAD_COMPLETIONS = {
     "no prompt": (completion(prompt=[]), "prompt", "prompt is empty"),
     "empty text": (completion(prompt=""), "prompt", "prompt is empty"),
-    "strange id": (completion(prompt=[1, 10**6]), "prompt", "outside the vocabulary"),
+    "id outside the vocabulary": (completion(prompt=[1, 10**6]), "prompt", "outside the vocabulary"),
     "negative id": (completion(prompt=[[1], [-5]]), "prompt", "outside the vocabulary"),
-    "mixed": (completion(prompt=["a", 1]), "prompt", "prompt: "),
+    "text and id mixed": (completion(prompt=["a", 1]), "prompt", "prompt: "),
     "too long": (completion(prompt="x" * 500), "prompt", "context length is 200 tokens"),
-    "too much wanted": (completion(max_tokens=199), "max_tokens", "context length is 200 tokens"),
-    "logprobs": (completion(logprobs=21), "logprobs", "less than or equal to 20"),
-    "nothing": (
+    "max_tokens beyond the context": (completion(max_tokens=199), "max_tokens", "context length is 200 tokens"),
+    "logprobs too high": (completion(logprobs=21), "logprobs", "less than or equal to 20"),
+    "max_tokens zero alone": (
         completion(max_tokens=0, logprobs=1),
         "max_tokens",
         "max_tokens: 0 requires echo or prompt_logprobs",
@@ -101,12 +113,12 @@ BAD_COMPLETIONS = {
         "prompt_logprobs",
         "not available with stream",
     ),
-    "too many": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
+    "too many choices over prompts": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_COMPLETIONS)
-async def test_a_bad_completion_is_answered_by_the_field(case):
+async def test_invalid_completion_request_is_400_naming_the_field(case):
     body, param, text = BAD_COMPLETIONS[case]
     reply, error = await fail(COMPLETIONS, json=body)
     assert (reply.status_code, error["param"]) == (400, param), error
@@ -127,29 +139,29 @@ async def test_a_bad_completion_is_answered_by_the_field(case):
         (b'{"\\ud800": 1}', "unknown field"),
     ],
     ids=[
-        "cut",
+        "cut off",
         "empty",
         "list",
         "null",
-        "no utf-8",
-        "deep",
+        "not utf-8",
+        "nested too deep",
         "surrogate as content",
         "surrogate as model",
         "surrogate as field",
     ],
 )
-async def test_a_body_that_is_no_object(content, text):
+async def test_malformed_body_is_400(content, text):
     reply, error = await fail(CHAT, content=content, headers={"content-type": "application/json"})
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert text in error["message"]
 
 
-async def test_a_body_of_another_content_type():
+async def test_body_of_another_content_type_is_400_naming_json():
     reply, error = await fail(CHAT, data={"model": "org/tiny"})
     assert reply.status_code == 400 and "content-type: application/json" in error["message"]
 
 
-async def test_an_unknown_model_is_404_and_names_the_served_one():
+async def test_unknown_model_or_route_is_404_and_wrong_method_is_405():
     reply, error = await fail(CHAT, json=chat(model="gpt-x"))
     assert (reply.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
     assert "'org/tiny'" in error["message"]
@@ -185,7 +197,7 @@ async def test_an_unknown_model_is_404_and_names_the_served_one():
     ],
     ids=["overloaded", "engine", "group"],
 )
-async def test_an_engine_that_cannot_answer_says_when_to_retry(stream, error, status, kind, seconds, millis, text):
+async def test_unavailable_engine_is_429_or_503_with_retry_after(stream, error, status, kind, seconds, millis, text):
     service = FakeService()
     service.before = error
     reply, body = await fail(CHAT, service, json=chat(stream=stream, n=2))
@@ -194,7 +206,7 @@ async def test_an_engine_that_cannot_answer_says_when_to_retry(stream, error, st
     assert "x-should-retry" not in reply.headers
 
 
-async def test_a_request_error_of_the_engine_is_400():
+async def test_request_error_from_the_engine_is_400_naming_the_field():
     service = FakeService()
     service.before = RequestError("no", "seed")
     reply, error = await fail(CHAT, service, json=chat())
@@ -202,7 +214,7 @@ async def test_a_request_error_of_the_engine_is_400():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret path"), ConfigError("secret path"), KeyError("secret path")])
-async def test_a_bug_is_500_with_the_request_id_and_no_internals(error, caplog):
+async def test_unexpected_exception_is_500_with_request_id_and_no_internals(error, caplog):
     service = FakeService()
     service.before = error
     headers = {"x-request-id": "abc-1"}
@@ -212,7 +224,7 @@ async def test_a_bug_is_500_with_the_request_id_and_no_internals(error, caplog):
     assert "secret path" in caplog.text and "abc-1" in caplog.text
 
 
-async def test_a_model_without_chat_template_says_so():
+async def test_chat_without_a_chat_template_is_400_pointing_to_completions():
     service = FakeService()
     service.tokenizer = type(service.tokenizer)(tokenizer_object=service.tokenizer.backend_tokenizer)
     reply, error = await fail(CHAT, service, json=chat())
@@ -231,7 +243,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_body_makes_a_bug(data):
+def test_random_field_values_never_give_a_500(data):
     route, rules, make = data.draw(
         st.sampled_from([(CHAT, CHAT_FIELDS, chat), (COMPLETIONS, COMPLETION_FIELDS, completion)])
     )

@@ -21,7 +21,7 @@ async def post(route, body):
     return reply, service
 
 
-async def test_an_echo_is_scored():
+async def test_echo_with_logprobs_scores_the_prompt_tokens():
     reply, service = await post(COMPLETIONS, completion(prompt=PROMPT, echo=True, logprobs=2))
     body = reply.json()
     CompletionReply.model_validate(body)
@@ -41,7 +41,7 @@ async def test_an_echo_is_scored():
     assert logprobs["token_logprobs"][7:] == [-0.5] * 3
 
 
-async def test_a_stream_begins_with_the_scored_echo():
+async def test_stream_starts_with_the_scored_echo_and_equals_the_plain_reply():
     whole, _ = await post(COMPLETIONS, completion(prompt=PROMPT, echo=True, logprobs=1, seed=1))
     streamed, _ = await post(COMPLETIONS, completion(prompt=PROMPT, echo=True, logprobs=1, seed=1, stream=True))
     lines = [line.removeprefix("data: ") for line in streamed.text.split("\n\n") if line.startswith("data: {")]
@@ -54,7 +54,7 @@ async def test_a_stream_begins_with_the_scored_echo():
 
 
 @pytest.mark.parametrize("logprobs", [None, 0, 3])
-async def test_a_prompt_alone(logprobs):
+async def test_max_tokens_zero_returns_the_prompt_alone_with_its_scores(logprobs):
     reply, service = await post(COMPLETIONS, completion(prompt=PROMPT, echo=True, max_tokens=0, logprobs=logprobs))
     body = reply.json()
     CompletionReply.model_validate(body)
@@ -68,7 +68,7 @@ async def test_a_prompt_alone(logprobs):
         assert [len(top) for top in choice["logprobs"]["top_logprobs"][1:]] == [logprobs + 1] * 6
 
 
-async def test_as_lm_eval_reads_it():
+async def test_lm_eval_loglikelihood_can_be_read_from_the_echo():
     """Its loglikelihood: token ids, echo, one token more, which it leaves out; greedy if no token was likelier."""
     context, continuation = ids_of("The cat"), ids_of("sat")
     ids = [*context, *continuation]
@@ -81,7 +81,7 @@ async def test_as_lm_eval_reads_it():
 
 
 @pytest.mark.parametrize(("route", "make"), [(CHAT, chat), (COMPLETIONS, completion)])
-async def test_prompt_logprobs_as_vllm_says_them(route, make):
+async def test_prompt_logprobs_have_vllms_format(route, make):
     reply, service = await post(route, make(prompt_logprobs=2))
     body = reply.json()
     (ChatReply if route == CHAT else CompletionReply).model_validate(body)
@@ -95,7 +95,7 @@ async def test_prompt_logprobs_as_vllm_says_them(route, make):
         assert table[str(token_id)]["rank"] is None
 
 
-async def test_more_alternatives_for_the_prompt_than_for_the_echo():
+async def test_prompt_logprobs_and_logprobs_keep_their_own_counts():
     body = completion(prompt=PROMPT, echo=True, logprobs=1, prompt_logprobs=3)
     reply, service = await post(COMPLETIONS, body)
     choice = reply.json()["choices"][0]
@@ -103,14 +103,14 @@ async def test_more_alternatives_for_the_prompt_than_for_the_echo():
     assert len(choice["prompt_logprobs"][2]) == 4 and len(choice["logprobs"]["top_logprobs"][2]) == 2
 
 
-def test_nothing_is_infinitely_unlikely_in_json():
+def test_infinite_logprobs_become_the_lowest_json_number():
     entry = TokenLogprobs(B, -float("inf"), (A,), (0.0,))
     assert top_table(TOKENIZER, entry) == {"A": 0.0, "B": LOWEST_LOGPROB}
     assert prompt_logprobs(TOKENIZER, [entry], 1)[0][str(B)]["logprob"] == LOWEST_LOGPROB
     assert echoed(TOKENIZER, "B", [B], [entry], 0)["token_logprobs"] == [LOWEST_LOGPROB]
 
 
-def test_keys_of_tokens_stay_distinct():
+def test_token_keys_are_distinct_for_all_bytes():
     keys = [token_key(TOKENIZER, token_id) for token_id in range(256)]
     assert len(set(keys)) == 256
     assert token_key(TOKENIZER, ids_of("😀")[0]) == "bytes:\\xf0"

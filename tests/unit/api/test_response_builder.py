@@ -2,7 +2,7 @@ from medusa_dist.api.response_builder import speculation_metrics
 from medusa_dist.outputs import SpeculationStats
 
 
-def test_speculation_metrics_in_vllms_words():
+def test_speculation_metrics_have_vllms_names_and_values():
     # 10 steps: 4 accepted nothing, 3 one token, 2 two, 1 three.
     metrics = speculation_metrics(SpeculationStats(num_steps=10, num_drafted=50, accepted_per_head=(6, 3, 1)))
     assert metrics == {
@@ -16,7 +16,7 @@ def test_speculation_metrics_in_vllms_words():
     }
 
 
-def test_without_drafts_every_step_gives_one_token():
+def test_speculation_metrics_without_drafts_are_one_token_per_step():
     metrics = speculation_metrics(SpeculationStats(num_steps=4))
     assert metrics["acceptance_histogram"] == [4] and metrics["num_spec_tokens"] == 0
     assert (metrics["mean_acceptance_length"], metrics["draft_acceptance_rate"]) == (1.0, 0.0)

@@ -25,7 +25,7 @@ def events(text):
     return [json.loads(line) for line in lines[:-1]]
 
 
-async def test_a_chat_answer_has_openais_form():
+async def test_chat_reply_has_openais_format_and_usage():
     reply, service = await post(CHAT, chat(seed=5))
     body = reply.json()
     ChatReply.model_validate(body)
@@ -40,7 +40,7 @@ async def test_a_chat_answer_has_openais_form():
     assert body["system_fingerprint"] == "fp-noise1"
 
 
-async def test_a_streamed_chat_says_the_same_one_chunk_per_output():
+async def test_streamed_chat_equals_the_plain_reply_with_one_chunk_per_output():
     service = FakeService()
     whole = (await post(CHAT, chat(seed=5)))[0].json()
     reply, _ = await post(CHAT, chat(seed=5, stream=True, stream_options={"include_usage": True}), service)
@@ -59,7 +59,7 @@ async def test_a_streamed_chat_says_the_same_one_chunk_per_output():
     assert {(c["id"], c["object"]) for c in chunks} == {(chunks[0]["id"], "chat.completion.chunk")}
 
 
-async def test_without_include_usage_no_chunk_has_any():
+async def test_stream_without_include_usage_has_no_usage_in_any_chunk():
     reply, _ = await post(CHAT, chat(stream=True))
     assert not any("usage" in chunk for chunk in events(reply.text))
 
@@ -81,7 +81,7 @@ async def test_three_choices_have_their_own_seeds_and_texts(stream):
     assert texts == ["Hello thé 😀!" + "." * i for i in range(3)]
 
 
-async def test_a_seed_nobody_gave_is_drawn_and_reported():
+async def test_missing_seed_is_drawn_and_reported():
     first, service = await post(CHAT, chat())
     second, _ = await post(CHAT, chat())
     assert first.json()["seed"] == service.requests[0].seed != second.json()["seed"]
@@ -152,7 +152,7 @@ async def test_completion_logprobs_are_parallel_lists_with_offsets():
     ],
     ids=["text", "texts", "ids", "lists of ids"],
 )
-async def test_prompts_of_all_forms(prompt, texts):
+async def test_each_prompt_form_gives_n_choices_per_prompt(prompt, texts):
     reply, service = await post(COMPLETIONS, completion(prompt=prompt, n=2, echo=True, seed=4))
     CompletionReply.model_validate(reply.json())
     assert [r.prompt_ids for r in service.requests] == [ids_of(t) for t in texts for _ in range(2)]
@@ -168,7 +168,7 @@ async def test_prompts_of_all_forms(prompt, texts):
 
 
 @pytest.mark.parametrize("acceptance", ["exact", "typical"])
-async def test_an_answer_names_how_drafts_were_accepted(acceptance):
+async def test_reply_names_the_acceptance_rule_once(acceptance):
     for route, make in ((CHAT, chat), (COMPLETIONS, completion)):
         whole, _ = await post(route, make(acceptance=acceptance))
         assert whole.json()["acceptance"] == acceptance
@@ -176,7 +176,7 @@ async def test_an_answer_names_how_drafts_were_accepted(acceptance):
         assert chunks[0]["acceptance"] == acceptance and not any("acceptance" in chunk for chunk in chunks[1:])
 
 
-async def test_messages_reach_the_template_as_text():
+async def test_messages_of_all_roles_reach_the_chat_template_as_text():
     messages = [
         {"role": "developer", "content": "Be brief"},
         {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -187,7 +187,7 @@ async def test_messages_reach_the_template_as_text():
     assert text == "<s>system\nBe brief<eos><s>user Ann\nab<eos><s>assistant\nc<eos>"
 
 
-async def test_a_long_prompt_gives_the_same_ids_from_a_thread():
+async def test_long_prompt_encoded_in_a_thread_gets_the_same_ids():
     service = FakeService()
     service.max_model_len = 10**6
     long = "word " * 4000
@@ -195,7 +195,7 @@ async def test_a_long_prompt_gives_the_same_ids_from_a_thread():
     assert service.requests[0].prompt_ids == ids_of(long)
 
 
-async def test_models_tokenize_and_health():
+async def test_models_tokenize_and_health_routes_describe_the_service():
     service = FakeService()
     async with client_of(service) as client:
         models = (await client.get("/v1/models")).json()
@@ -215,7 +215,7 @@ async def test_models_tokenize_and_health():
         assert (bad.status_code, bad.text) == (503, "rank 1 died; restarting")
 
 
-async def test_no_service_yet_is_503():
+async def test_request_before_the_service_is_ready_is_503():
     def get_service():
         raise EngineError("the model is loading", 5.0)
 
@@ -225,7 +225,7 @@ async def test_no_service_yet_is_503():
             assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
 
 
-async def test_the_openapi_document_is_complete():
+async def test_openapi_document_lists_field_uses_and_all_statuses():
     async with client_of(FakeService()) as client:
         document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]

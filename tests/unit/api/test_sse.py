@@ -67,7 +67,7 @@ async def test_the_first_token_is_sent_before_the_second_exists():
     await asyncio.wait_for(browser.task, 2)
 
 
-async def test_a_silent_wait_is_filled_with_comments(monkeypatch):
+async def test_keep_alive_comments_are_sent_while_no_token_comes(monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
     service = FakeService("x", portion=9)
     service.pause_s = 0.1
@@ -79,7 +79,7 @@ async def test_a_silent_wait_is_filled_with_comments(monkeypatch):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("hang_after", [0, 1], ids=["queued", "running"])
-async def test_a_client_that_goes_frees_its_requests(stream, hang_after):
+async def test_client_disconnect_aborts_all_its_requests(stream, hang_after):
     service = FakeService()
     service.hang_after = hang_after
     browser = Browser(service, chat(stream=stream, n=3))
@@ -95,7 +95,7 @@ async def test_a_client_that_goes_frees_its_requests(stream, hang_after):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_cancelled_handler_frees_its_requests(stream):
+async def test_cancelled_handler_aborts_its_requests_and_leaves_no_task(stream):
     service = FakeService()
     service.hang_after = 1
     browser = Browser(service, chat(stream=stream, n=2))
@@ -109,7 +109,7 @@ async def test_a_cancelled_handler_frees_its_requests(stream):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_connection_that_breaks_at_the_first_byte_frees_its_requests():
+async def test_connection_broken_at_the_first_byte_aborts_the_request():
     service = FakeService()
     service.hang_after = 1
     browser = Browser(service, chat(stream=True), broken=True)
@@ -118,7 +118,7 @@ async def test_a_connection_that_breaks_at_the_first_byte_frees_its_requests():
     assert service.aborted == [service.requests[0].request_id]
 
 
-async def test_an_error_in_mid_stream_is_an_event_and_no_done():
+async def test_engine_error_in_mid_stream_is_an_error_event_without_done():
     for error, text in ((EngineError("draining", 2), "draining"), (GroupError("rank 1"), "the model is restarting")):
         service = FakeService()
         service.between = error
@@ -130,7 +130,7 @@ async def test_an_error_in_mid_stream_is_an_event_and_no_done():
         assert "[DONE]" not in reply.text and '"usage":{' not in reply.text
 
 
-async def test_a_bug_in_mid_stream_shows_nothing_internal(caplog):
+async def test_exception_in_mid_stream_shows_the_request_id_and_no_internals(caplog):
     service = FakeService()
     service.between = RuntimeError("secret path")
     async with client_of(service) as client:
@@ -139,8 +139,8 @@ async def test_a_bug_in_mid_stream_shows_nothing_internal(caplog):
     assert "secret path" in caplog.text
 
 
-@pytest.mark.parametrize("ending", ["abort", "nothing"])
-async def test_an_output_that_breaks_off_is_an_error_not_an_answer(ending):
+@pytest.mark.parametrize("ending", ["abort", "no finish reason"])
+async def test_output_that_ends_aborted_or_unfinished_is_503(ending):
     class Broken(FakeService):
         async def generate(self, request):
             reason = FinishReason.ABORT if ending == "abort" else None

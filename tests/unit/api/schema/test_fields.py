@@ -90,19 +90,19 @@ async def send(route, body):
     ],
     ids=["chat", "completions"],
 )
-def test_the_table_covers_openais_client_and_the_schema(params, rules, model):
+def test_field_tables_cover_the_openai_client_and_match_the_schema(params, rules, model):
     asked = set(typing.get_type_hints(params, include_extras=False)) | {"stream"}
     assert asked <= set(rules)
     assert set(model.model_fields) == set(rules)
 
 
-def test_every_sampling_parameter_can_be_reached():
+def test_every_sampling_param_is_a_field_of_both_routes():
     fields = set(SamplingParams.__dataclass_fields__) - {"grammar"} | {"structured_outputs"}
     assert fields <= set(CHAT_FIELDS) and fields <= set(COMPLETION_FIELDS)
 
 
 @pytest.mark.parametrize(("route", "make", "name", "rule"), [*cases(Use.REFUSED)])
-async def test_a_refused_field_is_named_unless_it_asks_for_nothing(route, make, name, rule):
+async def test_refused_field_is_400_by_name_and_its_neutral_values_are_accepted(route, make, name, rule):
     reply, service = await send(route, make(**{name: ASKS[name]}))
     assert reply.status_code == 400 and not service.requests
     error = reply.json()["error"]
@@ -113,7 +113,7 @@ async def test_a_refused_field_is_named_unless_it_asks_for_nothing(route, make, 
 
 
 @pytest.mark.parametrize(("route", "make", "name", "rule"), [*cases(Use.ACCEPTED)])
-async def test_an_accepted_field_changes_nothing(route, make, name, rule):
+async def test_accepted_field_without_effect_changes_neither_params_nor_reply(route, make, name, rule):
     plain, asked = await send(route, make(seed=1)), await send(route, make(seed=1, **{name: LABELS.get(name, "x")}))
     assert asked[0].status_code == 200
     assert asked[1].requests[0].params == plain[1].requests[0].params
@@ -121,7 +121,7 @@ async def test_an_accepted_field_changes_nothing(route, make, name, rule):
 
 
 @pytest.mark.parametrize(("route", "make", "name", "rule"), [*cases(Use.HONOURED)])
-async def test_an_honoured_sampling_field_reaches_the_engine(route, make, name, rule):
+async def test_honoured_field_reaches_the_engine(route, make, name, rule):
     shows = CHAT_SHOWS if route == CHAT else COMPLETION_SHOWS
     if name in ELSEWHERE:
         assert name not in shows
@@ -142,7 +142,7 @@ async def test_an_honoured_sampling_field_reaches_the_engine(route, make, name, 
         assert getattr(params, field) == wanted != getattr(default, field)
 
 
-async def test_null_means_the_default():
+async def test_null_field_means_its_default():
     for route, make, rules in ((CHAT, chat, CHAT_FIELDS), (COMPLETIONS, completion, COMPLETION_FIELDS)):
         nulls = {name: None for name in rules if name not in ("model", "messages", "prompt")}
         reply, service = await send(route, make(**nulls))

@@ -22,12 +22,12 @@ async def ask(route, body, service=None):
 
 FORMATS = {
     "text": ({"type": "text"}, None),
-    "object": ({"type": "json_object"}, Grammar.json()),
-    "schema": (
+    "json_object": ({"type": "json_object"}, Grammar.json()),
+    "json_schema": (
         {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
         Grammar.json_schema(SCHEMA),
     ),
-    "strict": (
+    "json_schema not strict": (
         {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": False, "description": "d"}},
         Grammar.json_schema(SCHEMA),
     ),
@@ -35,7 +35,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("case", FORMATS)
-async def test_response_format(case):
+async def test_response_format_becomes_the_grammar_of_every_choice(case):
     value, grammar = FORMATS[case]
     reply, service = await ask(CHAT, chat(response_format=value, n=2))
     assert reply.status_code == 200, reply.text
@@ -55,7 +55,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("route", "make"), [(CHAT, chat), (COMPLETIONS, completion)])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_structured_outputs(kind, route, make):
+async def test_structured_outputs_becomes_the_grammar_of_the_request(kind, route, make):
     value, grammar = KINDS[kind]
     reply, service = await ask(route, make(structured_outputs={kind: value}))
     assert reply.status_code == 200, reply.text
@@ -63,7 +63,7 @@ async def test_structured_outputs(kind, route, make):
     assert asked == grammar and asked.param == OUTPUTS
 
 
-async def test_a_schema_keeps_the_order_of_its_properties_and_may_be_text():
+async def test_json_schema_given_as_text_keeps_its_property_order():
     reply, service = await ask(CHAT, chat(structured_outputs={"json": '{"properties": {"b": {}, "a": {}}}'}))
     assert reply.status_code == 200
     text = service.requests[0].params.grammar.text
@@ -71,34 +71,46 @@ async def test_a_schema_keeps_the_order_of_its_properties_and_may_be_text():
 
 
 BAD = {
-    "no type": ({FORM: {}}, FORM, "response_format.type is required"),
-    "odd type": ({FORM: {"type": "xml"}}, FORM, "'text', 'json_object' or 'json_schema'"),
-    "no schema": ({FORM: {"type": "json_schema"}}, FORM, "require each other"),
-    "schema beside": ({FORM: {"type": "text", "json_schema": {"name": "x", "schema": {}}}}, FORM, "require each other"),
-    "empty wrapping": ({FORM: {"type": "json_schema", "json_schema": {"name": "x"}}}, FORM, "schema is required"),
-    "unknown inside": (
+    "type missing": ({FORM: {}}, FORM, "response_format.type is required"),
+    "unknown type": ({FORM: {"type": "xml"}}, FORM, "'text', 'json_object' or 'json_schema'"),
+    "json_schema missing": ({FORM: {"type": "json_schema"}}, FORM, "require each other"),
+    "json_schema with type text": (
+        {FORM: {"type": "text", "json_schema": {"name": "x", "schema": {}}}},
+        FORM,
+        "require each other",
+    ),
+    "json_schema without schema": (
+        {FORM: {"type": "json_schema", "json_schema": {"name": "x"}}},
+        FORM,
+        "schema is required",
+    ),
+    "unknown key in json_schema": (
         {FORM: {"type": "json_schema", "json_schema": {"schem": {}}}},
         "response_format.json_schema.schem",
         "did you mean response_format.json_schema.schema?",
     ),
-    "nothing": ({OUTPUTS: {}}, OUTPUTS, "exactly one of json, regex, choice, grammar, json_object"),
-    "false": ({OUTPUTS: {"json_object": False}}, OUTPUTS, "exactly one of"),
-    "two": ({OUTPUTS: {"regex": "a", "choice": ["b"]}}, OUTPUTS, "exactly one of"),
-    "not here": ({OUTPUTS: {"structural_tag": "x"}}, "structured_outputs.structural_tag", "known fields: json, regex"),
-    "both": ({FORM: {"type": "json_object"}, OUTPUTS: {"regex": "a"}}, OUTPUTS, "remove one of them"),
-    "no choices": ({OUTPUTS: {"choice": []}}, OUTPUTS, "a list of non-empty texts"),
+    "no constraint": ({OUTPUTS: {}}, OUTPUTS, "exactly one of json, regex, choice, grammar, json_object"),
+    "json_object false": ({OUTPUTS: {"json_object": False}}, OUTPUTS, "exactly one of"),
+    "two constraints": ({OUTPUTS: {"regex": "a", "choice": ["b"]}}, OUTPUTS, "exactly one of"),
+    "unsupported constraint": (
+        {OUTPUTS: {"structural_tag": "x"}},
+        "structured_outputs.structural_tag",
+        "known fields: json, regex",
+    ),
+    "response_format too": ({FORM: {"type": "json_object"}, OUTPUTS: {"regex": "a"}}, OUTPUTS, "remove one of them"),
+    "empty list of choices": ({OUTPUTS: {"choice": []}}, OUTPUTS, "a list of non-empty texts"),
     "an empty choice": ({OUTPUTS: {"choice": ["a", ""]}}, OUTPUTS, "a list of non-empty texts"),
-    "too many": ({OUTPUTS: {"choice": [str(i) for i in range(3000)]}}, OUTPUTS, "the maximum is 2000"),
+    "too many choices": ({OUTPUTS: {"choice": [str(i) for i in range(3000)]}}, OUTPUTS, "the maximum is 2000"),
     "an empty regex": ({OUTPUTS: {"regex": ""}}, OUTPUTS, "it is empty"),
     "a long regex": ({OUTPUTS: {"regex": "a" * (MAX_CHARS + 1)}}, OUTPUTS, "the maximum is 65536"),
     "a schema that is no JSON": ({OUTPUTS: {"json": "{"}}, OUTPUTS, "the schema is not valid JSON"),
     "a schema that is a list": ({OUTPUTS: {"json": "[]"}}, OUTPUTS, "must be an object"),
-    "half a character": ({OUTPUTS: {"choice": ["\ud800"]}}, OUTPUTS, "surrogate"),
+    "lone surrogate": ({OUTPUTS: {"choice": ["\ud800"]}}, OUTPUTS, "surrogate"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_a_wrong_form_is_answered_by_the_field(case):
+async def test_invalid_output_constraint_is_400_naming_the_field(case):
     fields, param, text = BAD[case]
     reply, service = await ask(CHAT, chat(**fields))
     error = reply.json()["error"]
@@ -107,7 +119,7 @@ async def test_a_wrong_form_is_answered_by_the_field(case):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_the_engine_finds_wrong_is_a_400_of_the_same_field(stream):
+async def test_grammar_refused_by_the_engine_is_400_naming_the_field(stream):
     """The engine's own refusal, as it comes back from there."""
     service = FakeService("ok")
     service.before = Grammar.regex("(a", OUTPUTS).error("unclosed group")
@@ -121,6 +133,6 @@ async def test_what_the_engine_finds_wrong_is_a_400_of_the_same_field(stream):
     }
 
 
-def test_the_error_is_the_requests_fault():
+def test_grammar_error_is_a_request_error_not_an_engine_error():
     assert isinstance(Grammar.json().error("x"), RequestError)
     assert not isinstance(Grammar.json().error("x"), EngineError)
