@@ -15,7 +15,7 @@ def parse(given, number=7, seed=1):
     return parse_line(raw, number, seed)
 
 
-def test_a_good_line_gets_a_seed_of_its_own_unless_it_has_one():
+def test_line_without_a_seed_gets_its_own_and_a_given_seed_is_kept():
     parsed = parse(line("a"))
     assert parsed.problem is None and parsed.url == "/v1/completions" and parsed.custom_id == "a"
     assert parsed.body == {**BODY, "seed": choice_seed(1, "a") % 2**53}
@@ -26,7 +26,7 @@ def test_a_good_line_gets_a_seed_of_its_own_unless_it_has_one():
     assert parse(line(body={**BODY, "seed": None})).body["seed"] == parsed.body["seed"]
 
 
-def test_ids_name_the_line_its_place_and_the_jobs_seed():
+def test_line_id_depends_on_content_line_number_and_job_seed():
     assert parse(line()).id == parse(json.dumps(line()).encode() + b"\r\n").id
     assert len({parse(line()).id, parse(line(), number=8).id, parse(line(), seed=2).id, parse(line("b")).id}) == 4
 
@@ -46,7 +46,7 @@ def test_ids_name_the_line_its_place_and_the_jobs_seed():
         (line(bodi={}), "a", "unknown key 'bodi'"),
     ],
 )
-def test_a_bad_line_is_named_with_its_number(given, custom_id, problem):
+def test_invalid_line_is_refused_naming_its_number_and_problem(given, custom_id, problem):
     parsed = parse(given)
     assert problem in parsed.problem and "line 7" in parsed.problem and parsed.custom_id == custom_id
     record = refusal(parsed)
@@ -54,7 +54,7 @@ def test_a_bad_line_is_named_with_its_number(given, custom_id, problem):
     assert record["error"] == {"code": "invalid_line", "message": parsed.problem}
 
 
-def test_an_answer_and_an_error_as_output_lines():
+def test_output_line_has_openais_format_for_answers_and_errors():
     good = LineAnswer("batch_req_1", "a", 200, "req", {"choices": []}).record()
     assert good == {
         "id": "batch_req_1",
@@ -68,7 +68,7 @@ def test_an_answer_and_an_error_as_output_lines():
     assert bad["error"] == {"code": "invalid_request_error", "message": "no"}
 
 
-def test_files_that_are_refused_before_anything_starts(tmp_path):
+def test_missing_empty_and_duplicate_id_inputs_are_refused(tmp_path):
     path = tmp_path / "in.jsonl"
     with pytest.raises(ConfigError, match=r"in.jsonl cannot be read: No such file"):
         check_input(path, 0)
@@ -85,7 +85,7 @@ def test_files_that_are_refused_before_anything_starts(tmp_path):
     assert check_input(path, 0) == 4  # two lines without an id are no duplicates
 
 
-def test_an_output_that_exists_is_refused_in_each_state(tmp_path):
+def test_existing_output_is_refused_naming_the_option_that_helps(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("precious")
     with pytest.raises(ConfigError, match="exists; use --overwrite to replace it"):
@@ -101,7 +101,7 @@ def test_an_output_that_exists_is_refused_in_each_state(tmp_path):
         OutputFile(tmp_path / "no" / "out.jsonl", "refuse")
 
 
-def test_a_torn_output_is_taken_up_after_its_last_whole_line(tmp_path):
+def test_torn_partial_output_resumes_after_its_last_whole_line(tmp_path):
     path = tmp_path / "out.jsonl"
     answers = [LineAnswer(f"batch_req_{i}", str(i), 200, "r", {"system_fingerprint": "f"}).record() for i in range(3)]
     with OutputFile(path, "refuse") as output:
@@ -138,7 +138,7 @@ def test_two_jobs_never_write_one_output(tmp_path):
             OutputFile(tmp_path / "out.jsonl", "resume")
 
 
-def test_a_job_that_wrote_nothing_leaves_nothing(tmp_path):
+def test_job_that_wrote_nothing_leaves_no_file(tmp_path):
     with OutputFile(tmp_path / "out.jsonl", "refuse"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -150,7 +150,7 @@ def test_a_foreign_partial_file_is_refused(tmp_path):
         OutputFile(tmp_path / "out.jsonl", "resume")
 
 
-def test_lines_are_read_one_by_one(tmp_path):
+def test_blank_lines_are_skipped_but_counted_in_line_numbers(tmp_path):
     path = tmp_path / "in.jsonl"
     write(path, [line("a"), b"", line("b")])
     assert [(one.number, one.custom_id) for one in read_lines(path, 0)] == [(1, "a"), (3, "b")]

@@ -52,7 +52,7 @@ def run(files, sender, seed=0, existing="refuse"):
     return run_batch(*files, lambda: sender, console, seed, existing)
 
 
-def test_one_line_out_for_each_line_in(files):
+def test_every_input_line_gets_one_output_line(files):
     write(files[0], [line("a"), b"{", line("b", url="/nope"), line("c")])
     sender = FakeSender(lambda one, n: 400 if one.custom_id == "c" else 200)
     counts = run(files, sender)
@@ -66,21 +66,21 @@ def test_one_line_out_for_each_line_in(files):
     assert sender.sent == ["a", "c"]
 
 
-def test_lost_lines_are_sent_again_until_they_come(files):
+def test_lines_without_an_answer_are_sent_again(files):
     sender = FakeSender(lambda one, n: None if n == 1 and one.custom_id in ("id3", "id7") else 200)
     assert run(files, sender).num_failed == 0
     assert sender.sent[10:] == ["id3", "id7"]
     assert sorted(r["custom_id"] for r in records(files[1])) == [f"id{i}" for i in range(10)]
 
 
-def test_a_line_that_the_service_cannot_answer_fails_alone_after_three_tries(files):
+def test_line_answered_503_three_times_fails_alone(files):
     sender = FakeSender(lambda one, n: 503 if one.custom_id == "id3" else 200)
     assert run(files, sender).num_failed == 1
     assert sender.sent.count("id3") == 3
     assert next(r for r in records(files[1]) if r["custom_id"] == "id3")["response"]["status_code"] == 503
 
 
-def test_a_service_that_answers_nothing_any_more_ends_the_job_and_keeps_what_is_done(files):
+def test_service_that_stops_answering_ends_the_job_which_can_be_resumed(files):
     sender = FakeSender(lambda one, n: 200 if one.custom_id < "id4" else None)
     with pytest.raises(EngineError, match="--resume"):
         run(files, sender)
@@ -120,7 +120,7 @@ def test_resuming_another_job_is_refused_and_loses_nothing(files, change, messag
     assert files[1].with_name("out.jsonl.partial").read_bytes() == before
 
 
-def test_nothing_is_started_for_files_that_are_refused(files):
+def test_refused_files_start_no_service(files):
     def never():
         raise AssertionError("started")
 
@@ -132,7 +132,7 @@ def test_nothing_is_started_for_files_that_are_refused(files):
     assert len(files[0].read_text().splitlines()) == 10
 
 
-def test_progress_is_told_without_a_terminal_too(files, monkeypatch):
+def test_progress_is_printed_without_a_terminal(files, monkeypatch):
     monkeypatch.setattr(progress, "REPORT_S", 0.0)
     out = io.StringIO()
     counts = run_batch(*files, FakeSender, Console(file=out), 5, "refuse")

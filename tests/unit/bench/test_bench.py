@@ -39,13 +39,13 @@ def setting(prompts: Path, **changed: object) -> Setting:
     return Setting(**(usual | changed), prompts=prompts)
 
 
-def test_interval_holds_the_mean_and_shrinks_with_agreement() -> None:
+def test_bootstrap_interval_holds_the_mean_and_shrinks_with_agreement() -> None:
     assert bootstrap_interval([1.2] * 10) == (pytest.approx(1.2), pytest.approx(1.2))
     low, high = bootstrap_interval([1.0, 1.1, 1.2, 1.3, 1.4])
     assert 1.0 < low < 1.19 < high < 1.4
 
 
-def test_a_run_compares_both_sides_of_the_same_tokens(llm: LLM, prompts: Path) -> None:
+def test_bench_reports_speedup_and_phases_per_batch_and_temperature(llm: LLM, prompts: Path) -> None:
     said: list[str] = []
     report = bench(llm, setting(prompts, temperatures=[0.0, 1.0]), [], said.append)
     name = "batch 2, temperature 1"
@@ -74,7 +74,7 @@ def test_a_batch_larger_than_the_file_gets_numbered_prompts(llm: LLM, prompts: P
         PromptSource(llm, tmp_path / "empty.txt")
 
 
-def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_changed_by_speculation_are_an_error(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     token_selector = llm.engine.token_selector
     honest = token_selector._choose
 
@@ -89,7 +89,7 @@ def test_tokens_that_differ_are_an_error_and_not_a_number(llm: LLM, monkeypatch:
     assert not llm.engine.has_work
 
 
-def test_transformers_side_by_side(llm: LLM, prompts: Path) -> None:
+def test_transformers_peer_gets_a_ratio_and_gives_the_same_answers(llm: LLM, prompts: Path) -> None:
     with open_peers(PeerOptions(("transformers",)), llm, lambda _: None) as peers:
         said: list[str] = []
         report = bench(llm, setting(prompts, batches=[1], pairs=3), peers, said.append)
@@ -101,7 +101,7 @@ def test_transformers_side_by_side(llm: LLM, prompts: Path) -> None:
         assert row.ratio == pytest.approx(row.tokens_per_s / row.peer_tokens_per_s, rel=0.01)
 
 
-def test_each_side_follows_each_other_as_often() -> None:
+def test_each_side_follows_every_other_equally_often() -> None:
     """Over a cycle of rounds, which follow each other without a break."""
     sides = [side for order in _ORDERS * 2 for side in order][: 3 * len(_ORDERS) + 1]
     pairs = Counter(pair for pair in pairwise(sides) if pair[0] != pair[1])

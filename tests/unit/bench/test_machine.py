@@ -5,10 +5,10 @@ import torch
 from medusa_dist.bench.machine import machine, read_bandwidth
 
 
-def test_bandwidth_is_that_of_memory_and_not_of_a_clock() -> None:
+def test_measured_bandwidth_is_plausible_for_memory() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu"), 1 << 24) < 1e13
 
 
-def test_what_is_quoted() -> None:
+def test_machine_facts_name_cpu_device_and_threads() -> None:
     found = machine(torch.device("cpu"))
     assert found["cpu"] and found["device"] == "cpu" and found["threads"] == torch.get_num_threads()

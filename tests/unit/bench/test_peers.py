@@ -44,7 +44,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made.close()
 
 
-def test_vllm_is_asked_and_answers(peer: VllmPeer) -> None:
+def test_vllm_peer_answers_and_is_stopped_while_others_are_measured(peer: VllmPeer) -> None:
     assert peer.name == "vllm 9.9" and peer.batches == (2, 8)
     answers = peer.decode([[5, 6], [7]], 3)
     assert answers.tokens == [(5, 5, 5), (7, 7, 7)]
@@ -59,14 +59,14 @@ def test_vllm_is_asked_and_answers(peer: VllmPeer) -> None:
     assert peer._process.returncode == 0
 
 
-def test_a_vllm_that_dies_is_an_error(peer: VllmPeer) -> None:
+def test_vllm_process_that_exits_is_an_engine_error(peer: VllmPeer) -> None:
     with pytest.raises(EngineError, match="vLLM has exited"):
         peer.decode([[0]], 1)
     with pytest.raises(EngineError, match="vLLM has exited"):
         peer.decode([[5]], 1)
 
 
-def test_every_wait_has_an_end(peer: VllmPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_process_that_hangs_times_out_and_is_ended(peer: VllmPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_peers, "_ANSWER_S", 0.1)
     monkeypatch.setattr(bench_peers, "_END_S", 0.1)
     with pytest.raises(EngineError, match="did not respond"):
@@ -76,7 +76,7 @@ def test_every_wait_has_an_end(peer: VllmPeer, monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - begin < 5 and peer._process.returncode != 0
 
 
-def test_the_script_imports_nothing_of_ours() -> None:
+def test_vllm_script_imports_neither_medusa_dist_nor_torch() -> None:
     script = Path(bench_peers.__file__).with_name("vllm_script.py")
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import runpy, sys; runpy.run_path({str(script)!r}); print(*sys.modules)"],
@@ -87,14 +87,14 @@ def test_the_script_imports_nothing_of_ours() -> None:
     assert not [name for name in done.stdout.split() if name.startswith(("medusa_dist", "torch", "vllm"))]
 
 
-def test_vllm_gets_our_threads_and_none_of_our_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_environment_has_our_thread_cores_and_no_pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_peers.os, "sched_getaffinity", lambda _: {3, 1, 2})
     ours = {"PYTHONPATH": "x", "OMP_NUM_THREADS": "7", "HOME": "h", "VLLM_CPU_KVCACHE_SPACE": "9"}
     made = vllm_environment(ours, 2)
     assert made == {"VLLM_CPU_OMP_THREADS_BIND": "1,2", "VLLM_CPU_KVCACHE_SPACE": "9", "HOME": "h"}
 
 
-def test_options_that_cannot_be_met() -> None:
+def test_unknown_peer_and_unusable_peer_python_are_refused() -> None:
     assert PeerOptions().sizes == (1,) == PeerOptions(("transformers",)).sizes
     assert PeerOptions(("vllm",), "python", (4, 32)).sizes == (4, 32)
     with pytest.raises(ConfigError, match="'tgi' is unknown; use one of transformers, vllm"):

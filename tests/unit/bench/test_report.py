@@ -35,7 +35,7 @@ def shown(report: BenchReport) -> str:
     return console.export_text()
 
 
-def test_tables() -> None:
+def test_tables_show_all_numbers_and_peers_only_if_measured() -> None:
     text = shown(REPORT)
     for part in ("0.5", "1.60", "53.3", "1.50", "1.40 to 1.61", "42 %", "0.54 GB", "12.5 GB/s", "6.2 %", "30.5"):
         assert part in text
@@ -46,7 +46,7 @@ def test_tables() -> None:
         assert part in with_peer
 
 
-def test_json_says_all() -> None:
+def test_json_report_has_sides_peers_and_step_costs() -> None:
     said = json.loads(as_json(replace(REPORT, peers=[PEER])))
     assert said["rows"][0]["off"]["phase_ms"]["forward"] == 49.0 and said["peers"][0]["ratio"] == 1.25
     assert said["step_cost_ms"] == {"4": 20.0, "8": 30.5}
