@@ -79,7 +79,7 @@ def fixed(found: CheckReport, rank: int = 0) -> int:
 # --- bytes ---
 
 
-def test_bytes_of_a_rank_that_is_started(tmp_path: Path, model: Path) -> None:
+def test_memory_of_a_rank_equals_that_of_a_started_one(tmp_path: Path, model: Path) -> None:
     found = report(tmp_path, model, device="cpu", max_model_len=60, heads={"source": str(model / "heads")})
     rank = EngineRank(found.config, model)
     assert found.ok and found.memory is not None and found.weights_seen == "folder"
@@ -95,7 +95,9 @@ TAPPED = {"form": "sequential", "width": 5, "tapped_layers": (-1, 0, 1)}
 
 
 @pytest.mark.parametrize(("known", "form"), [(None, {}), (13, {}), (13, TAPPED)])
-def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None, form: dict) -> None:
+def test_draft_bytes_equal_the_tensors_that_the_drafter_holds(
+    tmp_path: Path, model: Path, known: int | None, form: dict
+) -> None:
     """float16, where layers are not packed and the drafter's tensors can be counted."""
     heads = tmp_path / "heads"
     save_heads(heads, None, draft_vocab_size=known, **form)
@@ -112,7 +114,7 @@ def test_bytes_of_the_heads(tmp_path: Path, model: Path, known: int | None, form
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
-def test_bytes_of_heads_that_draft_in_a_dtype_of_their_own(
+def test_draft_bytes_are_bfloat16_only_where_the_cpu_multiplies_it_fast(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool
 ) -> None:
     """bfloat16 beside a float32 model where a CPU multiplies it fast; the embedding stays the model's."""
@@ -127,7 +129,7 @@ def test_bytes_of_heads_that_draft_in_a_dtype_of_their_own(
         assert (draft.output_rows, draft.embedding) == (size * 13 * HIDDEN, 4 * VOCAB * HIDDEN)
 
 
-def test_heads_are_counted_in_the_dtype_that_they_are_drafted_in(tmp_path: Path, model: Path) -> None:
+def test_draft_bytes_use_the_dtype_that_the_drafter_uses(tmp_path: Path, model: Path) -> None:
     """Whichever that is on this machine."""
     save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
@@ -137,13 +139,13 @@ def test_heads_are_counted_in_the_dtype_that_they_are_drafted_in(tmp_path: Path,
     assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize
 
 
-def test_a_layer_that_heads_tap_and_the_model_lacks(tmp_path: Path, model: Path) -> None:
+def test_tapped_layer_that_the_model_lacks_is_a_problem_of_heads(tmp_path: Path, model: Path) -> None:
     save_heads(tmp_path / "heads", None, **(TAPPED | {"tapped_layers": (-1, 7)}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
     assert not found.ok and found.problems == ["heads: tapped_layers has layer 7, but the model's are 0 to 1"]
 
 
-def test_two_ranks(tmp_path: Path, model: Path) -> None:
+def test_two_ranks_share_kv_heads_and_only_rank_0_holds_draft_heads(tmp_path: Path, model: Path) -> None:
     """Three key-value heads over two ranks: the first holds two, so it decides how many blocks there are."""
     found = report(tmp_path, model, device="cpu", tensor_parallel_size=2, heads={"source": str(model / "heads")})
     assert found.memory is not None
@@ -152,7 +154,9 @@ def test_two_ranks(tmp_path: Path, model: Path) -> None:
     assert first.draft.total > 0 == second.draft.total and first.weights > second.weights
 
 
-def test_the_tightest_rank_decides(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_with_the_fewest_kv_blocks_limits_the_cache(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = on_toy(monkeypatch, int((CONTEXT_BYTES + 5e6) / 0.85))  # 5 MB for weights and cache
     keys = {"tensor_parallel_size": 2, "max_running": 512, "max_model_len": 64, "dtype": "float16"}
     found = report(tmp_path, model, options, **keys)
@@ -165,7 +169,9 @@ def test_the_tightest_rank_decides(tmp_path: Path, model: Path, monkeypatch: pyt
 # --- what does not fit ---
 
 
-def test_a_gpu_that_is_just_too_small(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_missing_bytes_are_exactly_those_missing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bytes said to lack are the bytes that lack: with them it fits, with a little less it does not."""
     heads = {"source": str(model / "heads")}
     total = CONTEXT_BYTES
@@ -181,7 +187,9 @@ def test_a_gpu_that_is_just_too_small(tmp_path: Path, model: Path, monkeypatch: 
     assert not report(tmp_path, model, on_toy(monkeypatch, needed - 1000), heads=heads).ok
 
 
-def test_a_memory_fraction_that_would_do(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suggested_memory_fraction_fits_and_a_lower_one_does_not(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = on_toy(monkeypatch, int(CONTEXT_BYTES / 0.8))
     (problem,) = report(tmp_path, model, options, memory_fraction=0.7).problems
     wanted = float(problem.split("memory_fraction: at least ")[1].split(";")[0])
@@ -189,7 +197,9 @@ def test_a_memory_fraction_that_would_do(tmp_path: Path, model: Path, monkeypatc
     assert not report(tmp_path, model, options, memory_fraction=wanted - 0.02).ok
 
 
-def test_too_many_kv_cache_tokens(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suggested_kv_cache_tokens_fit_and_one_block_more_does_not(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = on_toy(monkeypatch, CONTEXT_BYTES * 2)
     found = report(tmp_path, model, options, kv_cache_tokens=10**9)
     (problem,) = found.problems
@@ -199,7 +209,9 @@ def test_too_many_kv_cache_tokens(tmp_path: Path, model: Path, monkeypatch: pyte
     assert not report(tmp_path, model, options, kv_cache_tokens=most + 16).ok
 
 
-def test_only_the_heads_are_too_much(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_that_do_not_fit_suggest_smaller_heads_or_no_drafts(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heads = {"source": str(model / "heads")}
     plain = report(tmp_path, model, on_toy(monkeypatch, 2 * CONTEXT_BYTES), heads={})
     total = math.ceil((fixed(plain) + 4 * BLOCK + 10) / 0.85) + 10
@@ -210,7 +222,9 @@ def test_only_the_heads_are_too_much(tmp_path: Path, model: Path, monkeypatch: p
     assert report(tmp_path, model, options, heads=heads, speculation={"mode": "off"}).ok
 
 
-def test_a_cache_shorter_than_one_sequence(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kv_cache_shorter_than_max_model_len_is_noted(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = on_toy(monkeypatch, 2 * CONTEXT_BYTES)
     found = report(tmp_path, model, options, kv_cache_tokens=32, max_model_len=64)
     assert found.ok and any("max_model_len 64 exceeds the 32 tokens of the KV cache" in n for n in found.notes)
@@ -233,7 +247,7 @@ def test_problems_name_the_key(tmp_path: Path, model: Path, keys: dict, message:
     assert re.search(message, " ".join(result.stdout.split())), result.stdout
 
 
-def test_heads_of_another_model(tmp_path: Path, model: Path) -> None:
+def test_heads_of_another_model_are_a_problem_unless_allowed(tmp_path: Path, model: Path) -> None:
     save_heads(tmp_path / "heads", "sha256:other")
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
     assert "fingerprints differ" in found.problems[0] and found.memory is not None  # the rest is still checked
@@ -241,13 +255,13 @@ def test_heads_of_another_model(tmp_path: Path, model: Path) -> None:
     assert report(tmp_path, model, device="cpu", heads=allowed).ok
 
 
-def test_a_tree_deeper_than_the_heads(tmp_path: Path, model: Path) -> None:
+def test_tree_deeper_than_the_heads_is_a_problem(tmp_path: Path, model: Path) -> None:
     tree = {"mode": "static", "tree": [[0], [0, 0], [0, 0, 0]]}
     found = report(tmp_path, model, device="cpu", heads={"source": str(model / "heads")}, speculation=tree)
     assert "is 3 deep, but the model has 2 heads" in found.problems[0]
 
 
-def test_ranks_that_no_node_holds(tmp_path: Path, model: Path) -> None:
+def test_more_ranks_than_gpus_on_a_node_is_a_problem_unless_packed(tmp_path: Path, model: Path) -> None:
     options = Options(gpu="h100", gpus_per_node=2)
     found = report(tmp_path, model, options, tensor_parallel_size=3)
     assert "tensor_parallel_size 3 needs 3 GPUs on one node" in found.problems[0]
@@ -256,7 +270,7 @@ def test_ranks_that_no_node_holds(tmp_path: Path, model: Path) -> None:
     assert "placement_group_bundles" in report(tmp_path, model, options, deployment=override).problems[0]
 
 
-def test_placement(tmp_path: Path, model: Path) -> None:
+def test_placement_counts_bundles_replicas_and_nodes(tmp_path: Path, model: Path) -> None:
     keys = {"tensor_parallel_size": 3, "resources": {"cpus_per_rank": 2, "front_cpus": 0.25}}
     found = report(tmp_path, model, Options(gpu="h100"), deployment={"num_replicas": 5}, **keys)
     plan = found.placement
@@ -268,7 +282,7 @@ def test_placement(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_the_gpu_option(tmp_path: Path, model: Path, device: str) -> None:
+def test_gpu_option_sets_the_gpu_and_is_refused_for_a_cpu_config(tmp_path: Path, model: Path, device: str) -> None:
     path = write(tmp_path, model, device=device)
     result = run(path, "--gpu", "l4")
     assert result.exit_code == (1 if device == "cpu" else 0)
@@ -287,7 +301,9 @@ def test_the_gpu_option(tmp_path: Path, model: Path, device: str) -> None:
         (["applications", 0, "deployments", 0], "num_replica"),
     ],
 )
-def test_unknown_keys_at_every_level(tmp_path: Path, model: Path, where: list, key: str) -> None:
+def test_unknown_key_at_any_level_is_an_error_with_a_suggestion(
+    tmp_path: Path, model: Path, where: list, key: str
+) -> None:
     path = write(tmp_path, model, deployment={}, heads={}, speculation={})
     tree = yaml.safe_load(path.read_text())
     at = tree
@@ -302,7 +318,7 @@ def test_unknown_keys_at_every_level(tmp_path: Path, model: Path, where: list, k
 # --- without weights ---
 
 
-def test_a_config_alone(tmp_path: Path, model: Path) -> None:
+def test_config_json_alone_gives_the_same_memory_as_the_weights(tmp_path: Path, model: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((model / "config.json").read_text())
@@ -318,7 +334,7 @@ def test_a_config_alone(tmp_path: Path, model: Path) -> None:
 # --- output ---
 
 
-def test_json(tmp_path: Path, model: Path) -> None:
+def test_json_report_has_memory_and_roofline_and_sets_the_exit_code(tmp_path: Path, model: Path) -> None:
     path = write(tmp_path, model, heads={"source": str(model / "heads")}, speculation={"max_nodes": 15})
     result = run(path, "--gpu", "h100", "--json", "--context", "16")
     assert result.exit_code == 0
@@ -334,7 +350,7 @@ def test_json(tmp_path: Path, model: Path) -> None:
     assert broken.exit_code == 1 and not json.loads(broken.stdout)[0]["ok"]
 
 
-def test_the_table(tmp_path: Path, model: Path) -> None:
+def test_table_lists_every_rank_and_ends_with_fits(tmp_path: Path, model: Path) -> None:
     path = write(tmp_path, model, heads={"source": str(model / "heads")}, tensor_parallel_size=2)
     result = run(path, "--gpu", "h100")
     assert result.exit_code == 0 and "\x1b" not in result.stdout  # plain where it is no terminal

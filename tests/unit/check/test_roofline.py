@@ -27,7 +27,7 @@ DENSE = RankSize(
 WORK = Work(DENSE, experts_per_token=1, kv_token_bytes=3, context=10, draft_bytes=50)
 
 
-def test_reading_or_computing_whichever_takes_longer() -> None:
+def test_step_time_is_the_longer_of_reading_and_computing() -> None:
     plain = step(TOY, "bfloat16", WORK, sequences=2, nodes=0)
     assert plain.rows == 2 and plain.draft_s == 0
     assert plain.memory_s == pytest.approx((200 + 2 * 10 * 3) / 1000)
@@ -39,12 +39,12 @@ def test_reading_or_computing_whichever_takes_longer() -> None:
     assert step(TOY, "float32", WORK, 2, 24).compute_s == pytest.approx(2.0)
 
 
-def test_the_knee_is_where_both_are_equal() -> None:
+def test_knee_is_where_reading_equals_computing() -> None:
     assert knee(TOY, "float16", WORK) == 20  # 0.2 s of reading, 0.01 s a row
     assert knee(TOY, "float32", WORK) == 5
 
 
-def test_experts_are_read_as_they_are_chosen() -> None:
+def test_expert_bytes_grow_with_the_share_of_experts_chosen() -> None:
     mixture = replace(
         WORK, size=replace(DENSE, expert_bytes=800, expert_params=400, num_experts=8), experts_per_token=2
     )
@@ -54,7 +54,7 @@ def test_experts_are_read_as_they_are_chosen() -> None:
     assert mixture.operations(3) == pytest.approx(2 * 3 * (100 + 400 * 2 / 8))
 
 
-def test_the_table() -> None:
+def test_gpu_table_is_plausible_and_found_by_name() -> None:
     assert {"h100", "h200", "a100-80g", "a100-40g", "l40s", "l4", "rtx4090", "b200"} <= set(GPUS)
     for gpu in GPUS.values():
         assert 20e9 < gpu.memory_bytes < 200e9 and 2e11 < gpu.bandwidth < 1e13

@@ -14,13 +14,13 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
 
 
-def test_a_named_tree_is_drawn() -> None:
+def test_explain_draws_a_named_tree() -> None:
     done = run("explain", "--tree", "chain4")
     assert done.exit_code == 0 and "[0, 0, 0, 0] best guess of head 4" in done.output
     assert "4 nodes, 4 deep, by depth 1/1/1/1" in done.output
 
 
-def test_a_configs_own_tree_is_drawn(tmp_path: Path) -> None:
+def test_explain_draws_the_tree_of_a_config(tmp_path: Path) -> None:
     save_llm(tmp_path)
     file = tmp_path / "serve.yaml"
     file.write_text(service_config(tmp_path, speculation="{mode: static, tree: [[0], [1], [1, 0]]}"))
@@ -41,12 +41,12 @@ def test_a_configs_own_tree_is_drawn(tmp_path: Path) -> None:
         (("convert-heads", "nowhere/at/all", "out", "--base", "x"), "there is no folder"),
     ],
 )
-def test_one_readable_error(arguments: tuple[str, ...], error: str) -> None:
+def test_wrong_argument_is_one_error_line_without_a_traceback(arguments: tuple[str, ...], error: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 1 and error in done.output and "Traceback" not in done.output
 
 
-def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_without_matplotlib_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "medusa_dist.heads_tools.plots", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

@@ -32,7 +32,7 @@ class Plain(Tokenizer):
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
 
 
-def test_the_template_writes_the_special_tokens_and_the_cue() -> None:
+def test_chat_ids_are_the_template_text_without_added_special_tokens() -> None:
     assert render_chat(Tokenizer(), MESSAGES) == "[system]s[user]u[assistant]"
     assert render_chat(Tokenizer(), MESSAGES, add_generation_prompt=False) == "[system]s[user]u"
     assert encode_chat(Tokenizer(), MESSAGES) == [ord(c) for c in "[system]s[user]u[assistant]"]
@@ -41,7 +41,7 @@ def test_the_template_writes_the_special_tokens_and_the_cue() -> None:
 @pytest.mark.parametrize(
     "fault", [TemplateError("roles must alternate"), TypeError("a list"), ValueError("no")], ids=repr
 )
-def test_a_template_that_refuses_is_an_error_of_the_request(fault: Exception) -> None:
+def test_template_error_is_a_request_error_on_messages(fault: Exception) -> None:
     with pytest.raises(RequestError, match=rf"chat template rejects these messages: {fault}") as caught:
         render_chat(Tokenizer(fault), MESSAGES)
     assert caught.value.param == "messages"

@@ -30,7 +30,7 @@ def detokenize(tokenizer, ids, context=()):
 
 @pytest.mark.parametrize("tokenizer", [BYTES, PIECES], ids=["byte-level", "sentencepiece"])
 @given(text=TEXT)
-def test_valid_text_comes_back_whole(tokenizer, text):
+def test_detokenized_parts_join_to_the_encoded_text(tokenizer, text):
     if tokenizer is PIECES:
         text = text.replace("\ufffd", "")  # a literal one cannot be told from an invalid byte there
     parts = detokenize(tokenizer, ids_of(text, tokenizer))
@@ -40,7 +40,7 @@ def test_valid_text_comes_back_whole(tokenizer, text):
 
 
 @given(ids=st.lists(st.integers(0, len(BYTES) - 1), max_size=60))
-def test_any_ids_give_what_decode_gives(ids):
+def test_detokenizer_equals_decode_for_any_ids(ids):
     assert "".join(detokenize(BYTES, ids)) == whole(BYTES, ids)
 
 
@@ -50,7 +50,7 @@ def test_an_unfinished_character_waits_and_is_flushed_at_the_end():
     assert detokenize(BYTES, ids[:3]) == ["a", "", "", "\ufffd"]
 
 
-def test_garbage_bytes_flow_and_the_window_stays_short():
+def test_invalid_bytes_are_shown_at_once_and_the_window_stays_short():
     garbage = ids_of("你")[1]  # a continuation byte without its lead
     detokenizer = Detokenizer(BYTES)
     shown = "".join(detokenizer.push(garbage) for _ in range(300))
@@ -58,13 +58,13 @@ def test_garbage_bytes_flow_and_the_window_stays_short():
     assert shown + "".join(detokenizer.push(i) for i in ids_of("你x")) == "\ufffd" * 300 + "你x"
 
 
-def test_special_tokens_in_the_middle_cost_no_space():
+def test_special_tokens_inside_a_text_leave_its_spaces_unchanged():
     ids = [*ids_of("a b", PIECES), *[PIECES.eos_token_id] * 30, *ids_of("a b", PIECES)]
     assert "".join(detokenize(PIECES, ids)) == whole(PIECES, ids) == "a b a b"
     assert "".join(detokenize(BYTES, [*ids_of("x"), 258, *ids_of(" y")])) == "x y"
 
 
-def test_context_decides_about_the_space_before_the_first_word():
+def test_context_decides_whether_the_first_word_has_a_space():
     prompt, answer = ids_of("a b", PIECES), ids_of("a b", PIECES)
     assert "".join(detokenize(PIECES, answer)) == "a b"
     assert "".join(detokenize(PIECES, answer, prompt)) == " a b"
@@ -112,7 +112,7 @@ def facts(stream):
     min_tokens=st.integers(0, 6),
     finish=st.sampled_from([FinishReason.STOP, FinishReason.LENGTH]),
 )
-def test_grouping_of_tokens_changes_nothing(text, splits, stop, min_tokens, finish):
+def test_stream_result_does_not_depend_on_how_tokens_are_grouped(text, splits, stop, min_tokens, finish):
     ids = (*ids_of(text), EOS) if finish is FinishReason.STOP else ids_of(text) or ids_of("a")
     params = SamplingParams(stop=tuple(stop), min_tokens=min_tokens, max_tokens=99)
     one_by_one, _ = stream_all(ids, range(1, 99), params, finish)
@@ -139,7 +139,7 @@ def test_stop_strings_cut_as_if_text_came_by_character(text, stop):
     assert expected.startswith("".join(d.text for d in deltas[:-1]))  # nothing shown had to be taken back
 
 
-def test_tokens_behind_a_stop_string_are_not_counted():
+def test_tokens_after_a_stop_string_are_not_counted():
     stats = SpeculationStats(num_steps=1, num_drafted=4, accepted_per_head=(1, 1, 1))
     output = Output(request_id="r", token_ids=ids_of("xy#z"), heads=(1, 2, 3, 0), stats=stats)
     delta = TextStream(BYTES, SamplingParams(stop=("y",))).push(output)
@@ -148,7 +148,7 @@ def test_tokens_behind_a_stop_string_are_not_counted():
     assert delta.stats == SpeculationStats(num_steps=1, num_drafted=4, accepted_per_head=(1, 1, 0))
 
 
-def test_held_text_is_shown_when_the_stop_string_fails_or_the_end_comes():
+def test_text_held_for_a_stop_string_is_shown_when_it_does_not_match():
     stream = TextStream(BYTES, SamplingParams(stop=("###",)))
     assert stream.push(Output(request_id="r", token_ids=ids_of("a##"))).text == "a"
     assert stream.push(Output(request_id="r", token_ids=ids_of("b##"))).text == "##b"
@@ -198,20 +198,20 @@ def test_an_id_the_tokenizer_does_not_know_has_no_text():
     assert "".join(detokenize(BYTES, [*ids_of("a"), 10_000, *ids_of("b")])) == "ab"
 
 
-def test_the_stop_string_that_is_complete_first_counts_even_inside_one_token():
+def test_earliest_complete_stop_string_wins_even_inside_one_token():
     ids = ids_of("x th")
     assert len(ids) == 3  # "th" is one token
     stream, _ = stream_all(ids, [1, 2], SamplingParams(stop=("t", " th")), FinishReason.LENGTH)
     assert (stream.text, len(stream.token_ids)) == ("x ", 3)
 
 
-def test_what_the_prefix_cache_had_is_passed_on() -> None:
+def test_stream_passes_on_num_cached_tokens() -> None:
     stream = TextStream(byte_tokenizer(), SamplingParams())
     stream.push(Output(request_id="r", token_ids=(65,), heads=(0,), num_cached_tokens=32))
     assert stream.num_cached_tokens == 32
 
 
-def test_the_last_token_of_a_complete_grammar_is_text() -> None:
+def test_last_token_is_text_if_it_completes_the_grammar() -> None:
     for ends_with_text, text in ((False, "a"), (True, "ab")):
         stream = TextStream(BYTES, SamplingParams())
         output = Output(

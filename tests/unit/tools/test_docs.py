@@ -22,7 +22,7 @@ def test_table_of_sampling_fields_is_up_to_date() -> None:
     assert with_sampling(text) == text
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
+def test_readme_links_point_to_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     links = [part.split(")")[0] for part in readme.split("](")[1:]]
     assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))

@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_lines_without_a_terminal(clock: Clock) -> None:
+def test_without_a_terminal_progress_is_printed_as_occasional_lines(clock: Clock) -> None:
     out = io.StringIO()
     with ProgressDisplay(Console(file=out, width=30), "loading [bold]") as display:
         for done in range(2, 41):
@@ -47,7 +47,7 @@ def test_lines_without_a_terminal(clock: Clock) -> None:
     ]
 
 
-def test_a_bar_on_a_terminal(clock: Clock) -> None:
+def test_on_a_terminal_progress_is_a_bar_that_is_erased_at_the_end(clock: Clock) -> None:
     """Gone when it is left; outside nothing is shown; it may be entered again."""
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, _environ={"TERM": "xterm"})
@@ -78,7 +78,7 @@ def test_a_terminal_that_cannot_draw_gets_lines() -> None:
         assert out.getvalue() == "loading\n"
 
 
-def test_a_count_is_a_text_that_crosses_processes() -> None:
+def test_progress_text_survives_pickling_with_its_counts() -> None:
     count = ProgressText("reading", 1234, 5678, "tokens", "on 2 ranks")
     assert count == "reading: 1,234 of 5,678 tokens, on 2 ranks"
     again = pickle.loads(pickle.dumps(count))
@@ -97,5 +97,5 @@ def test_a_count_is_a_text_that_crosses_processes() -> None:
         (12000, 6000, 6.0, ", 2,000 pairs/s, 0:00:03 left"),
     ],
 )
-def test_pace(done: int, left: int, seconds: float, text: str) -> None:
+def test_pace_gives_rate_and_time_left(done: int, left: int, seconds: float, text: str) -> None:
     assert pace(done, left, seconds, "pairs") == text

@@ -9,14 +9,14 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.tools.prompts import SHIPPED, Question, read_prompts
 
 
-def test_lines_and_json_lines(tmp_path: Path) -> None:
+def test_prompts_are_read_from_text_lines_and_json_lines(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("Why?\n\n  How so? \n")
     assert read_prompts(tmp_path / "plain.txt") == [Question("Why?"), Question("How so?")]
     (tmp_path / "kinds.jsonl").write_text('{"prompt": "1 + 1", "category": "math"}\n{"prompt": "Hi"}\n')
     assert read_prompts(tmp_path / "kinds.jsonl") == [Question("1 + 1", "math"), Question("Hi")]
 
 
-def test_the_shipped_ones_are_the_benchs_with_categories() -> None:
+def test_shipped_questions_are_the_bench_prompts_with_categories() -> None:
     shipped = read_prompts(SHIPPED)
     assert [p.text for p in shipped] == PROMPTS.read_text().splitlines()
     assert {p.category for p in shipped} == {"writing", "knowledge", "code", "reasoning", "lists"}
@@ -31,12 +31,12 @@ def test_the_shipped_ones_are_the_benchs_with_categories() -> None:
         ("a.txt", "\n \n", "contains no prompts"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, error: str) -> None:
+def test_invalid_prompt_file_is_refused_with_line_and_key(tmp_path: Path, name: str, text: str, error: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=error):
         read_prompts(tmp_path / name)
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_prompt_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.txt cannot be read"):
         read_prompts(tmp_path / "gone.txt")

@@ -13,7 +13,7 @@ from tests.support.tiny_tool_llm import save_llm, service_config
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_configs_keys_arrive(tmp_path: Path) -> None:
+def test_open_llm_uses_the_configs_keys_and_overrides(tmp_path: Path) -> None:
     save_llm(tmp_path)
     file = tmp_path / "serve.yaml"
     file.write_text(
@@ -27,7 +27,7 @@ def test_a_configs_keys_arrive(tmp_path: Path) -> None:
         assert llm.config.kv_cache_tokens == 512
 
 
-def test_which_application(tmp_path: Path) -> None:
+def test_config_of_several_applications_requires_the_app_option(tmp_path: Path) -> None:
     two = service_config(tmp_path) + service_config(tmp_path, max_running=2).replace("tiny", "other").split("\n", 1)[1]
     file = tmp_path / "serve.yaml"
     file.write_text(two.replace("    args:", "    route_prefix: /one\n    args:", 1))
@@ -38,13 +38,13 @@ def test_which_application(tmp_path: Path) -> None:
         read_config(file, "third", DEPLOYMENT)
 
 
-def test_more_ranks_than_one(tmp_path: Path) -> None:
+def test_tool_that_looks_inside_refuses_several_ranks(tmp_path: Path) -> None:
     config = options_config("demo:smollm2-135m", None, "float32")
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: .* 2 ranks"):
         open_llm(config.model_copy(update={"tensor_parallel_size": 2}))
 
 
-def test_ranks_for_what_does_not_look_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_that_does_not_look_inside_may_use_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
     monkeypatch.setattr(open_llm_module, "LLM", lambda **keys: asked.append(keys))
     open_llm(options_config("demo:smollm2-135m", None, "float32", ranks=2), looks_inside=False)
