@@ -126,7 +126,7 @@ def test_followers_execute_and_decide_nothing() -> None:
             assert not [other for other in ours(path) if other.startswith(rank0)], module
 
 
-def test_outside_libraries_stay_where_they_belong() -> None:
+def test_outside_libraries_are_imported_only_in_their_folders() -> None:
     assert {name.split("/")[0] for name in users_of("ray")} <= {"app.py", "serve", "batch", "check", "training"}
     assert {name.split("/")[0] for name in users_of("fastapi")} <= {"app.py", "api"}
     torch_users = {name.split("/")[0] for name in users_of("torch")}
@@ -137,7 +137,7 @@ def test_outside_libraries_stay_where_they_belong() -> None:
     assert "pickle.UnpicklingError" in imports(TREES[PACKAGE / READS_PT]), "the error's name and nothing else of it"
 
 
-def test_imports_inside_functions() -> None:
+def test_function_local_imports_occur_only_in_the_command_line() -> None:
     """In the command line alone, so that --help is fast."""
     for path, tree in TREES.items():
         local = [
@@ -173,7 +173,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_sizes(path: Path) -> None:
+def test_files_functions_and_folder_depth_stay_within_their_limits(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
     assert len(path.relative_to(PACKAGE).parts) <= 3, "folders are at most two deep"
     for node in ast.walk(TREES[path]):
@@ -182,7 +182,7 @@ def test_sizes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_every_file_says_what_it_is_for(path: Path) -> None:
+def test_every_file_has_a_module_docstring(path: Path) -> None:
     assert ast.get_docstring(TREES[path]), "a module docstring says what it owns and what it does not"
 
 
@@ -210,7 +210,7 @@ def public_names(tree: ast.Module) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def test_one_meaning_per_public_class_name() -> None:
+def test_public_class_names_are_unique() -> None:
     owners: dict[str, list[str]] = {}
     for path, tree in TREES.items():
         for node in tree.body:
@@ -245,7 +245,7 @@ def test_overloaded_words_stay_out_of_public_names(path: Path) -> None:
         assert name not in ("slot", "slots"), "a KV slot is part of a slot_mapping; a sequence has a batch_index"
 
 
-def test_the_hot_loop_reads_as_five_parts() -> None:
+def test_engine_step_reads_as_schedule_verify_accept_emit_draft() -> None:
     engine = next(n for n in TREES[PACKAGE / "engine" / "engine.py"].body if isinstance(n, ast.ClassDef))
     step = next(n for n in engine.body if isinstance(n, ast.FunctionDef) and n.name == "step")
     assert (step.end_lineno or 0) - step.lineno + 1 <= 15
@@ -258,7 +258,7 @@ def test_the_hot_loop_reads_as_five_parts() -> None:
     ("module", "absent"),
     [
         ("medusa_dist", ("torch", "transformers", "ray", "pydantic")),
-        ("medusa_dist.cli.main", ("torch", "transformers", "ray")),  # and with it cli_heads and cli_parts
+        ("medusa_dist.cli.main", ("torch", "transformers", "ray")),  # and with it cli/heads.py and cli/options.py
         ("medusa_dist.config", ("torch", "transformers", "ray")),
         ("medusa_dist.request", ("torch", "transformers", "ray", "pydantic")),
         ("medusa_dist.serve.autoscaling", ("torch", "transformers", "pydantic")),  # runs in Serve's controller
@@ -266,14 +266,14 @@ def test_the_hot_loop_reads_as_five_parts() -> None:
         ("medusa_dist.medusa.trees.accept", ("ray",)),
     ],
 )
-def test_what_an_import_does_not_load(module: str, absent: tuple[str, ...]) -> None:
+def test_importing_a_module_does_not_load_heavy_libraries(module: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+def test_folder_has_at_most_twelve_files(folder: Path) -> None:
     assert len([path for path in FILES if path.parent == folder and path.stem != "__init__"]) <= 12
 
 

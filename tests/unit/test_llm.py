@@ -34,7 +34,7 @@ def plain(folder: Path):
         yield made
 
 
-def test_on_equals_off(llm: LLM, plain: LLM) -> None:
+def test_speculation_on_gives_the_outputs_of_speculation_off(llm: LLM, plain: LLM) -> None:
     each = [
         SamplingParams(temperature=0.0, max_tokens=40),
         SamplingParams(temperature=0.8, seed=4, max_tokens=30, logprobs=2),
@@ -49,7 +49,7 @@ def test_on_equals_off(llm: LLM, plain: LLM) -> None:
     assert [len(entry.top_ids) for entry in on[1].logprobs] == [2] * len(on[1].token_ids)
 
 
-def test_prompts_of_all_forms(plain: LLM) -> None:
+def test_text_and_token_id_prompts_give_the_same_output(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=5, seed=0)
     ids = plain.tokenizer("the cat")["input_ids"]
     expected = plain.generate("the cat", params)
@@ -84,7 +84,7 @@ def test_priorities_decide_who_ends_first(folder: Path) -> None:
             one.generate(["a", "b", "c"], params, priority=[0, 1])
 
 
-def test_a_salt_keeps_prompts_apart(plain: LLM) -> None:
+def test_cache_salt_separates_prefix_cache_entries(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=2)
     prompt = "a prompt of its own, longer than two blocks of tokens"
     outputs = [plain.generate(prompt, params, cache_salt=salt)[0] for salt in (None, "x", "x", "y", None)]
@@ -104,7 +104,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_asking_has_a_priority(folder: Path, way: str) -> None:
+def test_priority_orders_the_requests_of_every_llm_method(folder: Path, way: str) -> None:
     """One seat, and a request of priority 3 that waits for it: who goes first?"""
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
@@ -117,7 +117,7 @@ def test_every_way_of_asking_has_a_priority(folder: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_asking_has_a_salt(plain: LLM, way: str) -> None:
+def test_cache_salt_applies_to_every_llm_method(plain: LLM, way: str) -> None:
     """A second one finds the prefix that the first one left, if their salts are the same."""
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     asked: list[Request] = []
@@ -135,7 +135,7 @@ def test_every_way_of_asking_has_a_salt(plain: LLM, way: str) -> None:
     assert found == [0, len(asked[0].prompt_ids) // 16 * 16] and found[1] > 0
 
 
-def test_as_many_of_each_as_prompts_and_one_for_all(plain: LLM) -> None:
+def test_params_and_priorities_are_one_for_all_or_one_per_prompt(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=3, seed=0)
     both = dict(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 0]))
     assert [both[0], both[1]] == plain.generate([[5, 6], [7, 8]], params)
@@ -145,7 +145,7 @@ def test_as_many_of_each_as_prompts_and_one_for_all(plain: LLM) -> None:
         next(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 2, 3]))
 
 
-def test_streams_may_take_turns(llm: LLM) -> None:
+def test_interleaved_streams_each_get_their_own_tokens(llm: LLM) -> None:
     """What a step brings for one stream, while another one is read, is kept for it."""
     params = [SamplingParams(temperature=0.7, seed=i, max_tokens=25, ignore_eos=True) for i in range(3)]
     whole = [llm.generate(prompt, each)[0] for prompt, each in zip(PROMPTS, params, strict=True)]
@@ -160,7 +160,7 @@ def test_streams_may_take_turns(llm: LLM) -> None:
     assert between == whole[2] and not llm.engine.has_work and not llm._kept and not llm._open_ids
 
 
-def test_streaming_gives_the_same_text(llm: LLM) -> None:
+def test_streaming_gives_the_text_and_tokens_of_generate(llm: LLM) -> None:
     params = SamplingParams(temperature=0.7, seed=1, max_tokens=25)
     whole = llm.generate("the cat", params)[0]
     deltas = list(llm.stream("the cat", params))
@@ -169,7 +169,7 @@ def test_streaming_gives_the_same_text(llm: LLM) -> None:
     assert [delta.finish_reason for delta in deltas][-1] is whole.finish_reason
 
 
-def test_leaving_a_stream_aborts(llm: LLM) -> None:
+def test_leaving_a_stream_aborts_its_request(llm: LLM) -> None:
     for delta in llm.stream("the cat", SamplingParams(max_tokens=100)):
         assert delta.finish_reason is None
         break
@@ -199,26 +199,28 @@ def test_a_stop_string_ends_the_text_and_the_request(llm: LLM, plain: LLM, specu
         ("the", SamplingParams(stop_token_ids=(9999,), min_tokens=1), "stop_token_ids"),
     ],
 )
-def test_requests_that_cannot_be_served(plain: LLM, prompt: object, params: SamplingParams, param: str) -> None:
+def test_invalid_request_is_refused_before_anything_is_decoded(
+    plain: LLM, prompt: object, params: SamplingParams, param: str
+) -> None:
     with pytest.raises(RequestError) as caught:
         plain.generate(["the", prompt], params)
     assert caught.value.param == param
     assert not plain._backend.engine.has_work, "nothing is decoded then"
 
 
-def test_as_many_params_as_prompts(plain: LLM) -> None:
+def test_params_list_of_another_length_is_refused(plain: LLM) -> None:
     with pytest.raises(RequestError, match="params: 2 given for 3 prompts"):
         plain.generate(PROMPTS, [SamplingParams()] * 2)
 
 
-def test_chat(plain: LLM) -> None:
+def test_chat_encodes_messages_with_the_chat_template(plain: LLM) -> None:
     messages = [{"role": "user", "content": "hi"}]
     answer = plain.chat(messages, SamplingParams(temperature=0.0, max_tokens=4))
     assert list(answer.prompt_token_ids) == plain.chat_ids(messages)
     assert plain.tokenizer.decode(answer.prompt_token_ids).endswith("<s>assistant\n")
 
 
-def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+def test_llm_refuses_unknown_keys_service_keys_and_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wings: unknown key"):
         LLM(str(folder), wings=2)
     for key, value in (("max_queued", 4), ("autoscaling", {}), ("resources", {"front_cpus": 1})):
@@ -230,7 +232,7 @@ def test_models_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
         LLM(str(folder), heads=str(tmp_path))
 
 
-def test_the_configs_own_keys_for_heads_and_speculation(folder: Path) -> None:
+def test_heads_and_speculation_may_be_given_as_config_keys(folder: Path) -> None:
     heads = {"source": str(folder / "heads"), "allow_untrained": True}
     with LLM(str(folder), heads=heads, speculation={"mode": "auto", "max_nodes": 2}, kv_cache_tokens=1024) as made:
         assert made.config.heads.allow_untrained and made.config.heads.source == heads["source"]
@@ -239,7 +241,7 @@ def test_the_configs_own_keys_for_heads_and_speculation(folder: Path) -> None:
         LLM(str(folder), heads={"placements": "rank0"})
 
 
-def test_beam_search(llm: LLM, plain: LLM, folder: Path) -> None:
+def test_beam_search_equals_transformers_and_is_unchanged_by_drafts(llm: LLM, plain: LLM, folder: Path) -> None:
     """W hypotheses, best first; text and ids are the best one's; drafts change nothing; samples beside it neither."""
     model = LlamaForCausalLM.from_pretrained(folder)
     beams = SamplingParams(beam_width=3, max_tokens=12, length_penalty=0.0)

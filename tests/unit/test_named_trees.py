@@ -25,14 +25,14 @@ def test_mc_sim_7b_63_is_the_published_tree() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED_TREES)
-def test_every_tree_obeys_the_laws(name: str) -> None:
+def test_named_tree_is_valid_and_has_its_number_of_nodes(name: str) -> None:
     tree = NAMED_TREES[name]
     check_paths(tree, num_heads=4, num_guesses=DRAFT_TOP_K)
     assert len(tree) == (4 if name == "chain4" else 63)
     assert len(set(tree)) == len(tree) and order_paths(tree)[0] == (0,)
 
 
-def test_a_name_is_resolved_by_the_config() -> None:
+def test_config_resolves_tree_names_and_refuses_unknown_ones() -> None:
     keys = speculation_keys("mc_sim_7b_63")
     assert keys == {"mode": "static", "tree": "mc_sim_7b_63"}
     config = parse_config({"model": "x", "speculation": keys})
@@ -45,7 +45,7 @@ def test_a_name_is_resolved_by_the_config() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_engine_serves_it_and_refuses_it_with_too_few_heads(tmp_path: Path) -> None:
+def test_engine_serves_a_named_tree_and_refuses_it_with_too_few_heads(tmp_path: Path) -> None:
     hidden = save_model("llama", tmp_path).config.hidden_size
     named = tiny_config(tmp_path, speculation=speculation_keys("mc_sim_7b_63"))
     with pytest.raises(ConfigError, match=r"path \[0, 0, 0, 0\] is 4 deep, but the model has 3 heads"):

@@ -134,7 +134,7 @@ def greedy(engines: tuple[LLM, LLM]) -> Outputs:
     return outputs
 
 
-def test_every_field_has_a_row() -> None:
+def test_every_sampling_param_has_a_row() -> None:
     assert set(ROWS) == {f.name for f in fields(SamplingParams)}
 
 
@@ -145,7 +145,7 @@ def decided(output: RequestOutput) -> tuple:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_field_does_what_it_says_with_speculation_and_without(
+def test_sampling_field_takes_effect_alike_with_and_without_speculation(
     engines: tuple[LLM, LLM], greedy: Outputs, name: str
 ) -> None:
     row = ROWS[name]

@@ -30,14 +30,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_field_out_of_place_is_named(case: str) -> None:
+def test_field_that_conflicts_with_beam_search_is_refused_by_name(case: str) -> None:
     fields, param = BAD[case]
     with pytest.raises(RequestError, match=param) as caught:
         SamplingParams(**fields)
     assert caught.value.param == param
 
 
-def test_what_goes_with_beams() -> None:
+def test_fields_allowed_with_beam_search_are_accepted() -> None:
     params = SamplingParams(
         beam_width=64,
         length_penalty=-10.0,
@@ -55,7 +55,7 @@ def test_what_goes_with_beams() -> None:
     assert SamplingParams(beam_width=2, temperature=1.0) == SamplingParams(beam_width=2, temperature=0.0)
 
 
-def test_without_beams_nothing_changes() -> None:
+def test_beam_fields_default_to_no_beam_search() -> None:
     params = SamplingParams()
     assert (params.beam_width, params.length_penalty, params.early_stopping) == (None, 1.0, False)
     assert params.temperature == 1.0 and not params.needs_full_logits
