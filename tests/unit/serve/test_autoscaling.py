@@ -46,11 +46,11 @@ class Sample:
         ([], 17, 0, 3),
     ],
 )
-def test_the_formula(loads, queued, now, wanted):
+def test_desired_replicas_is_load_over_target_rounded_up(loads, queued, now, wanted):
     assert desired_replicas(loads, queued, 8, now) == wanted
 
 
-def test_the_newest_report_counts_until_it_is_too_old():
+def test_newest_report_counts_until_it_is_stale():
     samples = [Sample(11.0, 5.0), Sample(13.0, 2.0), Sample(12.0, 9.0)]
     assert latest(samples, now=14.0, stale_s=10.0) == 2.0
     assert latest(samples, now=23.0, stale_s=10.0) == 2.0
@@ -98,7 +98,7 @@ def deployed(cfg: Config):
     return options, raw.get_policy()(**raw.policy_kwargs)
 
 
-def test_the_policy_reads_what_serve_gives_it():
+def test_policy_reads_serves_context_and_keeps_replicas_that_are_silent():
     options, policy = deployed(config(max_replicas=9))
     fresh = [Sample(100.0, 20.0)]
     assert policy(context(options, {"r1": fresh, "r2": fresh}, current_time=101.0)) == (5, {})
@@ -107,7 +107,7 @@ def test_the_policy_reads_what_serve_gives_it():
     assert policy(context(options, {"r1": []}, raw_metrics=None, total_queued_requests=None)) == (1, {})
 
 
-def test_the_policy_needs_nothing_but_the_standard_library_where_it_runs():
+def test_pickled_policy_loads_without_torch_and_medusa_dist():
     options = replicas(config(max_replicas=3))["autoscaling_config"]
     code = (
         "import sys, pickle\n"
@@ -184,7 +184,7 @@ def clock(monkeypatch):
 SCALING = {"max_replicas": 4, "upscale_delay_s": 3, "downscale_delay_s": 30}
 
 
-def test_a_burst_brings_all_replicas_it_needs_within_the_delay_and_they_end_after_it(clock):
+def test_burst_starts_the_needed_replicas_within_the_delay_then_ends_them(clock):
     burst = Burst(SCALING, arrivals=[10.0] * 32, service_s=60)
     wanted = burst.run(clock, 270)
     assert set(wanted[:13]) == {1}
@@ -194,14 +194,14 @@ def test_a_burst_brings_all_replicas_it_needs_within_the_delay_and_they_end_afte
     assert wanted[-1] == 1
 
 
-def test_after_the_last_stream_replicas_are_back_at_the_minimum_in_time(clock):
+def test_replicas_return_to_the_minimum_one_downscale_delay_after_the_end(clock):
     wanted = Burst(SCALING, arrivals=[10.0] * 16, service_s=20).run(clock, 120)
     assert max(wanted) == 2
     end = 10 + 20 * 2
-    assert wanted[end + 30 + 2] == 1  # R11.2: downscale_delay_s after the end, plus a report's and a decision's second
+    assert wanted[end + 30 + 2] == 1  # downscale_delay_s after the end, plus a report's and a decision's second
 
 
-def test_a_spike_shorter_than_the_delay_changes_nothing(clock):
+def test_spike_shorter_than_the_delay_starts_no_replica(clock):
     assert set(Burst(SCALING, arrivals=[10.0] * 32, service_s=0.5, width=32).run(clock, 60)) == {1}
 
 
@@ -221,7 +221,7 @@ def test_growing_load_is_followed_up_to_the_maximum_and_never_beyond(clock):
     assert set(wanted[190:]) == {4}
 
 
-def test_while_no_report_comes_no_replica_ends(clock):
+def test_no_replica_ends_while_no_report_arrives(clock):
     quiet = set(range(80, 200))
     burst = Burst(SCALING, arrivals=[10.0] * 32, service_s=20, silent=quiet)
     wanted = burst.run(clock, 300)
@@ -229,7 +229,7 @@ def test_while_no_report_comes_no_replica_ends(clock):
     assert wanted[-1] == 1
 
 
-def test_bounds_are_checked_and_named():
+def test_invalid_replica_bounds_are_refused_by_name():
     with pytest.raises(
         ValidationError, match=r"autoscaling.max_replicas \(1\) is below autoscaling.min_replicas \(2\)"
     ):
@@ -239,7 +239,7 @@ def test_bounds_are_checked_and_named():
 
 
 @pytest.mark.parametrize("key", ["num_replicas: 2", "autoscaling_config: {max_replicas: 2}"])
-def test_two_masters_over_the_replicas_are_an_error(tmp_path, key):
+def test_serves_own_replica_settings_beside_autoscaling_are_refused(tmp_path, key):
     text = (CONFIGS / "autoscale.yaml").read_text()
     path = tmp_path / "both.yaml"
     path.write_text(text.replace("      - name: Medusa", f"      - {key}\n        name: Medusa"))
@@ -248,7 +248,7 @@ def test_two_masters_over_the_replicas_are_an_error(tmp_path, key):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_no_shipped_config_lets_serve_hold_back_calls_that_a_replica_would_take(path):
+def test_shipped_max_ongoing_requests_exceed_batch_plus_queue(path):
     file = read_serve_file(path, DEPLOYMENT)
     for application in file.schema.applications:
         cfg = file.configs[application.name]
@@ -257,7 +257,7 @@ def test_no_shipped_config_lets_serve_hold_back_calls_that_a_replica_would_take(
             assert limit > cfg.max_running + cfg.max_queued
 
 
-def test_a_limit_below_the_batch_is_an_error(tmp_path):
+def test_max_ongoing_requests_below_max_running_is_refused(tmp_path):
     text = (CONFIGS / "autoscale.yaml").read_text()
     path = tmp_path / "narrow.yaml"
     path.write_text(text.replace("max_ongoing_requests: 104", "max_ongoing_requests: 5"))
@@ -265,7 +265,7 @@ def test_a_limit_below_the_batch_is_an_error(tmp_path):
         read_serve_file(path, DEPLOYMENT)
 
 
-def test_the_applications_own_limit_exceeds_its_batch_and_queue(monkeypatch):
+def test_default_max_ongoing_requests_exceed_batch_plus_queue(monkeypatch):
     monkeypatch.setattr("medusa_dist.serve.placement.ray.cluster_resources", dict)
     cfg = config(max_replicas=3)
     deployment = assemble(cfg, "tests.support.fake_stack")._bound_deployment

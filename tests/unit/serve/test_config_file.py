@@ -33,7 +33,7 @@ def read(tmp_path, tree):
     return read_serve_file(path, "Medusa")
 
 
-def test_a_good_file(tmp_path):
+def test_valid_serve_file_gives_configs_and_url(tmp_path):
     file = read(tmp_path, good())
     assert file.configs["one"].tensor_parallel_size == 2
     assert file.url("one") == "http://127.0.0.1:8123/one"
@@ -61,7 +61,7 @@ def test_shipped_files_pass_and_stay_on_loopback(path):
         (("applications", 0, "args"), "dtype", r"application one, args\.dtype: Input should be 'float32'"),
     ],
 )
-def test_an_unknown_key_is_named_with_its_path(tmp_path, where, key, message):
+def test_unknown_key_is_refused_with_its_path(tmp_path, where, key, message):
     tree = place = good()
     for step in where:
         place = place[step]
@@ -70,7 +70,7 @@ def test_an_unknown_key_is_named_with_its_path(tmp_path, where, key, message):
         read(tmp_path, tree)
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     tree = good()
     tree["a"] = tree["b"] = 1
     with pytest.raises(ConfigError) as caught:
@@ -78,7 +78,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert len(caught.value.message.splitlines()) == 2
 
 
-def test_an_override_for_a_deployment_that_is_not_there(tmp_path):
+def test_override_of_an_unknown_deployment_is_refused(tmp_path):
     tree = good()
     tree["applications"][0]["deployments"][0]["name"] = "LLM"
     with pytest.raises(ConfigError, match="unknown deployment 'LLM'; use 'Medusa'"):
@@ -86,7 +86,7 @@ def test_an_override_for_a_deployment_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "applications: 3"])
-def test_what_is_no_serve_config(tmp_path, text):
+def test_file_that_is_no_serve_config_is_refused(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml is not"):
@@ -95,7 +95,7 @@ def test_what_is_no_serve_config(tmp_path, text):
         read_serve_file(tmp_path / "absent.yaml", "Medusa")
 
 
-def test_our_error_is_found_inside_serves_message():
+def test_reason_extracts_our_error_from_serves_message():
     message = (
         'The deployment failed to start 3 times in a row.\n\x1b[36mray::X\x1b[39m\n  File "a.py", line 1, in f\n'
         "medusa_dist.errors.ModelError: there is no folder x;\nname one that is\n"

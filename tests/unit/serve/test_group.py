@@ -1,4 +1,4 @@
-"""A real group of processes with a stand-in engine: start, stream, causes of a fall, deadlines, no process left."""
+"""A real group of processes with a stand-in engine: start, stream, causes of a failure, deadlines, no process left."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ def read(stream, names: set[str]) -> dict[str, list[int]]:
     raise AssertionError(f"the stream ended before {left}")
 
 
-def test_a_group_of_two_streams_all_requests_over_one_stream(ray_cluster):
+def test_two_ranks_send_all_outputs_over_one_stream_and_leave_no_process(ray_cluster):
     with group_of(config()) as group:
         group.start()
         assert len(set(group.pids)) == 2
@@ -102,7 +102,7 @@ def test_a_killed_follower_is_named_and_ends_the_group_at_once(ray_cluster):
         assert str(group.cause()).startswith(f"rank 1: process {group.pids[1]} died")
 
 
-def test_a_stopped_follower_is_noticed_by_the_step_deadline_and_killed(ray_cluster):
+def test_stopped_follower_fails_the_group_at_the_step_deadline(ray_cluster):
     with group_of(config()) as group:
         group.start()
         os.kill(group.pids[1], signal.SIGSTOP)
@@ -124,7 +124,7 @@ def test_a_failed_start_says_which_rank_and_why(ray_cluster, model, error, text)
         group.start()
 
 
-def test_other_packages_on_another_node_are_refused_before_anything_is_loaded(ray_cluster, monkeypatch):
+def test_differing_package_versions_on_another_node_are_refused(ray_cluster, monkeypatch):
     with group_of(config("fake:hangs")) as group:
         gather = group._gather
 
@@ -137,13 +137,13 @@ def test_other_packages_on_another_node_are_refused_before_anything_is_loaded(ra
             group.start()
 
 
-def test_a_start_that_hangs_ends_at_its_deadline_and_names_the_phase(ray_cluster):
+def test_hanging_start_ends_at_its_deadline_and_names_the_phase(ray_cluster):
     text = r"rank 0 did not load and warm up within 1 s \(rank 0: load\)"
     with group_of(config("fake:hangs", world=1, load_s=1.0)) as group, pytest.raises(GroupError, match=text):
         group.start()
 
 
-def test_no_room_says_what_is_asked_and_what_there_is(ray_cluster):
+def test_missing_resources_error_names_requested_and_free_ones(ray_cluster):
     big = Config.model_validate(
         {"model": "m", "device": "cpu", "resources": {"cpus_per_rank": 99}, "timeouts": {"placement_s": 1.0}}
     )

@@ -64,7 +64,7 @@ def answer(url: str, key: str | None, **more):
     return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=HANG_S)
 
 
-def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
+def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_path):
     port = free_port()
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
     try:
@@ -92,7 +92,7 @@ def test_serve_answers_survives_a_kill_and_ends_cleanly(model, tmp_path):
         ({"resources": {"cpus_per_rank": 500}}, "requested on one node: 1000.5 CPU"),
     ],
 )
-def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, changes, text):
+def test_service_that_cannot_start_prints_the_cause_and_exits_1(model, tmp_path, changes, text):
     command = served(write_config(tmp_path, changes.pop("model", model), free_port(), **changes), tmp_path)
     output, _ = command.process.communicate(timeout=HANG_S)
     assert command.process.returncode == 1
@@ -100,7 +100,7 @@ def test_a_service_that_cannot_come_up_says_why_and_exits_1(model, tmp_path, cha
     assert "Traceback" not in output
 
 
-def test_a_port_in_use_is_told_before_anything_starts(model, tmp_path):
+def test_port_in_use_is_refused_before_ray_starts(model, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = served(write_config(tmp_path, model, taken.getsockname()[1]), tmp_path)
         output, _ = command.process.communicate(timeout=HANG_S)

@@ -42,7 +42,7 @@ def await_room(cpus: float) -> None:
         time.sleep(0.1)
 
 
-def test_send_and_receive(ray_cluster):
+def test_local_group_answers_refuses_and_frees_its_resources(ray_cluster):
     free = ray.available_resources()["CPU"]
     group = LocalGroup(config(), STACK)
     pids = group._group.pids
@@ -66,7 +66,7 @@ def test_send_and_receive(ray_cluster):
     await_room(free)
 
 
-def test_a_lost_rank_is_an_error(ray_cluster):
+def test_lost_rank_is_a_group_error_not_a_hang(ray_cluster):
     group = LocalGroup(config(), STACK)
     pid = group._group.pids[1]
     group.send([Submit(request("a", (10, 0), None))])
@@ -79,7 +79,7 @@ def test_a_lost_rank_is_an_error(ray_cluster):
     group.close()
 
 
-def test_a_failed_start_gives_its_room_back(ray_cluster):
+def test_failed_start_frees_its_resources(ray_cluster):
     free = ray.available_resources()["CPU"]
     with pytest.raises(ModelError):
         LocalGroup(config("fake:missing"), STACK)
@@ -89,7 +89,7 @@ def test_a_failed_start_gives_its_room_back(ray_cluster):
 JOB = "tests.support.fake_job"
 
 
-def test_ranks_that_do_one_job_and_end(ray_cluster):
+def test_run_ranks_completes_a_job_and_frees_its_resources(ray_cluster):
     free = ray.available_resources()["CPU"]
     said = []
     run_ranks(config("job:works"), JOB, said.append)
@@ -106,7 +106,7 @@ def test_ranks_that_do_one_job_and_end(ray_cluster):
         ("fails", GroupError, "rank 1 failed: ValueError: a bug"),
     ],
 )
-def test_a_job_that_comes_to_nothing(ray_cluster, how: str, kind: type, words: str):
+def test_failed_job_raises_its_cause_and_frees_its_resources(ray_cluster, how: str, kind: type, words: str):
     free = ray.available_resources()["CPU"]
     with pytest.raises(kind, match=words):
         run_ranks(config(f"job:{how}"), JOB, lambda _: None)

@@ -50,7 +50,7 @@ def batch(generation: int = 0, **counts: object) -> OutputBatch:
     return OutputBatch(generation, 0, (), 0.0, EngineStats(**counts))
 
 
-def test_drafts_by_head(samples: Samples) -> None:
+def test_drafted_and_accepted_tokens_are_counted_per_head(samples: Samples) -> None:
     made = ServiceMetrics("m")
     pending = InflightRequest(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), 0.0)
     for drafted, accepted in (((3, 2, 1), (1, 1, 0)), ((3,), (1,))):
@@ -61,7 +61,7 @@ def test_drafts_by_head(samples: Samples) -> None:
     assert samples["sequence_steps_total",] == 2 and samples["tokens_total",] == 4
 
 
-def test_prediction_beside_measurement(samples: Samples) -> None:
+def test_predicted_tokens_per_step_is_the_mean_of_expected_tokens(samples: Samples) -> None:
     made = ServiceMetrics("m")
     made.on_batch(batch(num_expected=0.0, num_sequence_steps=0), 1)
     assert ("predicted_tokens_per_step",) not in samples
@@ -71,7 +71,7 @@ def test_prediction_beside_measurement(samples: Samples) -> None:
     assert samples["expected_tokens_total",] == pytest.approx(3.0) and samples["steps_total",] == 5
 
 
-def test_speculation_off_and_sequences_at_rest(samples: Samples) -> None:
+def test_paused_sequences_and_steps_without_drafts_are_counted(samples: Samples) -> None:
     made = ServiceMetrics("m")
     made.on_batch(batch(num_steps_without_drafts=3, num_paused_sequence_steps=5, num_paused_sequences=2), 1)
     made.on_batch(batch(num_steps_without_drafts=7, num_paused_sequence_steps=6, num_paused_sequences=1), 1)

@@ -42,7 +42,7 @@ def requests_inside() -> float:
     return replica.record_autoscaling_stats.remote().result(timeout_s=5)["sequences"]
 
 
-def test_a_completion_and_what_the_model_says_about_itself(url):
+def test_service_answers_completions_models_and_health_over_http(url):
     answer = httpx.post(f"{url}/v1/completions", json=body([1, 0, 5], 6), timeout=60).json()
     assert [int(word[1:]) for word in answer["choices"][0]["text"].split()] == expected((1, 0, 5), 6)
     assert answer["system_fingerprint"].startswith("medusa-")
@@ -52,7 +52,7 @@ def test_a_completion_and_what_the_model_says_about_itself(url):
     assert (health.status_code, health.text) == (200, "ok")
 
 
-def test_the_engines_refusal_is_a_400_in_openais_shape(url):
+def test_refusal_by_the_engine_is_400_naming_the_field(url):
     answer = httpx.post(f"{url}/v1/completions", json=body([1], 5), timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "prompt"
@@ -98,7 +98,7 @@ def scrape() -> dict[str, float]:
     return samples
 
 
-def test_what_happened_is_on_rays_metrics_port(url):
+def test_metrics_of_a_request_are_on_rays_metrics_port(url):
     before = scrape().get("ray_medusa_dist_tokens_total", 0.0)
     stream_ids(url, [1, 0, 9], 50)
     until(lambda: scrape().get("ray_medusa_dist_tokens_total", 0.0) >= before + 50, seconds=30)
@@ -118,7 +118,7 @@ def test_what_happened_is_on_rays_metrics_port(url):
         assert f"ray_medusa_dist_{name}" in names
 
 
-def test_a_client_that_goes_away_frees_its_place(url):
+def test_client_disconnect_frees_its_request(url):
     with httpx.stream("POST", f"{url}/v1/completions", json=body([10, 0], 5000, stream=True), timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
@@ -126,7 +126,7 @@ def test_a_client_that_goes_away_frees_its_place(url):
     until(lambda: requests_inside() == 0)
 
 
-def test_beyond_its_bound_the_replica_answers_429_at_once_and_the_others_finish(url):
+def test_full_replica_answers_429_at_once_and_running_requests_finish(url):
     results: dict[int, list[int]] = {}
 
     def read(i):

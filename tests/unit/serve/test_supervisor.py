@@ -1,4 +1,4 @@
-"""Nothing is lost when a group falls: scripted groups for every corner, real processes for the real thing."""
+"""No request is lost when a group fails: scripted groups for every case, and one with real processes."""
 
 import asyncio
 import os
@@ -27,6 +27,7 @@ class ScriptedGroup:
         self.generation = generation
         self.fails = fails
         self.commands = []
+        self.posts = []  # the same, one list per call
         self.killed = False
         self.muted = False
         self.facts, self.seconds = [{}], {}
@@ -47,6 +48,7 @@ class ScriptedGroup:
 
     async def post(self, commands):
         self.commands += commands
+        self.posts.append(commands)
         self.loop.post(commands)
 
     async def batches(self):
@@ -92,7 +94,7 @@ class Started:
         assert self.groups[-1].killed or self.groups[-1].fails
 
 
-async def test_three_falls_in_a_stream_change_no_token():
+async def test_three_group_failures_in_one_stream_change_no_token():
     async with Started() as run:
         seen = []
         reader = asyncio.create_task(collect(run.supervisor, request("a", (5, 0), max_tokens=100), seen))
@@ -118,7 +120,7 @@ async def test_a_request_that_comes_during_a_restart_is_held_and_answered():
         run.supervisor.check()
 
 
-async def test_full_means_429_and_a_place_is_free_again_after_an_end():
+async def test_full_supervisor_refuses_requests_until_one_ends():
     async with Started() as run:
         readers = [asyncio.create_task(collect(run.supervisor, request(f"r{i}", (5, 0), 50))) for i in range(4)]
         await until(lambda: run.supervisor.num_requests == 4)
@@ -147,17 +149,17 @@ async def test_abort_ends_the_stream_with_its_reason():
         run.supervisor.abort("unknown")
         rest = [output async for output in outputs]
         assert rest[-1].finish_reason == FinishReason.ABORT
-        assert Abort("a") in run.groups[0].commands or await until(lambda: Abort("a") in run.groups[0].commands) is None
+        await until(lambda: Abort("a") in run.groups[0].commands)
 
 
-async def test_a_refused_request_raises_its_own_error():
+async def test_request_refused_by_the_engine_raises_that_error():
     async with Started() as run:
         with pytest.raises(RequestError, match="too short"):
             await collect(run.supervisor, request("a", (1,)))
         assert await collect(run.supervisor, request("b")) == expected((2, 0, 5), 40)
 
 
-async def test_a_request_that_fells_every_group_fails_alone(monkeypatch):
+async def test_request_that_fails_every_group_fails_alone(monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     async with Started() as run:
         good = asyncio.create_task(collect(run.supervisor, request("good", (5, 0), 60)))
@@ -167,7 +169,7 @@ async def test_a_request_that_fells_every_group_fails_alone(monkeypatch):
         assert run.supervisor.generation == 3
 
 
-async def test_no_group_within_restart_s_fails_the_requests_and_the_health_check(monkeypatch):
+async def test_requests_and_health_check_fail_if_no_group_starts_in_restart_s(monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", (0.1,))
     broken = {generation: ModelError("weights are gone") for generation in range(1, 99)}
     async with Started(config(timeouts={"restart_s": 0.5}), broken) as run:
@@ -190,9 +192,14 @@ async def test_suspects_are_tried_one_at_a_time(monkeypatch):
             await collect(run.supervisor, request("poison", (5, 20), 60))
         for i, reader in enumerate(good):
             assert await reader == expected((5, 0, i), 60)
+        # All four were in two groups that failed, so in the third and the fourth one each is submitted by itself.
+        posts = [
+            [[c.request.request_id for c in post if isinstance(c, Submit)] for post in g.posts] for g in run.groups
+        ]
+        assert posts[2:] == [[["poison"]], [["good0"], ["good1"], ["good2"]]]
 
 
-async def test_silence_of_the_stream_is_a_fall(monkeypatch):
+async def test_silent_output_stream_counts_as_a_group_failure(monkeypatch):
     monkeypatch.setattr(module, "SILENCE_S", 1.0)
     async with Started() as run:
         reader = asyncio.create_task(collect(run.supervisor, request("a", (20, 0), 100)))
@@ -202,7 +209,7 @@ async def test_silence_of_the_stream_is_a_fall(monkeypatch):
         assert "did not respond" in run.watch.failures[0]
 
 
-async def test_a_step_that_never_ends_is_a_fall():
+async def test_step_that_never_ends_counts_as_a_group_failure():
     async with Started() as run:
         stuck = OutputBatch(0, 0, (), age_s=99.0, stats=EngineStats())
 
@@ -214,7 +221,7 @@ async def test_a_step_that_never_ends_is_a_fall():
         assert "in one step for 99 s" in run.watch.failures[0]
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_others_go_on():
+async def test_client_that_does_not_read_is_cut_off_and_others_continue():
     async with Started(config(timeouts={"stall_s": 0.5})) as run:
         outputs = run.supervisor.outputs(request("slow", (1, 0), None))
         first = await anext(outputs)
@@ -227,7 +234,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_others_go_on():
         assert await collect(run.supervisor, request("b")) == expected((2, 0, 5), 40)
 
 
-async def test_a_failed_first_start_leaves_nothing():
+async def test_failed_first_start_raises_its_cause_and_kills_the_group():
     run = Started(fails={0: ModelError("not there")})
     with pytest.raises(ModelError, match="not there"):
         await run.supervisor.start()
