@@ -14,7 +14,7 @@ class Layer:
     layer_idx = 3
 
 
-def test_the_worker_gets_rows_first_and_the_layers_words() -> None:
+def test_attention_gets_rows_first_and_the_layers_params() -> None:
     seen = []
 
     def attend(*args: object) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_the_worker_gets_rows_first_and_the_layers_words() -> None:
     assert params.sinks.shape == (4,) and torch.equal(out, Q.transpose(1, 2))
 
 
-def test_the_scale_defaults_to_the_root_of_the_head_size() -> None:
+def test_scale_defaults_to_one_over_the_root_of_the_head_size() -> None:
     def attend(_layer: int, q: torch.Tensor, *rest: object) -> torch.Tensor:
         assert rest[2].scale == 8**-0.5
         return q
@@ -48,14 +48,14 @@ def test_options_that_change_the_result_are_refused(option: dict[str, object]) -
         paged_attention(Layer(), Q, KV, KV, Q)
 
 
-def test_the_context_ends_with_its_block() -> None:
+def test_attention_context_ends_with_its_block_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), attention_context.using(lambda *_: Q):
         raise ZeroDivisionError
     with pytest.raises(AssertionError, match="outside"):
         paged_attention(Layer(), Q, KV, KV, None)
 
 
-def test_registered_without_a_mask_function() -> None:
+def test_attention_is_registered_without_a_mask_function() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     assert AttentionInterface()[IMPLEMENTATION] is paged_attention
@@ -66,12 +66,15 @@ def test_registered_without_a_mask_function() -> None:
     ("layers", "windows", "fault"),
     [
         ([0, 1], [None, None], None),
-        ([0], [None, None], "2 of them"),
-        ([0, 0], [None, None], "order"),
-        ([0, 1], [None, 4], "a window given by mask only"),
+        ([0], [None, None], r"\.\.\. \(2\), got .*\.\.\. \(1\)$"),
+        ([0, 0], [None, None], r"got \[\(0, \(4, 2, 8\), None\), \(0, "),
+        ([0, 1], [None, 4], r"\(1, \(4, 2, 8\), 4\)\]\.\.\. \(2\), got .*\(1, \(4, 2, 8\), None\)"),
     ],
+    ids=["as expected", "a layer missing", "a layer twice", "a window given by mask only"],
 )
-def test_the_gate(layers: list[int], windows: list[int | None], fault: str | None) -> None:
+def test_attention_check_refuses_missing_or_misordered_layers_and_windows(
+    layers: list[int], windows: list[int | None], fault: str | None
+) -> None:
     def forward(*_: torch.Tensor) -> None:
         for layer in layers:
             attention_context.attend(layer, Q[0, :, :2].transpose(0, 1), KV[0, :, :2].transpose(0, 1),
@@ -80,13 +83,13 @@ def test_the_gate(layers: list[int], windows: list[int | None], fault: str | Non
     if fault is None:
         check_attention(forward, (4, 2, 8), windows, CPU)
     else:
-        with pytest.raises(ModelError, match="attention is not supported"):
+        with pytest.raises(ModelError, match=f"attention is not supported: .*{fault}"):
             check_attention(forward, (4, 2, 8), windows, CPU)
     with pytest.raises(ModelError, match="attention is not supported"):
         check_attention(forward, (2, 1, 8), windows, CPU)
 
 
-def test_a_model_that_fails_on_the_probe() -> None:
+def test_model_that_fails_on_the_probe_is_refused() -> None:
     def forward(*_: torch.Tensor) -> None:
         raise RuntimeError("shape '[2, -1]' is invalid")
 

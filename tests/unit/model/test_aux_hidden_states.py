@@ -1,4 +1,4 @@
-"""States tapped behind inner layers, against transformers' own. test_load.py holds several ranks against one."""
+"""States after inner layers, against transformers' own. test_load.py holds several ranks against one."""
 
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_rank_equals_transformers(zoo: dict[str, tuple[Path, list[torch.Tensor]]], name: str) -> None:
+def test_aux_hidden_states_of_one_rank_equal_those_of_transformers(
+    zoo: dict[str, tuple[Path, list[torch.Tensor]]], name: str
+) -> None:
     folder, states = zoo[name]
     logits, hidden = run(load(folder))
     for aux_layers in ((0,), (1,), (0, 1)):
@@ -48,12 +50,12 @@ def test_one_rank_equals_transformers(zoo: dict[str, tuple[Path, list[torch.Tens
         assert (read[:, model.hidden_size :] - expected).abs().max() < 1e-4 < expected.abs().max()
 
 
-def test_a_layer_that_the_model_lacks(zoo: dict[str, tuple[Path, list[torch.Tensor]]]) -> None:
+def test_aux_layer_that_the_model_lacks_is_refused(zoo: dict[str, tuple[Path, list[torch.Tensor]]]) -> None:
     with pytest.raises(ConfigError, match=r"aux layers \[0, 2\] were requested, but the model has layers 0 to 1"):
         load_model(zoo["llama"][0], dtype=torch.float32, device=CPU, parallel=TPGroup(), aux_layers=(0, 2))
 
 
-def test_a_model_whose_layers_are_not_found() -> None:
+def test_model_without_a_list_of_its_layers_is_refused() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -19,7 +19,7 @@ def rewrite(folder: Path, change: object, metadata: dict[str, str] | None = None
     return fingerprint(folder)
 
 
-def test_the_same_model_saved_again(tmp_path: Path) -> None:
+def test_fingerprint_is_equal_for_a_model_saved_in_other_ways(tmp_path: Path) -> None:
     one, two, many = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     for folder, options in ((one, {}), (two, {}), (many, {"max_shard_size": "60KB"})):
         save_tiny("llama", folder, **options)
@@ -32,7 +32,7 @@ def test_the_same_model_saved_again(tmp_path: Path) -> None:
     assert rewrite(two, lambda _: None, {"made_by": "another tool"}) == fingerprint(one)
 
 
-def test_other_weights_names_types_and_heads(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_weights_names_dtypes_and_heads(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     seen = {fingerprint(tmp_path)}
 
@@ -53,7 +53,7 @@ def test_other_weights_names_types_and_heads(tmp_path: Path) -> None:
     assert len(seen) == 5
 
 
-def test_a_model_that_brings_its_code_is_hashed_without_running_it(tmp_path: Path) -> None:
+def test_model_with_its_own_code_is_hashed_without_running_it(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     (tmp_path / "mine.py").write_text("raise AssertionError('it ran')")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -65,7 +65,7 @@ def test_a_model_that_brings_its_code_is_hashed_without_running_it(tmp_path: Pat
     assert len(seen) == 4
 
 
-def test_nothing_to_hash(tmp_path: Path) -> None:
+def test_fingerprint_without_a_readable_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         fingerprint(tmp_path)
     (tmp_path / "config.json").write_text("{")

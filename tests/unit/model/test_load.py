@@ -75,7 +75,7 @@ def cut(zoo: dict[str, tuple[Path, torch.Tensor]], tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.parametrize("task", [*(f"{name}/2" for name in NAMES), "llama/3", "llama-tied/3"])
-def test_cut_over_ranks_equals_transformers(
+def test_sharded_model_equals_transformers(
     zoo: dict[str, tuple[Path, torch.Tensor]], cut: list[dict], task: str
 ) -> None:
     name, world = task.split("/")
@@ -88,19 +88,21 @@ def test_cut_over_ranks_equals_transformers(
         assert torch.equal(seen["rows"], cut[other][task]["rows"])
 
 
-def test_heads_are_dealt_by_whole_groups(cut: list[dict]) -> None:
+def test_attention_heads_are_sharded_by_whole_kv_groups(cut: list[dict]) -> None:
     assert [rank["llama/2"]["heads"] for rank in cut[:2]] == [(6, 2), (3, 1)]
     assert [rank["llama/3"]["heads"] for rank in cut] == [(3, 1)] * 3
 
 
-def test_a_rank_reads_and_holds_its_part_only(zoo: dict[str, tuple[Path, torch.Tensor]], cut: list[dict]) -> None:
+def test_rank_reads_and_holds_only_its_part_of_the_weights(
+    zoo: dict[str, tuple[Path, torch.Tensor]], cut: list[dict]
+) -> None:
     whole = (zoo["llama"][0] / "model.safetensors").stat().st_size
     for rank in range(3):
         read, held = cut[rank]["llama/3"]["bytes"]
         assert read < 0.36 * whole and held < 0.36 * whole
 
 
-def test_full_rows_are_the_checkpoints(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
+def test_full_embedding_rows_equal_the_checkpoints(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
     folder = zoo["llama"][0]
     model, stored = load(folder), load_file(folder / "model.safetensors")
     ids = torch.tensor([96, 0, 5, 96])
@@ -111,7 +113,7 @@ def test_full_rows_are_the_checkpoints(zoo: dict[str, tuple[Path, torch.Tensor]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_outline_is_what_loading_finds(zoo: dict[str, tuple[Path, torch.Tensor]], name: str) -> None:
+def test_outline_equals_the_loaded_model(zoo: dict[str, tuple[Path, torch.Tensor]], name: str) -> None:
     folder = zoo[name][0]
     model, outline = load(folder), read_outline(folder, dtype=torch.float32, device=CPU)
     for key in ("num_layers", "hidden_size", "layer_width", "vocab_size"):
@@ -120,7 +122,7 @@ def test_an_outline_is_what_loading_finds(zoo: dict[str, tuple[Path, torch.Tenso
         assert torch.equal(load_full_rows(outline, which), load_full_rows(model, which))
 
 
-def test_a_model_in_several_files(tmp_path: Path) -> None:
+def test_model_in_several_files_loads_and_a_missing_file_is_named(tmp_path: Path) -> None:
     expected = save_tiny("llama", tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     logits, _ = run(load(tmp_path))
@@ -165,7 +167,7 @@ def test_tied_plain_weights_are_shared(zoo: dict[str, tuple[Path, torch.Tensor]]
     assert model.output_head.weight.data_ptr() == model.module.get_input_embeddings().weight.data_ptr()
 
 
-def test_half_precision(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
+def test_bfloat16_logits_are_near_float32_and_rope_stays_float32(zoo: dict[str, tuple[Path, torch.Tensor]]) -> None:
     folder, expected = zoo["llama"]
     model = load_model(folder, dtype=torch.bfloat16, device=CPU, parallel=TPGroup())
     logits, _ = run(model)

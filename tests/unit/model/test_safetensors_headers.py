@@ -43,32 +43,34 @@ def hub_says(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
     monkeypatch.setattr(HfApi, "get_safetensors_metadata", get)
 
 
-def test_a_folder(folder: Path, bare: Path) -> None:
+def test_folder_headers_have_all_shapes_or_none_without_weights(folder: Path, bare: Path) -> None:
     found = read_headers(str(folder))
     assert (found.folder, found.seen, found.shapes) == (folder, "folder", shapes_in(folder))
     alone = read_headers(str(bare))
     assert (alone.folder, alone.seen, alone.shapes) == (bare, "none", None)
 
 
-def test_a_folder_of_pickles_is_refused_as_it_would_be_when_served(bare: Path) -> None:
+def test_folder_of_pickles_is_refused(bare: Path) -> None:
     (bare / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match="only safetensors are supported"):
         read_headers(str(bare))
 
 
-def test_a_folder_without_config(tmp_path: Path) -> None:
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has neither"):
         read_headers(str(tmp_path))
 
 
-def test_a_truncated_file(folder: Path, bare: Path) -> None:
+def test_truncated_safetensors_file_is_refused(folder: Path, bare: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (bare / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="download the model again"):
         read_headers(str(bare))
 
 
-def test_the_hub(folder: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_headers_are_read_without_downloading_weights(
+    folder: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {}
 
     def download(model: str, **options: object) -> str:
@@ -84,7 +86,7 @@ def test_the_hub(folder: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("no route"), OSError("offline")])
-def test_a_hub_out_of_reach_with_the_config_in_its_cache(
+def test_unreachable_hub_with_a_cached_config_gives_no_shapes(
     bare: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(source, "snapshot_download", lambda *_, **__: str(bare))
@@ -93,7 +95,7 @@ def test_a_hub_out_of_reach_with_the_config_in_its_cache(
     assert (found.seen, found.shapes) == ("none", None)
 
 
-def test_what_the_hub_cannot_give(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_without_safetensors_or_cache_is_refused(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "snapshot_download", lambda *_, **__: str(bare))
     hub_says(monkeypatch, NotASafetensorsRepoError("none"))
     with pytest.raises(ModelError, match="no safetensors on the hub"):

@@ -26,7 +26,7 @@ def test_every_known_plan_cuts_attention_and_mlp(name: str) -> None:
     assert styles & {Style.ROW, Style.EXPERTS_DOWN}
 
 
-def test_legal_sizes() -> None:
+def test_legal_tp_sizes_follow_kv_heads_and_norms() -> None:
     known = configs()
     assert legal_tp_sizes(known["llama"]) == [1, 2, 3]
     assert legal_tp_sizes(known["gpt2"]) == [1, 2, 3, 4, 5, 6]
@@ -55,7 +55,7 @@ def test_unknown_architectures_have_no_plan() -> None:
         plan_of(config)
 
 
-def test_names_are_matched_whole() -> None:
+def test_module_names_are_matched_whole() -> None:
     plan = plan_of(configs()["llama"])
     pattern = match(plan, "model")
     assert style_of("model.layers.11.self_attn.q_proj", plan, pattern) is Style.QUERY
@@ -66,7 +66,7 @@ def test_names_are_matched_whole() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("style", [s for s in Style if s is not Style.EXPERTS])
-def test_cuts_of_all_ranks_are_the_whole(style: Style, world: int) -> None:
+def test_cuts_of_all_ranks_cover_every_element_once(style: Style, world: int) -> None:
     config = configs()["llama"]  # 9 query and 3 key-value heads of 8
     whole = HeadShape.of(config, TPGroup())
     rows = {Style.QUERY: 72, Style.KEY_VALUE: 24, Style.FUSED_QKV: 120, Style.FUSED_BY_HEAD: 216}.get(style, 134)
@@ -83,7 +83,7 @@ def test_cuts_of_all_ranks_are_the_whole(style: Style, world: int) -> None:
     assert whole.local() == {"num_heads": 9, "num_kv_heads": 3, "query_width": 72}
 
 
-def test_fused_rows_keep_their_order() -> None:
+def test_fused_rows_keep_their_order_within_a_cut() -> None:
     config = configs()["llama"]
     me = TPGroup(1, 2)  # the last group: query heads 6..8, key-value head 2
     heads = HeadShape.of(config, me)
@@ -91,13 +91,13 @@ def test_fused_rows_keep_their_order() -> None:
     assert cut_of(Style.GATE_UP, (134, 72), heads, me).ranges == ((34, 67), (101, 134))
 
 
-def test_a_layer_that_is_not_cut_by_heads() -> None:
+def test_layer_whose_rows_are_not_heads_is_refused() -> None:
     me = TPGroup(0, 2)
     with pytest.raises(ModelError, match="144 rows cannot be sharded by heads"):  # a gated query of twice the width
         cut_of(Style.QUERY, (144, 72), HeadShape.of(configs()["llama"], me), me)
 
 
-def test_vocabulary_parts_are_padded_alike() -> None:
+def test_vocabulary_shards_are_padded_to_equal_size() -> None:
     parts = [vocab_cut(97, TPGroup(rank, 2)).apply(torch.arange(97.0)[:, None]) for rank in range(2)]
     assert [p.shape for p in parts] == [(49, 1), (49, 1)]
     assert torch.cat(parts).flatten().tolist() == [*range(97), 0]

@@ -45,7 +45,7 @@ def sized(folder: Path, parallel: TPGroup, dtype: torch.dtype, device: str = "cp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["packed", "plain"])  # float16 is never packed
 @pytest.mark.parametrize("name", list(configs()))
-def test_weight_bytes_are_those_of_a_loaded_rank(zoo: dict[str, Path], name: str, dtype: torch.dtype) -> None:
+def test_rank_size_equals_that_of_a_loaded_rank(zoo: dict[str, Path], name: str, dtype: torch.dtype) -> None:
     for world in (1, 2):
         for rank in range(world):
             parallel = Alone(rank, world)
@@ -65,7 +65,7 @@ def test_weight_bytes_are_those_of_a_loaded_rank(zoo: dict[str, Path], name: str
 
 
 @pytest.mark.parametrize("name", list(configs()))
-def test_a_config_alone_says_the_same(zoo: dict[str, Path], name: str) -> None:
+def test_config_alone_gives_the_same_rank_size(zoo: dict[str, Path], name: str) -> None:
     config = read_config(zoo[name])
     alone = HeaderCheckpoint(zoo[name], own_shapes(config, torch.float32))
     parallel = TPGroup(1, 2)
@@ -74,14 +74,14 @@ def test_a_config_alone_says_the_same(zoo: dict[str, Path], name: str) -> None:
     )
 
 
-def test_a_step_reads_all_but_the_looked_up_rows(zoo: dict[str, Path]) -> None:
+def test_step_reads_all_weights_but_an_untied_input_embedding(zoo: dict[str, Path]) -> None:
     size = sized(zoo["llama"], TPGroup(), torch.float16, "cuda")
     assert size.weight_bytes - size.dense_bytes == VOCAB * 72 * 2  # the input embedding
     tied = sized(zoo["llama-tied"], TPGroup(), torch.float16, "cuda")
     assert tied.weight_bytes == tied.dense_bytes  # the output matrix is the embedding, and read
 
 
-def test_experts_are_counted_apart(zoo: dict[str, Path]) -> None:
+def test_expert_weights_are_counted_separately(zoo: dict[str, Path]) -> None:
     size = sized(zoo["mixtral"], TPGroup(), torch.float16, "cuda")
     assert size.num_experts == 4 and size.expert_params == 2 * 4 * 3 * 48 * 67
     assert size.expert_bytes == 2 * size.expert_params

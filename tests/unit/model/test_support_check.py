@@ -32,7 +32,7 @@ def folder_of(config: Any, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", list(configs()))
-def test_what_we_serve_passes(name: str, tmp_path: Path) -> None:
+def test_supported_architecture_passes(name: str, tmp_path: Path) -> None:
     check_servable(folder_of(configs()[name], tmp_path), 2)
 
 
@@ -49,7 +49,7 @@ def test_what_we_serve_passes(name: str, tmp_path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_what_we_do_not_serve_is_named(config: Any, words: str, tmp_path: Path) -> None:
+def test_unsupported_model_is_refused_with_its_reason(config: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=words):
         check_servable(folder_of(config, tmp_path), 1)
 
@@ -66,7 +66,7 @@ def test_quantized_weights_are_refused_by_name(tmp_path: Path) -> None:
         check_servable(tmp_path, 1)
 
 
-def test_unknown_and_remote_models(tmp_path: Path) -> None:
+def test_unknown_model_types_and_remote_code_are_refused(tmp_path: Path) -> None:
     folder_of(LlamaConfig(**SMALL), tmp_path)
     edit(tmp_path, model_type="llama9")
     with pytest.raises(ModelError, match=r"config\.json cannot be read.*llama9"):
@@ -76,7 +76,7 @@ def test_unknown_and_remote_models(tmp_path: Path) -> None:
         check_servable(tmp_path, 1)
 
 
-def test_missing_folder_config_and_weights(tmp_path: Path) -> None:
+def test_missing_folder_config_or_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model folder"):
         check_servable(tmp_path / "gone", 1)
     with pytest.raises(ModelError, match=r"no config\.json"):
@@ -87,19 +87,19 @@ def test_missing_folder_config_and_weights(tmp_path: Path) -> None:
         check_servable(tmp_path, 1)
 
 
-def test_the_group_size_is_checked_from_the_config(tmp_path: Path) -> None:
+def test_illegal_tensor_parallel_size_is_refused_from_the_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="legal: 1 to 2"):
         check_servable(folder_of(LlamaConfig(**SMALL), tmp_path), 3)
 
 
-def test_windows() -> None:
+def test_layer_windows_follow_the_config() -> None:
     known = configs()
     assert layer_windows(known["llama"]) == [None, None]
     assert layer_windows(known["mistral"]) == [4, 4]
     assert layer_windows(known["gemma2"]) == [4, None]
 
 
-def test_growing_rotary_embeddings_are_served_as_far_as_they_are_fixed(caplog: pytest.LogCaptureFixture) -> None:
+def test_max_position_ends_where_rotary_embeddings_would_change(caplog: pytest.LogCaptureFixture) -> None:
     long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     phi = Phi3Config(**SMALL, pad_token_id=0, max_position_embeddings=128, original_max_position_embeddings=32,
                      rope_parameters={**long, "rope_theta": 1e4, "original_max_position_embeddings": 32})  # fmt: skip
@@ -110,7 +110,7 @@ def test_growing_rotary_embeddings_are_served_as_far_as_they_are_fixed(caplog: p
     assert max_position(linear) == 64
 
 
-def test_a_truncated_file_is_found(tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     check_servable(tmp_path, 3)
     weights = tmp_path / "model.safetensors"
@@ -119,7 +119,7 @@ def test_a_truncated_file_is_found(tmp_path: Path) -> None:
         check_servable(tmp_path, 1)
 
 
-def test_heads_read_what_the_output_matrix_reads() -> None:
+def test_output_width_is_what_the_output_matrix_reads() -> None:
     opt = OPTConfig(hidden_size=16, word_embed_proj_dim=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
     assert output_width(opt) == 8
     assert output_width(LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)) == 16

@@ -30,7 +30,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_slices_equal_cutting_the_whole(checkpoint: Checkpoint, cut: Cut) -> None:
+def test_slice_read_equals_cutting_the_whole_tensor(checkpoint: Checkpoint, cut: Cut) -> None:
     part = checkpoint.read(StoredTensor((("a",),)), cut, torch.float32)
     assert torch.equal(part, cut.apply(A)) and part.shape[cut.dim] == cut.size
     assert torch.equal(Checkpoint(checkpoint.folder).read(StoredTensor((("a",),)), cut, torch.float32, lend=True), part)
@@ -38,19 +38,19 @@ def test_slices_equal_cutting_the_whole(checkpoint: Checkpoint, cut: Cut) -> Non
 
 
 @pytest.mark.parametrize("cut", [Cut(1, ((2, 9), (11, 14))), Cut(1, ((0, 14),)), None])
-def test_stacked_and_joined(checkpoint: Checkpoint, cut: Cut | None) -> None:
+def test_stacked_and_joined_tensors_are_read_as_one(checkpoint: Checkpoint, cut: Cut | None) -> None:
     stored = StoredTensor((("a", "b"), ("b", "a")), stacked=True)
     whole = torch.stack([torch.cat([A, B]), torch.cat([B, A])])
     expected = whole if cut is None else cut.apply(whole)
     assert torch.equal(checkpoint.read(stored, cut, torch.float32), expected)
 
 
-def test_reads_convert(checkpoint: Checkpoint) -> None:
+def test_read_converts_to_the_requested_dtype(checkpoint: Checkpoint) -> None:
     part = checkpoint.read(StoredTensor((("bias",),)), Cut(0, ((1, 4),)), torch.bfloat16)
     assert torch.equal(part, A[1:4, 0].bfloat16())
 
 
-def test_mixtures_are_mapped_expert_by_expert(tmp_path: Path) -> None:
+def test_mixture_weights_are_mapped_expert_by_expert(tmp_path: Path) -> None:
     model = save_tiny("mixtral", tmp_path)
     stored = map_parameters(model, Checkpoint(tmp_path))["model.layers.1.mlp.experts.gate_up_proj"]
     assert stored.stacked and len(stored.stacks) == 4
@@ -59,7 +59,7 @@ def test_mixtures_are_mapped_expert_by_expert(tmp_path: Path) -> None:
     assert torch.equal(whole, model.model.layers[1].mlp.experts.gate_up_proj)
 
 
-def test_names_without_the_base_models_prefix(tmp_path: Path) -> None:
+def test_names_without_the_base_models_prefix_are_mapped(tmp_path: Path) -> None:
     """GPT-2's published file says `h.0...`, the model `transformer.h.0...`."""
     model = AutoModelForCausalLM.from_config(configs()["gpt2"])
     save_file(model.transformer.state_dict(), tmp_path / "model.safetensors")

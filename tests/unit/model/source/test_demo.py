@@ -45,19 +45,18 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-def test_made_once_whole_and_again_when_damaged(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_model_is_converted_once_and_again_when_damaged(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SHA256", gguf.hashlib.sha256(b"weights").hexdigest())
     folder = demo.demo_folder()
     assert (folder / "model.safetensors").read_text() == "weights"
     assert demo.demo_folder() == folder and len(fake) == 1
     assert [p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")] == [folder.name]
-    (folder / "model.safetensors").write_text("cut off")
     (folder / "model.safetensors").write_text("short")
     assert not is_converted(folder, demo._SHA256)
     assert (demo.demo_folder() / "model.safetensors").read_text() == "weights" and len(fake) == 2
 
 
-def test_two_at_once_make_it_once(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_calls_convert_the_demo_model_once(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SHA256", gguf.hashlib.sha256(b"weights").hexdigest())
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: demo.demo_folder(), range(4)))
@@ -70,14 +69,14 @@ def test_an_altered_wheel_is_refused(fake: list[Path]) -> None:
     assert not fake
 
 
-def test_pip_that_fails_is_reported_with_the_way_out(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_failure_is_reported_with_the_install_command(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No matching distribution found")
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ModelError, match="No matching distribution found; or install it where this runs: pip install"):
         demo.demo_folder()
 
 
-def test_a_conversion_that_fails_leaves_nothing(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_conversion_leaves_no_folder(fake: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_source: Path, folder: Path) -> None:
         folder.mkdir()
         (folder / "half").touch()
@@ -91,7 +90,7 @@ def test_a_conversion_that_fails_leaves_nothing(fake: list[Path], monkeypatch: p
 
 
 @pytest.mark.real
-def test_the_real_demo_model_speaks() -> None:
+def test_real_demo_model_answers_paris() -> None:
     folder = resolve_source(demo.NAME)
     assert json.loads((folder / MARKER).read_text())["sha256"] == demo._SHA256
     generation = GenerationConfig.from_pretrained(folder)

@@ -27,7 +27,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
     return calls
 
 
-def test_a_folder_is_itself(tmp_path: Path, hub: list) -> None:
+def test_local_folder_resolves_to_itself_without_the_hub(tmp_path: Path, hub: list) -> None:
     (tmp_path / "model.safetensors").touch()
     assert resolve_source(str(tmp_path)) == tmp_path and not hub
 
@@ -60,7 +60,9 @@ RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
         (OSError("disk full"), "disk full"),
     ],
 )
-def test_what_can_go_wrong_at_the_hub(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_failure_becomes_a_model_error_with_advice(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> str:
         raise error
 
@@ -79,13 +81,13 @@ def test_what_can_go_wrong_at_the_hub(error: Exception, words: str, monkeypatch:
         ("demo:gpt5", "the demo model is demo:smollm2-135m"),
     ],
 )
-def test_what_is_not_there(model: str, words: str, hub: list) -> None:
+def test_missing_model_is_refused_without_asking_the_hub(model: str, words: str, hub: list) -> None:
     with pytest.raises(ModelError, match=words):
         resolve_source(model)
     assert not hub
 
 
-def test_a_folder_or_file_of_the_wrong_kind(tmp_path: Path, hub: list) -> None:
+def test_pickled_weights_and_broken_gguf_files_are_refused(tmp_path: Path, hub: list) -> None:
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ModelError, match="only safetensors are supported"):
         resolve_source(str(tmp_path))
@@ -98,6 +100,6 @@ def test_a_folder_or_file_of_the_wrong_kind(tmp_path: Path, hub: list) -> None:
 
 
 @pytest.mark.parametrize("model", ["demo:smollm2-135m", "x.gguf", "."])
-def test_revisions_belong_to_the_hub(model: str, hub: list) -> None:
+def test_revision_is_refused_for_anything_but_a_hub_id(model: str, hub: list) -> None:
     with pytest.raises(ConfigError, match="revision: only hub ids"):
         resolve_source(model, "main")
