@@ -21,12 +21,12 @@ MAPS = """\
 """
 
 
-def test_only_own_memory_in_whole_pages() -> None:
+def test_anonymous_ranges_are_private_memory_in_whole_huge_pages() -> None:
     assert anonymous_ranges(MAPS) == [(0x1200000, 0x2A00000), (0x7F0000200000, 0x7F0000600000)]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
-def test_memory_moves_and_keeps_what_is_in_it() -> None:
+def test_use_huge_pages_keeps_the_contents_of_memory() -> None:
     x = torch.arange(1 << 23, dtype=torch.float32)
     before = x.clone()
     moved = use_huge_pages()

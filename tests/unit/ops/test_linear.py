@@ -16,7 +16,7 @@ def layer(prepack: bool, dtype: torch.dtype = torch.float32, bias: bool = True) 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])
-def test_packed_equals_plain(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
+def test_packed_linear_equals_plain_linear(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
     packed, x = layer(True, dtype, bias)
     plain, _ = layer(False, dtype, bias)
     # oneDNN multiplies bfloat16 only on CPUs with AVX-512; elsewhere F.linear runs, and the results still agree.
@@ -30,14 +30,14 @@ def test_packed_equals_plain(dtype: torch.dtype, tolerance: float, bias: bool) -
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_rows_do_not_depend_on_their_number(bias: bool) -> None:
+def test_packed_linear_rows_do_not_depend_on_the_batch_size(bias: bool) -> None:
     packed, x = layer(True, bias=bias)
     whole = packed(x)
     for count in range(2, 40):
         assert torch.equal(packed(x[:count]), whole[:count]), count
 
 
-def test_other_dtypes_fall_back_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_unpackable_dtype_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     ops._log_refusal.cache_clear()
     for _ in range(2):
         plain = Linear(torch.eye(4, dtype=torch.float16), None, prepack=True)
@@ -45,7 +45,9 @@ def test_other_dtypes_fall_back_and_say_so(caplog: pytest.LogCaptureFixture) -> 
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "float16" in caplog.text
 
 
-def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_mkldnn_operator_falls_back_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Gone:
         def __getattr__(self, name: str) -> None:
             raise AttributeError(f"no operator {name}")
@@ -60,7 +62,7 @@ def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: 
         ops.packing_refusal.cache_clear()
 
 
-def test_vocab_embedding_zeroes_foreign_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vocab_embedding_shards_sum_to_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TPGroup, "all_reduce", lambda _self, x: x)  # each rank's own summand
     table, ids = torch.randn(7, 3), torch.tensor([[6, 0, 3, 4]])
     total = torch.zeros(1, 4, 3)

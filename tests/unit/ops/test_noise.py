@@ -47,13 +47,13 @@ def rows(seeds: list[int], positions: list[int], columns: NoiseColumns) -> torch
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_published_vectors(counter: str, key: str, expected: str) -> None:
+def test_philox_gives_the_published_vectors(counter: str, key: str, expected: str) -> None:
     got = philox(*(tuple(torch.tensor([word]) for word in words(text)) for text in (counter, key)))
     assert [int(word) for word in got] == words(expected) == slow_philox(words(counter), words(key))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, -(2**63), -1, 0x0123456789ABCDEF])
-def test_equals_the_slow_twin(seed: int) -> None:
+def test_noise_equals_the_plain_python_definition(seed: int) -> None:
     positions = [0, 1, 5, 2**31, 2**32 - 1, 2**32 + 3, 2**45]
     got = rows([seed] * len(positions), positions, NoiseColumns.of_range(0, V, CPU))
     expected = torch.tensor([[slow_gumbel(seed, p, v) for v in range(V)] for p in positions], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_equals_the_slow_twin(seed: int) -> None:
     assert ((got.double() - expected).abs() <= tolerance).all()
 
 
-def test_seeds_positions_and_tokens_all_matter() -> None:
+def test_noise_differs_for_every_seed_position_and_token() -> None:
     columns = NoiseColumns.of_range(0, V, CPU)
     seen = rows([7, -7, 8, 7, 7, 7 + 2**40], [3, 3, 3, 4, 3 + 2**32, 3], columns)
     values = seen.flatten().tolist()
@@ -71,14 +71,14 @@ def test_seeds_positions_and_tokens_all_matter() -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, V), (0, 1), (1, 2), (3, 5), (4, 8), (13, 90), (96, 97), (50, 50)])
-def test_a_slice_is_a_slice_of_the_whole(start: int, stop: int) -> None:
+def test_noise_of_a_token_range_is_a_slice_of_the_whole_row(start: int, stop: int) -> None:
     seeds, positions = [5, -9, 5], [0, 17, 2**33]
     whole = rows(seeds, positions, NoiseColumns.of_range(0, V, CPU))
     assert torch.equal(rows(seeds, positions, NoiseColumns.of_range(start, stop, CPU)), whole[:, start:stop])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_shards_together_are_the_whole(world: int) -> None:
+def test_noise_of_vocabulary_shards_joins_to_the_whole_row(world: int) -> None:
     seeds, positions = [11, 12], [40, 41]
     shards = [TPGroup(rank, world).vocab_shard(V) for rank in range(world)]
     parts = [rows(seeds, positions, NoiseColumns.of_range(start, stop, CPU)) for start, stop, _ in shards]
@@ -86,13 +86,13 @@ def test_shards_together_are_the_whole(world: int) -> None:
 
 
 @pytest.mark.parametrize("ids", [[0], [96], [0, 1, 2, 3, 4], [5, 9, 10, 63, 96], [90, 3, 3, 17]])
-def test_any_ids_are_those_columns_of_the_whole(ids: list[int]) -> None:
+def test_noise_of_token_ids_equals_those_columns_of_the_whole_row(ids: list[int]) -> None:
     seeds, positions = [1, 2, 3], [9, 8, 7]
     whole = rows(seeds, positions, NoiseColumns.of_range(0, V, CPU))
     assert torch.equal(rows(seeds, positions, NoiseColumns.of_ids(torch.tensor(ids))), whole[:, ids])
 
 
-def test_rows_do_not_depend_on_how_many_are_made_at_once() -> None:
+def test_noise_rows_do_not_depend_on_how_many_are_made_at_once() -> None:
     seeds, positions = list(range(40)), list(range(100, 140))  # more than one portion
     assert len(seeds) > 2 * noise._ROWS_AT_ONCE
     columns = NoiseColumns.of_range(0, V, CPU)
@@ -102,14 +102,14 @@ def test_rows_do_not_depend_on_how_many_are_made_at_once() -> None:
 
 
 @pytest.mark.parametrize("num_blocks", [1, 63, 64, 65, 300])
-def test_compiled_words_are_the_same(num_blocks: int) -> None:
+def test_compiled_philox_words_equal_the_oracles(num_blocks: int) -> None:
     seeds = torch.tensor([0, -1, 2**63 - 1, -(2**63), 123456789012345])
     positions = torch.tensor([0, 1, 2**31, 2**32 + 5, 2**40])
     blocks = torch.arange(num_blocks) + 2**30 - 7
     assert torch.equal(noise._words_compiled(seeds, positions, blocks), noise._words(seeds, positions, blocks))
 
 
-def test_no_rows() -> None:
+def test_noise_of_no_rows_is_empty() -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     for columns in (NoiseColumns.of_range(3, 20, CPU), NoiseColumns.of_ids(torch.arange(17))):
         assert gumbel(empty, empty, columns).shape == (0, 17)
@@ -118,12 +118,12 @@ def test_no_rows() -> None:
 @pytest.mark.parametrize(
     ("h", "expected"), [(0, 22.874), (1, 21.775), (2**31, 0.3665), (2**32 - 2**8, -2.81), (2**32 - 1, -2.81)]
 )
-def test_known_words_to_noise(monkeypatch: pytest.MonkeyPatch, h: int, expected: float) -> None:
+def test_known_words_give_known_noise(monkeypatch: pytest.MonkeyPatch, h: int, expected: float) -> None:
     assert float(_of_word(monkeypatch, h)) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("h", [0, 1, 2**31, 2**32 - 2**9, 2**32 - 2**8, 2**32 - 2**7, 2**32 - 2, 2**32 - 1])
-def test_finite_at_the_extremes(monkeypatch: pytest.MonkeyPatch, h: int) -> None:
+def test_noise_is_finite_at_extreme_words(monkeypatch: pytest.MonkeyPatch, h: int) -> None:
     value = _of_word(monkeypatch, h)
     assert torch.isfinite(value).all(), f"h = {h} makes {value}"
 
@@ -135,7 +135,7 @@ def _of_word(monkeypatch: pytest.MonkeyPatch, h: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [1, -123456789, 2**62])
-def test_gumbel_distribution(seed: int) -> None:
+def test_noise_follows_the_gumbel_distribution(seed: int) -> None:
     """Kolmogorov-Smirnov distance to exp(-exp(-g)), along tokens and along positions."""
     along_tokens = rows([seed], [12], NoiseColumns.of_range(0, 20011, CPU))
     along_positions = rows([seed] * 20011, list(range(20011)), NoiseColumns.of_range(6, 7, CPU))
@@ -148,7 +148,7 @@ def test_gumbel_distribution(seed: int) -> None:
         assert distance * math.sqrt(count) < 1.63  # 1 % level; seeds are fixed
 
 
-def test_neighbours_are_uncorrelated() -> None:
+def test_noise_of_neighbouring_tokens_and_positions_is_uncorrelated() -> None:
     values = rows([3] * 512, list(range(512)), NoiseColumns.of_range(0, 64, CPU)).double()
     values = (values - values.mean()) / values.std()
     for a, b in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):

@@ -22,7 +22,7 @@ print(add({name}(2, 3)))
 """
 
 
-def test_code_kept_for_types_that_are_gone_is_compiled_anew(tmp_path: Path) -> None:
+def test_cached_code_of_a_renamed_type_is_compiled_anew(tmp_path: Path) -> None:
     def run(name: str) -> str:
         (tmp_path / "kept_types.py").write_text(FIRST.replace("Pair", name))
         (tmp_path / "loop.py").write_text(LOOP.format(name=name))

@@ -28,7 +28,7 @@ def test_every_share_is_done_once(threads: int) -> None:
 
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch here runs no OpenMP threads")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP may lack GNU's entry")
-def test_shares_are_done_side_by_side() -> None:
+def test_shares_run_concurrently() -> None:
     """Each waits for the other: one thread after the other would never end, but for the time limit."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -40,7 +40,7 @@ def test_shares_are_done_side_by_side() -> None:
         torch.set_num_threads(before)
 
 
-def test_an_error_of_any_share_comes_out(threads: int) -> None:
+def test_error_in_any_share_is_raised(threads: int) -> None:
     def work(share: int, shares: int) -> None:
         if share == shares - 1:
             raise ValueError(f"share {share}")
@@ -50,7 +50,7 @@ def test_an_error_of_any_share_comes_out(threads: int) -> None:
     run_shares(lambda *_: None)
 
 
-def test_threads_do_not_pile_up(threads: int) -> None:
+def test_repeated_runs_reuse_the_same_threads(threads: int) -> None:
     """The same few threads come each time, also between torch's own products."""
     seen = set()
     for _ in range(10):
@@ -60,7 +60,7 @@ def test_threads_do_not_pile_up(threads: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="lists a process's libraries as Linux does")
-def test_no_library_is_loaded_that_torch_has_not() -> None:
+def test_run_shares_loads_no_library_beyond_torchs() -> None:
     """A second OpenMP would have threads of its own."""
     code = """
 from pathlib import Path

@@ -80,7 +80,7 @@ def random_params(rng: random.Random, **fixed: object) -> SamplingParams:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_combination_follows_the_rules(seed: int) -> None:
+def test_random_field_combinations_equal_the_plain_python_rules(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(80):
         logits = [rng.gauss(0, 3) for _ in range(V)]
@@ -107,12 +107,12 @@ def test_every_combination_follows_the_rules(seed: int) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_each_field_alone(params: dict, temperature: float) -> None:
+def test_each_sampling_field_alone_equals_the_plain_python_rules(params: dict, temperature: float) -> None:
     rng = random.Random(1)
     check([rng.gauss(0, 2) for _ in range(V)], SamplingParams(temperature=temperature, **params))
 
 
-def test_order_of_application() -> None:
+def test_sampling_fields_apply_in_vllms_order() -> None:
     """Each pair of steps gives another result the other way round."""
     base = torch.full((V,), -30.0)
     base[:4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
@@ -158,7 +158,7 @@ def test_filters_are_skipped_when_greedy_and_never_empty_a_row() -> None:
         assert int((adjust(row, params, history([], []), ()) > NEVER).sum()) == 1
 
 
-def test_min_tokens_bans_until_enough() -> None:
+def test_min_tokens_bans_end_tokens_until_reached() -> None:
     params = SamplingParams(min_tokens=2, max_tokens=9, stop_token_ids=(4,))
     for num, banned in ((0, True), (1, True), (2, False)):
         row = adjust(torch.zeros(V), params, history([1], [8] * num), EOS)
@@ -166,7 +166,7 @@ def test_min_tokens_bans_until_enough() -> None:
         assert row[5] == 0.0
 
 
-def test_lowest_argmax() -> None:
+def test_lowest_argmax_takes_the_lowest_id_of_equal_maxima() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0], [NEVER, NEVER, -5.0], [2.0, 2.0, 2.0], [NEVER, NEVER, NEVER]])
     values, ids = lowest_argmax(scores)
     assert ids.tolist() == [1, 2, 0, 0] and values.tolist() == [3.0, -5.0, 2.0, NEVER]
@@ -175,13 +175,13 @@ def test_lowest_argmax() -> None:
     assert lowest_argmax(wide)[1].tolist() == [777]
 
 
-def test_a_row_of_nan_gives_an_impossible_id() -> None:
+def test_argmax_of_a_row_with_nan_is_an_impossible_id() -> None:
     scores = torch.zeros(2, V)
     scores[1, 3] = float("nan")
     assert lowest_argmax(scores)[1].tolist() == [0, V]
 
 
-def test_token_logprobs() -> None:
+def test_token_logprobs_are_log_softmax_with_the_top_tokens() -> None:
     logits = torch.zeros(V)
     logits[[4, 9, 30]] = torch.tensor([2.0, 5.0, 2.0])
     total = math.log(28 + 2 * math.exp(2) + math.exp(5))
@@ -217,7 +217,7 @@ def noise(one_thread: None) -> torch.Tensor:
     ],
     ids=["temperature", "top_p", "top_k", "min_p", "penalties"],
 )
-def test_the_argmax_with_noise_is_an_exact_sample(params: SamplingParams, noise: torch.Tensor) -> None:
+def test_argmax_with_noise_is_an_exact_sample(params: SamplingParams, noise: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(5)
     logits = 1.5 * torch.randn(V, generator=generator)
     row = adjust(logits, params, history(PROMPT, OUTPUT), EOS)
@@ -233,7 +233,7 @@ def test_the_argmax_with_noise_is_an_exact_sample(params: SamplingParams, noise:
     assert statistic < chi_square_limit(int(big.sum()) - 1 + (rest > 0))
 
 
-def test_perturb_is_temperature_then_noise() -> None:
+def test_perturb_divides_by_temperature_then_adds_noise() -> None:
     logits, noise = torch.randn(3, V), torch.randn(3, V)
     temperatures = torch.tensor([0.5, 1.0, 2.0])
     got = perturb(logits, temperatures, noise)
@@ -243,7 +243,7 @@ def test_perturb_is_temperature_then_noise() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 9])
-def test_top_tokens_are_a_stable_sort_with_ties_and_without(count: int) -> None:
+def test_top_tokens_equal_a_stable_sort_also_with_ties(count: int) -> None:
     rows = torch.randn(5, 7)
     rows[1] = 0.5  # all equal
     rows[2, [1, 4, 6]] = 9.0  # equal at the top
@@ -254,7 +254,7 @@ def test_top_tokens_are_a_stable_sort_with_ties_and_without(count: int) -> None:
     assert torch.equal(values, ordered[:, :count]) and torch.equal(ids, columns[:, :count])
 
 
-def test_a_grammar_comes_first_and_has_the_last_word() -> None:
+def test_grammar_masks_first_and_bans_never_empty_what_it_allows() -> None:
     """Filters look at what it lets through; bias and bans that would leave nothing of that do not apply."""
     logits = torch.randn(V, generator=torch.Generator().manual_seed(5))
     grammar = Grammar.regex("a")

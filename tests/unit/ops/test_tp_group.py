@@ -7,7 +7,7 @@ from medusa_dist.ops.linear import RowLinear
 from medusa_dist.ops.tp_group import TPGroup
 
 
-def test_one_rank_is_the_identity() -> None:
+def test_collectives_of_one_rank_are_the_identity() -> None:
     one, x = TPGroup(), torch.randn(3, 4)
     assert one.all_reduce(x) is x
     assert one.gather_to_rank0(x) == [x]
@@ -16,7 +16,7 @@ def test_one_rank_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
-def test_shares_cover_everything_once(world: int) -> None:
+def test_shard_ranges_of_all_ranks_cover_everything_once(world: int) -> None:
     ranks = [TPGroup(rank, world) for rank in range(world)]
     chunks = [rank.shard_range(97) for rank in ranks]
     assert [i for start, stop in chunks for i in range(start, stop)] == list(range(97))
@@ -27,10 +27,10 @@ def test_shares_cover_everything_once(world: int) -> None:
     assert all(start == min(rank * rows, 97) for rank, (start, _, rows) in enumerate(shards))
 
 
-def test_a_vocabulary_smaller_than_its_padding() -> None:
+def test_small_vocabulary_gives_short_and_empty_shards() -> None:
     assert [TPGroup(rank, 4).vocab_shard(5) for rank in range(4)] == [(0, 2, 2), (2, 4, 2), (4, 5, 2), (5, 5, 2)]
 
 
-def test_rank_outside_the_group() -> None:
+def test_rank_outside_the_group_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank 2"):
         TPGroup(2, 2)

@@ -18,7 +18,7 @@ def pool(num_blocks: int = 3, numbered: bool = True) -> KVCache:
     return made
 
 
-def test_allocated_zeroed_and_sized() -> None:
+def test_pool_is_allocated_zeroed_with_block_bytes_per_block() -> None:
     made = pool(7, numbered=False)
     assert made.num_blocks == 7 and made.rows.shape == (2, 2, 3, 7 * BLOCK_TOKENS, 5)
     assert not made.rows.any()
@@ -47,7 +47,7 @@ def test_write_touches_its_slots_in_its_layer_only() -> None:
         ([20], [20]),
     ],
 )
-def test_moves_read_everything_before_they_write(sources: list[int], targets: list[int]) -> None:
+def test_copy_rows_reads_all_sources_before_it_writes(sources: list[int], targets: list[int]) -> None:
     made, before = pool(), pool().rows
     made.copy_rows(torch.tensor(sources), torch.tensor(targets))
     expected = before.clone()
@@ -56,7 +56,7 @@ def test_moves_read_everything_before_they_write(sources: list[int], targets: li
     assert torch.equal(made.rows, expected)
 
 
-def test_random_moves() -> None:
+def test_copy_rows_equals_indexing_for_random_moves() -> None:
     rng = random.Random(3)
     for _ in range(20):
         sources = [rng.randrange(48) for _ in range(12)]

@@ -1,5 +1,5 @@
-"""Paged attention against the definition, and the bitwise independence of `exact` and `fused` from what else is in the
-batch."""
+"""Paged attention against the definition, and the bitwise independence of `exact` and `paged_cpu` from what else is in
+the batch."""
 
 import random
 
@@ -41,7 +41,7 @@ def by_definition(pieces: list[Piece], contents: Contents, scoring: AttentionPar
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
 @pytest.mark.parametrize("backend", ALL)
-def test_equals_the_definition(backend: str, scoring: AttentionParams) -> None:
+def test_attention_equals_its_definition_in_float64(backend: str, scoring: AttentionParams) -> None:
     for seed in range(2):
         pieces = random_pieces(seed)
         contents = Contents.random(pieces, Heads(6, 3, 8), seed)
@@ -51,7 +51,7 @@ def test_equals_the_definition(backend: str, scoring: AttentionParams) -> None:
 
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("per_head", [1, 2, 3, 8])
-def test_grouped_heads(backend: str, per_head: int) -> None:
+def test_grouped_heads_equal_the_definition(backend: str, per_head: int) -> None:
     pieces = random_pieces(7)
     contents = Contents.random(pieces, Heads(2 * per_head, 2, 8), 1)
     got = attend(pieces, contents, AttentionParams(0.35), backend)
@@ -59,7 +59,7 @@ def test_grouped_heads(backend: str, per_head: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_long_contexts(backend: str) -> None:
+def test_contexts_of_several_key_chunks_equal_the_definition(backend: str) -> None:
     pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 2)
     for scoring in (AttentionParams(0.3), AttentionParams(0.3, window=200)):
@@ -68,7 +68,7 @@ def test_long_contexts(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_a_window_counts_positions_not_columns(backend: str) -> None:
+def test_window_counts_positions_not_kv_columns(backend: str) -> None:
     """Siblings stand between a node and its parent; the window must not be used up by them."""
     pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
     contents = Contents.random(pieces, Heads(2, 1, 8), 3)
@@ -79,7 +79,7 @@ def test_a_window_counts_positions_not_columns(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BITWISE)
-def test_unknown_rows_do_not_leak(backend: str) -> None:
+def test_rows_a_query_cannot_see_do_not_change_it(backend: str) -> None:
     """What a query may not see can be anything finite: the result is the same, bit for bit."""
     pieces = [Piece(20, 1, (-1, 0, -1, 2)), Piece(40, 3)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 4)
@@ -124,14 +124,14 @@ def check_bitwise(pieces: list[Piece], contents: Contents, scoring: AttentionPar
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("scoring", ["plain", "window", "all"])
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_alone_and_in_a_batch_with_trees(seed: int, scoring: str, backend: str) -> None:
+def test_row_alone_equals_its_row_in_a_batch_with_trees(seed: int, scoring: str, backend: str) -> None:
     pieces = random_pieces(100 + seed)
     check_bitwise(pieces, Contents.random(pieces, Heads(6, 3, 8), seed), SCORINGS[scoring], seed, backend)
 
 
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("known", [17, 191, 192, 193, 255, 256, 257, 300, 383, 384, 385, 500, 512, 577, 700])
-def test_rows_at_any_length(known: int, backend: str) -> None:
+def test_row_alone_equals_its_row_in_a_batch_at_any_length(known: int, backend: str) -> None:
     """Across the borders of key chunks and blocks; with `exact`, the scheduler keeps a tree inside one chunk."""
     rng = random.Random(known)
     size = 15 if backend == "paged_cpu" else min(15, KEY_CHUNK - known % KEY_CHUNK)
@@ -141,7 +141,7 @@ def test_rows_at_any_length(known: int, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 1, 64), Heads(5, 1, 64), Heads(7, 1, 64)], ids=str)
-def test_rows_with_several_threads(heads: Heads, backend: str) -> None:
+def test_row_is_the_same_alone_in_a_batch_and_with_two_threads(heads: Heads, backend: str) -> None:
     torch.set_num_threads(2)
     pieces = [Piece(300, 1, (-1, 0, -1)), Piece(12, 1), Piece(290, 1)]
     contents = Contents.random(pieces, heads, 6)
@@ -156,14 +156,14 @@ SHAPES = [(1, 1, 64), (4, 4, 32), (8, 1, 16), (9, 3, 64), (2, 2, 128), (2, 2, 25
 
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("heads", [Heads(*shape) for shape in SHAPES], ids=str)
-def test_rows_of_any_head_shape(heads: Heads, backend: str) -> None:
+def test_row_alone_equals_its_row_in_a_batch_for_any_head_shape(heads: Heads, backend: str) -> None:
     pieces = [Piece(90, 1, (-1, -1, 0, 1, 0, 4)), Piece(130, 1), Piece(0, 20)]
     check_bitwise(pieces, Contents.random(pieces, heads, 5), AttentionParams(heads.dim**-0.5), 1, backend)
 
 
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("num", [2, 3, 8, 31, 64])
-def test_a_row_among_many_sequences(num: int, backend: str) -> None:
+def test_row_alone_equals_its_row_among_many_sequences(num: int, backend: str) -> None:
     rng = random.Random(num)
     pieces = [Piece(rng.randrange(33, 120), 1, random_parents(rng, rng.choice([0, 2]))) for _ in range(num)]
     contents = Contents.random(pieces, Heads(6, 3, 8), num)
@@ -178,7 +178,7 @@ def test_a_row_among_many_sequences(num: int, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BITWISE)
 @pytest.mark.parametrize("length", [2, 5, 16, 40, 64, 260])
-def test_a_row_at_the_end_of_a_chunk(length: int, backend: str) -> None:
+def test_row_alone_equals_the_last_row_of_a_prompt_chunk(length: int, backend: str) -> None:
     for known in (270, 290, 515):
         pieces = [Piece(known, 1)]
         contents = Contents.random(pieces, Heads(6, 3, 8), known)
@@ -190,7 +190,7 @@ def test_a_row_at_the_end_of_a_chunk(length: int, backend: str) -> None:
         )
 
 
-def test_rows_of_no_group_come_out_as_zeros() -> None:
+def test_padding_rows_come_out_as_zeros() -> None:
     """Padding rows belong to no group; garbage in them would enter the scratch block, and 0 x NaN is NaN for others."""
     pool = KVCache.allocate(1, 1, 8, 3, torch.float32, torch.device("cpu"))
     filler = torch.full((64, 8), float("nan"))  # memory that an allocator may hand out again
@@ -209,7 +209,7 @@ def test_rows_of_no_group_come_out_as_zeros() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rows_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_paged_cpu_row_does_not_depend_on_how_the_work_is_shared(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Any head size, rows per piece of work, window and number of threads; trees of up to 63 nodes, block edges."""
     rng = random.Random(seed)
     torch.set_num_threads(rng.choice([1, 2]))

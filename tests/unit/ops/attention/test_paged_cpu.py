@@ -1,6 +1,6 @@
 """The compiled attention by itself: bfloat16, NaN, its exponential, when it is compiled, what it refuses.
 
-What it computes is tested beside the other backends (test_attention.py).
+What it computes is tested beside the other backends (test_padded.py).
 """
 
 import errno
@@ -24,7 +24,7 @@ from tests.support.plan_helpers import Piece
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_bfloat16_pools_are_read_as_they_are() -> None:
+def test_bfloat16_attention_equals_float32_rounded_once() -> None:
     """The kernel computes in float32: from rounded inputs, the same as in float32 throughout, then rounded once."""
     pieces = random_pieces(11)
     narrow = Contents.random(pieces, Heads(6, 3, 8), 11).to(torch.bfloat16)
@@ -32,7 +32,7 @@ def test_bfloat16_pools_are_read_as_they_are() -> None:
     assert torch.equal(got, attend(pieces, narrow.to(torch.float32), SCORINGS["all"], "paged_cpu").to(torch.bfloat16))
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_key_makes_only_its_own_rows_nan() -> None:
     pieces = [Piece(20, 1), Piece(20, 1)]
     contents = Contents.random(pieces, Heads(2, 1, 8), 0)
     contents.old[0][0][7] = float("nan")
@@ -40,7 +40,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert out[0].isnan().all() and not out[1].isnan().any()
 
 
-def test_the_kernel_s_exponential() -> None:
+def test_kernels_exponential_is_within_3_ulp_of_float64() -> None:
     """Through a softmax over two keys: within 3 units in the last place of float64's, down to where it vanishes."""
     for gap in [0.0, 1e-6, 0.1, 0.35, 1.0, 5.0, 20.0, 80.0, 87.0]:
         pieces = [Piece(1, 1)]
@@ -51,7 +51,7 @@ def test_the_kernel_s_exponential() -> None:
         assert got == pytest.approx(wanted, rel=4e-7)
 
 
-def test_all_that_can_be_asked_for_is_compiled_at_start() -> None:
+def test_compile_kernel_covers_all_signatures_used_later() -> None:
     dtypes = [torch.float32, torch.bfloat16]
     for dtype in dtypes:
         compile_kernel(dtype)
@@ -64,7 +64,7 @@ def test_all_that_can_be_asked_for_is_compiled_at_start() -> None:
     assert ([*kernel.signatures], [*write.signatures]) == before
 
 
-def test_a_function_that_cannot_be_kept_on_disk_is_compiled_all_the_same() -> None:
+def test_function_that_cannot_be_cached_on_disk_still_runs() -> None:
     names: dict = {}
     exec("def twice(x):\n    return 2 * x", names)  # as in a folder that nobody may write to: numba finds no place
     function = numba.njit(names["twice"])
@@ -73,7 +73,7 @@ def test_a_function_that_cannot_be_kept_on_disk_is_compiled_all_the_same() -> No
     assert kept_on_disk(function)(21) == 42
 
 
-def test_what_does_not_fit_the_pool_is_no_access_beside_it() -> None:
+def test_tensor_that_does_not_fit_the_pool_is_an_assertion_error() -> None:
     pieces = [Piece(3, 4)]
     fits = Contents.random(pieces, Heads(4, 2, 8), 0)
     for wrong in (
@@ -89,7 +89,7 @@ def test_what_does_not_fit_the_pool_is_no_access_beside_it() -> None:
         attend(pieces, fits, AttentionParams(0.3, sinks=torch.zeros(3)), "paged_cpu")
 
 
-def test_what_finds_no_room_on_disk_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_compiled_function_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk: the first call's error comes after compiling, so the next call has nothing to write."""
     (tmp_path / "twice.py").write_text("import numba\n\n@numba.njit(cache=True)\ndef twice(x):\n    return 2 * x\n")
     monkeypatch.syspath_prepend(str(tmp_path))

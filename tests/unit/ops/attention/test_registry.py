@@ -20,7 +20,7 @@ def test_auto_takes_what_the_device_and_dtype_can_run() -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_named_backend_is_taken_where_it_runs(name: str) -> None:
+def test_named_backend_is_used_where_it_runs(name: str) -> None:
     assert resolve_backend(name, CPU, torch.float32) == name
 
 
@@ -30,7 +30,7 @@ def test_a_backend_that_cannot_run_there_is_refused_by_key(device: torch.device,
         resolve_backend("paged_cpu", device, dtype)
 
 
-def test_the_config_key_names_the_registry() -> None:
+def test_config_key_accepts_auto_and_every_registered_backend() -> None:
     names = Config.model_fields["attention_backend"].annotation.__args__
     assert set(names) == {"auto", *BACKENDS}
 
