@@ -70,7 +70,9 @@ def logits_of(folder: Path, hidden: Tensor, output_rows: Tensor | None) -> Tenso
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 @pytest.mark.parametrize("num_blocks", [1, 2])
 @pytest.mark.parametrize("own", [True, False])
-def test_equal_logits(base: Path, tmp_path: Path, kind: str, num_blocks: int, own: bool) -> None:
+def test_converted_heads_give_the_logits_of_the_published_ones(
+    base: Path, tmp_path: Path, kind: str, num_blocks: int, own: bool
+) -> None:
     theirs = published(num_blocks, own)
     save(
         tmp_path / "in",
@@ -89,7 +91,7 @@ def test_equal_logits(base: Path, tmp_path: Path, kind: str, num_blocks: int, ow
     torch.testing.assert_close(logits_of(tmp_path / "out", hidden, None if own else rows), expected)
 
 
-def test_a_block_that_is_shared_by_its_head(base: Path, tmp_path: Path) -> None:
+def test_block_repeated_in_shared_memory_is_converted(base: Path, tmp_path: Path) -> None:
     """Medusa's own code repeats one layer; its tensors share memory."""
     block = Block().requires_grad_(False)
     theirs = nn.ModuleList([nn.Sequential(block, block)])
@@ -99,7 +101,7 @@ def test_a_block_that_is_shared_by_its_head(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(tmp_path / "out", hidden, rows)[:, 0], theirs[0](hidden) @ rows.T)
 
 
-def test_vllms_short_vocabulary(base: Path, tmp_path: Path) -> None:
+def test_vllm_heads_of_a_short_vocabulary_are_converted(base: Path, tmp_path: Path) -> None:
     theirs = published()
     ids = torch.tensor([7, 3, 96, 11, 50])
     state = {"token_map": ids}
@@ -122,7 +124,7 @@ def vllm_blocks(theirs: nn.ModuleList) -> dict[str, Tensor]:
     }
 
 
-def test_vllms_output_rows_of_all_tokens_with_a_token_map(base: Path, tmp_path: Path) -> None:
+def test_vllm_full_output_rows_with_a_token_map_are_shortened(base: Path, tmp_path: Path) -> None:
     """vLLM takes the map's rows of them when it loads."""
     theirs, ids = published(), torch.tensor([7, 3, 96])
     state = (
@@ -138,7 +140,7 @@ def test_vllms_output_rows_of_all_tokens_with_a_token_map(base: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["lm_heads.0.weight", "lm_head.weight"])
 @pytest.mark.parametrize("short", [False, True])
-def test_vllms_one_output_for_all_heads(base: Path, tmp_path: Path, name: str, short: bool) -> None:
+def test_vllm_single_output_matrix_becomes_the_shared_one(base: Path, tmp_path: Path, name: str, short: bool) -> None:
     theirs, rows = published(own=False), torch.randn(VOCAB, HIDDEN)
     state = vllm_blocks(theirs) | {name: rows} | ({"token_map": torch.tensor([9, 4])} if short else {})
     save(tmp_path / "in", state, "safetensors", model_type="medusa", num_heads=HEADS, original_lm_head=True)
@@ -150,7 +152,7 @@ def test_vllms_one_output_for_all_heads(base: Path, tmp_path: Path, name: str, s
     torch.testing.assert_close(logits_of(tmp_path / "out", hidden, rows), expected)
 
 
-def test_modelopts_repeated_block(base: Path, tmp_path: Path) -> None:
+def test_modelopt_repeated_block_stored_once_is_converted(base: Path, tmp_path: Path) -> None:
     """A whole model, saved as transformers does: of tensors that are one, the first name stays."""
     blocks = [Block().requires_grad_(False) for _ in range(HEADS)]
     theirs = nn.ModuleList(nn.Sequential(b, b, nn.Linear(HIDDEN, VOCAB, bias=False)) for b in blocks)
@@ -166,7 +168,7 @@ def test_modelopts_repeated_block(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(tmp_path / "out", hidden, None), expected)
 
 
-def test_heads_inside_a_whole_model(base: Path, tmp_path: Path) -> None:
+def test_heads_inside_a_whole_model_are_found(base: Path, tmp_path: Path) -> None:
     state = {f"medusa_head.{name}": value for name, value in published().state_dict().items()}
     (tmp_path / "in").mkdir()
     save_file({**state, "model.norm.weight": torch.ones(3)}, tmp_path / "in" / "model-00001-of-00001.safetensors")
@@ -174,7 +176,7 @@ def test_heads_inside_a_whole_model(base: Path, tmp_path: Path) -> None:
     assert found.layout == "medusa" and file.description.num_heads == HEADS
 
 
-def test_a_config_that_counts_other_heads(base: Path, tmp_path: Path) -> None:
+def test_config_with_another_head_count_is_refused_unless_trusted(base: Path, tmp_path: Path) -> None:
     save(tmp_path / "in", published().state_dict(), "pt", medusa_num_heads=2)
     with pytest.raises(HeadsError, match="medusa_num_heads: 2, but the tensors hold 3 heads"):
         convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
@@ -197,7 +199,9 @@ def test_a_config_that_counts_other_heads(base: Path, tmp_path: Path) -> None:
         ({"2.0.linear.bias": torch.zeros(5)}, r"heads\.2\.blocks\.0\.bias has shape \(5,\)"),
     ],
 )
-def test_tensors_that_do_not_fit(base: Path, tmp_path: Path, change: dict[str, Tensor], error: str) -> None:
+def test_misfitting_tensor_is_refused_and_nothing_is_written(
+    base: Path, tmp_path: Path, change: dict[str, Tensor], error: str
+) -> None:
     save(tmp_path / "in", {**published().state_dict(), **change}, "pt")
     with pytest.raises(HeadsError, match=error):
         convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
@@ -228,7 +232,7 @@ def test_a_malicious_pickle_does_not_run(base: Path, tmp_path: Path, legacy: boo
     assert mark.exists(), "the file would have run"
 
 
-def test_files_that_are_no_heads(base: Path, tmp_path: Path) -> None:
+def test_file_without_heads_is_refused_with_its_name(base: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     with pytest.raises(HeadsError, match=r"has no \.safetensors, \.pt or \.bin file"):
@@ -252,7 +256,7 @@ def test_files_that_are_no_heads(base: Path, tmp_path: Path) -> None:
         convert_heads(str(source / "medusa_lm_head.pt"), tmp_path / "out", str(tmp_path / "gone"), True)
 
 
-def test_the_command(base: Path, tmp_path: Path) -> None:
+def test_convert_heads_command_prints_a_summary_and_does_not_overwrite(base: Path, tmp_path: Path) -> None:
     save(tmp_path / "in", published().state_dict(), "pt")
     arguments = ["convert-heads", str(tmp_path / "in"), str(tmp_path / "out"), "--base", str(base)]
     done = CliRunner().invoke(app, arguments)

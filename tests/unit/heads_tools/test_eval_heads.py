@@ -31,7 +31,7 @@ def llm(folder: Path):
         yield llm
 
 
-def test_a_report(llm: LLM, folder: Path) -> None:
+def test_report_counts_positions_categories_and_tree_curves(llm: LLM, folder: Path) -> None:
     said: list[str] = []
     report = eval_heads(llm, "mine", Asked(folder / "prompts.jsonl", PARAMS, 1), said.append)
     assert [c.name for c in report.categories] == ["x", "y"] and [c.answers for c in report.categories] == [2, 1]
@@ -54,7 +54,7 @@ def test_accuracies_are_written_into_the_head_file(llm: LLM, folder: Path) -> No
     assert about.training["measured"]["places"] == 69
 
 
-def test_tokens_that_differ_are_an_error(llm: LLM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_changed_by_speculation_are_an_error(llm: LLM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = llm.generate
 
     def dishonest(prompts, params):
@@ -68,7 +68,7 @@ def test_tokens_that_differ_are_an_error(llm: LLM, folder: Path, monkeypatch: py
         eval_heads(llm, "mine", Asked(folder / "prompts.jsonl", PARAMS, 1), lambda _: None)
 
 
-def test_no_heads(folder: Path) -> None:
+def test_eval_heads_without_heads_is_a_config_error(folder: Path) -> None:
     with (
         LLM(str(folder), kv_cache_tokens=512) as llm,
         pytest.raises(ConfigError, match="there are none: speculation is off: no heads for this model"),
@@ -76,7 +76,7 @@ def test_no_heads(folder: Path) -> None:
         eval_heads(llm, "none", Asked(folder / "prompts.jsonl", PARAMS), lambda _: None)
 
 
-def test_joined_speeds_weigh_categories_alike() -> None:
+def test_joined_speeds_weigh_every_prompt_alike() -> None:
     both = joined([Speed(1, 1.0, 10.0, 10.0), Speed(3, 2.0, 30.0, 10.0)])
     assert both == Speed(4, pytest.approx(4 / 3), pytest.approx(15.0), pytest.approx(10.0))
     assert both.speedup == pytest.approx(1.5)

@@ -15,7 +15,7 @@ def shown(report: HeadsReport, width: int = 80) -> str:
     return stream.getvalue()
 
 
-def test_all_numbers_are_there_and_fit_80_columns() -> None:
+def test_report_shows_all_numbers_in_80_columns() -> None:
     text = shown(some_report())
     assert "mine on demo, float32, temperature 0: 60 positions in 3 answers to p.jsonl" in text
     for part in ("30.5", "40.0", "1.630", "1.315", "85.0", "12.0, calibrated 1.0 %", "code", "1.50", "25.0", "1.20"):
@@ -23,12 +23,12 @@ def test_all_numbers_are_there_and_fit_80_columns() -> None:
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
-def test_what_was_not_timed_is_left_empty() -> None:
+def test_report_leaves_speeds_empty_without_timing() -> None:
     text = shown(some_report(timed=False))
     assert "code" in text and "25.0" not in text
 
 
-def test_heads_that_gain_nothing() -> None:
+def test_heads_that_gain_nothing_show_a_gain_of_1() -> None:
     report = some_report()
     nothing = HeadsReport(**{**vars(report), "dynamic": [1.0] * 63, "static": [1.0] * 63, "categories": []})
     assert "1.000" in shown(nothing)

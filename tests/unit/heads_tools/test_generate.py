@@ -14,18 +14,18 @@ def ids(text: str) -> tuple[int, ...]:
     return tuple(LLM.tokenizer(text)["input_ids"])
 
 
-def test_each_token_has_the_colour_of_its_head() -> None:
+def test_each_token_is_coloured_by_its_head() -> None:
     text = coloured(LLM, TextDelta(text="abc", token_ids=ids("abc"), heads=(1, 2, 0)))
     assert text.plain == "abc"
     assert [span.style for span in text.spans] == [style_of(1), style_of(2), style_of(0)]
 
 
-def test_text_that_no_token_owns_alone_is_still_shown() -> None:
+def test_text_of_several_tokens_is_still_shown() -> None:
     held = TextDelta(text="é", token_ids=ids("é")[-1:], heads=(1,))
     assert coloured(LLM, held).plain == "é"
 
 
-def test_the_summary_counts_all_steps() -> None:
+def test_summary_counts_tokens_steps_and_drafts_of_all_deltas() -> None:
     deltas = [
         TextDelta(text="ab", token_ids=(1, 2), heads=(1, 0), stats=SpeculationStats(1, 3, (1,))),
         TextDelta(text="c", token_ids=(3,), heads=(0,), stats=SpeculationStats(1, 2, (0,))),

@@ -12,13 +12,13 @@ pytest.importorskip("matplotlib")
 from medusa_dist.heads_tools.plots import draw
 
 
-def test_a_picture(tmp_path: Path) -> None:
+def test_draw_writes_a_png_or_svg_by_the_files_ending(tmp_path: Path) -> None:
     draw(some_report(), tmp_path / "heads.png")
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
     draw(some_report(), tmp_path / "heads.svg")
     assert "head 2" in (tmp_path / "heads.svg").read_text()
 
 
-def test_an_ending_that_is_no_picture(tmp_path: Path) -> None:
+def test_file_ending_other_than_png_or_svg_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"heads\.txt must end in \.png"):
         draw(some_report(), tmp_path / "heads.txt")

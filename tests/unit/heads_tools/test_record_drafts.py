@@ -25,7 +25,7 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> EngineRank:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_replay_takes_the_engines_steps(rank: EngineRank, temperature: float) -> None:
+def test_replay_of_a_tree_takes_as_many_steps_as_the_engine(rank: EngineRank, temperature: float) -> None:
     params = SamplingParams(max_tokens=40, temperature=temperature, ignore_eos=True)
     said: list[str] = []
     answers = record(rank.engine, PROMPTS, params, said.append)
@@ -46,7 +46,7 @@ def test_the_replay_takes_the_engines_steps(rank: EngineRank, temperature: float
     assert said[0] == "recording: 0 of 4 answers" and said[-1] == "recording: 4 of 4 answers"
 
 
-def test_every_place_of_an_answer_has_its_guesses(tmp_path: Path) -> None:
+def test_every_position_of_an_answer_has_its_guesses(tmp_path: Path) -> None:
     """A model that counts, and heads that count on: at each place they offer the tokens that come."""
     save_counting_model(tmp_path, shifted(1))
     save_counting_heads(tmp_path / "heads", [shifted(k + 1) for k in (1, 2, 3)])
@@ -56,7 +56,7 @@ def test_every_place_of_an_answer_has_its_guesses(tmp_path: Path) -> None:
     assert [g.tokens[:, 0].tolist() for g in answer.guesses] == [[t + 1, t + 2, t + 3] for t in range(5, 13)]
 
 
-def test_the_engine_is_as_it_was(rank: EngineRank) -> None:
+def test_recording_leaves_the_engines_statistics_and_blocks_unchanged(rank: EngineRank) -> None:
     engine = rank.engine
     before = engine.stats()
     record(engine, PROMPTS[:1], SamplingParams(max_tokens=5, temperature=0.0))

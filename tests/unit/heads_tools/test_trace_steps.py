@@ -25,7 +25,7 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> EngineRank:
     return EngineRank(tiny_config(folder), folder)
 
 
-def test_steps_of_a_model_that_counts(rank: EngineRank) -> None:
+def test_traced_steps_have_root_accepted_nodes_and_tokens(rank: EngineRank) -> None:
     steps = list(watch(rank.engine, [4], PARAMS, CHAIN))
     assert [step.tokens for step in steps] == [(5,), (6, 7, 8, 9), (10, 11, 12, 13)]
     assert [step.root for step in steps] == [4, 5, 9]
@@ -33,7 +33,7 @@ def test_steps_of_a_model_that_counts(rank: EngineRank) -> None:
     assert len(steps[0].chances) == 0 and all(0 < chance < 1 for chance in steps[1].chances)
 
 
-def test_dynamic_trees_and_the_engines_own_answer(rank: EngineRank) -> None:
+def test_traced_dynamic_trees_give_the_engines_own_answer(rank: EngineRank) -> None:
     steps = list(watch(rank.engine, [4], PARAMS, SpeculationConfig(mode="auto", max_nodes=4)))
     run = decode(rank.engine, [request("x", [4], max_tokens=9, temperature=0.0, ignore_eos=True)])
     assert tuple(t for step in steps for t in step.tokens) == run.outputs["x"].token_ids
@@ -42,13 +42,13 @@ def test_dynamic_trees_and_the_engines_own_answer(rank: EngineRank) -> None:
         assert step.values == sorted(step.values, reverse=True)
 
 
-def test_leaving_early_frees_the_engine(rank: EngineRank) -> None:
+def test_leaving_a_trace_early_frees_the_kv_blocks(rank: EngineRank) -> None:
     next(watch(rank.engine, [4], PARAMS, CHAIN))
     pool = rank.engine.scheduler.pool
     assert pool.num_free == pool.num_usable
 
 
-def test_a_tree_that_these_heads_cannot_draft(rank: EngineRank) -> None:
+def test_tree_deeper_than_the_heads_is_refused(rank: EngineRank) -> None:
     deep = SpeculationConfig(mode="static", tree=[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]])
     with pytest.raises(ConfigError, match="4 deep, but the model has 3 heads"):
         next(watch(rank.engine, [4], PARAMS, deep))

@@ -31,7 +31,7 @@ def tuning(*results: BatchResult) -> Tuning:
     return Tuning("demo", "float32", "cpu", 1234, list(results))
 
 
-def test_tables_fit_80_columns() -> None:
+def test_tables_show_all_results_in_80_columns() -> None:
     stream = io.StringIO()
     show(tuning(result(1), result(4, None)), Console(file=stream, width=80))
     text = stream.getvalue()
@@ -41,7 +41,7 @@ def test_tables_fit_80_columns() -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "static"])
-def test_the_yaml_is_what_the_config_takes(mode: str) -> None:
+def test_written_yaml_is_a_valid_speculation_config(mode: str) -> None:
     text = as_yaml(tuning(result(1), result(4)), mode)
     keys = yaml.safe_load(text)
     config = parse_config({"model": "x", **keys})
@@ -54,14 +54,14 @@ def test_the_yaml_is_what_the_config_takes(mode: str) -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_what_is_in_comments_can_be_taken_as_it_is() -> None:
+def test_commented_yaml_of_other_batch_sizes_is_valid_as_well() -> None:
     lines = as_yaml(tuning(result(1), result(4)), "auto").splitlines()
     begin = next(i for i, line in enumerate(lines) if line == "# speculation:" and "batch 4" in lines[i + 1])
     block = [line.removeprefix("# ") for line in lines[begin:]]
     assert yaml.safe_load("\n".join(block[: block.index("")]))["speculation"] == {"mode": "auto", "max_nodes": 7}
 
 
-def test_the_recommendation_goes_by_what_was_measured() -> None:
+def test_recommended_mode_has_the_higher_measured_gain() -> None:
     assert recommended(tuning(result(1))) == "auto"
     assert recommended(tuning(result(1, static=1.5))) == "static"
     assert recommended(tuning(result(1, static=1.41))) == "auto", "a percent is within noise"

@@ -15,7 +15,7 @@ PROMPTS = [([5 + i, 6, 7], "") for i in range(4)]
 PARAMS = SamplingParams(max_tokens=16, temperature=0.0)
 
 
-def test_a_tuning(tmp_path: Path) -> None:
+def test_tune_tree_chooses_valid_measured_trees_per_batch_size(tmp_path: Path) -> None:
     save_llm(tmp_path)
     keys = {"speculation": {"mode": "auto", "max_nodes": MAX_NODES}, "max_running": 2, "kv_cache_tokens": 2048}
     with LLM(str(tmp_path), heads=str(tmp_path / "heads"), **keys) as llm:
@@ -34,7 +34,7 @@ def test_a_tuning(tmp_path: Path) -> None:
         assert best.measured > 0 and result.best_dynamic.measured > 0
 
 
-def test_without_heads_or_room(tmp_path: Path) -> None:
+def test_tune_tree_without_heads_is_a_config_error(tmp_path: Path) -> None:
     save_llm(tmp_path)
     with LLM(str(tmp_path), kv_cache_tokens=256) as llm, pytest.raises(ConfigError, match="this command needs heads"):
         tune_tree(llm, PROMPTS, [1], PARAMS, lambda _: None)
