@@ -9,7 +9,7 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.training.distill import distill, origin_of
-from medusa_dist.training.distilled_dataset import DistilledAnswer, read_answers
+from medusa_dist.training.distilled_dataset import read_answers
 from tests.support.tiny_llm import save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_answers_are_the_models_own(llm: LLM, prompts: Path, tmp_path: Path) -> None:
+def test_distilled_answers_are_the_models_own(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     origin = origin_of(llm, prompts, (0.0, 0.9), 2, 12)
     made = distill(llm, prompts, tmp_path / "answers.jsonl", origin)
     found, answers = read_answers(tmp_path / "answers.jsonl")
@@ -60,7 +60,7 @@ def test_answers_of_two_ranks_are_those_of_one(llm: LLM, prompts: Path, tmp_path
     assert one == other and len(one) == 5
 
 
-def test_a_kill_loses_nothing(llm: LLM, prompts: Path, tmp_path: Path) -> None:
+def test_resumed_distillation_equals_an_uninterrupted_one(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     origin = origin_of(llm, prompts, (0.0, 0.9), 2, 12)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     distill(llm, prompts, whole, origin)
@@ -77,7 +77,7 @@ def test_a_kill_loses_nothing(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     assert cut.read_text() == before
 
 
-def test_a_file_of_other_answers_is_not_gone_on_with(llm: LLM, prompts: Path, tmp_path: Path) -> None:
+def test_file_made_with_other_options_is_not_resumed(llm: LLM, prompts: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.jsonl"
     distill(llm, prompts, target, origin_of(llm, prompts, (0.0,), 1, 5))
     with pytest.raises(ConfigError, match="made with other options \\(max_tokens: 5, now 6\\)"):
@@ -93,7 +93,9 @@ def test_a_file_of_other_answers_is_not_gone_on_with(llm: LLM, prompts: Path, tm
         ('{"ORIGIN"}\n{"id": "0:0"}\n', "line 2: temperature"),
     ],
 )
-def test_files_that_are_no_answers(text: str, message: str, llm: LLM, prompts: Path, tmp_path: Path) -> None:
+def test_file_without_valid_answers_is_refused(
+    text: str, message: str, llm: LLM, prompts: Path, tmp_path: Path
+) -> None:
     origin = origin_of(llm, prompts, (0.0,), 1, 5)
     path = tmp_path / "bad.jsonl"
     path.write_text(text.replace('{"ORIGIN"}', origin.model_dump_json()))
@@ -101,4 +103,3 @@ def test_files_that_are_no_answers(text: str, message: str, llm: LLM, prompts: P
         read_answers(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_answers(tmp_path / "nowhere.jsonl")
-    assert "output_ids" in DistilledAnswer.model_fields

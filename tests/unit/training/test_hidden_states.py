@@ -26,7 +26,7 @@ def answers() -> list[DistilledAnswer]:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "mistral", "qwen3", "opt-projected"])
-def test_places_are_what_the_model_thinks(name: str, tmp_path: Path) -> None:
+def test_collected_states_and_top_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
     """Gemma 2 caps its scores and has windows, Mistral has windows shorter than the answers.
 
     Heads may read the first layer as well; OPT's is wider here than what its output matrix reads.
@@ -68,14 +68,14 @@ def small() -> Positions:
     )
 
 
-def test_what_follows_stays_in_its_answer() -> None:
+def test_followers_of_a_position_stay_in_its_answer() -> None:
     rows = torch.arange(6)
     assert small().follows(rows, 1).tolist() == [True, True, False, False, True, False]
     assert small().follows(rows, 2).tolist() == [True, False, False, False, False, False]
     assert small().of(torch.tensor([True, False, True])).tokens.tolist() == [0, 1, 2, 4, 5]
 
 
-def test_places_are_kept_for_the_data_they_were_made_of(tmp_path: Path) -> None:
+def test_saved_positions_load_only_for_the_same_data_key(tmp_path: Path) -> None:
     path, places = tmp_path / "places.safetensors", small()
     key = data_key(answers(), "a", torch.bfloat16)
     assert load_positions(path, key) is None

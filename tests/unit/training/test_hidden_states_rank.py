@@ -63,7 +63,7 @@ def places_of(one: Job, answers: list[DistilledAnswer], model: Path) -> Position
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_ranks_find_what_one_finds(model: Path, tmp_path: Path) -> None:
+def test_two_ranks_collect_the_positions_that_one_collects(model: Path, tmp_path: Path) -> None:
     """And heads trained on either are the same kind of heads, with a tap that rank 0 alone reads."""
     answers = write_answers(tmp_path / "answers.jsonl")
     each, said, shown = [], [], []
@@ -89,7 +89,7 @@ def test_two_ranks_find_what_one_finds(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_ranks_that_see_other_data_refuse(model: Path, tmp_path: Path) -> None:
+def test_rank_that_sees_other_answers_refuses(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     key = data_key(write_answers(path)[:-1], fingerprint(model), torch.float32)
     told = {"answers": path, "target": tmp_path / "places.safetensors", "key": key, "aux_layers": ()}

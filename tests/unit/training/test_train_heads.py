@@ -58,7 +58,7 @@ def train(model: Path, data: Path, target: Path, **shape: object) -> list[str]:
     return said
 
 
-def test_heads_that_serve(model: Path, tmp_path: Path) -> None:
+def test_trained_heads_serve_and_retraining_resumes_to_the_same_file(model: Path, tmp_path: Path) -> None:
     data = write_answers(tmp_path / "answers.jsonl", fingerprint(model))
     target = tmp_path / "heads"
     said = train(model, data, target, draft_vocab_size=29)
@@ -81,7 +81,7 @@ def test_heads_that_serve(model: Path, tmp_path: Path) -> None:
     assert read_heads(target).description == about
 
 
-def test_heads_that_tap_layers(model: Path, tmp_path: Path) -> None:
+def test_trained_heads_that_tap_a_layer_serve_and_other_taps_begin_anew(model: Path, tmp_path: Path) -> None:
     """From the answers to heads that serve and read another layer; asked for other layers, it begins anew."""
     data, target = write_answers(tmp_path / "answers.jsonl", None), tmp_path / "heads"
     train(model, data, target, aux_layers=(0,))
@@ -93,13 +93,13 @@ def test_heads_that_tap_layers(model: Path, tmp_path: Path) -> None:
     assert outputs["a"].token_ids == tuple((5 + i) % VOCAB for i in range(28))
     assert sum(head > 0 for head in outputs["a"].heads) > 14
     said = train(model, data, target, aux_layers=())
-    assert not any(text.startswith("going on") for text in said)
+    assert not any(text.startswith("resuming after") for text in said)
     assert read_heads(target).description.tapped_layers == (-1,)
     with pytest.raises(ConfigError, match="aux_layers: there is no layer 1; the model's are 0 to 0"):
         train(model, data, target, aux_layers=(1,))
 
 
-def test_layers_that_are_tapped_when_none_are_named() -> None:
+def test_default_tapped_layers_depend_on_the_number_of_layers() -> None:
     assert [Shape().tapped(layers) for layers in (1, 2, 3, 12, 30, 32, 80)] == [
         (),
         (0,),
@@ -116,7 +116,7 @@ def test_layers_that_are_tapped_when_none_are_named() -> None:
 
 
 @pytest.mark.parametrize("form", ["hidden", "hidden+embedding"])
-def test_medusas_own_forms(form: str, model: Path, tmp_path: Path) -> None:
+def test_medusas_own_forms_are_trained_to_high_accuracy(form: str, model: Path, tmp_path: Path) -> None:
     data = write_answers(tmp_path / "answers.jsonl", None)
     train(model, data, tmp_path / "heads", form=form, lm_head="own" if form == "hidden" else "shared")
     about = read_heads(tmp_path / "heads").description
@@ -124,7 +124,7 @@ def test_medusas_own_forms(form: str, model: Path, tmp_path: Path) -> None:
     assert all(head[0] > 0.9 for head in about.top_accuracies)
 
 
-def test_answers_that_do_not_fit(model: Path, tmp_path: Path) -> None:
+def test_answers_of_another_model_or_too_few_are_refused(model: Path, tmp_path: Path) -> None:
     other = write_answers(tmp_path / "other.jsonl", "sha256:other")
     with pytest.raises(ConfigError, match="answers of another model"):
         train(model, other, tmp_path / "heads")
@@ -144,7 +144,7 @@ def test_all_answers_of_a_prompt_are_held_out_or_none(tmp_path: Path) -> None:
     assert int(data.held_out(1e-9).sum()) == 2  # never none
 
 
-def test_the_tokens_most_expected_are_drafted() -> None:
+def test_draft_vocabulary_holds_the_tokens_of_highest_expectation() -> None:
     ids, chances = torch.tensor([[3, 5], [5, 1]]).int(), torch.tensor([[0.6, 0.4], [0.7, 0.3]]).half()
     places = Positions(torch.zeros(2, 1), torch.tensor([3, 5]), ids, chances, torch.zeros(2).long())
     assert draft_vocab(places, 2, 9).tolist() == [3, 5]

@@ -68,7 +68,7 @@ def trainer(
 
 
 @pytest.mark.parametrize(("form", "strides"), [("sequential", 3), ("hidden+embedding", 1)])
-def test_what_can_be_foreseen_is_learned(form: str, strides: int, tmp_path: Path) -> None:
+def test_predictable_tokens_are_learned_by_every_head(form: str, strides: int, tmp_path: Path) -> None:
     """Each head at place t learns the token at t + k, so the chain of all three is right nearly everywhere."""
     job = trainer(tmp_path, places=counting_places(60, strides=strides), form=form)
     job.held = counting_places(9, seed=5, strides=strides)
@@ -85,7 +85,7 @@ def test_what_can_be_foreseen_is_learned(form: str, strides: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("tapped", [True, False])
-def test_what_only_an_inner_layer_knows_is_learned_from_there(tapped: bool, tmp_path: Path) -> None:
+def test_information_of_an_inner_layer_is_learned_only_if_tapped(tapped: bool, tmp_path: Path) -> None:
     """The stride is taken out of the last state. Told by another layer, it is learned; not told, it cannot be."""
 
     def told(places: Positions) -> Positions:
@@ -102,7 +102,7 @@ def test_what_only_an_inner_layer_knows_is_learned_from_there(tapped: bool, tmp_
     assert (job.score().chain > 3.7) == tapped
 
 
-def test_a_kill_changes_nothing(tmp_path: Path) -> None:
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     short = RECIPE.model_copy(update={"epochs": 3.0})
     whole = trainer(tmp_path / "whole", short)
     expected = whole.run(lambda _: None)
@@ -126,7 +126,7 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
     assert trainer(tmp_path / "cut", other).progress.step == 0  # another recipe begins anew
 
 
-def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_is_an_engine_error(tmp_path: Path) -> None:
     places = counting_places(60)
     places.hidden[17] = float("nan")
     with pytest.raises(EngineError, match=r"not finite at step \d+ \(batch of positions \d+\.\.\d+"):
@@ -141,7 +141,7 @@ def test_batches_without_a_target_are_skipped(tmp_path: Path) -> None:
     assert all(torch.equal(t, before[name]) for name, t in job.heads.state_dict().items())
 
 
-def test_training_ends_when_nothing_is_gained(tmp_path: Path) -> None:
+def test_training_stops_after_patience_epochs_without_a_gain(tmp_path: Path) -> None:
     still = RECIPE.model_copy(update={"learning_rate": 1e-7, "patience": 2})
     job = trainer(tmp_path, still)
     noted: list[str] = []
@@ -150,14 +150,14 @@ def test_training_ends_when_nothing_is_gained(tmp_path: Path) -> None:
     assert [text.split(":")[0] for text in noted] == [f"after step {i * job.steps_per_epoch}" for i in (1, 2, 3)]
 
 
-def test_batches_are_an_epochs_places_once_each(tmp_path: Path) -> None:
+def test_batches_of_an_epoch_hold_each_position_at_most_once(tmp_path: Path) -> None:
     job = trainer(tmp_path)
     seen = torch.cat([job.batch(step) for step in range(job.steps_per_epoch)])
     assert len(seen) == len(set(seen.tolist())) > len(job.train) - RECIPE.batch_tokens
     assert not torch.equal(job.batch(0), job.batch(job.steps_per_epoch))
 
 
-def test_schedule() -> None:
+def test_learning_rate_warms_up_linearly_then_falls_to_zero() -> None:
     rates = [schedule(step, 10, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[99] < 0.001

@@ -24,7 +24,7 @@ def config(folder: Path, ranks: int, aux_layers: tuple[int, ...] = ()) -> Hidden
     return HiddenStatesConfig.model_validate(parse_config(keys).model_dump() | told)
 
 
-def test_reading_counts_the_ranks_own_part(tmp_path: Path) -> None:
+def test_reading_bytes_count_the_ranks_own_part_of_the_model(tmp_path: Path) -> None:
     save_model("llama", tmp_path)
     base = read_outline(tmp_path, dtype=torch.float32, device=CPU)
     whole = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=TPGroup())
@@ -40,7 +40,7 @@ def test_reading_counts_the_ranks_own_part(tmp_path: Path) -> None:
     assert tapped - reading_bytes(config(tmp_path, 1), base, 1000) == 2 * 1000 * 72 * 4
 
 
-def test_training_counts_what_is_learned_and_what_it_learns_from() -> None:
+def test_training_bytes_count_heads_positions_and_logits() -> None:
     about = describe(form="sequential", width=5, tapped_layers=(-1, 2))
     heads = TrainableHeads(about, torch.zeros(VOCAB, HIDDEN), torch.zeros(VOCAB, HIDDEN))
     ids, chances = torch.zeros(9, 2).int(), torch.zeros(9, 2).half()
