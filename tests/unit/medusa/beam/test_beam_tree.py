@@ -30,7 +30,7 @@ def candidates(rng: np.random.Generator, num_lists: int = 3) -> Candidates:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_guesses_are_ranked_over_all_beams(seed: int) -> None:
+def test_guesses_are_ranked_by_score_over_all_beams(seed: int) -> None:
     rng = np.random.default_rng(seed)
     width, ends = 3, frozenset({2, 3})
     made = [candidates(rng) for _ in range(width)]
@@ -60,7 +60,7 @@ def test_only_what_was_drafted_is_ranked() -> None:
     assert rank_guesses([None, None], [0.0, -1.0], frozenset(), 9) == []
 
 
-def test_the_worst_winner_counts() -> None:
+def test_completion_learns_from_the_worst_ranked_winner() -> None:
     """Winners at places 1 and 4 of two beams: c W must be 4, so c = 2."""
     level = [(0, (token,)) for token in range(10)]
     made = Completion(2)
@@ -73,7 +73,7 @@ def test_the_worst_winner_counts() -> None:
     assert all(new < 0.6 for new in made.chances[0])
 
 
-def test_chances_are_learned_and_fade() -> None:
+def test_completion_chances_are_learned_and_fade_to_their_start() -> None:
     made, rng = Completion(4), random.Random(0)
     start = [list(row) for row in made.chances]
     level = [(0, (token,)) for token in range(32)]
@@ -96,7 +96,7 @@ def expected_levels(chances: list[list[float]], taken: list[int]) -> float:
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
-def test_runs_are_in_order_of_worth(width: int) -> None:
+def test_runs_are_in_order_of_value_per_node(width: int) -> None:
     made = Completion(width)
     made.chances[2:] = [[0.0] * len(WIDTHS) for _ in made.chances[2:]]
     made.chances[0] = [0.1, 0.5, 0.52, 0.7, 0.71, 0.72]
@@ -115,7 +115,7 @@ def test_runs_are_in_order_of_worth(width: int) -> None:
     assert runs[0].value == pytest.approx(max(firsts.values()))
 
 
-def test_runs_follow_what_is_learned() -> None:
+def test_runs_change_with_what_is_learned() -> None:
     made = Completion(4)
     level = [(0, (token,)) for token in range(32)]
     before = made.runs[0].value
@@ -125,7 +125,7 @@ def test_runs_follow_what_is_learned() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_planted_trees_are_closed_and_small_enough(seed: int) -> None:
+def test_planted_trees_are_prefix_closed_and_within_the_limit(seed: int) -> None:
     rng, pick = np.random.default_rng(seed), random.Random(seed)
     width, most = 3, pick.choice([1, 3, 6, 100])
     made = [candidates(rng) for _ in range(width)]
@@ -150,14 +150,14 @@ def paths_of(tree: Tree) -> list[tuple[int, ...]]:
     return paths
 
 
-def test_a_guess_brings_its_parent() -> None:
+def test_planted_guess_brings_its_parent() -> None:
     levels: Levels = [[(0, (1,)), (0, (2,))], [(0, (2, 5))]]
     runs = [GuessRun(1, 0, 1, 0.9), GuessRun(2, 0, 1, 0.5), GuessRun(1, 1, 2, 0.1)]
     assert plant(levels, runs, 1, 9) == [(Tree((1, 2, 5), (-1, -1, 1)), [0.9, 0.5, 0.5])]
     assert plant(levels, runs, 1, 2) == [(Tree((1, 2), (-1, -1)), [0.9, 0.1])], "no room for both"
 
 
-def test_a_cut_run_is_left_out() -> None:
+def test_run_that_is_cut_is_left_out() -> None:
     values = [[0.9, 0.9, 0.5], [0.9, 0.5, 0.5]]
     whole = {(2, 1), (3, 3), (0, 0)}
     for sizes in product(range(4), repeat=2):

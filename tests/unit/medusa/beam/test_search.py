@@ -76,7 +76,7 @@ rules_of = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(model=st.integers(0, 10**6), rules=rules_of)
-def test_the_rules_are_those_of_transformers(model: int, rules: BeamRules) -> None:
+def test_search_equals_transformers_beam_search(model: int, rules: BeamRules) -> None:
     expected = by_arrays(model, rules)
     finished = plain(model, rules)[-1].finished
     assert [h.token_ids for h in finished] == [ids for ids, _ in expected]
@@ -87,7 +87,7 @@ def test_the_rules_are_those_of_transformers(model: int, rules: BeamRules) -> No
 
 
 @pytest.mark.parametrize("ends", [frozenset(), frozenset({4}), frozenset({0, 7})])
-def test_as_many_beams_as_prefixes_find_the_best_there_is(ends: frozenset[int]) -> None:
+def test_search_without_pruning_finds_the_best_hypotheses_of_all(ends: frozenset[int]) -> None:
     """Nothing is pruned, so the result is the top of all hypotheses of up to 3 tokens."""
     width = V**2
     rules = BeamRules(width, max_tokens=3, ends=ends, length_penalty=0.0, early_stopping="never")
@@ -148,7 +148,7 @@ def any_trees(rng: random.Random, search: Search, coming: list[Search], skill: f
     skill=st.sampled_from([0.0, 0.7, 0.95, 1.0]),
     seed=st.integers(0, 10**6),
 )
-def test_any_trees_lead_to_the_same_end(models: list[tuple[int, BeamRules]], skill: float, seed: int) -> None:
+def test_search_over_any_trees_equals_plain_steps(models: list[tuple[int, BeamRules]], skill: float, seed: int) -> None:
     rng = random.Random(seed)
     states = [plain(model, rules) for model, rules in models]
     at = [0] * len(models)
@@ -194,7 +194,7 @@ def check_walk(group: BeamState, walk) -> None:
         assert list(used) == sorted(set(used)) and all(tree.depths[node] < walk.num_levels + 1 for node in used)
 
 
-def test_one_missing_node_stops_all() -> None:
+def test_traversal_stops_at_a_level_with_a_missing_node() -> None:
     """Two beams; both first continuations of the first beam are drafted, a second level of one of them only."""
     rules = BeamRules(2, max_tokens=9)
     rows = {

@@ -21,7 +21,7 @@ from tests.support.tiny_heads import HIDDEN, VOCAB, describe, random_heads, tens
         {"lm_head": "own", "draft_vocab_size": 11, "logit_softcap": 30.0, "training": {"data": "none", "steps": 3}},
     ],
 )
-def test_round_trip(fields: dict, tmp_path: Path) -> None:
+def test_saved_head_file_is_read_back_equal(fields: dict, tmp_path: Path) -> None:
     file = random_heads(**fields)
     file.save(tmp_path / "new" / "folder")
     again = read_heads(tmp_path / "new" / "folder")
@@ -32,7 +32,7 @@ def test_round_trip(fields: dict, tmp_path: Path) -> None:
     assert (ids is None) if "draft_vocab_size" not in fields else (ids.dtype == torch.int64 and ids.numel() == 11)
 
 
-def test_shapes() -> None:
+def test_expected_shapes_follow_the_description() -> None:
     shapes = expected_shapes(describe(2, form="hidden+embedding", num_blocks=2, lm_head="own", draft_vocab_size=5))
     assert shapes["heads.1.blocks.0.weight"] == (HIDDEN, 2 * HIDDEN)
     assert shapes["heads.1.blocks.1.weight"] == (HIDDEN, HIDDEN)
@@ -40,7 +40,7 @@ def test_shapes() -> None:
     assert len(shapes) == 2 * (2 * 2 + 1) + 1
 
 
-def test_tapped_layers(tmp_path: Path) -> None:
+def test_tapped_layers_set_input_width_and_old_files_have_none(tmp_path: Path) -> None:
     fields = {"form": "sequential", "width": 7}
     about = describe(**fields, tapped_layers=(-1, 0, 4))
     assert (about.aux_layers, about.tap_width, about.input_width) == ((0, 4), HIDDEN, 3 * HIDDEN)
@@ -57,7 +57,7 @@ def test_tapped_layers(tmp_path: Path) -> None:
     assert read_heads(tmp_path).description == plain.description
 
 
-def test_layers_that_the_model_lacks() -> None:
+def test_tapped_layer_that_the_model_lacks_is_refused() -> None:
     file = random_heads(form="sequential", width=7, tapped_layers=(-1, 0, 4))
     file.check_layers(5, HIDDEN)
     with pytest.raises(HeadsError, match="tapped_layers has layer 4, but the model's are 0 to 3"):
@@ -67,7 +67,7 @@ def test_layers_that_the_model_lacks() -> None:
     random_heads().check_layers(1, 20)
 
 
-def test_a_folder_without_one_of_the_files(tmp_path: Path) -> None:
+def test_missing_file_of_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(HeadsError, match=r"heads\.json is missing; a head file is a folder with"):
         read_heads(tmp_path)
     random_heads().save(tmp_path)
@@ -76,7 +76,7 @@ def test_a_folder_without_one_of_the_files(tmp_path: Path) -> None:
         read_heads(tmp_path)
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
+def test_truncated_head_file_is_refused(tmp_path: Path) -> None:
     random_heads().save(tmp_path)
     os.truncate(tmp_path / "heads.safetensors", 300)
     with pytest.raises(HeadsError, match=r"heads\.safetensors cannot be read"):
@@ -104,7 +104,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         ({"base": {"name": "x"}}, r"base\.fingerprint: "),
     ],
 )
-def test_a_description_that_cannot_be(change: dict | str, message: str, tmp_path: Path) -> None:
+def test_invalid_description_is_refused_by_key(change: dict | str, message: str, tmp_path: Path) -> None:
     random_heads().save(tmp_path)
     path = tmp_path / "heads.json"
     keys = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def test_a_description_that_cannot_be(change: dict | str, message: str, tmp_path
         read_heads(tmp_path)
 
 
-def test_tensors_that_do_not_fit_the_description() -> None:
+def test_tensor_missing_misshaped_or_unknown_is_refused_by_name() -> None:
     about = describe(2)
     good = tensors_for(about)
     with pytest.raises(HeadsError, match=r"tensor heads\.1\.blocks\.0\.bias is missing \(2 heads are described\)"):
@@ -133,19 +133,19 @@ def test_tensors_that_do_not_fit_the_description() -> None:
         ({"offsets": (0, 1, 2)}, r"offsets \[0, 1, 2\]"),
     ],
 )
-def test_what_this_version_does_not_serve(fields: dict, message: str) -> None:
+def test_unsupported_offsets_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(HeadsError, match=message):
         random_heads(**fields)
 
 
 @pytest.mark.parametrize("ids", [[3, 2, 1], [1, 1, 2], [-1, 2, 3], [1, 2, VOCAB]])
-def test_a_draft_vocabulary_that_cannot_be(ids: list[int]) -> None:
+def test_invalid_draft_vocabulary_is_refused(ids: list[int]) -> None:
     about = describe(draft_vocab_size=3)
     with pytest.raises(HeadsError, match="draft_vocab must be ascending token ids inside"):
         HeadsFile(about, tensors_for(about) | {"draft_vocab": torch.tensor(ids, dtype=torch.int32)})
 
 
-def test_heads_of_another_model() -> None:
+def test_heads_of_another_model_are_refused_unless_allowed() -> None:
     plain = random_heads()
     plain.check_base(HIDDEN, VOCAB, "sha256:any", allow_other=False)  # no fingerprint was recorded
     with pytest.raises(HeadsError, match="made for 'tiny' with hidden size 13, but the model has 14"):
@@ -160,5 +160,5 @@ def test_heads_of_another_model() -> None:
     marked.check_base(HIDDEN, VOCAB, "sha256:b", allow_other=True)
 
 
-def test_dtype_names() -> None:
+def test_dtype_name_gives_the_names_of_the_config() -> None:
     assert [dtype_name(d) for d in (torch.float32, torch.bfloat16, torch.float16)] == ["float32", "bfloat16", "float16"]

@@ -36,13 +36,13 @@ def naive(kind: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ["kl", "ce", "lk"])
-def test_equals_the_formula(kind: str) -> None:
+def test_loss_equals_its_formula_position_by_position(kind: str) -> None:
     logits, targets = example()
     assert float(head_loss(logits, targets, kind)) == pytest.approx(naive(kind), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["kl", "lk"])
-def test_least_where_head_and_base_agree(kind: str) -> None:
+def test_loss_is_least_where_head_and_base_agree(kind: str) -> None:
     chances = torch.tensor([[0.6, 0.3, 0.1]])
     targets = Targets(torch.tensor([[0, 1, 2]]), chances, torch.tensor([0]))
     logits = torch.zeros(1, 3, requires_grad=True)
@@ -54,7 +54,7 @@ def test_least_where_head_and_base_agree(kind: str) -> None:
     assert torch.softmax(logits, -1)[0].tolist() == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
 
 
-def test_no_places_no_loss() -> None:
+def test_loss_of_no_positions_is_zero() -> None:
     logits = torch.zeros(0, 5, requires_grad=True)
     empty = Targets(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
     loss = head_loss(logits, empty, "kl")
@@ -62,5 +62,5 @@ def test_no_places_no_loss() -> None:
     assert float(loss.detach()) == 0.0
 
 
-def test_later_heads_weigh_less() -> None:
+def test_later_heads_weigh_less_in_the_total_loss() -> None:
     assert float(total_loss([torch.tensor(1.0), torch.tensor(2.0), torch.tensor(4.0)], 0.5)) == 1 + 1 + 1

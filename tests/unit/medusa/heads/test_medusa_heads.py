@@ -44,7 +44,9 @@ FORMS = list(product(["hidden", "hidden+embedding"], ["shared", "own"], [1, 2, 3
 
 @pytest.mark.parametrize(("form", "lm_head", "num_blocks", "bias"), FORMS)
 @pytest.mark.parametrize("draft_vocab_size", [None, 17])
-def test_equals_a_loop(form: str, lm_head: str, num_blocks: int, bias: bool, draft_vocab_size: int | None) -> None:
+def test_heads_equal_a_loop_over_heads_and_blocks(
+    form: str, lm_head: str, num_blocks: int, bias: bool, draft_vocab_size: int | None
+) -> None:
     file = random_heads(
         form=form,
         lm_head=lm_head,
@@ -65,7 +67,7 @@ def test_equals_a_loop(form: str, lm_head: str, num_blocks: int, bias: bool, dra
     assert (ids is None) if draft_vocab_size is None else torch.equal(ids, file.draft_vocab)
 
 
-def test_scale_then_softcap() -> None:
+def test_logits_are_scaled_before_the_softcap() -> None:
     file = random_heads(logit_scale=0.25, logit_softcap=2.0)
     hidden = torch.randn(4, HIDDEN)
     got = MedusaHeads(file, ROWS, torch.float32, CPU)(hidden, None)
@@ -81,12 +83,12 @@ def test_half_precision_heads_give_float_logits() -> None:
     assert got.dtype == torch.float32 and (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_the_device_is_known_whatever_the_layers_hold() -> None:
+def test_heads_know_their_device_without_parameters() -> None:
     """Weights are buffers, or packed away; who needs the device cannot look at parameters."""
     for device in (CPU, torch.device("meta")):
         assert MedusaHeads(random_heads(), ROWS, torch.float32, device).device == device
 
 
-def test_shared_rows_must_be_given() -> None:
+def test_shared_lm_head_requires_output_rows() -> None:
     with pytest.raises(AssertionError, match="shared output rows"):
         MedusaHeads(random_heads(), None, torch.float32, CPU)

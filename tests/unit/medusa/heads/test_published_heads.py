@@ -45,7 +45,7 @@ WHOLE_MODEL = [*medusa("medusa_head."), "model.layers.0.mlp.up_proj.weight", "lm
         (vllm(), "vllm", "lm_heads.2.weight"),
     ],
 )
-def test_layouts(names: list[str], layout: str, last: str) -> None:
+def test_every_published_layout_is_recognised(names: list[str], layout: str, last: str) -> None:
     found = recognise(names)
     assert (found.layout, found.num_heads, found.num_blocks) == (layout, HEADS, BLOCKS)
     assert found.has_bias and found.has_own_outputs and found.token_map is None
@@ -54,13 +54,13 @@ def test_layouts(names: list[str], layout: str, last: str) -> None:
     assert len(set(found.names.values())) == len(found.names)
 
 
-def test_without_output_rows_or_biases() -> None:
+def test_missing_output_rows_biases_and_token_map_are_recognised() -> None:
     found = recognise(medusa(own=False, bias=False))
     assert not found.has_own_outputs and not found.has_bias and len(found.names) == HEADS * BLOCKS
     assert recognise([*vllm()[:12], "token_map"]).token_map == "token_map"
 
 
-def test_a_repeated_block_is_stored_once() -> None:
+def test_block_stored_once_counts_as_often_as_it_is_repeated() -> None:
     """ModelOpt's heads are one block, twice in a row; safetensors keeps the first name of what is the same."""
     names = [name for name in medusa("medusa_heads.") if ".1.linear" not in name]
     found = recognise(names)
@@ -75,14 +75,14 @@ def test_a_repeated_block_is_stored_once() -> None:
         check_config({"num_medusa_heads": 5}, found)
 
 
-def test_one_output_for_all_is_the_bases() -> None:
+def test_single_output_matrix_of_several_heads_is_the_bases() -> None:
     found = recognise([*vllm()[:12], "lm_heads.0.weight"])
     assert found.num_heads == 3 and not found.has_own_outputs and len(found.names) == 12
     lone = recognise(["blocks.0.layers.0.weight", "lm_heads.0.weight"])  # one head, with rows of its own
     assert lone.has_own_outputs
 
 
-def test_one_block_with_output_rows_behind_it() -> None:
+def test_one_block_followed_by_output_rows_is_recognised() -> None:
     found = recognise(["0.0.linear.weight", "0.0.linear.bias", "0.1.weight"])
     assert (found.num_heads, found.num_blocks) == (1, 1) and found.names["heads.0.lm_head.weight"] == "0.1.weight"
 
@@ -102,12 +102,12 @@ def test_one_block_with_output_rows_behind_it() -> None:
         ([*(n for n in medusa() if n != "2.2.weight"), "2.3.weight"], "after 3 blocks, but a head has 2"),
     ],
 )
-def test_what_is_refused(names: list[str], error: str) -> None:
+def test_incomplete_or_unknown_tensor_names_are_refused(names: list[str], error: str) -> None:
     with pytest.raises(HeadsError, match=error):
         recognise(names)
 
 
-def test_a_config_that_counts_otherwise() -> None:
+def test_config_with_other_head_or_block_counts_is_refused() -> None:
     found = recognise(medusa())
     check_config({}, found)
     check_config({"medusa_num_heads": 3, "medusa_num_layers": 2, "num_heads": 32, "num_hidden_layers": 28}, found)

@@ -53,7 +53,7 @@ def draft(
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_every_list_is_what_its_own_path_leads_to(warm: bool) -> None:
+def test_every_list_is_what_the_cell_gives_for_its_own_path(warm: bool) -> None:
     file, heads, embeddings = made_heads(4)
     noise = torch.randn(2, 4, 19, generator=torch.Generator().manual_seed(5)) if warm else None
     temperatures = torch.tensor([0.0, 0.8 if warm else 0.0])
@@ -78,7 +78,7 @@ def test_every_list_is_what_its_own_path_leads_to(warm: bool) -> None:
         assert seen == lists.columns.shape[1] == 1 + sum(FOLLOWED)
 
 
-def test_the_cell_starts_from_what_is_tapped() -> None:
+def test_cell_starts_from_the_normed_tapped_layers() -> None:
     """By the formula; and neither the scale of a layer nor that of a token matters."""
     about = describe(**FIELDS, tapped_layers=(-1, 1, 6), base={**BASE, "layer_width": 5})
     file = HeadsFile(about, tensors_for(about))
@@ -109,7 +109,7 @@ def test_the_cell_starts_from_what_is_tapped() -> None:
     assert not torch.equal(with_taps.columns[:, 0], plain.columns[:, 0])
 
 
-def test_the_likeliest_paths_are_followed() -> None:
+def test_likeliest_paths_are_drafted_further() -> None:
     _, heads, embeddings = made_heads(3)
     _, lists = draft(heads, embeddings, torch.zeros(2), None, Growth(3, 10))
     first = lists.follows[0, 0]
@@ -119,7 +119,7 @@ def test_the_likeliest_paths_are_followed() -> None:
     assert followed.sum() == 2 and values.flatten()[followed].min() >= values.flatten()[~followed].max()
 
 
-def test_a_static_tree_is_drafted_where_it_has_children() -> None:
+def test_static_tree_is_drafted_further_only_where_it_has_children() -> None:
     paths = ((0,), (1,), (5,), (1, 2), (5, 0), (1, 2, 3))
     _, heads, embeddings = made_heads(4)
     _, lists = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10, paths))
@@ -130,7 +130,7 @@ def test_a_static_tree_is_drafted_where_it_has_children() -> None:
         assert follows[0, [1, 5]].tolist() == [1, 2] and follows[1, 2] == 3
 
 
-def test_paths_that_are_hardly_believed_are_not_followed() -> None:
+def test_paths_of_low_confidence_are_not_drafted_further() -> None:
     _, heads, embeddings = made_heads(4)
     sure = draft(heads, embeddings, torch.zeros(2), None, Growth(4, 10))[1]
     heads.description = heads.description.model_copy(update={"logit_scale": 1e-3})  # every token alike: 1 in 19
@@ -140,13 +140,13 @@ def test_paths_that_are_hardly_believed_are_not_followed() -> None:
     assert static.columns.shape[1] == 3
 
 
-def test_few_tokens_bound_what_can_be_followed() -> None:
+def test_growth_counts_are_bounded_by_tokens_and_heads() -> None:
     assert Growth(4, 2).counts == [2, 2, 1]
     assert Growth(1, 2).counts == []
     assert Growth(3, 10, ((0,), (1,))).counts == [0, 0]
 
 
-def test_descriptions_that_cannot_be() -> None:
+def test_invalid_sequential_description_is_refused() -> None:
     for fields in ({"form": "sequential"}, {"width": 4}, {"form": "sequential", "width": 4, "lm_head": "own"}):
         with pytest.raises(ValueError, match="sequential"):
             describe(**fields)

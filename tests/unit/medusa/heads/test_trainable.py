@@ -33,7 +33,7 @@ def made(fields: dict, scale: float | None) -> tuple[TrainableHeads, HeadsFile, 
 
 
 @pytest.mark.parametrize("fields", FORMS)
-def test_the_state_is_a_head_file_and_serves_the_same_logits(fields: dict) -> None:
+def test_trained_state_is_a_head_file_and_serves_the_same_logits(fields: dict) -> None:
     heads, file, rows, embedding = made(fields, 0.5)
     shapes = {name: shape for name, shape in expected_shapes(file.description).items() if name != "draft_vocab"}
     assert {name: tuple(t.shape) for name, t in heads.state_dict().items()} == shapes
@@ -52,7 +52,7 @@ def test_the_state_is_a_head_file_and_serves_the_same_logits(fields: dict) -> No
 
 
 @pytest.mark.parametrize("fields", FORMS)
-def test_at_first_every_head_says_what_the_base_says(fields: dict) -> None:
+def test_untrained_heads_give_the_base_models_logits(fields: dict) -> None:
     heads, _, rows, _ = made(fields, None)
     hidden = torch.randn(4, heads.about.input_width)
     for logits in heads(hidden, torch.randint(VOCAB, (4, 3))):
@@ -60,7 +60,7 @@ def test_at_first_every_head_says_what_the_base_says(fields: dict) -> None:
 
 
 @pytest.mark.parametrize("fields", FORMS)
-def test_every_head_has_a_gradient(fields: dict) -> None:
+def test_loss_of_each_head_has_a_gradient_for_that_head_alone(fields: dict) -> None:
     for head in range(3):
         heads, _, _, _ = made(fields, 0.3)
         logits = list(heads(torch.randn(6, heads.about.input_width), torch.randint(VOCAB, (6, 3))))
@@ -74,7 +74,7 @@ def test_every_head_has_a_gradient(fields: dict) -> None:
         assert not heads.rows.requires_grad and not heads.embedding.requires_grad
 
 
-def test_taps_learn_from_where_they_start() -> None:
+def test_taps_start_at_zero_and_have_a_gradient_there() -> None:
     """They start at zero, and have a gradient there."""
     heads, _, _, _ = made(FORMS[-1], None)
     assert not heads.taps.weight.any()

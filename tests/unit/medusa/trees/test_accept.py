@@ -32,7 +32,7 @@ def random_tree(rng: random.Random, size: int) -> Tree:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equals_a_naive_recursion(seed: int) -> None:
+def test_acceptance_equals_a_naive_recursion(seed: int) -> None:
     rng = random.Random(seed)
     trees = [random_tree(rng, rng.choice([0, 1, 4, 12, 30])) for _ in range(7)]
     levels: list[list[Frontier]] = []
@@ -50,7 +50,7 @@ def test_equals_a_naive_recursion(seed: int) -> None:
     assert len(levels) == max(len(one.tokens) for one in got)
 
 
-def test_every_step_emits_accepted_and_bonus() -> None:
+def test_every_step_emits_accepted_tokens_and_a_bonus_token() -> None:
     chain = Tree((5, 6, 7), (-1, 0, 1))
     answers = {(): 5, (5,): 6, (5, 6): 7, (5, 6, 7): 8}
     (got,) = accept([chain], lambda stands: [answers[path] for *_, path in stands])
@@ -62,14 +62,14 @@ def test_every_step_emits_accepted_and_bonus() -> None:
     assert got == Accepted((), (4,)) and got.last_node == ROOT
 
 
-def test_a_branch_that_is_not_the_first() -> None:
+def test_acceptance_follows_a_branch_that_is_not_the_first() -> None:
     tree = Tree((1, 2, 9, 3, 3), (-1, -1, 0, 1, 3))  # 1 -> 9, 2 -> 3 -> 3
     answers = {(): 2, (2,): 3, (2, 3): 3, (2, 3, 3): 0}
     (got,) = accept([tree], lambda stands: [answers[path] for *_, path in stands])
     assert got == Accepted((1, 3, 4), (2, 3, 3, 0))
 
 
-def test_no_trees() -> None:
+def test_acceptance_of_no_trees_is_empty() -> None:
     assert accept([], lambda stands: []) == []
 
 
@@ -112,7 +112,7 @@ def brute_force(tree: Tree, seed: int, epsilon: float, delta: float) -> Accepted
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_typical_equals_all_paths(seed: int) -> None:
+def test_typical_acceptance_equals_brute_force_over_all_paths(seed: int) -> None:
     rng = random.Random(seed)
     trees = [random_tree(rng, rng.choice([0, 1, 4, 12, 30])) for _ in range(7)]
     bounds = [(rng.choice([0.09, 0.5, 0.9]), rng.choice([0.3, 1.0, 2.0])) for _ in trees]
@@ -134,7 +134,7 @@ def test_typical_equals_all_paths(seed: int) -> None:
     assert sum(len(one.nodes) for one in got) > 0
 
 
-def test_a_sure_model_is_followed_and_an_unsure_one_gives_way() -> None:
+def test_typical_bound_falls_with_the_models_entropy() -> None:
     sure, unsure = [0.95, 0.05], [0.25, 0.25, 0.25, 0.25]
     assert Weights({1: log(0.05)}, entropy(sure)).passes(1, 0.09, 0.3) is False
     assert Weights({0: log(0.95)}, entropy(sure)).passes(0, 0.09, 0.3)
@@ -143,6 +143,6 @@ def test_a_sure_model_is_followed_and_an_unsure_one_gives_way() -> None:
     assert not Weights({4: log(0.07)}, entropy(unsure)).passes(4, 0.09, 0.3)
 
 
-def test_typical_without_trees() -> None:
+def test_typical_acceptance_without_drafts_emits_the_bonus_token() -> None:
     assert accept_typical([], [], lambda stands: [], lambda stands: []) == []
     assert accept_typical([EMPTY], [(0.09, 0.3)], lambda stands: [], lambda stands: [4]) == [Accepted((), (4,))]

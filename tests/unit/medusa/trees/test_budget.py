@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 
 
-def test_cost_is_linear_between_the_points_and_beyond() -> None:
+def test_step_cost_is_linear_between_its_points_and_beyond() -> None:
     cost = StepCost((4, 8, 16), (1.0, 2.0, 2.5))
     assert [cost(n) for n in (4, 6, 8, 12, 16)] == [1.0, 1.5, 2.0, 2.25, 2.5]
     assert cost(1) == cost(4) == 1.0  # lone rows are padded
@@ -15,7 +15,7 @@ def test_cost_is_linear_between_the_points_and_beyond() -> None:
 
 
 @pytest.mark.parametrize("rows", [(4,), (8, 4), (4, 4)])
-def test_a_curve_needs_two_rising_points(rows: tuple[int, ...]) -> None:
+def test_step_cost_requires_two_points_of_rising_rows(rows: tuple[int, ...]) -> None:
     with pytest.raises(AssertionError):
         StepCost(rows, (1.0,) * len(rows))
 
@@ -30,7 +30,7 @@ def situations(draw: st.DrawFn) -> tuple[list[float], int, int, StepCost]:
 
 @settings(max_examples=300, deadline=None)
 @given(situations())
-def test_equals_trying_all(situation: tuple[list[float], int, int, StepCost]) -> None:
+def test_best_budget_equals_trying_every_number_of_drafts(situation: tuple[list[float], int, int, StepCost]) -> None:
     values, num_sequences, num_other, cost = situation
 
     def rate(n: int) -> float:
@@ -44,7 +44,7 @@ def test_equals_trying_all(situation: tuple[list[float], int, int, StepCost]) ->
     assert gain == pytest.approx(rate(n) / plain, rel=1e-9)
 
 
-def test_the_gain_says_whether_heads_pay() -> None:
+def test_gain_is_below_1_where_drafts_do_not_pay() -> None:
     flat = StepCost((4, 64), (1.0, 1.0), draft_s=0.5)
     assert best_budget([0.9, 0.8, 0.1], 1, 0, flat) == (3, pytest.approx(2.8 / 1.5))
     assert best_budget([0.2], 1, 0, flat) == (1, pytest.approx(1.2 / 1.5))
@@ -56,7 +56,7 @@ def test_the_gain_says_whether_heads_pay() -> None:
     assert best_budget([1.0] * 9, 1, 0, StepCost((4, 5, 6), (1.0, 2.0, 2.0)))[0] == 9
 
 
-def test_a_node_may_cost_more_than_its_row() -> None:
+def test_cost_per_node_lowers_the_budget() -> None:
     """Four rows are free on the curve; at a tenth of a step each, only drafts likely enough are worth it."""
     free = StepCost((2, 16), (1.0, 1.0))
     assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free)[0] == 4
@@ -64,7 +64,7 @@ def test_a_node_may_cost_more_than_its_row() -> None:
     assert best_budget([0.9, 0.5, 0.2, 0.05], 1, 0, free.raised(0.0, 0.0, 2.0))[0] == 0
 
 
-def test_prompts_beside_them_do_not_make_drafts_cheap() -> None:
+def test_prompt_rows_beside_them_do_not_make_drafts_cheap() -> None:
     """Each row costs a second; a draft saves half a sequence's step of one second. 60 rows of prompt change nothing."""
     steep = StepCost((1, 100), (1.0, 100.0))
     assert best_budget([0.5], 1, 0, steep) == best_budget([0.5], 1, 60, steep) == (0, 1.0)

@@ -14,7 +14,7 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-def test_fits_slope_and_intercepts_of_simulated_acceptance() -> None:
+def test_calibration_fits_simulated_acceptance() -> None:
     rng = random.Random(3)
     true_slope, true_intercepts = 0.6, [-0.5, -1.5]
     calibration = Calibration(2)
@@ -29,7 +29,7 @@ def test_fits_slope_and_intercepts_of_simulated_acceptance() -> None:
             assert chance == pytest.approx(sigmoid(true_slope * math.log(q / (1 - q)) + intercept), abs=0.05)
 
 
-def test_bands_learn_apart() -> None:
+def test_sampling_modes_are_calibrated_separately() -> None:
     calibration = Calibration(1)
     before = calibration.apply(np.array([[0.5]], dtype=np.float32), GREEDY)
     calibration.learn([Label(1, 0.5, True)] * 100, SAMPLED)
@@ -37,7 +37,7 @@ def test_bands_learn_apart() -> None:
     assert calibration.apply(np.array([[0.5]], dtype=np.float32), SAMPLED) > before
 
 
-def test_order_of_guesses_is_kept_and_extremes_are_finite() -> None:
+def test_calibration_keeps_the_order_of_guesses_and_stays_inside_0_and_1() -> None:
     chances = Calibration(1).apply(np.array([[1.0, 0.9, 0.1, 0.0]], dtype=np.float32), GREEDY)[0]
     assert np.all(np.diff(chances) < 0) and np.all((chances > 0) & (chances < 1))
 
@@ -57,7 +57,7 @@ def test_labels_stop_below_the_first_rejection() -> None:
     ]
 
 
-def test_labels_and_chances_follow_the_path() -> None:
+def test_labels_and_confidences_follow_the_path() -> None:
     """Lists 1 and 2 were both made by head 2, behind different guesses of head 1."""
     candidates = Candidates(
         np.array([[7, 8], [5, 6], [5, 4]]),

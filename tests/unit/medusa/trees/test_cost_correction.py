@@ -28,12 +28,12 @@ def serve(
         excess.learn(batch, count, seconds, foreseen)
 
 
-def test_nothing_is_assumed() -> None:
+def test_correction_starts_at_zero() -> None:
     assert (CostCorrection().slope, CostCorrection().offset(4)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.005])
-def test_offset_and_slope_are_told_apart(noise: float) -> None:
+def test_offset_and_slope_are_learned_separately(noise: float) -> None:
     excess = CostCorrection()
     nodes = [0 if i % 64 == 0 else 20 + i % 5 for i in range(600)]
     serve(excess, nodes, 16, 0.03, 0.0006, noise=noise)
@@ -41,7 +41,7 @@ def test_offset_and_slope_are_told_apart(noise: float) -> None:
     assert excess.offset(16) == pytest.approx(0.03, abs=0.006)
 
 
-def test_the_slope_holds_for_all_batch_sizes_and_the_offset_for_one() -> None:
+def test_slope_is_shared_by_batch_sizes_and_offset_is_per_batch_size() -> None:
     excess = CostCorrection()
     serve(excess, [0, 30] * 100, 16, 0.02, 0.001)
     serve(excess, [10] * 50, 48, 0.08, 0.001)
@@ -50,20 +50,20 @@ def test_the_slope_holds_for_all_batch_sizes_and_the_offset_for_one() -> None:
     assert excess.offset(5) == excess.offset(16) and excess.offset(40) == excess.offset(48)  # the most similar
 
 
-def test_always_the_same_nodes_say_nothing_about_one() -> None:
+def test_constant_node_counts_leave_the_slope_at_zero() -> None:
     excess = CostCorrection()
     serve(excess, [20] * 200, 8, 0.01, 0.002)
     assert excess.slope == 0.0
     assert excess.offset(8) == pytest.approx(0.05)
 
 
-def test_cheaper_than_the_curve_is_no_gain() -> None:
+def test_steps_cheaper_than_the_curve_leave_the_correction_at_zero() -> None:
     excess = CostCorrection()
     serve(excess, [0, 20] * 100, 8, -0.01, -0.0005)
     assert (excess.slope, excess.fixed, excess.offset(8)) == (0.0, 0.0, 0.0)
 
 
-def test_what_having_drafts_costs_is_told_apart_from_what_each_costs() -> None:
+def test_fixed_cost_of_drafting_and_cost_per_node_are_separated() -> None:
     excess = CostCorrection()
     nodes = [0 if i % 32 == 0 else 10 + i % 11 for i in range(2000)]
     serve(excess, nodes, 16, 0.03, 0.0006, fixed=0.02, noise=0.002)
@@ -72,7 +72,7 @@ def test_what_having_drafts_costs_is_told_apart_from_what_each_costs() -> None:
     assert excess.offset(16) == pytest.approx(0.03, abs=0.004)
 
 
-def test_one_that_seems_negative_leaves_all_to_the_other() -> None:
+def test_negative_fixed_cost_or_slope_is_zero_and_their_sum_still_right() -> None:
     """Only one kind of tree and plain steps: what drafts cost is found, whoever it is put down to."""
     for fixed, slope in ((0.02, -0.0005), (-0.005, 0.001)):
         excess = CostCorrection()
@@ -81,7 +81,7 @@ def test_one_that_seems_negative_leaves_all_to_the_other() -> None:
         assert excess.fixed + 15 * excess.slope == pytest.approx(fixed + 15 * slope, rel=0.2)
 
 
-def test_a_step_on_a_busy_machine_counts_for_little() -> None:
+def test_outlier_step_hardly_changes_the_offset() -> None:
     calm, busy = CostCorrection(), CostCorrection()
     for excess in (calm, busy):
         serve(excess, [0, 20] * 100, 8, 0.01, 0.001)

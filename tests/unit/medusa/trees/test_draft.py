@@ -21,7 +21,7 @@ def naive(logits: torch.Tensor, temperature: float, noise: torch.Tensor | None) 
 
 @pytest.mark.parametrize("width", [3, 10, 97])
 @pytest.mark.parametrize("temperatures", [[0.0, 0.0, 0.0], [0.7, 1.0, 2.0], [0.0, 0.5, 0.0]])
-def test_equals_one_by_one(temperatures: list[float], width: int) -> None:
+def test_guesses_equal_those_of_one_head_at_a_time(temperatures: list[float], width: int) -> None:
     generator = torch.Generator().manual_seed(width)
     logits = 2 * torch.randn(3, 4, width, generator=generator)
     noise = torch.randn(3, 4, width, generator=generator) if any(temperatures) else None
@@ -34,7 +34,7 @@ def test_equals_one_by_one(temperatures: list[float], width: int) -> None:
             assert confidences[b, k].tolist() == pytest.approx(chances, abs=1e-5)
 
 
-def test_confidences_fall_with_the_rank() -> None:
+def test_confidences_fall_with_the_guess_index() -> None:
     """best_tree relies on it."""
     generator = torch.Generator().manual_seed(1)
     logits, noise = (3 * torch.randn(5, 3, 50, generator=generator) for _ in range(2))

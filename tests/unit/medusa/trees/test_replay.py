@@ -40,17 +40,17 @@ ANSWER = RecordedAnswer(
 )
 
 
-def test_ranks_of_the_truth_end_with_the_first_miss() -> None:
+def test_guess_indices_of_the_truth_end_at_the_first_miss() -> None:
     assert [truth_guess_indices(g, ANSWER.after(i)) for i, g in enumerate(ANSWER.guesses)] == [(0, 1), (), (1,)]
 
 
-def test_nodes_that_would_be_accepted() -> None:
+def test_truth_nodes_are_those_that_would_be_accepted() -> None:
     tree = Tree(tokens=(11, 8, 7, 12, 12), parents=(-1, 0, -1, 2, 0))
     assert truth_nodes(tree, (11, 12, 13)) == [0, 4]
     assert truth_nodes(tree, (9,)) == truth_nodes(Tree(), (11,)) == []
 
 
-def test_a_step_begins_where_the_last_one_ended() -> None:
+def test_replayed_step_begins_where_the_last_one_ended() -> None:
     # Place 1, where nothing is right, is skipped if the step before accepts two.
     assert num_steps(ANSWER, [0, 0, 0]) == 4
     assert num_steps(ANSWER, [2, 0, 1]) == 2
@@ -58,16 +58,16 @@ def test_a_step_begins_where_the_last_one_ended() -> None:
     assert tokens_per_step([ANSWER, ANSWER], [[0, 0, 0], [2, 0, 1]]) == 8 / 6
 
 
-def test_drafts_beyond_the_end_are_worth_nothing() -> None:
+def test_drafts_beyond_the_end_save_no_step() -> None:
     assert num_steps(ANSWER, [9, 9, 9]) == 2
 
 
-def test_accuracies_add_up_over_ranks_and_leave_out_what_is_beyond_the_end() -> None:
+def test_accuracies_add_up_over_guesses_and_leave_out_missing_tokens() -> None:
     # Head 1 is judged at three places, head 2 at two: behind 12 there is no second token.
     assert accuracies([ANSWER]) == [pytest.approx([1 / 3, 2 / 3]), pytest.approx([1 / 2, 1.0])]
 
 
-def test_static_trees() -> None:
+def test_static_trees_are_replayed_and_the_best_is_found() -> None:
     assert static_accepted(ANSWER, [(0,), (1,)]) == [1, 0, 1]
     assert static_accepted(ANSWER, [(0,), (0, 1)]) == [2, 0, 0]
     chances = path_chances([ANSWER])
@@ -76,7 +76,7 @@ def test_static_trees() -> None:
     assert best_static(chances, 99) == [(0,), (1,), (0, 1)]
 
 
-def test_a_best_static_tree_is_a_tree() -> None:
+def test_best_static_tree_is_prefix_closed() -> None:
     rng = np.random.default_rng(0)
     answers = [random_answer(rng) for _ in range(20)]
     chances = path_chances(answers)
@@ -112,7 +112,7 @@ def test_curves_rise_and_dynamic_trees_gain_more_than_static_ones() -> None:
     assert static[-1] > static[0] > 1.0
 
 
-def test_honest_confidences_are_found_reliable_and_boasting_ones_are_not() -> None:
+def test_calibration_error_is_low_for_honest_and_high_for_inflated_ones() -> None:
     rng = np.random.default_rng(2)
     answers = [random_answer(rng) for _ in range(60)]
     assert calibration_error(reliability(answers, None)) < 0.02
@@ -136,7 +136,7 @@ SEEN = Candidates(
 )
 
 
-def test_heads_that_see_the_guesses_before_theirs() -> None:
+def test_guesses_that_depend_on_the_path_are_replayed_by_path() -> None:
     """Behind 11 head 2 guesses 12 second, behind 7 first; behind those nobody guessed."""
     assert truth_guess_indices(SEEN, (11, 12, 13)) == (0, 1) and truth_guess_indices(SEEN, (7, 12)) == (1, 0)
     # After 10 comes 5, which head 1 does not have, so head 2 is not judged there; after 5 comes 12.
@@ -144,7 +144,7 @@ def test_heads_that_see_the_guesses_before_theirs() -> None:
     assert accuracies([RecordedAnswer((10, 11, 12), (SEEN, SEEN), GREEDY)]) == [[0.5, 0.5], [0.0, 1.0]]
 
 
-def test_chances_of_nodes() -> None:
+def test_node_chances_are_the_confidences_on_their_path() -> None:
     assert node_chances(Tree((11, 8, 12), (-1, 0, 0)), ANSWER.guesses[0]) == pytest.approx([0.6, 0.5, 0.2])
     tree = Tree(tokens=(11, 7, 12, 12), parents=(-1, -1, 1, 0))
     assert node_chances(tree, SEEN) == pytest.approx([0.6, 0.3, 0.4, 0.2])

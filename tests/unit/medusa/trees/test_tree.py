@@ -72,7 +72,7 @@ def confidences(draw: st.DrawFn) -> list[list[float]]:
 
 @settings(max_examples=60, deadline=None)
 @given(confidences())
-def test_no_tree_of_its_size_is_better(chances: list[list[float]]) -> None:
+def test_best_tree_has_the_highest_value_of_its_size(chances: list[list[float]]) -> None:
     made = candidates(chances)
     best: dict[int, float] = defaultdict(float)
     for subset in SUBSETS[made.confidences.shape]:
@@ -90,13 +90,13 @@ def test_no_tree_of_its_size_is_better(chances: list[list[float]]) -> None:
     assert values == pytest.approx([value_of(made, path) for path in paths], rel=1e-6)
 
 
-def test_ties_shallower_first_then_the_lower_rank() -> None:
+def test_ties_go_to_the_shallower_node_then_to_the_lower_guess_index() -> None:
     tree, values = best_tree(candidates([[0.5, 0.25, 0.25], [0.5, 0.25, 0.0]]), 99, 99)
     assert paths_of(tree) == [(0,), (1,), (2,), (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
     assert values == [0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125, 0.0625, 0.0625]
 
 
-def test_depth_floor_and_size_bound_the_tree() -> None:
+def test_max_depth_floor_and_size_bound_the_best_tree() -> None:
     made = candidates([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
     assert max(best_tree(made, 99, 2)[0].depths) == 2
     assert len(best_tree(made, 99, 0)[0]) == len(best_tree(made, 0, 99)[0]) == 0
@@ -104,7 +104,7 @@ def test_depth_floor_and_size_bound_the_tree() -> None:
     assert values == [0.5, 0.5] and tree.depths == (1, 1)
 
 
-def test_tree_laws() -> None:
+def test_tree_has_depths_children_and_prefixes_and_checks_its_parents() -> None:
     tree = Tree(tokens=(7, 8, 7, 9, 7), parents=(-1, 0, 0, 2, -1))
     assert len(tree) == 5 and tree.depths == (1, 2, 2, 3, 1)
     assert tree.children == {-1: {7: 0}, 0: {8: 1, 7: 2}, 2: {9: 3}}  # of equal siblings the first counts
@@ -117,7 +117,7 @@ def test_tree_laws() -> None:
 PATHS = ((1,), (0, 1), (0,), (0, 0, 0), (0, 0), (1, 0))
 
 
-def test_static_tree() -> None:
+def test_static_tree_has_the_given_paths_within_size_and_depth() -> None:
     made = candidates([[0.1, 0.1]] * 3)
     assert order_paths(PATHS) == [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
     tree = static_tree(made, PATHS, 99, 99)
@@ -139,17 +139,17 @@ def test_static_tree() -> None:
         (((0,), (1, 0)), r"path \[1, 0\] is listed without its parent \[1\]"),
     ],
 )
-def test_static_trees_that_cannot_be(paths: tuple[Path, ...], message: str) -> None:
+def test_invalid_static_tree_is_refused_naming_the_path(paths: tuple[Path, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=r"speculation\.tree: " + message):
         check_paths(paths, num_heads=2, num_guesses=5)
 
 
-def test_static_trees_that_can() -> None:
+def test_static_tree_with_parents_in_any_order_is_accepted() -> None:
     check_paths(((0, 0), (0,), (4,)), num_heads=2, num_guesses=5)
     check_paths((), num_heads=2, num_guesses=5)
 
 
-def test_nodes_per_depth() -> None:
+def test_num_per_depth_counts_the_nodes_of_each_depth() -> None:
     assert Tree((1, 2, 3, 4, 5), (ROOT, ROOT, 0, 1, 3)).num_per_depth == (2, 2, 1)
     assert Tree().num_per_depth == ()
 
@@ -194,7 +194,7 @@ def spelt(tree: Tree) -> list[Path]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_guesses_that_depend_on_the_path(seed: int) -> None:
+def test_best_tree_of_path_dependent_guesses_has_the_highest_values(seed: int) -> None:
     """The best nodes of all that was drafted, each list below its own guess; static trees take what is there."""
     made = sequential(seed)
     values = nodes_of(made)
@@ -210,7 +210,7 @@ def test_guesses_that_depend_on_the_path(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_certain_tokens_lead_to_what_was_drafted_behind_them(seed: int) -> None:
+def test_forced_prefix_leads_to_what_was_drafted_after_it(seed: int) -> None:
     made = sequential(seed)
     values = nodes_of(made)
     for path in [*values, (99,), (99, 98, 97, 96)]:
@@ -223,14 +223,14 @@ def test_certain_tokens_lead_to_what_was_drafted_behind_them(seed: int) -> None:
         assert beyond == pytest.approx({p: v for p, v in below.items() if p}, rel=1e-5)
 
 
-def test_independent_heads_lead_on_whatever_was_certain() -> None:
+def test_forced_prefix_of_independent_heads_keeps_the_later_heads() -> None:
     led = candidates([[0.5, 0.25], [0.5, 0.25]]).with_forced_prefix((77,))
     tree, values = best_tree(led, 3, 99)
     assert spelt(tree) == [(77,), (77, 20), (77, 21)] and values == [1.0, 0.5, 0.25]
     assert best_tree(candidates([[0.5, 0.25]]).with_forced_prefix((7, 8, 9)), 9, 9)[0] == Tree((7, 8, 9), (-1, 0, 1))
 
 
-def test_what_may_not_follow_is_left_out_with_all_below_and_costs_no_node() -> None:
+def test_forbidden_token_is_left_out_with_its_subtree_and_costs_no_node() -> None:
     made = candidates([[0.6, 0.3, 0.1], [0.9, 0.05, 0.05], [0.5, 0.3, 0.2]])
     free, _ = best_tree(made, 100, 3)
     for forbidden in ((10,), (11, 20), (12, 21, 30), (10, 20)):
@@ -251,7 +251,7 @@ def test_what_may_not_follow_is_left_out_with_all_below_and_costs_no_node() -> N
 
 @settings(max_examples=50, deadline=None)
 @given(confidences(), st.integers(0, 12))
-def test_values_of_a_tree_are_those_it_was_chosen_by(given_confidences: list[list[float]], size: int) -> None:
+def test_values_of_equals_the_values_that_best_tree_returned(given_confidences: list[list[float]], size: int) -> None:
     made = candidates(given_confidences)
     tree, values = best_tree(made, size, 9)
     assert values_of(tree, made) == values

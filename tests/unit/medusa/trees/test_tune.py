@@ -29,7 +29,7 @@ def honest() -> Calibration:
     return calibration
 
 
-def test_points() -> None:
+def test_points_have_tokens_per_step_and_seconds_of_each_tree_size() -> None:
     assert plain(2, COST) == Point(2, 0, 1.0, 0.010)
     points = fixed([1.5, 1.6, 1.65], 4, COST)
     assert [p.nodes for p in points] == [1, 2, 3]
@@ -39,7 +39,7 @@ def test_points() -> None:
     assert fastest([Point(1, 5, 1.0, 1.0), Point(1, 2, 1.0, 1.0)]).nodes == 2
 
 
-def test_a_budget_where_drafts_are_free_takes_all_it_may() -> None:
+def test_budget_takes_all_drafts_where_they_are_free() -> None:
     free = StepCost((4, 64), (0.010, 0.010))
     for cap in (1, 2):
         point = budgeted([answer()], honest(), free, 1, cap)
@@ -49,13 +49,13 @@ def test_a_budget_where_drafts_are_free_takes_all_it_may() -> None:
         assert point.seconds == pytest.approx(0.010)
 
 
-def test_a_budget_where_drafts_cost_too_much_takes_none() -> None:
+def test_budget_takes_no_draft_where_they_cost_too_much() -> None:
     dear = StepCost((4, 5), (0.010, 0.020))
     point = budgeted([answer()], honest(), dear, 4, 2)
     assert (point.tokens_per_step, point.seconds) == (1.0, pytest.approx(0.010))
 
 
-def test_a_batch_pays_for_all_its_sequences() -> None:
+def test_budget_counts_the_drafts_of_all_sequences_of_a_batch() -> None:
     # Alone both drafts fit into the flat part; four sequences have room for one each.
     assert budgeted([answer()], honest(), COST, 1, 2).seconds == pytest.approx(0.0115)
     assert budgeted([answer()], honest(), COST, 4, 2).seconds == pytest.approx(0.013)
