@@ -76,7 +76,7 @@ def test_eval_heads_without_heads_is_a_config_error(folder: Path) -> None:
         eval_heads(llm, "none", Asked(folder / "prompts.jsonl", PARAMS), lambda _: None)
 
 
-def test_joined_speeds_weigh_every_prompt_alike() -> None:
+def test_joined_speeds_weigh_categories_equally() -> None:
     both = joined([Speed(1, 1.0, 10.0, 10.0), Speed(3, 2.0, 30.0, 10.0)])
     assert both == Speed(4, pytest.approx(4 / 3), pytest.approx(15.0), pytest.approx(10.0))
     assert both.speedup == pytest.approx(1.5)
