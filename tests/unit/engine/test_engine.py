@@ -26,7 +26,7 @@ def engine(rank: EngineRank) -> Engine:
     return engine_over(rank, Setting(nodes=7))
 
 
-def test_counts_and_phases(engine: Engine) -> None:
+def test_stats_count_sequences_tokens_drafts_and_phases(engine: Engine) -> None:
     assert not engine.has_work
     engine.submit(request("a", [3, 4, 5], temperature=0.0, max_tokens=20, ignore_eos=True))
     engine.submit(request("b", [6], temperature=0.0, max_tokens=3, ignore_eos=True))
@@ -50,7 +50,7 @@ def test_counts_and_phases(engine: Engine) -> None:
     assert all(seconds > 0 for seconds in end.phase_seconds.values())
 
 
-def test_refusals_and_aborts_leave_nothing(engine: Engine) -> None:
+def test_refused_and_aborted_requests_leave_no_work_and_no_kv(engine: Engine) -> None:
     with pytest.raises(RequestError, match="the prompt is empty"):
         engine.submit(request("bad", []))
     assert not engine.has_work and engine.stats().num_prompt_tokens == 0
@@ -61,7 +61,7 @@ def test_refusals_and_aborts_leave_nothing(engine: Engine) -> None:
     assert not engine.has_work and engine.stats().kv_used_fraction == 0.0
 
 
-def test_heartbeats_check_the_engines_own_state(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_is_announced_and_checks_the_block_pool(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Op] = []
     monkeypatch.setattr(engine.ranks, "announce", said.append)
     engine.heartbeat()

@@ -112,7 +112,7 @@ def read_until_finished(loop: EngineLoop, names: set[str]) -> dict[str, list[int
     return ids
 
 
-def test_requests_from_two_threads_come_out_whole_and_one_thread_touches_the_engine():
+def test_requests_of_two_threads_are_run_whole_by_the_engine_thread():
     engine = CountingEngine()
     running = Running(engine)
     with running as loop:
@@ -143,7 +143,7 @@ def test_abort_after_submit_in_one_post_leaves_nothing_running():
     assert not engine.running
 
 
-def test_a_refused_request_harms_no_other():
+def test_refused_request_harms_no_other():
     with Running(CountingEngine()) as loop:
         loop.post([Submit(request("bad", prompt=())), Submit(request("good"))])
         messages = []
@@ -156,7 +156,7 @@ def test_a_refused_request_harms_no_other():
     assert isinstance(refusal.error, RequestError) and refusal.error.param == "prompt"
 
 
-def test_an_idle_engine_sends_heartbeats_and_the_stream_signs_of_life():
+def test_idle_engine_sends_heartbeats_and_empty_batches():
     engine = CountingEngine()
     with Running(engine, heartbeat_s=0.1) as loop:
         batch = next(loop.batches())
@@ -165,7 +165,7 @@ def test_an_idle_engine_sends_heartbeats_and_the_stream_signs_of_life():
     assert "step" not in engine.log
 
 
-def test_the_age_grows_while_a_step_hangs():
+def test_batch_age_grows_while_a_step_hangs():
     engine = CountingEngine(step_s=1.5)
     with Running(engine) as loop:
         loop.post([Submit(request("a", max_tokens=1))])
@@ -186,7 +186,7 @@ def test_outputs_made_before_a_failing_step_are_delivered_then_the_stream_ends()
         raise running.error
 
 
-def test_a_reader_that_never_comes_costs_the_request_not_the_memory(monkeypatch):
+def test_request_whose_output_is_never_read_is_aborted(monkeypatch):
     monkeypatch.setattr("medusa_dist.engine.loop.MAX_WAITING_TOKENS", 10)
     engine = CountingEngine(step_s=0.001)
     with Running(engine, stall_s=0.1) as loop:

@@ -24,7 +24,7 @@ def test_outputs_of_one_request_are_merged_in_order():
     assert box.take(0.0) == []
 
 
-def test_scores_of_a_prompt_survive_merging():
+def test_prompt_logprobs_survive_merging():
     """They come with the first output alone."""
     scores = (None, TokenLogprobs(5, -0.5, (), ()))
     box = Outbox(max_tokens=100, stall_s=1.0)
@@ -35,7 +35,7 @@ def test_scores_of_a_prompt_survive_merging():
     assert taken.token_ids == (1, 2, 3) and taken.prompt_logprobs == scores
 
 
-def test_a_refusal_passes_unmerged():
+def test_refusal_is_passed_on_unmerged():
     box = Outbox(max_tokens=100, stall_s=1.0)
     refusal = Refusal("a", RequestError("no", "prompt"))
     box.put([refusal, out("b", 1)])
@@ -53,7 +53,7 @@ def test_take_waits_for_a_put_and_close_wakes_it():
     assert box.finished
 
 
-def test_what_was_put_before_close_can_still_be_taken():
+def test_outputs_put_before_close_can_still_be_taken():
     box = Outbox(max_tokens=100, stall_s=1.0)
     box.put([out("a", 1)])
     box.close()
@@ -62,7 +62,7 @@ def test_what_was_put_before_close_can_still_be_taken():
     assert box.finished
 
 
-def test_a_request_over_the_bound_for_stall_s_is_named_once():
+def test_request_over_max_tokens_for_stall_s_is_named_once():
     now = 0.0
     box = Outbox(max_tokens=3, stall_s=10.0, clock=lambda: now)
     box.put([out("slow", 1, 2, 3), out("fine", 1)])
@@ -77,7 +77,7 @@ def test_a_request_over_the_bound_for_stall_s_is_named_once():
     assert box.stalled() == []
 
 
-def test_a_reader_who_comes_back_in_time_resets_the_deadline():
+def test_reading_in_time_resets_the_stall_deadline():
     now = 0.0
     box = Outbox(max_tokens=1, stall_s=10.0, clock=lambda: now)
     box.put([out("a", 1, 2)])
@@ -96,7 +96,7 @@ def test_a_finished_request_never_stalls():
     assert box.stalled() == []
 
 
-def test_an_error_in_the_middle_becomes_a_refusal_of_what_is_left():
+def test_error_in_mid_output_becomes_a_refusal():
     box = Outbox(max_tokens=100, stall_s=1.0)
     error = RequestError("cannot go on", "grammar")
     box.put([out("a", 1)])

@@ -80,7 +80,7 @@ def lists_of(candidates: Candidates) -> dict[tuple[int, ...], int]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("remembered", [False, True])
-def test_every_list_is_what_its_own_path_leads_to(form: str, remembered: bool) -> None:
+def test_every_list_is_what_the_heads_guess_after_its_own_path(form: str, remembered: bool) -> None:
     drafter, heads, embeddings, ids = made_drafter(form)
     groups, rows = zip(*(group_of(width, width, reach=5) for width in (3, 1, 2)), strict=True)
     if remembered:
@@ -116,7 +116,7 @@ def test_every_list_is_what_its_own_path_leads_to(form: str, remembered: bool) -
 
 
 @pytest.mark.parametrize("reach", [1, 2, 3])
-def test_the_best_of_the_group_are_followed_up(reach: int) -> None:
+def test_best_guesses_of_the_group_are_drafted_further(reach: int) -> None:
     drafter, *_ = made_drafter("sequential")
     group, rows = group_of(3, 5, reach)
     group.memory = {(1, ()): known(4)}

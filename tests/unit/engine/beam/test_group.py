@@ -122,7 +122,7 @@ def prompt(rng: random.Random) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("nodes", [0, 12])
 @pytest.mark.parametrize("seed", range(4))
-def test_anything_may_happen(seed: int, nodes: int) -> None:
+def test_beam_results_survive_random_submits_aborts_and_small_pools(seed: int, nodes: int) -> None:
     """Submits and aborts at any time, priorities, cramped caches: each row sees what it should, no block is lost."""
     rng = random.Random(seed)
     made = BeamEngine(rng.choice([16, 20, 40]), nodes, seed, max_batched_tokens=rng.choice([16, 64]))
@@ -157,7 +157,7 @@ def test_anything_may_happen(seed: int, nodes: int) -> None:
     assert pool.num_free == pool.num_usable and not made.scheduler.running
 
 
-def test_what_was_tried_above() -> None:
+def test_beams_share_blocks_use_drafts_and_are_preempted() -> None:
     """Forks share blocks, drafts are used, and caches were cramped."""
     made = BeamEngine(14)
     for i in range(4):
@@ -169,7 +169,7 @@ def test_what_was_tried_above() -> None:
     assert all(int((plan.batch_indices == slot).sum()) <= 1 for plan in made.plans for slot in range(6))
 
 
-def test_a_preempted_search_begins_again_and_keeps_its_place() -> None:
+def test_preempted_search_restarts_and_keeps_its_place_in_the_queue() -> None:
     made = BeamEngine(9, nodes=0)
     first = made.submit("first", (1,) * 40, max_tokens=60, ignore_eos=True)
     search = made.submit("search", (2,) * 10, beam_width=3, max_tokens=20, ignore_eos=True)
@@ -186,7 +186,7 @@ def test_a_preempted_search_begins_again_and_keeps_its_place() -> None:
         assert made.outputs[request.request_id].token_ids == continuation(request, MAX_LEN)[0]
 
 
-def test_a_search_waits_for_all_its_seats() -> None:
+def test_search_waits_until_all_its_beams_fit_max_running() -> None:
     made = BeamEngine(40, max_running=4)
     for i in range(2):
         made.submit(f"s{i}", (i, 5, 6), max_tokens=12, ignore_eos=True)
@@ -207,7 +207,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_search_that_could_never_run_is_refused(case: str) -> None:
+def test_search_that_could_never_run_is_refused_by_field(case: str) -> None:
     params, param, text = REFUSED[case]
     made = BeamEngine(20)
     with pytest.raises(RequestError, match=text) as caught:
@@ -223,7 +223,7 @@ def test_the_largest_search_that_fits_runs_alone_without_preemption() -> None:
     assert [h.token_ids for h in made.outputs["x"].hypotheses] == [h.token_ids for h in expected(request)]
 
 
-def test_the_group_reads_the_request() -> None:
+def test_beam_group_takes_its_rules_from_the_request() -> None:
     params = SamplingParams(beam_width=2, max_tokens=None, stop_token_ids=(7,), length_penalty=0.5, early_stopping=True)
     request = Request(request_id="x", prompt_ids=(1, 2, 3), params=params, seed=0)
     limits = Limits(max_running=4, max_batched_tokens=64, max_model_len=50, vocab_size=VOCAB, eos_ids=(EOS,))
@@ -234,7 +234,7 @@ def test_the_group_reads_the_request() -> None:
     assert [one.group for one in group.admit()] == [group, group] and group.running == [group.root]
 
 
-def test_moves_into_a_block_that_changed_hands_are_void() -> None:
+def test_copies_into_a_block_that_a_fork_takes_are_dropped() -> None:
     params = SamplingParams(beam_width=2)
     one = SingleSequence(Request(request_id="x", prompt_ids=(1,) * 18, params=params, seed=0)).root
     one.block_table, one.num_computed_tokens, one.fork_slots = [3, 5], 18, [40, 47]
@@ -243,7 +243,7 @@ def test_moves_into_a_block_that_changed_hands_are_void() -> None:
     assert one.fork_slots == []
 
 
-def test_only_full_blocks_of_beams_are_shared() -> None:
+def test_shared_blocks_are_full_blocks_of_the_same_search() -> None:
     params = SamplingParams(beam_width=2)
     request = Request(request_id="x", prompt_ids=(1,) * 40, params=params, seed=0)
     other = SingleSequence(request).root

@@ -55,7 +55,7 @@ def plant(made: TreePolicy, beams: list[Sequence]) -> int:
     return sum(len(beam.tree) for beam in beams)
 
 
-def test_nodes_go_to_the_beams_that_win() -> None:
+def test_draft_nodes_go_to_the_likeliest_beams() -> None:
     group = group_of(likely=2)
     made = TreePolicy(SpeculationConfig(max_nodes=50))
     assert plant(made, group.beams) > 40
@@ -64,7 +64,7 @@ def test_nodes_go_to_the_beams_that_win() -> None:
 
 
 @pytest.mark.parametrize("kink", range(4, 40, 3))
-def test_the_budget_pays_for_whole_runs(kink: int) -> None:
+def test_budget_takes_whole_runs_only(kink: int) -> None:
     """Rows are free up to the kink and unpayable beyond."""
     made = TreePolicy(SpeculationConfig(max_nodes=50), StepCost((1, kink, kink + 1), (1.0, 1.0, 90.0)))
     group = group_of()
@@ -78,7 +78,7 @@ def test_the_budget_pays_for_whole_runs(kink: int) -> None:
     assert num_nodes == max(end for end in ends if end <= max(0, kink - W))
 
 
-def test_groups_and_others_share_a_budget() -> None:
+def test_beam_groups_and_single_sequences_share_a_budget() -> None:
     request = Request(request_id="y", prompt_ids=(1, 2), params=SamplingParams(max_tokens=90), seed=0)
     group, alone = group_of(), SingleSequence(request, (5,)).root
     alone.candidates = Candidates(np.arange(10)[None], np.full((1, 10), 0.09, dtype=np.float32))
@@ -88,7 +88,7 @@ def test_groups_and_others_share_a_budget() -> None:
     assert plant(made, [*group.beams, alone]) <= 6 and len(alone.tree) > 0 == sum(len(b.tree) for b in group.beams)
 
 
-def test_a_beam_without_candidates_has_no_tree() -> None:
+def test_beam_without_candidates_gets_no_tree() -> None:
     group = group_of(likely=1)
     group.beams[1].candidates = None
     made = TreePolicy(SpeculationConfig(max_nodes=9))
@@ -100,7 +100,7 @@ def first_chance(made: BeamPolicy, group: BeamGroup) -> float:
     return made._completion(group).chances[0][0]
 
 
-def test_only_steps_behind_drafts_teach() -> None:
+def test_only_steps_with_drafted_candidates_change_the_chances() -> None:
     group, made = group_of(), BeamPolicy(9)
 
     def step(hit: bool) -> float:
@@ -115,7 +115,7 @@ def test_only_steps_behind_drafts_teach() -> None:
     assert step(hit=True) > 0 > step(hit=False)
 
 
-def test_without_drafts_the_answer_is_forgotten() -> None:
+def test_learned_chances_fade_while_nothing_is_drafted() -> None:
     """A text that the heads do not understand does not end speculation for the next one."""
     group, made = group_of(), BeamPolicy(9)
     start = first_chance(made, group)
@@ -134,7 +134,7 @@ def test_without_drafts_the_answer_is_forgotten() -> None:
     assert first_chance(made, group) > 0.9 * start
 
 
-def test_widths_learn_for_themselves() -> None:
+def test_chances_are_learned_per_beam_width() -> None:
     group, made = group_of(), BeamPolicy(9)
     other = BeamGroup(group.request, BeamRules(2, 90))
     group.was_drafted = True
@@ -143,7 +143,7 @@ def test_widths_learn_for_themselves() -> None:
     assert first_chance(made, group) > first_chance(made, other)
 
 
-def test_groups_draft_as_deep_as_they_verify() -> None:
+def test_groups_draft_as_deep_as_they_verify_and_sometimes_deeper() -> None:
     """And a level deeper now and then, so that what has begun to pay is found."""
     group, made = group_of(), BeamPolicy(9)
     seen = []
@@ -157,8 +157,8 @@ def test_groups_draft_as_deep_as_they_verify() -> None:
     assert group.reach == 1
 
 
-def test_guesses_of_another_step_teach_nothing() -> None:
-    """The heads rested: this step's winners were not guessed for."""
+def test_candidates_of_an_earlier_step_do_not_change_the_chances() -> None:
+    """The heads were paused: this step's winners were not guessed for."""
     group, made = group_of(), BeamPolicy(9)
     group.was_drafted = True
     made.trees([(beam, (9, 9)) for beam in group.beams])

@@ -1,4 +1,4 @@
-"""Judging beams: which row is asked, in whose words, and who goes on where."""
+"""Selecting for beams: which row is used, with which processors, and which sequence continues which beam."""
 
 import numpy as np
 import pytest
@@ -53,11 +53,11 @@ def judge(groups: list[BeamGroup], logits: list[torch.Tensor]) -> list[BeamResul
     return select_beams(Scores(np.full(first, -1, dtype=np.int64), whole, hidden), beams, EOS)
 
 
-def test_nothing_to_judge() -> None:
+def test_selecting_for_no_beams_gives_no_results() -> None:
     assert select_beams(Scores(np.zeros(0, dtype=np.int64), {}, torch.zeros(0, 1)), [], EOS) == []
 
 
-def test_the_prompt_forks_into_all_places() -> None:
+def test_prompt_forks_into_all_beams() -> None:
     group = group_of([()], [0.0])
     first, second = judge([group], [row(t5=4.0, t7=3.0)])
     assert (first.sequence, second.sequence) == (group.root, group.idle[0])
@@ -67,7 +67,7 @@ def test_the_prompt_forks_into_all_places() -> None:
     assert first.traversal.search.scores == pytest.approx(expected)
 
 
-def test_a_beam_stays_in_its_place_and_the_other_takes_a_free_one() -> None:
+def test_beam_keeps_its_sequence_and_its_fork_takes_a_free_one() -> None:
     group = group_of([(8,), (9,)], [-1.0, -9.0])
     one, other = group.beams
     one.tree, other.tree = Tree((5, 7, 1), (-1, -1, 1)), Tree((5,), (-1,))
@@ -81,7 +81,7 @@ def test_a_beam_stays_in_its_place_and_the_other_takes_a_free_one() -> None:
     assert (first.hits, second.hits) == ((0, 1), ()), "each verdict tells of its own sequence's tree"
 
 
-def test_processors_see_the_path() -> None:
+def test_penalties_bias_and_min_tokens_count_the_path() -> None:
     """A penalty for what was said, a bias, and no end before min_tokens, as transformers applies them."""
     group = group_of([(8,), (9,)], [0.0, -50.0], repetition_penalty=1.5, min_tokens=3, logit_bias=((1, -3.0),))
     group.beams[0].tree = Tree((5, 7), (-1, -1))
@@ -97,7 +97,7 @@ def test_processors_see_the_path() -> None:
     assert max(search.scores) == pytest.approx(best[0], abs=1e-5)
 
 
-def test_the_end_of_a_search() -> None:
+def test_finished_search_accepts_no_tokens_and_keeps_its_beams() -> None:
     group = group_of([tuple([8] * 8), tuple([9] * 8)], [-1.0, -1.1])
     verdicts = judge([group], [row(t5=5.0), row(t6=5.0)])
     assert verdicts[0].traversal.search.is_over and len(verdicts[0].traversal.search.finished) == 2
@@ -105,7 +105,7 @@ def test_the_end_of_a_search() -> None:
     assert all(v.accepted == Accepted((), ()) for v in verdicts)
 
 
-def test_groups_are_judged_side_by_side() -> None:
+def test_groups_selected_together_equal_groups_selected_alone() -> None:
     """Each as it is alone, though they stop at different levels."""
 
     def make() -> list[BeamGroup]:
@@ -121,7 +121,7 @@ def test_groups_are_judged_side_by_side() -> None:
     assert [v.traversal.num_levels for v in together] == [2, 2, 1, 1]
 
 
-def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
+def test_verified_rows_of_an_incomplete_level_are_reused_in_the_next_step() -> None:
     """5 behind the first beam wins and was verified, and 1 behind it; the other winner, 3, was not drafted."""
     group = group_of([(8,), (9,)], [-1.0, -1.1])
     group.beams[0].tree, group.beams[1].tree = Tree((5, 7, 1), (-1, -1, 0)), Tree((5,), (-1,))
@@ -142,14 +142,14 @@ def test_what_was_verified_of_an_incomplete_level_is_remembered() -> None:
     assert other.traversal.chosen == (((0, (1,)), (1, (4,))),)
 
 
-def test_what_is_no_number_behind_a_draft_ends_nothing() -> None:
+def test_nan_row_after_an_unused_draft_is_ignored() -> None:
     group = group_of([(8,), (9,)], [-1.0, -1.1])
     group.beams[0].tree = Tree((5,), (-1,))
     first, _ = judge([group], [row(t5=9.0), torch.full((V,), float("nan")), row(t3=9.0)])
     assert first.traversal.search.outputs == ((8, 5), (9, 3))
 
 
-def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:
+def test_beam_scores_do_not_depend_on_the_number_of_rows() -> None:
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randn(V, generator=generator) * 4 for _ in range(5)]
     groups = [group_of([()], [0.0], name=f"g{i}") for i in range(5)]
@@ -158,7 +158,7 @@ def test_scores_do_not_depend_on_how_many_rows_there_are() -> None:
         assert judge([group_of([()], [0.0])], [rows[i]])[0].traversal.search == together[2 * i].traversal.search
 
 
-def test_logits_that_are_no_numbers() -> None:
+def test_nan_logits_are_an_engine_error_naming_the_request() -> None:
     good, bad = group_of([()], [0.0]), group_of([()], [0.0], name="y")
     with pytest.raises(EngineError, match=r"request y: the model's logits are NaN"):
         judge([good, bad], [row(), torch.full((V,), float("nan"))])

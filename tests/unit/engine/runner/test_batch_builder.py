@@ -71,12 +71,12 @@ def check(pieces: list[Piece], seed: int = 0) -> None:
     ],
     ids=["one", "prompt", "block edges", "tree and chunk", "chain and tree", "long and short"],
 )
-def test_by_hand(pieces: list[Piece]) -> None:
+def test_prepared_batch_equals_the_row_by_row_reading_of_a_plan(pieces: list[Piece]) -> None:
     check(pieces)
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_random_steps(seed: int) -> None:
+def test_prepared_batch_equals_the_row_by_row_reading_of_random_plans(seed: int) -> None:
     rng = random.Random(seed)
     pieces = [
         Piece(
@@ -90,7 +90,7 @@ def test_random_steps(seed: int) -> None:
     check(pieces, seed)
 
 
-def test_ancestry() -> None:
+def test_ancestry_gives_depths_and_the_ancestor_matrix() -> None:
     tree = Ancestry(ints([-1, 0, 0, 2, -1]))
     assert tree.depths.tolist() == [1, 2, 2, 3, 1]
     assert tree.matrix.astype(int).tolist() == [
@@ -102,14 +102,14 @@ def test_ancestry() -> None:
     ]
 
 
-def test_groups_waste_little() -> None:
+def test_padded_groups_hold_sequences_of_similar_length() -> None:
     pieces = [Piece(20, 1), Piece(25, 1), Piece(1000, 1), Piece(0, 64), Piece(25, 1, (-1,) * 30)]
     plan, tables, _ = make_step(pieces)
     shapes = sorted(tuple(group.visible.shape) for group in prepare(plan, tables, CPU, PADDED).attention.groups)
     assert shapes == [(1, 3, 1008), (1, 31, 64), (1, 64, 64), (2, 3, 32)]
 
 
-def test_the_same_plan_gives_the_same_tensors() -> None:
+def test_same_plan_gives_the_same_tensors() -> None:
     plan, tables, _ = make_step([Piece(9, 1, (-1, 0, 0)), Piece(70, 2)])
     first, second = (prepare(plan, np.array(tables), CPU, PADDED) for _ in range(2))
     assert torch.equal(first.slot_mapping, second.slot_mapping)
@@ -118,7 +118,7 @@ def test_the_same_plan_gives_the_same_tensors() -> None:
     )
 
 
-def test_reads_cut_every_row_into_one_piece_of_work() -> None:
+def test_work_items_cover_every_row_once() -> None:
     pieces = [Piece(0, 40), Piece(5, 1, (-1, 0)), Piece(700, 17), Piece(3, 16), Piece(90, 1)]
     plan, tables, _ = make_step(pieces, 3)
     batch = prepare(plan, tables, CPU, PAGED)
@@ -134,7 +134,7 @@ def test_reads_cut_every_row_into_one_piece_of_work() -> None:
     ]
 
 
-def test_shares_of_the_work_cost_alike() -> None:
+def test_work_of_two_threads_costs_about_the_same() -> None:
     """A prompt's later rows read more keys; each of two threads gets some of both."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -73,7 +73,7 @@ def test_followers_execute_what_rank_0_executes() -> None:
     assert len(leader.sizes) == 2 * len(sizes) + 1 + 2  # two plans were longer than a message
 
 
-def test_following_until_ready_then_until_stop() -> None:
+def test_follower_loop_ends_at_ready_then_at_stop() -> None:
     leader, follower = pair()
     leader.verify(plan(leader, 3))
     leader.announce(Op.READY)
@@ -85,7 +85,7 @@ def test_following_until_ready_then_until_stop() -> None:
     assert len(follower.worker.plans) == 2
 
 
-def test_a_plan_that_is_longer_by_one_word_than_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_one_word_longer_than_a_message_takes_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     header = Plan(Op.STEP, 0, 0).pack().size
     monkeypatch.setattr(ranks, "MESSAGE_WORDS", header + 7)
     leader, follower = pair()
@@ -97,7 +97,7 @@ def test_a_plan_that_is_longer_by_one_word_than_a_message(monkeypatch: pytest.Mo
     assert follower.sizes == [header + 7] * 3 + [1, header + 7]
 
 
-def test_ranks_out_of_step() -> None:
+def test_rank_out_of_step_is_a_group_error() -> None:
     leader, follower = pair()
     leader.next_step()
     leader.verify(plan(leader, 3))
@@ -109,14 +109,14 @@ def test_ranks_out_of_step() -> None:
         follower.follower_loop()
 
 
-def test_one_rank_sends_nothing() -> None:
+def test_single_rank_executes_without_a_broadcast() -> None:
     alone = RankGroup(Recorder(SCORES), None, 0)
     assert alone.verify(plan(alone, 2)) is SCORES
     alone.announce(Op.STOP)
     assert len(alone.worker.plans) == 1 and alone.next_step() == 2
 
 
-def test_a_failed_broadcast_is_a_group_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_broadcast_is_a_group_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("Connection closed by peer")
 

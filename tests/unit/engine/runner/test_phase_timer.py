@@ -16,7 +16,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def test_laps_add_up_to_the_time_since_the_start(now: list[float]) -> None:
+def test_laps_add_up_to_the_time_since_each_start(now: list[float]) -> None:
     clock = PhaseTimer()
     for begin in (100.0, 200.0):  # what passes between two steps is no phase
         now[0] = begin
@@ -29,7 +29,7 @@ def test_laps_add_up_to_the_time_since_the_start(now: list[float]) -> None:
     assert clock.seconds == {"forward": 2.0, "sample": 4.0, "copy": 0.0}
 
 
-def test_a_gpu_is_waited_for_only_when_asked(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timer_waits_for_a_gpu_and_not_for_a_cpu(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[torch.device] = []
 
     def synchronize(device: torch.device) -> None:

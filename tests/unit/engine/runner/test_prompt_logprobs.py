@@ -80,7 +80,7 @@ def plain(model: Model) -> Run:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_equal_to_transformers_in_any_setting(model: Model, name: str) -> None:
+def test_prompt_logprobs_equal_transformers_in_any_setting(model: Model, name: str) -> None:
     engine = engine_over(model.rank, SETTINGS[name])
     deliveries: list[str] = []
     step = engine.step
@@ -103,13 +103,13 @@ def test_equal_to_transformers_in_any_setting(model: Model, name: str) -> None:
     assert all(run.outputs[n].prompt_logprobs == output.prompt_logprobs for n, output in reference.outputs.items())
 
 
-def test_a_prompt_alone(model: Model) -> None:
+def test_max_tokens_zero_scores_the_prompt_in_no_decoding_step(model: Model) -> None:
     output = decode(engine_over(model.rank, Setting()), requests()).outputs["r4"]
     assert output.token_ids == output.heads == () and output.finish_reason is FinishReason.LENGTH
     assert output.stats.num_steps == 0 and len(output.prompt_logprobs) == 64
 
 
-def test_a_prompt_that_fills_the_context_and_the_cache(model: Model) -> None:
+def test_prompt_that_fills_context_and_cache_is_scored(model: Model) -> None:
     """No place for a single token more, and none is asked for."""
     engine = engine_over(model.rank, Setting(num_blocks=5))
     limits = engine.scheduler.limits
@@ -118,7 +118,7 @@ def test_a_prompt_that_fills_the_context_and_the_cache(model: Model) -> None:
     assert len(decode(engine, [whole]).outputs["x"].prompt_logprobs) == 64
 
 
-def test_the_prefix_cache_is_passed_by_and_filled(model: Model) -> None:
+def test_scored_prompt_skips_the_prefix_cache_and_fills_it(model: Model) -> None:
     engine = engine_over(model.rank, Setting())
     prompt = list(range(20)) * 2
     cached = []
@@ -129,7 +129,7 @@ def test_the_prefix_cache_is_passed_by_and_filled(model: Model) -> None:
     assert cached == [(0, 0), (0, 40), (32, 0)]
 
 
-def test_what_was_delivered_before_a_restart_is_not_delivered_again(model: Model) -> None:
+def test_prompt_logprobs_are_not_delivered_again_after_a_restart(model: Model) -> None:
     one = request("x", range(20), max_tokens=8, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
     whole = decode(engine_over(model.rank, Setting()), [one]).outputs["x"]
     for known in (0, 1, 5):
@@ -140,7 +140,7 @@ def test_what_was_delivered_before_a_restart_is_not_delivered_again(model: Model
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 9])
-def test_in_pieces(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_prompt_logprobs_of_several_pieces_equal_those_of_each_row(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(prompt_scores, "PIECE_ROWS", 4)
     logits = torch.randn(rows, 13)
     logits[:, 11:] = 99.0  # padding of the vocabulary is never seen

@@ -65,31 +65,31 @@ def logits_of(worker: Worker, tokens: list[int]) -> torch.Tensor:
     return whole[0]
 
 
-def test_greedy_choices_come_without_rows(worker: Worker) -> None:
+def test_greedy_choices_come_without_full_logits(worker: Worker) -> None:
     scores = worker.execute(step(1, 0, [3, 4, 5], blocks=[2], **admit(1)))
     assert scores.full_logits == {} and scores.hidden.shape == (1, worker.model.hidden_size)
     assert scores.choices.tolist() == [int(logits_of(worker, [3, 4, 5]).argmax())]
 
 
-def test_a_tree_in_one_pass(worker: Worker) -> None:
+def test_tree_choices_equal_those_of_each_path_alone(worker: Worker) -> None:
     scores = worker.execute(step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1)))
     paths = ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10])
     assert scores.choices.tolist() == [int(logits_of(worker, path).argmax()) for path in paths]
 
 
-def test_whole_rows_for_those_that_need_them(worker: Worker) -> None:
+def test_full_logits_come_for_sequences_that_need_them(worker: Worker) -> None:
     scores = worker.execute(step(1, 0, [3, 4], blocks=[2], **admit(1, full_logits=1)))
     assert scores.choices.tolist() == [-1]
     assert torch.equal(scores.full_logits[0], logits_of(worker, [3, 4])) and scores.full_logits[0].shape == (VOCAB,)
 
 
-def test_sampling_parameters_stay_until_the_slot_begins_anew(worker: Worker) -> None:
+def test_sampling_parameters_stay_until_the_next_admission(worker: Worker) -> None:
     worker.execute(step(1, 0, [3], blocks=[2], **admit(1, full_logits=1)))
     assert worker.execute(step(1, 1, [4])).choices.tolist() == [-1]
     assert worker.execute(step(1, 0, [3], blocks=[2], **admit(1))).choices.tolist() != [-1]
 
 
-def test_plain_scores_are_temperature_and_noise(worker: Worker) -> None:
+def test_plain_scores_are_logits_by_temperature_plus_noise(worker: Worker) -> None:
     worker._seeds[[0, 2]], worker._temperatures[[0, 2]] = (-9, 5), (0.5, 2.0)
     logits = torch.randn(4, VOCAB)
     slots, positions = ints([0, 1, 2, 0]), torch.tensor([7, 8, 9, 7])
@@ -109,7 +109,7 @@ class Alone(TPGroup):
         return [x]
 
 
-def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker) -> None:
+def test_shard_choices_have_the_noise_of_the_chosen_position(worker: Worker) -> None:
     rank = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, PagedCpuBackend())
     plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, seed=6, temperature=2.5))
     scores = rank.execute(plan)
@@ -120,7 +120,7 @@ def test_a_shards_choices_have_the_noise_of_the_place_chosen_for(worker: Worker)
         assert choice == int((logits_of(worker, path) / 2.5 + noise).argmax())
 
 
-def test_rows_move_before_any_is_written(worker: Worker) -> None:
+def test_kv_rows_are_copied_before_any_is_written(worker: Worker) -> None:
     """The block that a moved row leaves can be another's in the same plan."""
     worker.execute(step(1, 0, [3, 4, 8, 9], parents=[-1, -1], blocks=[2], **admit(1)))
     expected = worker.execute(step(2, 0, [3, 4, 9, 6], blocks=[5], **admit(2))).choices
@@ -150,7 +150,7 @@ def test_rows_move_before_any_is_written(worker: Worker) -> None:
     assert choices[1] == int(logits_of(worker, [20, 21, 22, 23, 24]).argmax())
 
 
-def test_block_tables_travel_as_deltas(worker: Worker) -> None:
+def test_block_tables_are_extended_by_new_blocks(worker: Worker) -> None:
     prompt = [(5 * i) % VOCAB for i in range(20)]
     worker.execute(step(1, 0, prompt[:16], blocks=[4], **admit(1)))
     got = worker.execute(step(1, 16, prompt[16:], num_kept_blocks=1, blocks=[9])).choices
@@ -159,13 +159,13 @@ def test_block_tables_travel_as_deltas(worker: Worker) -> None:
     assert got.tolist() == again.tolist()
 
 
-def test_a_plan_of_moves_only(worker: Worker) -> None:
+def test_plan_of_copies_only_copies_and_chooses_nothing(worker: Worker) -> None:
     worker.pool.rows[..., 20, :] = 3.0
     nothing = worker.execute(Plan(Op.STEP, 0, 0, copy_sources=ints([20]), copy_targets=ints([40])))
     assert nothing.choices.size == 0 and (worker.pool.rows[..., 40, :] == 3.0).all()
 
 
-def test_best_of_shards_ties_go_to_the_lowest_id() -> None:
+def test_best_of_shards_takes_the_lowest_id_and_shows_nan() -> None:
     nan = float("nan")
     pairs = torch.tensor(
         [[[1.0, 3.0], [5.0, 9.0], [2.0, 4.0], [nan, 31.0]], [[2.0, 20.0], [5.0, 16.0], [1.0, 17.0], [0.0, 16.0]]]
@@ -175,7 +175,7 @@ def test_best_of_shards_ties_go_to_the_lowest_id() -> None:
     assert not 0 <= chosen[3] < VOCAB, "NaN in one shard must not hide behind the other"
 
 
-def test_padding_of_a_shard_is_never_chosen(model) -> None:
+def test_padding_of_a_vocabulary_shard_is_never_chosen(model) -> None:
     """A rank's logits may be wider than its tokens."""
     worker = Worker.__new__(Worker)
     worker._num_valid, worker._temperatures = VOCAB - 4, np.zeros(1)

@@ -55,7 +55,7 @@ def check(made: FakeEngine, requests: list[Request]) -> None:
 
 @pytest.mark.parametrize("nodes", [0, 1, 7, 30, None])
 @pytest.mark.parametrize("budget", [16, 64])
-def test_outputs_equal_plain_decoding(nodes: int | None, budget: int) -> None:
+def test_scheduled_outputs_equal_plain_decoding(nodes: int | None, budget: int) -> None:
     made = engine(nodes=nodes, max_batched_tokens=budget)
     requests = [made.submit(f"r{i}", prompt(3 + 9 * i, i), max_tokens=5 + 9 * i) for i in range(7)]
     made.run()
@@ -66,7 +66,7 @@ def test_outputs_equal_plain_decoding(nodes: int | None, budget: int) -> None:
 
 
 @pytest.mark.parametrize("nodes", [7, None])
-def test_a_tiny_pool_preempts_and_loses_nothing(nodes: int | None) -> None:
+def test_small_pool_preempts_and_loses_no_token(nodes: int | None) -> None:
     made = engine(num_blocks=8, nodes=nodes)
     requests = [made.submit(f"r{i}", prompt(20, i), max_tokens=60, ignore_eos=True) for i in range(6)]
     made.run()
@@ -74,7 +74,7 @@ def test_a_tiny_pool_preempts_and_loses_nothing(nodes: int | None) -> None:
     assert made.scheduler.num_preemptions > 0
 
 
-def test_long_prompts_come_in_chunks_behind_decoding() -> None:
+def test_long_prompt_is_chunked_after_decoding_sequences() -> None:
     made = engine(max_batched_tokens=16)
     first = made.submit("first", prompt(4), max_tokens=30, ignore_eos=True)
     made.step()
@@ -91,7 +91,7 @@ def test_long_prompts_come_in_chunks_behind_decoding() -> None:
     check(made, [first, second])
 
 
-def test_the_queue_is_first_come_first_served() -> None:
+def test_waiting_requests_are_admitted_in_order_of_arrival() -> None:
     made = engine(num_blocks=9, max_running=3)
     made.submit("long", prompt(90), max_tokens=8)  # 6 or 7 of 8 blocks
     made.submit("wide", prompt(50, 1), max_tokens=3)  # does not fit beside it
@@ -102,7 +102,7 @@ def test_the_queue_is_first_come_first_served() -> None:
     assert list(made.outputs) == ["long", "wide", "small"]
 
 
-def test_trees_shrink_before_anyone_is_preempted() -> None:
+def test_trees_shrink_before_any_sequence_is_preempted() -> None:
     made = engine(num_blocks=3, nodes=30, max_running=2, max_model_len=32)
     requests = [made.submit(f"r{i}", prompt(14, i), max_tokens=3, ignore_eos=True) for i in range(2)]
     made.step()
@@ -114,7 +114,7 @@ def test_trees_shrink_before_anyone_is_preempted() -> None:
     assert made.scheduler.num_preemptions == 0
 
 
-def test_what_a_tree_held_is_free_in_the_next_step() -> None:
+def test_rejected_drafts_free_their_blocks_in_the_next_step() -> None:
     made = engine(num_blocks=5, nodes=30, skill=0.0)
     made.submit("first", prompt(14), max_tokens=20, ignore_eos=True)
     made.step()
@@ -126,7 +126,7 @@ def test_what_a_tree_held_is_free_in_the_next_step() -> None:
     assert made.scheduler.num_preemptions == 0
 
 
-def test_rows_of_trees_fit_the_budget() -> None:
+def test_tree_rows_fit_max_batched_tokens() -> None:
     made = engine(nodes=30, max_batched_tokens=16)
     for i in range(4):
         made.submit(f"r{i}", prompt(3, i), max_tokens=20, ignore_eos=True)
@@ -135,7 +135,7 @@ def test_rows_of_trees_fit_the_budget() -> None:
     assert max(totals) == 16
 
 
-def test_the_youngest_is_preempted_and_is_next_in_line() -> None:
+def test_youngest_sequence_is_preempted_and_first_in_the_queue() -> None:
     made = engine(num_blocks=4, nodes=0, max_running=3, max_model_len=48)
     requests = [made.submit(f"r{i}", prompt(15, i), max_tokens=20, ignore_eos=True) for i in range(3)]
     made.step()
@@ -169,7 +169,7 @@ def test_lower_priorities_go_first_and_are_preempted_last() -> None:
     check(made, requests)
 
 
-def test_nobody_is_preempted_for_one_who_waits() -> None:
+def test_no_sequence_is_preempted_for_a_waiting_one() -> None:
     made = engine(max_running=1)
     made.submit("low", prompt(5), max_tokens=9, ignore_eos=True, priority=9)
     made.step()
@@ -178,7 +178,7 @@ def test_nobody_is_preempted_for_one_who_waits() -> None:
     assert list(made.outputs) == ["low", "high"] and made.scheduler.num_preemptions == 0
 
 
-def test_a_salt_shares_prefixes_with_itself_alone() -> None:
+def test_prefix_blocks_are_shared_only_within_one_cache_salt() -> None:
     made = engine()
     cached = []
     salts: list[str | None] = [None, "x", "y", "x", None, "y"]
@@ -191,7 +191,7 @@ def test_a_salt_shares_prefixes_with_itself_alone() -> None:
     check(made, requests)
 
 
-def test_what_was_emitted_before_is_continued() -> None:
+def test_resubmitted_request_continues_after_its_known_output() -> None:
     made = engine()
     request = made.submit("x", prompt(9), max_tokens=25, ignore_eos=True)
     expected, _ = continuation(request, 120)
@@ -209,7 +209,7 @@ def rows_of_prompts(made: FakeEngine) -> int:
     )
 
 
-def test_a_known_prefix_is_not_computed_again() -> None:
+def test_cached_prefix_is_not_computed_again() -> None:
     made = engine(max_batched_tokens=64)
     shared = prompt(40)
     first = made.submit("first", shared, max_tokens=4)
@@ -227,7 +227,7 @@ def test_a_known_prefix_is_not_computed_again() -> None:
     assert cached == [32, 32, 0]
 
 
-def test_a_whole_known_prompt_still_computes_its_last_token() -> None:
+def test_fully_cached_prompt_still_computes_its_last_token() -> None:
     made = engine(max_batched_tokens=64)
     requests = [made.submit("a", prompt(32), max_tokens=3)]
     made.run()
@@ -237,7 +237,7 @@ def test_a_whole_known_prompt_still_computes_its_last_token() -> None:
     assert made.outputs["b"].num_cached_tokens == 16
 
 
-def test_output_of_one_request_is_a_known_prefix_of_the_next() -> None:
+def test_output_of_a_request_is_a_cached_prefix_of_the_next() -> None:
     """A conversation: the next prompt is the last one, its answer, and more."""
     made = engine(nodes=0, max_batched_tokens=64, max_model_len=200)
     first = made.submit("first", prompt(20), max_tokens=30)
@@ -250,7 +250,7 @@ def test_output_of_one_request_is_a_known_prefix_of_the_next() -> None:
     assert made.outputs["second"].num_cached_tokens == 48
 
 
-def test_finishing() -> None:
+def test_sequences_finish_at_context_length_and_at_stop_tokens() -> None:
     made = engine(max_model_len=40, skill=1.0)
     full = made.submit("full", prompt(30), max_tokens=None, ignore_eos=True)
     stop = made.submit("stop", prompt(5, 3), max_tokens=30, stop_token_ids=tuple(range(5)))
@@ -262,7 +262,7 @@ def test_finishing() -> None:
     assert not set(ended.token_ids[:-1]) & set(range(5)), "tokens behind the stop token came out"
 
 
-def test_aborts_anywhere() -> None:
+def test_aborted_requests_free_their_blocks_and_end_without_output() -> None:
     made = engine(max_running=2)
     for i in range(4):
         made.submit(f"r{i}", prompt(8, i), max_tokens=30, ignore_eos=True)
@@ -291,7 +291,7 @@ def test_aborts_anywhere() -> None:
         ({"stop_token_ids": (3, -1)}, "stop_token_ids names token -1", "stop_token_ids"),
     ],
 )
-def test_requests_that_can_never_be_served(fields: dict, message: str, param: str) -> None:
+def test_request_that_can_never_be_served_is_refused_by_field(fields: dict, message: str, param: str) -> None:
     made = engine(num_blocks=7)
     given = {"prompt": (1, 2, 3), "max_tokens": 5} | fields
     with pytest.raises(RequestError, match=message) as caught:
@@ -299,7 +299,7 @@ def test_requests_that_can_never_be_served(fields: dict, message: str, param: st
     assert caught.value.param == param and not made.scheduler.has_work
 
 
-def test_plans_say_what_they_should() -> None:
+def test_plan_holds_admissions_tokens_and_new_blocks_of_a_step() -> None:
     made = engine(nodes=0)
     made.submit("a", (5, 6, 7), max_tokens=9, temperature=0.5, ignore_eos=True)
     made.submit("b", (8,), max_tokens=9, top_k=2, ignore_eos=True)
@@ -397,10 +397,10 @@ class Life(RuleBasedStateMachine):
 Life.TestCase.settings = settings(
     max_examples=250, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestLife = Life.TestCase
+TestRandomLives = Life.TestCase
 
 
-def test_a_tree_is_bounded_by_what_can_be_emitted() -> None:
+def test_tree_is_no_deeper_than_the_tokens_that_are_left() -> None:
     made = engine(nodes=30, skill=1.0)
     made.submit("x", prompt(5), max_tokens=3, ignore_eos=True)
     made.step()

@@ -54,7 +54,7 @@ def save_sequential(folder: Path, by: int) -> None:
     ("speculation", "cells"),
     [(CHAIN, ((0, True), (1, False), (-1, False))), ({"mode": "auto", "max_nodes": 3}, ((0, True),))],
 )
-def test_sequential_heads_guess_on_from_their_own_guesses(speculation: dict, cells: tuple, tmp_path: Path) -> None:
+def test_sequential_heads_draft_on_from_their_own_guesses(speculation: dict, cells: tuple, tmp_path: Path) -> None:
     """The model counts; output row v answers to state v - 1, so a cell that repeats what it was told is right."""
     save_counting_model(tmp_path, 9 * shifted(1))
     for by, right in cells:
@@ -81,7 +81,7 @@ def test_a_head_guesses_its_distance_from_the_token_just_emitted(form: str, dist
 
 @pytest.mark.parametrize("params", [{"temperature": 1.0}, {"temperature": 0.3}, {"temperature": 1.0, "logprobs": 0}])
 @pytest.mark.parametrize("sequential", [False, True])
-def test_heads_draft_with_the_noise_of_the_place_they_guess_for(params: dict, sequential: bool, tmp_path: Path) -> None:
+def test_heads_draft_with_the_noise_of_the_position_they_guess(params: dict, sequential: bool, tmp_path: Path) -> None:
     """Flat logits everywhere: the noise alone decides, for the model and for the heads."""
     flat = torch.zeros(VOCAB, HIDDEN)
     save_counting_model(tmp_path, flat)
@@ -94,7 +94,7 @@ def test_heads_draft_with_the_noise_of_the_place_they_guess_for(params: dict, se
     assert len(set(outputs["a"].token_ids)) > 8 and outputs["a"].token_ids != outputs["b"].token_ids
 
 
-def test_a_short_draft_vocabulary(tmp_path: Path) -> None:
+def test_short_draft_vocabulary_drafts_only_the_tokens_it_knows(tmp_path: Path) -> None:
     """Ids are translated: what the heads know is accepted, what they do not know is not."""
     save_counting_model(tmp_path, shifted(1))
     known = torch.tensor([v for v in range(VOCAB) if v % 5])
@@ -105,7 +105,7 @@ def test_a_short_draft_vocabulary(tmp_path: Path) -> None:
     assert drafted and not any(token % 5 == 0 for token in drafted)
 
 
-def test_greedy_and_sampled_requests_side_by_side(tmp_path: Path) -> None:
+def test_greedy_and_sampled_requests_are_both_drafted_in_one_batch(tmp_path: Path) -> None:
     save_counting_model(tmp_path, 3 * shifted(1))
     save_heads(tmp_path / "heads", [3 * shifted(k + 1) for k in (1, 2, 3)])
     rank = EngineRank(tiny_config(tmp_path, speculation=CHAIN), tmp_path)

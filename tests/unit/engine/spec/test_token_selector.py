@@ -1,4 +1,4 @@
-"""Judging: which row is asked, with which path and noise, and what comes with the answer."""
+"""Selecting tokens: which row is used, with which path and noise, and what comes with the result."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def judge(sequences: list[Sequence], choices: list[int], whole: dict[int, torch.
 TREE = Tree((8, 9, 10), (-1, -1, 1))  # 8, and 9 -> 10
 
 
-def test_choices_of_the_shards_are_walked() -> None:
+def test_shard_choices_are_followed_through_each_tree() -> None:
     first, second = sequence(TREE), sequence(EMPTY)
     a, b = judge([first, second], [9, 0, 10, 11, 20], others=2)
     assert a.accepted.nodes == (1, 2) and a.accepted.tokens == (9, 10, 11) and a.sequence is first
@@ -52,7 +52,7 @@ def test_choices_of_the_shards_are_walked() -> None:
     assert a.logprobs == b.logprobs == ()
 
 
-def test_each_node_is_judged_by_its_own_path() -> None:
+def test_penalties_at_a_node_count_its_own_path() -> None:
     """Flat logits and a strong presence penalty: what was chosen on the way cannot come again."""
     whole = {row: torch.zeros(V) for row in range(4)}
     tree = Tree((0, 1, 3), (-1, 0, 1))
@@ -62,7 +62,7 @@ def test_each_node_is_judged_by_its_own_path() -> None:
     assert verdict.accepted.tokens == (1,)
 
 
-def test_min_tokens_counts_the_path() -> None:
+def test_min_tokens_counts_the_accepted_path() -> None:
     logits = torch.zeros(V)
     logits[2], logits[8] = 5.0, 1.0  # the end, and second best
     whole = {row: logits.clone() for row in range(3)}
@@ -72,7 +72,7 @@ def test_min_tokens_counts_the_path() -> None:
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.7}, {"temperature": 1.0, "top_k": 3}])
-def test_noise_is_that_of_the_place(params: dict) -> None:
+def test_noise_at_a_node_is_that_of_its_position(params: dict) -> None:
     logits = torch.randn(V, generator=torch.Generator().manual_seed(1))
     cut = torch.where(torch.arange(V)[:, None] == logits.topk(params.get("top_k", V)).indices, 0.0, float("-inf"))
     row = logits / params["temperature"] + cut.amax(1)
@@ -84,7 +84,7 @@ def test_noise_is_that_of_the_place(params: dict) -> None:
     assert verdict.accepted.tokens == tuple(expected)
 
 
-def test_logprobs_are_the_models_own() -> None:
+def test_logprobs_are_those_of_the_models_logits() -> None:
     rows = torch.randn(4, V)
     rows[0, 9] = rows[2, 10] = 30.0
     rows[3, 5] = 30.0
@@ -94,7 +94,7 @@ def test_logprobs_are_the_models_own() -> None:
     assert verdict.logprobs == tuple(token_logprobs(rows[r], t, 2) for r, t in ((0, 9), (2, 10), (3, 5)))
 
 
-def test_whole_and_plain_rows_in_one_batch() -> None:
+def test_sequences_with_and_without_full_logits_mix_in_one_batch() -> None:
     spike = torch.zeros(V)
     spike[13] = 50.0
     plain, whole = sequence(TREE), sequence(EMPTY, top_k=4)
@@ -103,7 +103,7 @@ def test_whole_and_plain_rows_in_one_batch() -> None:
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}])
-def test_logits_that_are_no_numbers(params: dict) -> None:
+def test_nan_logits_are_an_engine_error_naming_the_request(params: dict) -> None:
     row = torch.full((V,), float("nan"))
     with pytest.raises(EngineError, match=r"request x: the model's logits are NaN"):
         judge([sequence(EMPTY, **params)], [-1], {0: row})

@@ -1,4 +1,4 @@
-"""Which trees a step verifies: bounds, static trees, the budget over a batch, and when heads rest."""
+"""Which trees a step verifies: bounds, static trees, the budget over a batch, and when heads are paused."""
 
 from types import SimpleNamespace
 
@@ -50,7 +50,7 @@ def test_sequences_without_candidates_get_no_tree() -> None:
     assert policy().trees([bare], 0, MAX_LEN) == policy().trees([], 0, MAX_LEN) == []
 
 
-def test_trees_are_as_large_as_allowed() -> None:
+def test_trees_have_max_nodes_nodes_without_a_cost_curve() -> None:
     for nodes in (1, 7, 31):
         tree = only_tree(policy(nodes), sequence())
         assert len(tree) == nodes and tree.tokens[0] == 10
@@ -58,7 +58,7 @@ def test_trees_are_as_large_as_allowed() -> None:
 
 
 @pytest.mark.parametrize(("known", "most"), [(192, 100), (575, 1), (574, 2), (564, 12), (576, 100)])
-def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
+def test_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
     tree = only_tree(policy(100), sequence(known))
     assert len(tree) == most
     assert known // KEY_CHUNK == (known + len(tree) - 1) // KEY_CHUNK
@@ -69,21 +69,21 @@ def test_a_tree_stays_inside_a_chunk_of_keys(known: int, most: int) -> None:
 
 
 @pytest.mark.parametrize("left", [1, 2, 3, 4, 50])
-def test_a_tree_is_no_deeper_than_what_may_be_emitted(left: int) -> None:
+def test_tree_is_no_deeper_than_the_tokens_that_are_left(left: int) -> None:
     """Accepted and bonus together: the deepest useful node is one above what is left."""
     for one, max_len in ((sequence(20, max_tokens=17 + left), MAX_LEN), (sequence(20, max_tokens=None), 20 + left)):
         trees = policy(100).trees([one], 0, max_len)
         assert (max(trees[0][1].depths) if trees else 0) == min(left - 1, 4)
 
 
-def test_a_static_tree_is_always_the_same() -> None:
+def test_static_tree_ignores_max_nodes_and_costs() -> None:
     paths = ((0,), (1,), (0, 0), (1, 2))
     made = TreePolicy(SpeculationConfig(mode="static", tree=paths, max_nodes=1), STEEP)
     assert only_tree(made, sequence()) == Tree((10, 11, 20, 22), (-1, -1, 0, 1))
     assert made.gate.should_draft(1)
 
 
-def test_the_budget_goes_where_the_chances_are() -> None:
+def test_budget_goes_to_the_likelier_sequence() -> None:
     likely, unlikely = sequence(chance=0.95), sequence(chance=0.02)
     sizes = {s: len(tree) for s, tree, _ in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
     assert sizes == {likely: 7, unlikely: 7}  # rows cost nothing
@@ -93,12 +93,12 @@ def test_the_budget_goes_where_the_chances_are() -> None:
     assert all(len(tree) == 0 for _, tree, _ in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
 
 
-def test_rows_of_prompts_count() -> None:
+def test_prompt_rows_lower_the_budget() -> None:
     stepped = StepCost((1, 8, 9), (1.0, 1.0, 5.0), 0.1)
     assert [len(policy(7, stepped).trees([sequence()], other, MAX_LEN)[0][1]) for other in (0, 4, 7)] == [7, 3, 0]
 
 
-def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
+def test_heads_that_do_not_pay_are_paused_and_probed_rarely() -> None:
     made = policy(7, STEEP)
     calls = [made.gate.should_draft(1) for _ in range(3)]
     for _ in range(40):
@@ -108,7 +108,7 @@ def test_heads_that_do_not_pay_rest_and_are_tried_now_and_then() -> None:
     assert all(calls) and 5 <= sum(ran) <= 10  # at most one step in a hundred, whatever the batches
 
 
-def test_what_was_drafted_in_one_batch_says_what_it_is_worth_in_another() -> None:
+def test_gain_of_one_batch_size_is_estimated_from_drafts_in_another() -> None:
     """Rows are free up to 12 and dear beyond, so a tree of a few nodes pays for 3 sequences and none does for 12."""
     made = policy(7, StepCost((1, 12, 13, 60), (1.0, 1.0, 2.0, 49.0), 0.05))
     for _ in range(20):
@@ -118,7 +118,7 @@ def test_what_was_drafted_in_one_batch_says_what_it_is_worth_in_another() -> Non
     assert made.gate.gain(200) < 1.0  # more than are remembered
 
 
-def test_a_gain_is_that_of_the_budget() -> None:
+def test_gain_equals_that_of_best_budget() -> None:
     made = policy(7, FLAT)
     for _ in range(64):
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
@@ -129,7 +129,7 @@ def test_a_gain_is_that_of_the_budget() -> None:
     assert made.gate.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
 
 
-def test_heads_that_pay_run_but_for_probes() -> None:
+def test_heads_that_pay_run_in_all_steps_but_rare_probes() -> None:
     made = policy(7, FLAT)
     ran = []
     for _ in range(1000):
@@ -138,7 +138,7 @@ def test_heads_that_pay_run_but_for_probes() -> None:
     assert 5 <= ran.count(False) <= 10  # at most one step in a hundred
 
 
-def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
+def test_steps_slower_than_the_curve_make_drafts_worthwhile() -> None:
     made = policy(7, STEEP)
     assert len(only_tree(made, sequence())) == 0  # each row costs as much as the whole step
     for _ in range(200):
@@ -149,7 +149,7 @@ def test_what_steps_take_beyond_the_curve_makes_drafts_cheaper() -> None:
     assert len(made.trees([sequence() for _ in range(8)], 0, MAX_LEN)[0][1]) == 0  # learned for each batch size
 
 
-def test_drafting_for_many_costs_more() -> None:
+def test_drafting_cost_grows_with_the_number_of_sequences() -> None:
     cost = StepCost((4, 64), (1.0, 1.0), 0.1, 0.05)
     assert cost.drafting(1) == pytest.approx(0.15) and cost.drafting(20) == pytest.approx(1.1)
     assert cost.raised(0.5, 0.0, 0.0)(4) == 1.5 and cost.raised(0.5, 0.0, 0.0).drafting(20) == pytest.approx(1.1)
@@ -159,7 +159,7 @@ def verdict(one: Sequence) -> StepResult:
     return StepResult(one, Accepted((), (5,)), (), 0)
 
 
-def test_who_is_drafted_for() -> None:
+def test_sequence_of_low_acceptance_is_not_drafted_for() -> None:
     made = policy(7, FLAT)
     good, bad = verdict(sequence()), verdict(sequence())
     bad.sequence.tree = Tree((10,), (-1,))
@@ -174,7 +174,7 @@ def test_who_is_drafted_for() -> None:
     assert never.select_for_drafting([good, bad]) == [good, bad]
 
 
-def test_those_at_rest_are_tried_together() -> None:
+def test_paused_sequences_are_probed_together_every_64_steps() -> None:
     """One step in 64 runs the heads for them, however many there are."""
     made = policy(7, FLAT)
     resting = [verdict(sequence()) for _ in range(5)]
@@ -186,7 +186,7 @@ def test_those_at_rest_are_tried_together() -> None:
     assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
 
 
-def test_beams_rest_together() -> None:
+def test_beams_of_a_group_are_paused_together() -> None:
     made = policy(7, FLAT)
     beams = [verdict(sequence()) for _ in range(2)]
     for beam in beams:
@@ -199,13 +199,13 @@ def test_beams_rest_together() -> None:
     assert made.select_for_drafting(beams) == []
 
 
-def test_nothing_is_drafted_behind_a_last_token() -> None:
+def test_nothing_is_drafted_after_the_last_token() -> None:
     made = policy(7, FLAT)
     last, other = (verdict(sequence(20, max_tokens=17 + left)) for left in (1, 2))
     assert made.select_for_drafting([last, other]) == [other] and made.select_for_drafting([last]) == []
 
 
-def test_heads_rest_while_no_tree_finds_room() -> None:
+def test_heads_are_paused_while_no_tree_fits_the_batch() -> None:
     """Prompts that take all rows, say: the scheduler cuts all trees to nothing."""
     made = policy(7, FLAT)
 
@@ -249,13 +249,13 @@ def served(made: TreePolicy, count: int, hidden: float = 0.0, hits: float = 0.6,
 
 
 @pytest.mark.parametrize("hidden", [0.6, 1.5])
-def test_drafts_that_cost_what_nobody_foretold_end(hidden: float) -> None:
+def test_drafts_of_unforeseen_cost_are_given_up(hidden: float) -> None:
     assert sum(served(policy(7, FLAT), 2000)[-1000:]) > 980
     dear = served(policy(7, FLAT), 6000, hidden)  # 1.6 tokens a step, in 1.7 times the time and more
     assert sum(dear[-3000:]) < 0.05 * 3000
 
 
-def test_drafts_that_are_never_accepted_end() -> None:
+def test_drafts_that_are_never_accepted_are_given_up() -> None:
     made = TreePolicy(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
     made.calibration.learn = lambda *_: None  # confidences that stay wrong
     assert sum(served(made, 6000, hits=0.0)[-3000:]) < 0.05 * 3000
@@ -275,7 +275,7 @@ STATIC = TreePolicy(SpeculationConfig(mode="static", tree=((0,), (1,), (0, 0), (
 
 
 @pytest.mark.parametrize("made", [policy(7, None), policy(7, FLAT), STATIC], ids=["no curve", "curve", "static"])
-def test_what_is_expected_is_what_was_verified(made: TreePolicy) -> None:
+def test_expected_tokens_count_only_the_verified_nodes(made: TreePolicy) -> None:
     """The scheduler cuts trees where rows or blocks are short."""
     one = sequence(chance=0.8)
     tree = only_tree(made, one)
@@ -290,7 +290,7 @@ def test_what_is_expected_is_what_was_verified(made: TreePolicy) -> None:
     assert made.counts.num_expected == pytest.approx(float(expected), rel=1e-5), "promised once"
 
 
-def test_what_drafting_really_takes_counts() -> None:
+def test_measured_drafting_time_decides_whether_to_draft() -> None:
     made = policy(7, FLAT)
     for _ in range(40):
         made.observe_drafting(1, 100.0)  # the curve was measured with a tenth of a second
@@ -300,7 +300,7 @@ def test_what_drafting_really_takes_counts() -> None:
     assert made.gate.should_draft(30)
 
 
-def test_nodes_that_cost_more_than_their_rows_are_fewer() -> None:
+def test_nodes_that_cost_more_than_their_rows_shrink_the_tree() -> None:
     made = policy(7, FLAT)
     assert len(only_tree(made, sequence(chance=0.5))) == 7
     for nodes in [0, 7] * 100:

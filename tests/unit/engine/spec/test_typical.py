@@ -46,7 +46,7 @@ def chances(run: Run, one: Request) -> list[tuple[float, float]]:
     [{}, {"temperature": 0.6, "typical_epsilon": 0.03}, {"top_k": 6, "repetition_penalty": 1.3, "logprobs": 2}],
     ids=["plain", "cooler", "filters"],
 )
-def test_every_accepted_draft_is_typical(rank: EngineRank, params: dict) -> None:
+def test_every_accepted_draft_exceeds_its_typical_bound(rank: EngineRank, params: dict) -> None:
     each = requests(**params)
     run = decode(engine_over(rank, Setting(nodes=15)), each)
     num_drafted = 0
@@ -60,20 +60,20 @@ def test_every_accepted_draft_is_typical(rank: EngineRank, params: dict) -> None
     assert num_drafted > 20
 
 
-def test_it_accepts_more_and_changes_the_output(rank: EngineRank) -> None:
+def test_typical_acceptance_accepts_more_and_changes_the_output(rank: EngineRank) -> None:
     lossy = decode(engine_over(rank, Setting(nodes=15)), requests(24))
     exact = decode(engine_over(rank, Setting(nodes=15)), requests(24, acceptance="exact"))
     assert lossy.accepted > 1.1 * exact.accepted
     assert any(lossy.outputs[name].token_ids != output.token_ids for name, output in exact.outputs.items())
 
 
-def test_without_drafts_it_is_the_exact_one(rank: EngineRank) -> None:
+def test_typical_acceptance_without_drafts_equals_exact(rank: EngineRank) -> None:
     off = decode(engine_over(rank, Setting()), requests())
     exact = decode(engine_over(rank, Setting()), requests(acceptance="exact"))
     assert {n: o.token_ids for n, o in off.outputs.items()} == {n: o.token_ids for n, o in exact.outputs.items()}
 
 
-def test_exact_requests_beside_it_stay_exact(rank: EngineRank) -> None:
+def test_exact_requests_beside_typical_ones_stay_exact(rank: EngineRank) -> None:
     exact = requests(acceptance="exact")
     alone = decode(engine_over(rank, Setting()), exact)
     others = [request(f"x{i}", range(i, i + 5), seed=i, max_tokens=30, acceptance="typical") for i in range(3)]
@@ -84,7 +84,7 @@ def test_exact_requests_beside_it_stay_exact(rank: EngineRank) -> None:
     assert sum(run.outputs[f"x{i}"].stats.num_accepted for i in range(3)) > 0
 
 
-def test_nothing_is_learned_from_it(rank: EngineRank) -> None:
+def test_typical_acceptance_does_not_change_the_calibration(rank: EngineRank) -> None:
     engine = engine_over(rank, Setting(nodes=15))
     before = [list(band) for band in engine.policy.calibration.intercepts]
     decode(engine, requests())
@@ -93,7 +93,7 @@ def test_nothing_is_learned_from_it(rank: EngineRank) -> None:
     assert before != engine.policy.calibration.intercepts
 
 
-def test_weights() -> None:
+def test_weights_are_log_softmax_and_entropy() -> None:
     scores = torch.tensor([[0.0, math.log(3.0), -math.inf], [1.0, 1.0, 1.0]])
     sure, flat = weights_of(list(scores), [[1, 2], [0]])
     assert sure.log_p[1] == pytest.approx(math.log(0.75)) and sure.log_p[2] == -math.inf
@@ -101,7 +101,7 @@ def test_weights() -> None:
     assert flat.log_p == {0: pytest.approx(-math.log(3.0))} and flat.entropy == pytest.approx(math.log(3.0))
 
 
-def test_bounds() -> None:
+def test_typical_bounds_come_from_the_params() -> None:
     assert typical_bounds(SamplingParams()) is None
     assert typical_bounds(SamplingParams(acceptance="typical", typical_epsilon=0.2)) == (0.2, 0.3)
 
@@ -119,7 +119,7 @@ def test_bounds() -> None:
         ({"acceptance": "typical", "typical_epsilon": 1.5}, "typical_epsilon"),
     ],
 )
-def test_what_makes_no_sense_is_refused(params: dict, param: str) -> None:
+def test_typical_fields_out_of_place_or_range_are_refused_by_name(params: dict, param: str) -> None:
     with pytest.raises(RequestError) as caught:
         SamplingParams(**params)
     assert caught.value.param == param

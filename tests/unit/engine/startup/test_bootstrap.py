@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_facts(folder: Path) -> None:
+def test_engine_rank_reports_phases_sizes_and_speculation(folder: Path) -> None:
     phases: list[str] = []
     rank = EngineRank(tiny_config(folder, max_model_len=96), folder, progress=phases.append)
     assert phases == list(rank.facts["seconds"]) == ["connect", "load", "warm up"]
@@ -33,7 +33,7 @@ def test_facts(folder: Path) -> None:
     assert rank.engine.policy.measured_cost is not None and rank.engine.policy.measured_cost.draft_s > 0
 
 
-def test_without_heads_or_speculation(folder: Path) -> None:
+def test_engine_without_heads_or_speculation_decodes_without_drafts(folder: Path) -> None:
     for keys, words in (
         ({"heads": {}}, "off: no heads for this model"),
         ({"speculation": {"mode": "off"}}, "off"),
@@ -44,12 +44,12 @@ def test_without_heads_or_speculation(folder: Path) -> None:
         assert len(run.outputs["x"].token_ids) == 5 and run.drafted == 0
 
 
-def test_the_default_pool_on_a_cpu_holds_all_that_may_run(folder: Path) -> None:
+def test_default_pool_on_a_cpu_holds_max_running_sequences(folder: Path) -> None:
     rank = EngineRank(tiny_config(folder, kv_cache_tokens=None, max_running=3, max_model_len=100), folder)
     assert rank.facts["kv_blocks"] == 3 * 7 + 1
 
 
-def test_a_static_tree_larger_than_max_nodes(folder: Path) -> None:
+def test_static_tree_larger_than_max_nodes_is_served(folder: Path) -> None:
     """The default of max_nodes (7) does not bound a static tree, nor may it bound its place in the block tables."""
     tree = [[i] for i in range(10)] + [[i, j] for i in range(4) for j in range(10)]
     outputs = []
@@ -62,14 +62,14 @@ def test_a_static_tree_larger_than_max_nodes(folder: Path) -> None:
     assert outputs[0] == outputs[1] and len(outputs[0]) == 24
 
 
-def test_a_tree_deeper_than_the_heads(folder: Path) -> None:
+def test_tree_deeper_than_the_heads_is_refused(folder: Path) -> None:
     config = tiny_config(folder, speculation={"mode": "static", "tree": [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]})
     with pytest.raises(ConfigError, match=r"speculation\.tree: path \[0, 0, 0, 0\] is 4 deep, .* 3 heads"):
         EngineRank(config, folder)
 
 
-def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder: Path, tmp_path: Path) -> None:
-    """RankGroup are bounded by what the file's heads know; a tree within them is served, and changes nothing."""
+def test_tree_beyond_a_short_draft_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Indices are bounded by the number of tokens the heads know; a tree within it is served and changes nothing."""
     save_heads(tmp_path, 72, VOCAB, draft_vocab_size=5)
     keys = {"heads": {"source": str(tmp_path)}}
     with pytest.raises(ConfigError, match=r"speculation\.tree: path \[5\] has an index outside 0\.\.4"):
@@ -83,25 +83,25 @@ def test_a_tree_with_guesses_that_heads_of_a_short_vocabulary_do_not_have(folder
     assert outputs[0] == outputs[1]
 
 
-def test_heads_for_another_model(folder: Path, tmp_path: Path) -> None:
+def test_heads_for_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
     save_heads(tmp_path, 71, VOCAB)
     with pytest.raises(HeadsError, match="hidden size 71, but the model has 72"):
         EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
 
 
-def test_find_heads(folder: Path) -> None:
+def test_find_heads_gives_the_configured_folder_or_none_if_off(folder: Path) -> None:
     assert find_heads(tiny_config(folder)) == folder / "heads"
     assert find_heads(tiny_config(folder, heads={})) is None
     assert find_heads(tiny_config(folder, speculation={"mode": "off"})) is None
 
 
-def test_cuda_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_auto_without_a_gpu_is_cpu_and_cuda_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(tiny_config(folder, device="auto")).type == "cpu"
     with pytest.raises(ConfigError, match="device: cuda is configured, but torch sees no GPU"):
         choose_device(tiny_config(folder, device="cuda"))
 
 
-def test_no_room_for_a_cache(folder: Path) -> None:
+def test_kv_cache_tokens_sets_the_number_of_blocks(folder: Path) -> None:
     config = tiny_config(folder, kv_cache_tokens=32)
     assert EngineRank(config, folder).facts["kv_blocks"] == 3

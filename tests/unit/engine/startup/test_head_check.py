@@ -33,14 +33,14 @@ def build(folder: Path, skill: int, **heads: object) -> EngineRank:
 
 
 @pytest.mark.parametrize("form", ["hidden", "hidden+embedding"])
-def test_right_heads_hit_every_place(folder: Path, form: str) -> None:
+def test_right_heads_hit_every_position(folder: Path, form: str) -> None:
     # A head that sees the token just emitted stands one place further than one that sees the hidden state alone.
     save_heads(folder / "heads", [shifted(k + (form == "hidden")) for k in (1, 2, 3)], form)
     rank = EngineRank(tiny_config(folder), folder)
     assert check_heads(rank.engine.ranks, rank.engine.drafter, COUNTED, 64) == HeadsCheck(39, 39, 2)
 
 
-def test_many_small_passes_see_what_one_sees(folder: Path) -> None:
+def test_check_in_many_small_passes_equals_one_pass(folder: Path) -> None:
     rank = build(folder, 1)
     broken = [*COUNTED[:20], 5, *COUNTED[20:]]
     once = check_heads(rank.engine.ranks, rank.engine.drafter, broken, 64)
@@ -49,7 +49,7 @@ def test_many_small_passes_see_what_one_sees(folder: Path) -> None:
     assert check_heads(rank.engine.ranks, rank.engine.drafter, broken, 7) == once
 
 
-def test_only_places_that_are_like_serving_count(folder: Path) -> None:
+def test_only_positions_where_the_model_continues_the_text_count(folder: Path) -> None:
     rank = build(folder, 1)
     few = [*COUNTED[:MIN_PLACES], *[3] * 30]
     found = check_heads(rank.engine.ranks, rank.engine.drafter, few, 64)
@@ -68,13 +68,13 @@ def test_heads_that_are_no_better_than_chance_do_not_start(folder: Path, monkeyp
     assert build(folder, 2, allow_untrained=True).facts["heads_check"] is None
 
 
-def test_chance_is_the_commonest_choice() -> None:
+def test_chance_is_how_often_the_commonest_token_comes() -> None:
     HeadsCheck(hits=8, places=60, commonest=7).refuse_chance()
     with pytest.raises(HeadsError):
         HeadsCheck(hits=7, places=60, commonest=7).refuse_chance()
 
 
-def test_a_head_that_always_guesses_the_same_is_chance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_that_always_guesses_the_same_is_refused_as_chance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always = torch.zeros_like(shifted(1))
     always[4] = 1.0
     save_heads(folder / "heads", [always.clone() for _ in range(3)])
@@ -83,7 +83,7 @@ def test_a_head_that_always_guesses_the_same_is_chance(folder: Path, monkeypatch
         EngineRank(tiny_config(folder), folder)
 
 
-def test_the_text_in_the_models_tokens(tmp_path: Path) -> None:
+def test_self_check_text_is_encoded_by_the_models_tokenizer(tmp_path: Path) -> None:
     assert text_ids(tmp_path) == []
     words = Tokenizer(models.WordLevel({"function": 3, "the": 5, "?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -110,7 +110,7 @@ def _one_of_two(rank: int, folder: Path, port: int) -> None:
         EngineRank(wrong, folder, rank, store, 1)
 
 
-def test_two_ranks(folder: Path) -> None:
+def test_two_ranks_start_with_right_heads_and_both_refuse_wrong_ones(folder: Path) -> None:
     for name, skill in (("right", 1), ("wrong", 2)):
         save_heads(folder / name, [shifted(k + skill) for k in (1, 2, 3)])
     store = start.open_store(2, "127.0.0.1", 60)

@@ -10,7 +10,7 @@ def config(**keys: object):
     return parse_config({"model": "x", "max_running": 4, "memory_fraction": 0.8} | keys)
 
 
-def test_a_gpu_gives_what_is_left() -> None:
+def test_kv_blocks_on_a_gpu_fill_the_memory_fraction_that_is_left() -> None:
     memory = DeviceMemory(free=6000, total=10_000)
     assert abs(memory.spare(0.8) - (6000 - 2500)) <= 1  # the 20% that are not ours, and 5% for workspace
     assert gathered_block_bytes(100, 4) == 150
@@ -29,5 +29,5 @@ def test_a_gpu_gives_what_is_left() -> None:
         (1600, 1 << 24, 100),  # but the longest sequence fits
     ],
 )
-def test_a_cpu(max_model_len: int, block: int, blocks: int) -> None:
+def test_kv_blocks_on_a_cpu_are_bounded_by_demand_and_a_gib(max_model_len: int, block: int, blocks: int) -> None:
     assert kv_blocks(config(), max_model_len, 2, block, None) == blocks

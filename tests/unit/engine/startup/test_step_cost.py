@@ -75,7 +75,7 @@ def measured(
     return cost
 
 
-def test_the_curve_is_the_least_of_the_passes_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_curve_is_the_fastest_pass_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = measured(FakeRanks(), monkeypatch, FakeDrafter())
     assert cost.rows == (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
     assert cost.seconds == pytest.approx([seconds_of(rows) for rows in cost.rows])
@@ -84,7 +84,7 @@ def test_the_curve_is_the_least_of_the_passes_that_count(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("begin", range(0, 55, 5))
-def test_a_disturbance_that_lasts_is_not_in_the_curve(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
+def test_measured_curve_ignores_a_disturbance_of_20_passes(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
     cost = measured(FakeRanks(disturbed=range(begin, begin + 20)), monkeypatch, FakeDrafter())
     assert cost.seconds == pytest.approx([seconds_of(rows) for rows in cost.rows])
 
@@ -99,7 +99,7 @@ def test_a_disturbance_that_lasts_is_not_in_the_curve(monkeypatch: pytest.Monkey
         (65, 20, {}, 16),
     ],
 )
-def test_no_more_rows_than_there_can_be(
+def test_measured_rows_end_at_what_config_and_cache_allow(
     monkeypatch: pytest.MonkeyPatch, blocks: int, longest: int, keys: dict, largest: int
 ) -> None:
     ranks = FakeRanks(blocks)
@@ -110,7 +110,7 @@ def test_no_more_rows_than_there_can_be(
         assert 16 * plan.blocks.size >= end
 
 
-def test_room_for_one_size_makes_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_for_a_single_size_gives_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(FakeRanks(), monkeypatch, FakeDrafter(), 5) is None
     assert measured(FakeRanks(), monkeypatch, FakeDrafter(), 3) is None
 
@@ -121,7 +121,7 @@ def test_without_heads_two_passes_warm_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert [plan.token_ids.size for plan in ranks.plans] == [4, 6]
 
 
-def test_each_pass_is_a_root_and_a_chain_behind_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_measured_pass_is_a_root_and_a_chain_after_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = FakeRanks()
     measured(ranks, monkeypatch, FakeDrafter())
     assert [plan.step for plan in ranks.plans] == list(range(len(ranks.plans)))
@@ -137,7 +137,7 @@ def test_each_pass_is_a_root_and_a_chain_behind_a_context(monkeypatch: pytest.Mo
         assert len(set(plan.blocks.tolist())) == plan.blocks.size and 0 not in plan.blocks
 
 
-def test_real_passes_leave_the_engine_as_it_was(tmp_path: Path, one_thread: None) -> None:
+def test_measuring_leaves_the_engine_without_work_and_blocks_free(tmp_path: Path, one_thread: None) -> None:
     save_model("llama", tmp_path)
     engine = EngineRank(tiny_config(tmp_path), tmp_path).engine
     cost = engine.policy.measured_cost

@@ -57,7 +57,7 @@ def ranks(tmp_path: Path) -> RankGroup:
     return RankGroup(Recorder(model, pool, 4, 16, attention), None, 0)
 
 
-def test_the_worst_step_runs(ranks: RankGroup) -> None:
+def test_worst_step_runs_with_all_rows_logits_and_prompt_logprobs(ranks: RankGroup) -> None:
     speculation = {"max_nodes": 7}
     got = workspace_bytes(ranks, config(speculation=speculation), None, Meter())
     worker = ranks.worker
@@ -73,12 +73,14 @@ def test_the_worst_step_runs(ranks: RankGroup) -> None:
     assert got == 1100 + 4 * 4 * worker.model.vocab_size * 4
 
 
-def test_fewer_rows_than_wanted_ones(ranks: RankGroup) -> None:
+def test_worst_plan_is_bounded_by_max_batched_tokens(ranks: RankGroup) -> None:
     plan = worst_plan(ranks, config(max_batched_tokens=16, speculation={"max_nodes": 63}))
     assert (int(plan.num_new_tokens[0]), int(plan.num_draft_tokens[0]), plan.parents.size) == (1, 15, 15)
 
 
-def test_the_heads_run_for_all(ranks: RankGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workspace_includes_drafting_for_max_running_sequences(
+    ranks: RankGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     drafter = object.__new__(HeadDrafter)
     monkeypatch.setattr(HeadDrafter, "measure", lambda _self, count, *_args, **_options: calls.append(count))
@@ -86,7 +88,7 @@ def test_the_heads_run_for_all(ranks: RankGroup, monkeypatch: pytest.MonkeyPatch
     assert calls == [4]
 
 
-def test_the_pool_to_profile_with() -> None:
+def test_profile_pool_is_bounded_by_need_and_free_memory() -> None:
     small = config(speculation={"max_nodes": 7})
     assert profile_blocks(small, 1000, 10, 10_000_000) == blocks_for(1007)
     assert profile_blocks(small, 1000, 10, 1000) == 25  # a quarter of what is free

@@ -1,4 +1,4 @@
-"""A sequence whose drafts fail rests, is tried now and then, and wakes up; in an engine, beside one that does well."""
+"""A sequence whose drafts fail is paused, probed now and then, and resumed; in an engine, beside one that does well."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.support.tiny_engine import VOCAB, Oracle, Setting, decode, engine_ove
 FLOOR = 0.05
 
 
-def test_it_rests_after_enough_failures_and_not_before() -> None:
+def test_tracker_pauses_after_min_tries_failures_and_not_before() -> None:
     record = AcceptanceTracker()
     for tries in range(MIN_TRIES):
         assert not record.is_paused(FLOOR), tries
@@ -22,7 +22,7 @@ def test_it_rests_after_enough_failures_and_not_before() -> None:
     assert record.is_paused(FLOOR) and not record.is_paused(0.0)
 
 
-def test_one_hit_in_a_try_wakes_it_up() -> None:
+def test_one_accepted_draft_ends_the_pause() -> None:
     record = AcceptanceTracker()
     for _ in range(50):
         record.learn(0, FLOOR)
@@ -35,7 +35,7 @@ def test_one_hit_in_a_try_wakes_it_up() -> None:
     assert 20 < tries < 100  # and it falls asleep again if that was all
 
 
-def test_one_hit_in_ten_is_enough() -> None:
+def test_one_accepted_draft_in_ten_keeps_a_sequence_active() -> None:
     record = AcceptanceTracker()
     for tries in range(400):
         record.learn(int(tries % 10 == 0), FLOOR)
@@ -65,7 +65,7 @@ class Halves(Oracle):
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("nodes", [7, None], ids=["dynamic", "static"])
-def test_a_hopeless_sequence_is_left_out_and_its_neighbour_is_not(tmp_path: Path, nodes: int | None) -> None:
+def test_sequence_without_accepted_drafts_is_paused_and_others_are_not(tmp_path: Path, nodes: int | None) -> None:
     save_model("llama", tmp_path)
     rank = EngineRank(tiny_config(tmp_path), tmp_path)
     each = [request(name, [3, 4, 5], seed=i, max_tokens=200, ignore_eos=True) for i, name in enumerate(("good", "bad"))]

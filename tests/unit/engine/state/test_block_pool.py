@@ -7,7 +7,7 @@ from medusa_dist.engine.state.block_pool import BlockPool, blocks_for, chain_has
 from medusa_dist.ops.attention.kv_cache import SCRATCH_BLOCK
 
 
-def test_blocks_for() -> None:
+def test_blocks_for_rounds_tokens_up_to_blocks() -> None:
     assert [blocks_for(n) for n in (0, 1, 15, 16, 17, 32, 33)] == [0, 1, 1, 1, 2, 2, 3]
 
 
@@ -24,7 +24,7 @@ def test_all_blocks_but_scratch_are_handed_out_once() -> None:
     assert pool.num_free == 5 and sorted(pool.allocate(5)) == sorted(second)
 
 
-def test_an_owners_blocks_are_neighbours_while_it_grows_beside_others() -> None:
+def test_growing_owner_gets_neighbouring_blocks() -> None:
     pool = BlockPool(400)
     owned: list[list[int]] = [[] for _ in range(20)]
     for _ in range(9):
@@ -34,7 +34,7 @@ def test_an_owners_blocks_are_neighbours_while_it_grows_beside_others() -> None:
     pool.check_integrity(owned)
 
 
-def test_a_neighbour_that_is_taken_or_known_is_not_handed_out() -> None:
+def test_neighbour_that_is_owned_or_cached_is_not_handed_out() -> None:
     pool = BlockPool(12)
     mine = pool.allocate(3)
     named(pool, mine)
@@ -44,7 +44,7 @@ def test_a_neighbour_that_is_taken_or_known_is_not_handed_out() -> None:
     pool.check_integrity([mine[:1], more])
 
 
-def test_giving_back_what_one_does_not_have() -> None:
+def test_freeing_a_block_twice_is_an_assertion_error() -> None:
     pool = BlockPool(5)
     taken = pool.allocate(2)
     pool.free(taken[:1])
@@ -53,7 +53,7 @@ def test_giving_back_what_one_does_not_have() -> None:
             pool.free([block])
 
 
-def test_breaches_are_found() -> None:
+def test_integrity_check_finds_shared_free_and_lost_blocks() -> None:
     pool = BlockPool(5)
     a, b = pool.allocate(2), pool.allocate(1)
     pool.check_integrity([a, b, []])
@@ -75,13 +75,13 @@ def named(pool: BlockPool, blocks: list[int]) -> list[bytes]:
     return names
 
 
-def test_a_name_says_the_whole_prefix() -> None:
+def test_chain_hash_depends_on_the_whole_prefix() -> None:
     a, b = chain_hash(b"", [1] * 16), chain_hash(b"", [2] * 16)
     assert a != b and a == chain_hash(b"", [1] * 16)
     assert chain_hash(a, [3] * 16) != chain_hash(b, [3] * 16)
 
 
-def test_known_prefixes_are_shared_and_outlive_their_owner() -> None:
+def test_cached_prefixes_are_shared_and_outlive_their_owner() -> None:
     pool = BlockPool(9)
     mine = pool.allocate(3)
     names = named(pool, mine)
@@ -103,7 +103,7 @@ def test_known_prefixes_are_shared_and_outlive_their_owner() -> None:
     pool.check_integrity([mine])
 
 
-def test_idle_prefixes_go_last_and_from_their_end() -> None:
+def test_idle_cached_blocks_are_reused_last_and_from_their_end() -> None:
     pool = BlockPool(6)
     mine = pool.allocate(3)
     names = named(pool, mine)
@@ -113,7 +113,7 @@ def test_idle_prefixes_go_last_and_from_their_end() -> None:
     assert pool.allocate(2) == [mine[1], mine[0]] and pool.find_cached(names) == []
 
 
-def test_a_second_block_of_the_same_prefix_keeps_no_name() -> None:
+def test_second_block_of_the_same_prefix_is_not_cached() -> None:
     pool = BlockPool(5)
     first, second = pool.allocate(1), pool.allocate(1)
     names = named(pool, first)
@@ -123,7 +123,7 @@ def test_a_second_block_of_the_same_prefix_keeps_no_name() -> None:
     assert pool.allocate(3) and pool.find_cached(names) == first
 
 
-def test_idle_blocks_can_be_forgotten() -> None:
+def test_reset_prefix_cache_forgets_idle_blocks_only() -> None:
     pool = BlockPool(5)
     kept, left = pool.allocate(1), pool.allocate(2)
     names = named(pool, [*kept, *left])
@@ -133,7 +133,7 @@ def test_idle_blocks_can_be_forgotten() -> None:
     pool.check_integrity([kept])
 
 
-def test_salts_are_names_of_their_own() -> None:
+def test_salt_names_are_distinct_from_each_other_and_from_hashes() -> None:
     """No salt is the name of a block, not even one that was made to be: salts are marked."""
     assert salt_name(None) == b"" and salt_name("a") == salt_name("a")
     names = {salt_name(None), salt_name("a"), salt_name("b"), salt_name("ab")}

@@ -24,12 +24,12 @@ def check(prompt: tuple[int, ...], **params: object) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_refused(case: str) -> None:
+def test_request_beyond_the_limits_is_refused_by_field(case: str) -> None:
     prompt, params, param, text = BAD[case]
     with pytest.raises(RequestError, match=text) as caught:
         check(prompt, **params)
     assert caught.value.param == param
 
 
-def test_what_just_fits() -> None:
+def test_request_exactly_at_the_limits_is_accepted() -> None:
     check((3,) * 40, max_tokens=40, logit_bias=((10, 1.0),), stop_token_ids=(0,))

@@ -73,7 +73,7 @@ def text_of(name: str, tokens: list[int]) -> str:
 
 @pytest.mark.parametrize("kind", GRAMMARS)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_every_text_that_is_let_through_fits(name: str, kind: str) -> None:
+def test_every_text_that_the_matcher_allows_fits_the_grammar(name: str, kind: str) -> None:
     """Random walks, with glances at drafts in between; a fresh matcher after the same text says the same."""
     grammar, is_right = GRAMMARS[kind]
     grammars, end = grammars_of(name), TOKENIZERS[name][1]
@@ -114,7 +114,7 @@ def glance(matcher: Matcher, rng: random.Random, end: int) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_end_is_allowed_where_the_grammar_accepts_and_nowhere_else(name: str) -> None:
+def test_end_token_is_allowed_only_where_the_grammar_accepts(name: str) -> None:
     grammar, end = Grammar.choice(["ab", "a", "abc"]), TOKENIZERS[name][1]
     a, b, c = (text_id(name, letter) for letter in "abc")
     matcher = grammars_of(name).start(grammar)
@@ -135,7 +135,7 @@ def byte_and_letter(name: str, letter: str) -> list[int]:
     return [vocab[piece] for piece in (f"<0x{ord(letter):02X}>", letter) if piece in vocab]
 
 
-def test_ids_beyond_the_tokenizer_never_come_and_those_beyond_the_model_neither() -> None:
+def test_ids_beyond_tokenizer_or_model_are_never_allowed() -> None:
     for name, (load, _, vocab_size) in TOKENIZERS.items():
         matcher = grammars_of(name).start(Grammar.regex("(?s).{3,9}"))
         assert matcher.state().allowed.shape == (vocab_size,)
@@ -146,7 +146,7 @@ def test_ids_beyond_the_tokenizer_never_come_and_those_beyond_the_model_neither(
         assert not matcher.state((text_id(name, "a"),)).error  # having been asked changes nothing
 
 
-def test_a_text_that_ignores_its_end_goes_on_for_as_long_as_it_can() -> None:
+def test_with_ignore_eos_a_text_goes_on_as_long_as_it_can() -> None:
     grammars = grammars_of("bytes")
     a = text_id("bytes", "a")
     open_end = grammars.start(Grammar.regex("a*"), ignore_eos=True)
@@ -154,19 +154,19 @@ def test_a_text_that_ignores_its_end_goes_on_for_as_long_as_it_can() -> None:
     assert grammars.start(Grammar.regex("a{2}"), ignore_eos=True).state((a, a)).is_complete
 
 
-def test_a_model_without_an_end_completes_what_has_one_text() -> None:
+def test_without_an_end_token_the_only_longer_text_is_completed() -> None:
     grammars = GrammarCompiler(byte_tokenizer, 263, ())
     a, b = text_id("bytes", "a"), text_id("bytes", "b")
     matcher = grammars.start(Grammar.choice(["a", "ab"]))
     assert allowed(matcher) == [a] and allowed(matcher, (a,)) == [b] and matcher.state((a, b)).is_complete
 
 
-def test_several_ends() -> None:
+def test_every_end_token_is_allowed_where_the_grammar_accepts() -> None:
     matcher = GrammarCompiler(byte_tokenizer, 263, (256, 258)).start(Grammar.regex("a*"))
     assert set(allowed(matcher)) == {text_id("bytes", "a"), 256, 258}
 
 
-def test_forced_tokens_are_those_the_tokenizer_would_write() -> None:
+def test_forced_tokens_are_the_tokenizers_own_spelling() -> None:
     matcher = grammars_of("bytes").start(Grammar.regex("the[xy]"))
     t, h, x = (text_id("bytes", letter) for letter in "thx")
     th, he = (byte_tokenizer().get_vocab()[piece] for piece in ("th", "he"))
@@ -178,7 +178,7 @@ def test_forced_tokens_are_those_the_tokenizer_would_write() -> None:
     assert matcher.forced() == [] and matcher.state().is_complete
 
 
-def test_what_the_model_cannot_spell_is_an_error_of_the_text_not_of_the_engine() -> None:
+def test_unspellable_text_is_an_error_state_or_a_request_error() -> None:
     """The model has no row for "e" (68 in this vocabulary), and knows "1" and "2"."""
     grammars = GrammarCompiler(byte_tokenizer, 31, (2,))
     one = text_id("bytes", "1")
@@ -219,7 +219,7 @@ WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_grammar_is_refused_with_the_reason(case: str) -> None:
+def test_invalid_grammar_is_refused_with_the_reason(case: str) -> None:
     make, text = WRONG[case]
     grammars = grammars_of("bytes")
     if case == "huge regex":  # allowed to begin, since it is compiled as the text goes on; its cost is bounded
@@ -231,7 +231,7 @@ def test_a_wrong_grammar_is_refused_with_the_reason(case: str) -> None:
     assert len(caught.value.message) < 400
 
 
-def test_a_grammar_too_costly_to_follow_ends_with_an_error() -> None:
+def test_grammar_too_costly_to_follow_ends_with_an_error() -> None:
     matcher = grammars_of("bytes").start(Grammar.regex("(a{1,1000}){1,1000}"))
     a = text_id("bytes", "a")
     for _ in range(3000):
@@ -244,7 +244,7 @@ def test_a_grammar_too_costly_to_follow_ends_with_an_error() -> None:
     assert matcher.state((a,)).error
 
 
-def test_grammars_are_compiled_once_and_the_tokenizer_is_read_when_the_first_comes() -> None:
+def test_grammars_are_compiled_once_and_the_tokenizer_is_read_lazily() -> None:
     loads = []
 
     def load() -> object:
@@ -269,7 +269,7 @@ def test_grammars_are_compiled_once_and_the_tokenizer_is_read_when_the_first_com
     assert len(grammars._compiled) == 32
 
 
-def test_a_tokenizer_that_cannot_be_read_is_the_grammars_misfortune_only() -> None:
+def test_unreadable_tokenizer_is_a_request_error_of_the_grammar() -> None:
     def load() -> object:
         raise OSError("there is no tokenizer.json\nand more")
 
@@ -279,7 +279,7 @@ def test_a_tokenizer_that_cannot_be_read_is_the_grammars_misfortune_only() -> No
         GrammarCompiler(list, 31, ()).start(Grammar.json())
 
 
-def test_blanks_between_the_tokens_of_json_are_bounded() -> None:
+def test_whitespace_between_json_tokens_is_bounded() -> None:
     matcher = grammars_of("bytes").start(Grammar.json_schema({"type": "array", "items": {"type": "integer"}}))
     for text in ("[1,2]", "[1, 2]", "[\n    1,\n    2\n]", "[1 ,2 ]"):
         ids = tuple(byte_tokenizer()(text)["input_ids"])
@@ -288,13 +288,13 @@ def test_blanks_between_the_tokens_of_json_are_bounded() -> None:
         assert not matcher.fits(tuple(byte_tokenizer()(text)["input_ids"])), text
 
 
-def test_true_lets_every_json_value_through() -> None:
+def test_json_schema_true_allows_every_json_value() -> None:
     matcher = grammars_of("bytes").start(Grammar.json_schema(True))
     for text in ("1", '"é"', "[null, {}]"):
         assert matcher.fits(tuple(byte_tokenizer()(text)["input_ids"]))
 
 
-def test_a_grammar_is_a_value() -> None:
+def test_grammars_compare_by_value_and_have_a_maximum_length() -> None:
     one, same = Grammar.json_schema({"a": 1}, "x"), Grammar.json_schema('{"a": 1}', "y")
     assert one == same and hash(one) == hash(same) and one.kind is GrammarKind.JSON_SCHEMA
     assert one != Grammar.json_schema({"b": 1})
@@ -302,7 +302,7 @@ def test_a_grammar_is_a_value() -> None:
         Grammar.ebnf("a" * 70_000)
 
 
-def test_the_json_tokenizer_of_other_tests_spells_json() -> None:
+def test_json_tokenizer_of_the_tests_spells_json() -> None:
     tokenizer = json_tokenizer()
     matcher = GrammarCompiler(json_tokenizer, 31, (2,)).start(
         Grammar.json_schema({"properties": {"ab": {"type": "boolean"}}})

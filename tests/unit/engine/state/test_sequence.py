@@ -16,7 +16,7 @@ def sequence(prompt: int = 20, output: int = 0) -> Sequence:
     return SingleSequence(request, tuple(range(output))).root
 
 
-def test_a_new_sequence_waits_with_all_its_tokens() -> None:
+def test_new_sequence_has_all_tokens_uncomputed_and_no_batch_index() -> None:
     made = sequence(20, 3)
     assert made.tokens == [*range(20), 0, 1, 2]
     assert (made.num_prompt_tokens, made.num_output_tokens, made.num_uncomputed_tokens, made.batch_index) == (
@@ -28,14 +28,14 @@ def test_a_new_sequence_waits_with_all_its_tokens() -> None:
     made.check_integrity()
 
 
-def test_places() -> None:
+def test_columns_map_to_slots_and_blocks_to_allocate() -> None:
     made = sequence()
     made.block_table = [7, 3]
     assert [made.slot_at(column) for column in (0, 15, 16, 31)] == [112, 127, 48, 63]
     assert [made.num_blocks_to_allocate(n) for n in (1, 32, 33, 64, 65)] == [0, 0, 1, 2, 3]
 
 
-def test_forgetting_keeps_the_tokens_only() -> None:
+def test_release_kv_keeps_the_tokens_only() -> None:
     made = sequence(20, 2)
     made.batch_index, made.num_computed_tokens, made.block_table, made.num_broadcast_blocks = 3, 21, [4, 5], 2
     made.candidates = Candidates(np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.float32))
@@ -67,7 +67,7 @@ def test_forgetting_keeps_the_tokens_only() -> None:
         {"pending_copies": [(1, 2)]},
     ],
 )
-def test_breaches_are_found(fields: dict) -> None:
+def test_integrity_check_finds_inconsistent_fields(fields: dict) -> None:
     made = sequence()
     for name, value in fields.items():
         setattr(made, name, value)

@@ -13,7 +13,7 @@ def group(number: int, priority: int = 0) -> SingleSequence:
     return SingleSequence(request, (), number)
 
 
-def test_any_order_of_adding_gives_the_same_queue() -> None:
+def test_queue_is_sorted_by_priority_then_arrival_in_any_order_of_adding() -> None:
     rng = random.Random(0)
     for _ in range(50):
         each = [group(number, rng.randrange(-2, 3)) for number in range(12)]
@@ -29,6 +29,6 @@ def test_any_order_of_adding_gives_the_same_queue() -> None:
         assert list(queue) == [s for s in expected if s is not gone]
 
 
-def test_an_empty_queue_is_false() -> None:
+def test_empty_queue_is_false() -> None:
     queue = WaitingQueue()
     assert not queue and len(queue) == 0 and list(queue) == []
