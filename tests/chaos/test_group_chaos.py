@@ -47,7 +47,7 @@ class Real:
                 os.kill(pid, 0)
 
 
-async def test_twenty_kills_of_random_ranks_lose_no_token(ray_cluster, monkeypatch):
+async def test_twenty_kills_of_random_ranks_lose_no_token_and_no_process(ray_cluster, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     dice = random.Random(0)
     prompts = [(10, 0, i) for i in range(4)]
@@ -68,7 +68,7 @@ async def test_twenty_kills_of_random_ranks_lose_no_token(ray_cluster, monkeypat
             assert await asyncio.wait_for(reader, 60) == expected(prompt, 700)
 
 
-async def test_a_thousand_random_cancels_leave_nothing(ray_cluster):
+async def test_thousand_random_cancels_leave_no_request_and_fail_no_group(ray_cluster):
     dice = random.Random(1)
     async with Real(config(world=1, max_running=32, max_queued=32)) as run:
 

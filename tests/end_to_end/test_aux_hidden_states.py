@@ -57,7 +57,7 @@ def tokens(run: Run) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("nodes", [15, None])
-def test_on_equals_off(models: dict, name: str, nodes: int | None) -> None:
+def test_heads_that_read_aux_states_change_no_token(models: dict, name: str, nodes: int | None) -> None:
     rank = models[name][2]
     off = decode(engine_over(rank, Setting()), requests())
     on = decode(engine_over(rank, Setting(nodes=nodes)), requests(), arrivals=[0, 2, 3])
@@ -65,7 +65,7 @@ def test_on_equals_off(models: dict, name: str, nodes: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_heads_read_what_transformers_has(models: dict, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_read_the_hidden_states_of_transformers(models: dict, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every step of decoding with trees: the row of the last token whose state is known."""
     _, theirs, rank = models[name]
     read: list[tuple[list[int], torch.Tensor]] = []
@@ -89,7 +89,7 @@ def test_heads_read_what_transformers_has(models: dict, name: str, monkeypatch: 
         torch.testing.assert_close(row[width : 2 * width], states[1][0, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_tapped_changes_drafts(models: dict, tmp_path: Path) -> None:
+def test_tapped_layers_change_drafts_and_no_token(models: dict, tmp_path: Path) -> None:
     folder, _, rank = models["llama"]
     file = read_heads(folder / "heads")
     HeadsFile(file.description, file.tensors | {"taps.weight": torch.zeros_like(file.tensors["taps.weight"])}).save(
@@ -101,7 +101,7 @@ def test_what_is_tapped_changes_drafts(models: dict, tmp_path: Path) -> None:
     assert [o.heads for o in runs[0].outputs.values()] != [o.heads for o in runs[1].outputs.values()]
 
 
-def test_a_layer_that_the_model_lacks(models: dict, tmp_path: Path) -> None:
+def test_tapped_layer_that_the_model_lacks_is_refused(models: dict, tmp_path: Path) -> None:
     folder, theirs, _ = models["llama"]
     width = theirs.config.hidden_size
     save_heads(tmp_path, width, VOCAB, form="sequential", width=24, tapped_layers=(-1, 2))
@@ -109,7 +109,7 @@ def test_a_layer_that_the_model_lacks(models: dict, tmp_path: Path) -> None:
         EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
 
 
-def test_layers_of_another_width_than_the_output(tmp_path: Path) -> None:
+def test_layers_wider_than_the_output_matrix_are_tapped(tmp_path: Path) -> None:
     """OPT with projections: heads as wide as the output matrix, states between layers twice as wide."""
     save_model("opt-projected", tmp_path)
     base = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=24, vocab_size=VOCAB, layer_width=48)

@@ -90,7 +90,7 @@ def stable(record: dict) -> dict:
     return {**record, "response": response and {"status_code": response["status_code"], "body": body}}
 
 
-def test_through_ray_data_and_through_http_each_line_gets_the_same_answer(url, tmp_path):
+def test_ray_data_and_http_give_each_line_the_same_answer(url, tmp_path):
     lines = job(60)
     answers = {}
     for sender in (ServeSender(None, DEPLOYMENT, None, print), HttpSender(url, None)):
@@ -107,7 +107,7 @@ def test_through_ray_data_and_through_http_each_line_gets_the_same_answer(url, t
     assert direct["choices"] == found["id1"]["response"]["body"]["choices"]
 
 
-def test_an_application_that_is_not_there_is_named(url):
+def test_missing_application_or_service_is_refused(url):
     with pytest.raises(ConfigError, match="application 'nope' is missing"):
         ServeSender("nope", DEPLOYMENT, None, print)
     with pytest.raises(ConfigError, match="no service responds at this URL"):
@@ -121,7 +121,7 @@ def test_an_application_that_is_not_there_is_named(url):
         ({"app": "a", "address": "https://h"}, "remove --app"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_at_once(target, message):
+def test_contradicting_options_are_refused_before_a_sender_opens(target, message):
     with pytest.raises(ConfigError, match=message), open_sender(Target(deployment=DEPLOYMENT, **target), print, print):
         raise AssertionError("opened")
 
@@ -132,7 +132,7 @@ def test_a_config_is_not_deployed_over_what_a_cluster_serves(url, monkeypatch):
         refuse_if_serving("auto")
 
 
-def test_a_killed_job_goes_on_where_it_was(url, tmp_path):
+def test_killed_job_resumes_where_it_was(url, tmp_path):
     """kill -9 in the middle, then --resume: each id exactly once, and little done twice."""
     lines = [completion(f"id{i}", [5, 0, i], 20) for i in range(80)]
     write(tmp_path / "in.jsonl", lines)
@@ -157,7 +157,7 @@ def test_a_killed_job_goes_on_where_it_was(url, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_replica_that_dies_in_the_middle_loses_no_line(url, tmp_path):
+def test_replica_killed_during_a_job_loses_no_line(url, tmp_path):
     lines = [completion(f"id{i}", [20, 0, i], 50) for i in range(60)]
     names = ray.util.list_named_actors(all_namespaces=True)
     replica = next(n for n in names if n["name"].startswith("SERVE_REPLICA::batch#"))

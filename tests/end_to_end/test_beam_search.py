@@ -130,7 +130,7 @@ def ids(outputs: dict[str, Output]) -> dict[str, list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_equal_to_transformers(models: Models, name: str) -> None:
+def test_beam_search_equals_transformers(models: Models, name: str) -> None:
     model = models[name]
     ends = set()
     for one in requests():
@@ -144,7 +144,7 @@ def test_equal_to_transformers(models: Models, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_drafts_change_nothing(models: Models, name: str) -> None:
+def test_drafts_change_no_hypothesis_and_save_steps(models: Models, name: str) -> None:
     model = models[name]
     for engine in (model.oracle(), model.oracle(skill=0.6), model.engine(nodes=15), model.engine(nodes=None)):
         outputs = search(engine, requests())
@@ -167,7 +167,7 @@ SETTINGS: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_in_any_setting(models: Models, setting: str) -> None:
+def test_few_seats_chunks_and_preemption_change_no_hypothesis(models: Models, setting: str) -> None:
     model = models["llama"]
     for engine in (model.engine(**SETTINGS[setting]), model.oracle(**SETTINGS[setting])):
         assert found(search(engine, requests())) == found(model.plain()[0])
@@ -185,7 +185,7 @@ def sampled(count: int = 5) -> list[Request]:
 
 @pytest.mark.parametrize("blocks", [128, 19])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_beside_other_requests(models: Models, name: str, blocks: int) -> None:
+def test_beams_and_sampled_requests_do_not_change_each_other(models: Models, name: str, blocks: int) -> None:
     model = models[name]
     alone = {}
     for one in sampled():
@@ -225,7 +225,7 @@ def check_kv(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_kv_is_that_of_the_tokens(models: Models, name: str) -> None:
+def test_kv_of_every_beam_equals_a_fresh_pass_over_its_tokens(models: Models, name: str) -> None:
     model = models[name]
     engine = model.oracle(num_blocks=24)
     several: list[int] = []
@@ -241,7 +241,7 @@ def test_kv_is_that_of_the_tokens(models: Models, name: str) -> None:
     assert max(several) >= 3, "blocks are shared"
 
 
-def test_a_prompt_is_found_again(models: Models) -> None:
+def test_prompt_of_a_search_is_found_in_the_prefix_cache(models: Models) -> None:
     model = models["llama"]
     one = next(r for r in requests() if len(r.prompt_ids) > 32)
     engine = model.oracle()
@@ -251,7 +251,7 @@ def test_a_prompt_is_found_again(models: Models) -> None:
     assert first.hypotheses == second.hypotheses == model.plain()[0][one.request_id].hypotheses
 
 
-def test_abort_at_each_step(models: Models) -> None:
+def test_abort_at_any_step_frees_all_blocks(models: Models) -> None:
     model = models["llama"]
     one = requests()[2]
     for num_steps in range(12):
@@ -267,7 +267,7 @@ def test_abort_at_each_step(models: Models) -> None:
         assert not engine.has_work and pool.num_free == pool.num_usable
 
 
-def test_an_output_from_before_a_restart_is_not_built_upon(models: Models) -> None:
+def test_known_output_is_ignored_and_the_search_restarts(models: Models) -> None:
     """There is none before the end; whoever sends one gets the search from the prompt all the same."""
     model, one = models["llama"], requests()[0]
     outputs = search(model.engine(), [one], known={one.request_id: (3, 4, 5)})
@@ -300,7 +300,7 @@ def _rank(rank: int, folder: Path, root: Path, port: int) -> None:
 
 
 @pytest.mark.slow  # two processes that load torch
-def test_two_ranks_equal_one(models: Models, tmp_path: Path) -> None:
+def test_beam_search_on_two_ranks_equals_one(models: Models, tmp_path: Path) -> None:
     outputs, traces = models["llama"].plain()
     torch.save(traces, tmp_path / "traces.pt")
     store = open_store(2, "127.0.0.1", 60)

@@ -48,7 +48,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], params: SamplingP
     return [tuple(t for t in row if t != -7) for row in made[:, len(prompt) :].tolist()]
 
 
-def test_20_prompts_equal_transformers(llm: LLM, reference: PreTrainedModel) -> None:
+def test_beams_of_20_prompts_equal_transformers_with_and_without_drafts(llm: LLM, reference: PreTrainedModel) -> None:
     texts = PROMPTS.read_text().splitlines()[:20]
     assert len(texts) == 20
     # Short questions have short answers: half of the prompts are asked for one, so that some hypotheses end.
@@ -68,7 +68,7 @@ def test_20_prompts_equal_transformers(llm: LLM, reference: PreTrainedModel) -> 
     assert num_drafted > 0 and num_stopped > 0
 
 
-def test_all_together_change_nothing(llm: LLM) -> None:
+def test_beams_and_samples_in_one_batch_equal_each_alone(llm: LLM) -> None:
     """Beams and samples in one batch, each as it is alone."""
     prompts = [llm.chat_ids([{"role": "user", "content": t}]) for t in PROMPTS.read_text().splitlines()[:6]]
     each = [

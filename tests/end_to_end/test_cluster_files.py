@@ -29,7 +29,7 @@ def metric_names() -> set[str]:
     return names | {f"ray_medusa_dist_{name}_bucket" for name in named("histogram")}
 
 
-def test_the_dashboard_shows_metrics_that_exist() -> None:
+def test_dashboard_shows_only_metrics_that_exist() -> None:
     dashboard = json.loads((CLUSTER / "monitoring/grafana/dashboards/medusa_dist.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     used = set(re.findall(r"ray_medusa_dist_\w+", " ".join(expressions)))
@@ -42,7 +42,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CLUSTER)))
-def test_is_yaml_and_keeps_doors_shut(path: Path) -> None:
+def test_yaml_is_valid_and_exposes_no_unprotected_port(path: Path) -> None:
     text = path.read_text()
     assert [document for document in yaml.safe_load_all(text) if document]
     for line in text.splitlines():
@@ -51,7 +51,7 @@ def test_is_yaml_and_keeps_doors_shut(path: Path) -> None:
         assert not re.search(r"dashboard-host[ =:]+(?!127\.0\.0\.1)", line)
 
 
-def test_the_service_on_kubernetes_is_one_of_ours(tmp_path: Path) -> None:
+def test_kuberay_service_has_a_valid_config_that_its_pods_fit(tmp_path: Path) -> None:
     service = yaml.safe_load((CLUSTER / "kuberay/llama8b.yaml").read_text())["spec"]
     (tmp_path / "serve.yaml").write_text(service["serveConfigV2"])
     (config,) = read_serve_file(tmp_path / "serve.yaml", DEPLOYMENT).configs.values()

@@ -43,7 +43,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
 
 
 @pytest.mark.parametrize("key", list(leaf_keys(Config)))
-def test_the_key_acts(key: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_config_key_has_an_effect(
+    key: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert key in CHECKS, f"nothing shows that {key} does anything: add a check of where it is used"
     check(key, {"world": world, "tmp_path": tmp_path, "patch": monkeypatch})
 
@@ -55,7 +57,9 @@ def check(key: str, given: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(set(leaf_keys(Config)) - ONE_VALUE))
-def test_an_ignored_key_would_be_found(key: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_a_config_key_fails_if_the_key_is_ignored(
+    key: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The check fails where every config has the key's default, whatever was given."""
     monkeypatch.setattr(config_checks_engine, "parse_config", lambda args: ignoring(key, parse_config(args)))
     with pytest.raises((Exception, pytest.fail.Exception)):
@@ -75,11 +79,11 @@ def ignoring(key: str, config: Config) -> Config:
     return parse_config(keys)
 
 
-def test_no_check_outlives_its_key() -> None:
+def test_every_check_belongs_to_a_config_key() -> None:
     assert set(CHECKS) == set(leaf_keys(Config))
 
 
-def test_keys_are_found_in_groups_that_may_be_left_out() -> None:
+def test_leaf_keys_include_those_of_optional_groups() -> None:
     class Inner(Strict):
         a: int = 1
 

@@ -124,17 +124,19 @@ def check(params: str, tree: str, who: str, num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize(("params", "tree", "who"), [("T=1", "7", "by nodes"), ("T=0.7", "static", "by shards")])
-def test_tokens_are_samples_of_the_model(params: str, tree: str, who: str) -> None:
+def test_tokens_with_speculation_follow_the_models_distribution(params: str, tree: str, who: str) -> None:
     check(params, tree, who, 1000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("params", "tree", "who", "num_tokens"), CASES)
-def test_many_tokens_of_each_seed(params: str, tree: str, who: str, num_tokens: int) -> None:
+def test_many_tokens_of_each_seed_follow_the_models_distribution(
+    params: str, tree: str, who: str, num_tokens: int
+) -> None:
     check(params, tree, who, num_tokens)
 
 
-def test_a_lossy_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lossy_acceptance_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts taken for being likely enough ("typical acceptance"): the same counts say so at once."""
     honest = TokenSelector._choose
     chances = torch.softmax(LOGITS, dim=-1)
@@ -153,7 +155,7 @@ def test_a_lossy_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distance_to_uniform(values) > 2 * CRITICAL
 
 
-def test_the_distance_is_the_textbooks() -> None:
+def test_distance_to_uniform_has_textbook_values() -> None:
     assert distance_to_uniform([0.5]) == 0.5
     assert distance_to_uniform([(i + 0.5) / 20 for i in range(20)]) == pytest.approx(1 / 40)
     assert math.isclose(distance_to_uniform([0.9, 0.95]), 0.9)

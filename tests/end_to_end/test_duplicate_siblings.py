@@ -151,7 +151,7 @@ SEEN = {"nodes": 0, "forced": 0, "siblings": 0}
 
 @settings(max_examples=300, deadline=None)
 @given(drafts)
-def test_no_tree_has_twins(case: Draft) -> None:
+def test_no_verified_tree_has_duplicate_siblings(case: Draft) -> None:
     for sequence, tree in planted(case):
         assert not twins(tree)
         assert sum(map(len, tree.children.values())) == len(tree)
@@ -160,11 +160,11 @@ def test_no_tree_has_twins(case: Draft) -> None:
         SEEN["forced"] += bool(sequence.matcher is not None and sequence.matcher.forced() and len(tree))
 
 
-def test_the_cases_above_were_no_empty_ones() -> None:
+def test_duplicate_sibling_cases_held_nodes_siblings_and_forced_tokens() -> None:
     assert SEEN["nodes"] > 3000 and SEEN["siblings"] > 500 and SEEN["forced"] > 20, SEEN
 
 
-def test_twins_would_be_seen() -> None:
+def test_duplicate_siblings_are_detected_and_their_cause_is_refused() -> None:
     assert twins(Tree((4, 5, 4), (-1, -1, -1))) == [(-1, 4)]
     assert not twins(Tree((4, 4, 4), (-1, 0, 1)))
     file = random_heads(draft_vocab_size=7)

@@ -88,7 +88,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[s
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize(("name", "tree"), [("llama", "3"), *itertools.product(NAMES, ["15", "static"])])
-def test_on_equals_off(models: dict[str, Model], name: str, tree: str, situation: str, kind: str) -> None:
+def test_speculation_on_equals_off_in_every_situation(
+    models: dict[str, Model], name: str, tree: str, situation: str, kind: str
+) -> None:
     model = models[name]
     setting, arrivals = SITUATIONS[situation]
     setting = Setting(**(vars(setting) | TREES[tree] | {"skill": 0.6}))
@@ -100,7 +102,7 @@ def test_on_equals_off(models: dict[str, Model], name: str, tree: str, situation
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_real_heads(models: dict[str, Model], name: str, kind: str) -> None:
+def test_drafts_of_real_heads_change_no_token(models: dict[str, Model], name: str, kind: str) -> None:
     """The heads' own guesses; dynamic and static trees; alone and together."""
     model, each = models[name], requests(kind)
     runs = [decode(engine_over(model.rank, Setting(nodes=nodes)), each) for nodes in (15, None)]
@@ -112,7 +114,7 @@ def test_real_heads(models: dict[str, Model], name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_off_does_not_depend_on_the_batch(models: dict[str, Model], kind: str) -> None:
+def test_decoding_without_drafts_does_not_depend_on_the_batch(models: dict[str, Model], kind: str) -> None:
     for setting, arrivals in SITUATIONS.values():
         run = decode(engine_over(models["llama"].rank, setting), requests(kind), arrivals=arrivals)
         same(run, models["llama"].reference(kind))
@@ -121,7 +123,9 @@ def test_off_does_not_depend_on_the_batch(models: dict[str, Model], kind: str) -
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_logits_are_bitwise_the_same(models: dict[str, Model], name: str, situation: str) -> None:
+def test_logits_are_bitwise_equal_alone_and_with_trees_in_a_batch(
+    models: dict[str, Model], name: str, situation: str
+) -> None:
     """Each token's row of logits: alone and among others, with trees, in chunks, after preemption."""
     model = models[name]
     setting, arrivals = SITUATIONS[situation]
@@ -134,7 +138,7 @@ def test_logits_are_bitwise_the_same(models: dict[str, Model], name: str, situat
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_across_a_chunk_of_keys(models: dict[str, Model], name: str) -> None:
+def test_growing_across_a_chunk_of_keys_changes_no_token(models: dict[str, Model], name: str) -> None:
     """A sequence that grows over column 256 with trees, beside a short one."""
     rng = random.Random(2)
     each = [
@@ -150,7 +154,7 @@ def test_across_a_chunk_of_keys(models: dict[str, Model], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kv_is_that_of_the_tokens(models: dict[str, Model], name: str) -> None:
+def test_kv_equals_a_fresh_pass_over_the_tokens(models: dict[str, Model], name: str) -> None:
     model = models[name]
     setting = Setting(nodes=15, skill=0.7, num_blocks=7)
     each = requests("sampled")[:5]
@@ -160,7 +164,7 @@ def test_kv_is_that_of_the_tokens(models: dict[str, Model], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_is_what_transformers_generates(models: dict[str, Model], name: str) -> None:
+def test_greedy_decoding_equals_transformers(models: dict[str, Model], name: str) -> None:
     model = models[name]
     for one in requests("greedy"):
         prompt = torch.tensor([one.prompt_ids])
@@ -176,7 +180,7 @@ def test_greedy_is_what_transformers_generates(models: dict[str, Model], name: s
 
 
 @pytest.mark.parametrize("by", ["stop token", "end of sequence"])
-def test_the_end_inside_an_accepted_run(models: dict[str, Model], by: str) -> None:
+def test_end_token_inside_accepted_drafts_ends_the_output(models: dict[str, Model], by: str) -> None:
     """An oracle drafts past the end; nothing behind it comes out."""
     model = models["llama"]
     prompt = requests("sampled")[0].prompt_ids
@@ -201,7 +205,7 @@ def test_the_end_inside_an_accepted_run(models: dict[str, Model], by: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resuming_continues_with_the_same_tokens(models: dict[str, Model], kind: str) -> None:
+def test_resumed_request_continues_with_the_same_tokens(models: dict[str, Model], kind: str) -> None:
     """What a restarted group gets: the request and the output so far."""
     model = models["llama"]
     reference = model.reference(kind)
@@ -215,7 +219,7 @@ def test_resuming_continues_with_the_same_tokens(models: dict[str, Model], kind:
             assert output.logprobs == expected.logprobs[len(known[name]) :]
 
 
-def test_speculation_can_be_declined_by_a_request(models: dict[str, Model]) -> None:
+def test_request_with_speculation_off_is_never_drafted(models: dict[str, Model]) -> None:
     model = models["llama"]
     each = requests("sampled")
     plain = [
@@ -277,7 +281,7 @@ def prompt_logprobs(run: Run) -> list[float]:
     return [number for entry in entries if entry for number in (entry.logprob, *entry.top_logprobs)]
 
 
-def test_two_ranks_equal_one(models: dict[str, Model], tmp_path: Path) -> None:
+def test_two_ranks_give_the_tokens_of_one(models: dict[str, Model], tmp_path: Path) -> None:
     truth = {name: {kind: models[name].truth(kind) for kind in KINDS} for name in ("llama", "gemma2")}
     torch.save(truth, tmp_path / "truth.pt")
     store = open_store(2, "127.0.0.1", 60)

@@ -162,13 +162,13 @@ class Models:
         return self._made[name]
 
 
-def test_the_choices_of_n_differ(models: Models) -> None:
+def test_choices_of_n_differ(models: Models) -> None:
     truth = models["llama"].truth("n=3")
     for i in range(3):
         assert len({truth[f"r{i}.{choice}"] for choice in range(3)}) == 3
 
 
-def test_json_is_json(models: Models) -> None:
+def test_finished_json_answers_fit_the_schema(models: Models) -> None:
     """The row has a meaning: most answers come to their end, and fit the schema."""
     texts = [json_tokenizer().decode(tokens) for tokens in models["llama"].truth("JSON").values()]
     answers = [text for text in texts if text.endswith("}")]
@@ -185,13 +185,15 @@ LEAN += [("gemma2", "min_p", "3", 1), ("gpt2", "top_k", "3", 5)]
 
 
 @pytest.mark.parametrize(("name", "kind", "tree", "batch"), LEAN)
-def test_on_equals_off(models: Models, name: str, kind: str, tree: str, batch: int) -> None:
+def test_speculation_on_equals_off_in_selected_cells(
+    models: Models, name: str, kind: str, tree: str, batch: int
+) -> None:
     check_all(models[name], [Cell(kind, tree, batch)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_all_on_equals_off(models: Models, name: str) -> None:
+def test_speculation_on_equals_off_in_all_cells(models: Models, name: str) -> None:
     check_all(models[name], CELLS)
 
 
@@ -212,7 +214,7 @@ def _rank(rank: int, folder: Path, port: int, cells: list[Cell], out: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWO_RANKS)
-def test_all_on_equals_off_on_two_ranks(models: Models, name: str, tmp_path: Path) -> None:
+def test_speculation_on_equals_off_in_all_cells_on_two_ranks(models: Models, name: str, tmp_path: Path) -> None:
     store = open_store(2, "127.0.0.1", 60)
     mp.spawn(_rank, (models.folder(name), store.port, CELLS, tmp_path / "truth.pt"), nprocs=2)
     truth = torch.load(tmp_path / "truth.pt")

@@ -53,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Served
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 9])
-def test_an_echo_is_scored_as_transformers_scores_it(served: Served, max_tokens: int) -> None:
+def test_echo_logprobs_equal_those_of_transformers(served: Served, max_tokens: int) -> None:
     """lm_eval's call, prompts side by side; the prompt takes several chunks of 16 rows."""
     prompts = [served.llm.tokenizer(text)["input_ids"] for text in (TEXT, TEXT[::-1], "ab")]
     body = served.post(COMPLETIONS, prompt=prompts, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0)
@@ -72,7 +72,7 @@ def test_an_echo_is_scored_as_transformers_scores_it(served: Served, max_tokens:
 
 
 @pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
-def test_prompt_logprobs_by_token_id(served: Served, route: str) -> None:
+def test_prompt_logprobs_by_token_id_equal_transformers(served: Served, route: str) -> None:
     words = {"messages": [{"role": "user", "content": TEXT}]} if route == CHAT else {"prompt": TEXT}
     body = served.post(route, **words, prompt_logprobs=2, max_tokens=3, seed=1)
     tables = (body if route == CHAT else body["choices"][0])["prompt_logprobs"]
@@ -86,7 +86,7 @@ def test_prompt_logprobs_by_token_id(served: Served, route: str) -> None:
             assert table[str(int(likeliest.indices[1]))]["rank"] == 2
 
 
-def test_a_salt_shows_in_the_usage(served: Served) -> None:
+def test_cache_salt_shows_in_the_cached_tokens_of_the_usage(served: Served) -> None:
     cached = []
     for salt in (None, "tenant a", "tenant b", "tenant a", None):
         body = served.post(COMPLETIONS, prompt="salted " + TEXT, max_tokens=2, temperature=0, cache_salt=salt)
@@ -94,7 +94,7 @@ def test_a_salt_shows_in_the_usage(served: Served) -> None:
     assert cached == [0, 0, 0, 32, 32]
 
 
-def test_acceptance_is_named_and_priority_is_taken(served: Served) -> None:
+def test_reply_names_the_acceptance_rule_and_priority_is_accepted(served: Served) -> None:
     fields = {"prompt": TEXT, "max_tokens": 12, "seed": 1, "ignore_eos": True}
     assert served.post(COMPLETIONS, **fields, priority=-2)["acceptance"] == "exact"
     lossy = served.post(COMPLETIONS, **fields, acceptance="typical", typical_epsilon=1e-6, typical_delta=1e-6)

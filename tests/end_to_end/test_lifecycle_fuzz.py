@@ -206,12 +206,12 @@ def live(world: World, num_lives: int) -> None:
     )
 
 
-def test_a_few_lives(world: World) -> None:
+def test_random_lifecycles_keep_outputs_kv_and_blocks_right(world: World) -> None:
     live(world, 12)
 
 
 @pytest.mark.slow
-def test_many_lives(world: World) -> None:
+def test_many_random_lifecycles_reach_every_event_and_stay_right(world: World) -> None:
     live(world, 300)
     print(dict(world.seen))
     assert all(world.seen[event] > 20 for event in EVENTS), world.seen

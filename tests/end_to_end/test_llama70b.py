@@ -106,7 +106,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
-def test_eight_ranks_with_heads_say_what_one_rank_without_says(url: str, model: Path) -> None:
+def test_eight_ranks_with_heads_give_the_tokens_of_one_without(url: str, model: Path) -> None:
     each = [SamplingParams(max_tokens=48, temperature=0.7 * (i % 2), seed=100 + i) for i in range(len(prompts()))]
     with LLM(str(model), dtype="float32", device="cpu", speculation="off", max_running=8) as llm:
         alone = llm.generate(prompts(), each)

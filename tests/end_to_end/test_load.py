@@ -117,7 +117,7 @@ def rate(steps: list[Step]) -> float:
     return sum(COST(step.batch) * step.num_tokens / step.batch for step in steps) / sum(step.seconds for step in steps)
 
 
-def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rising_and_falling_load_switches_drafts_without_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town(monkeypatch)
     seen = rush_hour(town)
     # It drafts for a few and not for many, on the way up and on the way down.
@@ -139,7 +139,7 @@ def test_crossing_the_threshold_both_ways_without_a_stall(monkeypatch: pytest.Mo
         assert seen[at].seconds < 2 * around, f"step {at} of {len(seen)}: {seen[at]}"
 
 
-def test_under_load_nothing_is_lost_to_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speculation_costs_nothing_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """At each load: two rounds of probes are in what is counted."""
     town = Town(monkeypatch)
     rates = {}
@@ -186,7 +186,7 @@ def calls(engine: Engine) -> Counter[str]:
     return seen
 
 
-def test_off_runs_no_heads_no_tree_and_no_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_without_drafts_calls_what_an_engine_without_heads_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step without drafts does what a step of an engine without heads does, function by function."""
     towns = [Town(monkeypatch), Town(monkeypatch, with_heads=False)]
     monkeypatch.setattr(engine_module, "time", towns[0].timer)
@@ -203,7 +203,7 @@ def test_off_runs_no_heads_no_tree_and_no_acceptance(monkeypatch: pytest.MonkeyP
     masks.clear()
     quiet, bare = (calls(town.engine) for town in towns)
     assert quiet == bare
-    assert not any(name.split(".")[-2] in ("medusa_heads", "draft", "drafter", "calibration") for name in quiet)
+    assert not any(name.split(".")[-2] in ("medusa_heads", "draft", "head_drafter", "calibration") for name in quiet)
     assert not {"medusa.trees.tree.best_tree", "medusa.trees.budget.best_budget"} & set(quiet)
     assert set(masks) <= {0}
     ran = [town.heads.num_calls for town in towns]
@@ -211,7 +211,7 @@ def test_off_runs_no_heads_no_tree_and_no_acceptance(monkeypatch: pytest.MonkeyP
     assert 1 <= towns[0].heads.num_calls - ran[0] <= 3  # probes: less than one step in a hundred
 
 
-def test_the_count_of_calls_sees_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_calls_include_speculation_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town(monkeypatch)
     town.engine.submit(request("1"))
     town.steps(5)

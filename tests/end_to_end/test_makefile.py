@@ -61,19 +61,19 @@ def test_without_a_gpu_torch_comes_from_the_cpu_index(tmp_path, index):
     assert call == f"install torch==1.2.3 --index-url {index}"
 
 
-def test_an_index_that_does_not_answer_is_left_out(tmp_path, index):
+def test_unreachable_cpu_index_is_left_out(tmp_path, index):
     call = pip_call(tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}/nowhere", "TORCH=torch==1.2.3")
     assert call == "install torch==1.2.3"
 
 
-def test_an_index_that_is_named_is_taken(tmp_path, index):
+def test_torch_index_variable_is_passed_to_pip(tmp_path, index):
     call = pip_call(
         tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}", "TORCH_INDEX=http://other", "TORCH=torch==1.2.3"
     )
     assert call == "install torch==1.2.3 --index-url http://other"
 
 
-def test_a_machine_with_nvidia_smi_takes_what_pip_is_set_to(tmp_path, index):
+def test_with_nvidia_smi_torch_comes_from_pips_own_index(tmp_path, index):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     call = pip_call(tmp_path, f"TORCH_CPU_INDEX={index}", "TORCH=torch==1.2.3", path=str(tmp_path))

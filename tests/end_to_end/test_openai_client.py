@@ -47,7 +47,7 @@ def client(url, service):
         yield client
 
 
-def test_chat(client):
+def test_openai_client_gets_a_chat_reply_with_logprobs_and_usage(client):
     reply = client.chat.completions.create(
         model="org/tiny", messages=SAY, logprobs=True, top_logprobs=1, max_completion_tokens=50, seed=3
     )
@@ -57,7 +57,7 @@ def test_chat(client):
     assert (reply.model_extra["seed"], reply.system_fingerprint) == (3, "fp-noise1")
 
 
-def test_chat_stream(client):
+def test_openai_client_streams_two_choices_and_usage(client):
     chunks = list(
         client.chat.completions.create(
             model="org/tiny", messages=SAY, stream=True, n=2, stream_options={"include_usage": True}
@@ -70,7 +70,7 @@ def test_chat_stream(client):
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 20
 
 
-def test_completions_and_models(client):
+def test_openai_client_gets_completions_and_models(client):
     reply = client.completions.create(model="org/tiny", prompt=["a", "b"], echo=True, max_tokens=50)
     assert [c.text for c in reply.choices] == ["aHello thé 😀!", "bHello thé 😀!."]
     stream = client.completions.create(model="org/tiny", prompt="a", logprobs=1, stream=True, max_tokens=3)
@@ -87,7 +87,7 @@ def test_vllm_fields_go_through_extra_body(client, service):
     assert (params.top_k, params.min_p, params.speculation) == (3, 0.1, False)
 
 
-def test_a_pydantic_model_as_response_format(client, service):
+def test_pydantic_response_format_is_parsed_by_the_client(client, service):
     class Person(pydantic.BaseModel):
         name: str
         age: int
@@ -99,7 +99,7 @@ def test_a_pydantic_model_as_response_format(client, service):
     assert set(schema["properties"]) == {"name", "age"} and schema["additionalProperties"] is False
 
 
-def test_errors_become_the_clients_classes(client, service, url):
+def test_errors_become_the_clients_exception_classes(client, service, url):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="org/tiny", messages=SAY, reasoning_effort="low")
     assert caught.value.param == "reasoning_effort" and caught.value.code == "unsupported_parameter"
@@ -113,7 +113,7 @@ def test_errors_become_the_clients_classes(client, service, url):
     assert len(service.requests) == 1  # x-should-retry: false was heard
 
 
-def test_an_overloaded_service_is_tried_again(client, service):
+def test_client_retries_an_overloaded_service(client, service):
     service.before = OverloadedError("full", 0.01)
     with pytest.raises(openai.RateLimitError) as caught:
         client.with_options(max_retries=2).chat.completions.create(model="org/tiny", messages=SAY)
@@ -121,7 +121,7 @@ def test_an_overloaded_service_is_tried_again(client, service):
     assert caught.value.response.headers["retry-after"] == "1"
 
 
-def test_an_error_in_mid_stream_is_raised(client, service):
+def test_error_in_mid_stream_is_raised_by_the_client(client, service):
     service.between = EngineError("rank lost")
     stream = client.chat.completions.create(model="org/tiny", messages=SAY, stream=True)
     with pytest.raises(openai.APIError, match="rank lost"):
@@ -129,7 +129,7 @@ def test_an_error_in_mid_stream_is_raised(client, service):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_closed_socket_aborts(client, service, stream):
+def test_closed_socket_aborts_the_request(client, service, stream):
     service.hang_after = 1
     if stream:
         reply = client.chat.completions.create(model="org/tiny", messages=SAY, stream=True)

@@ -118,7 +118,7 @@ def test_greedy_equals_transformers_on_32_prompts(llm: LLM, reference: PreTraine
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_drafts_change_nothing(llm: LLM, temperature: float) -> None:
+def test_drafts_and_batching_change_no_token(llm: LLM, temperature: float) -> None:
     results = both_ways(llm, prompts(llm, 3), 12, temperature)
     first = results["off, alone"]
     assert all(result == first for result in results.values())
@@ -127,7 +127,7 @@ def test_drafts_change_nothing(llm: LLM, temperature: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_drafts_change_nothing_in_a_mixed_batch_of_8(llm: LLM, temperature: float) -> None:
+def test_drafts_change_no_token_in_a_mixed_batch_of_8(llm: LLM, temperature: float) -> None:
     results = both_ways(llm, prompts(llm, 16), 64, temperature)
     first = results["off, alone"]
     assert {name: result == first for name, result in results.items()} == dict.fromkeys(results, True)
@@ -135,7 +135,7 @@ def test_drafts_change_nothing_in_a_mixed_batch_of_8(llm: LLM, temperature: floa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tree", ["chain4", 3, 15, "mc_sim_7b_63"])
-def test_every_way_of_sampling_with_every_tree(tree: str | int) -> None:
+def test_drafts_change_no_token_for_every_way_of_sampling_and_tree(tree: str | int) -> None:
     """Ways of sampling side by side in a batch of 8, with drafts and without: not one token differs."""
     params = [
         SamplingParams(**({"max_tokens": 32, "seed": 7 + i, "speculation": speculation} | fields))
@@ -151,7 +151,7 @@ def test_every_way_of_sampling_with_every_tree(tree: str | int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "count", "max_tokens"), [(2, 8, 32), (3, 4, 16)])
-def test_ranks_change_nothing_but_near_ties(
+def test_several_ranks_change_nothing_but_near_ties(
     llm: LLM, reference: PreTrainedModel, world: int, count: int, max_tokens: int
 ) -> None:
     ids = prompts(llm, count)

@@ -145,20 +145,20 @@ def tiny(name: str, root: Path) -> ShardedModel:
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_rows_alone_and_in_company(name: str, root: Path) -> None:
+def test_logits_of_a_row_are_bitwise_equal_alone_and_in_a_batch(name: str, root: Path) -> None:
     model = tiny(name, root)
     assert [count for count in (2, 7, 33) if differing(model, count)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE)
-def test_every_number_of_rows_from_2_to_64(name: str, root: Path) -> None:
+def test_logits_of_a_row_are_bitwise_equal_in_any_batch_up_to_64(name: str, root: Path) -> None:
     model = tiny(name, root)
     assert [count for count in range(1, 65) if differing(model, count, 40)] == []
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_with_two_threads(name: str, root: Path) -> None:
+def test_logits_of_a_row_are_bitwise_equal_with_two_threads(name: str, root: Path) -> None:
     model = tiny(name, root)
     torch.set_num_threads(2)
     try:
@@ -168,7 +168,7 @@ def test_with_two_threads(name: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ROUTED)
-def test_routed_models_differ_in_the_last_bits_alone(name: str, root: Path) -> None:
+def test_rows_of_routed_models_differ_in_the_last_bits_only(name: str, root: Path) -> None:
     """Not promised: experts see as many rows as are routed to them. How far it goes is."""
     model = tiny(name, root)
     assert max((most for count in (3, 16) for most in differing(model, count)), default=0.0) < 1e-4
@@ -177,7 +177,7 @@ def test_routed_models_differ_in_the_last_bits_alone(name: str, root: Path) -> N
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.slow
 @pytest.mark.real
-def test_rows_of_the_demo_model(threads: int) -> None:
+def test_logits_of_the_demo_model_are_bitwise_equal_in_a_batch(threads: int) -> None:
     config = parse_config({"model": "demo:smollm2-135m"})
     torch.set_num_threads(threads)
     try:

@@ -107,7 +107,7 @@ class Streams:
             assert self._reads[number].result(HANG_S) == whole(number)
 
 
-def test_a_burst_brings_a_second_replica_and_its_end_takes_it_away_without_a_broken_answer(url, folder):  # noqa: F811
+def test_burst_starts_a_second_replica_which_ends_after_it(url, folder):  # noqa: F811
     assert states() == {"RUNNING": 1}
     calls = range(2 * TARGET)
     with ThreadPoolExecutor(len(calls)) as pool, Gate(folder) as gate:
@@ -132,7 +132,7 @@ def test_a_burst_brings_a_second_replica_and_its_end_takes_it_away_without_a_bro
     assert decided < 8  # interval_s + upscale_delay_s, on a busy machine
 
 
-def test_streams_on_a_replica_that_is_scaled_away_end_with_all_their_tokens(url, folder):  # noqa: F811
+def test_streams_on_a_replica_scaled_down_end_with_all_tokens(url, folder):  # noqa: F811
     with ThreadPoolExecutor(32) as pool, Gate(folder) as gate:
         streams = Streams(url, pool, gate)
         streams.open(TARGET + 1)
@@ -154,7 +154,7 @@ def test_streams_on_a_replica_that_is_scaled_away_end_with_all_their_tokens(url,
     assert sorted(alive(pid) for pid, _ in ranks) == [False, True]
 
 
-def test_streams_on_a_replica_that_an_update_replaces_end_with_all_their_tokens(url, folder):  # noqa: F811
+def test_streams_on_a_replica_replaced_by_an_update_end_with_all_tokens(url, folder):  # noqa: F811
     with ThreadPoolExecutor(32) as pool, Gate(folder) as gate:
         streams = Streams(url, pool, gate)
         streams.open(TARGET)

@@ -68,11 +68,11 @@ GOOD = {
     "grammar": (CHAT, outputs(grammar='root ::= "<" [ab]{1,3} ">"'), re.compile("<[ab]{1,3}>").fullmatch),
 }
 BAD = {
-    "no type": (CHAT, form({"type": "nonsense"}), "response_format"),
+    "invalid type": (CHAT, form({"type": "nonsense"}), "response_format"),
     "no schema": (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    "not obeyed": (CHAT, form({"type": "array", "uniqueItems": True}), "uniqueItems"),
+    "unsupported keyword": (CHAT, form({"type": "array", "uniqueItems": True}), "uniqueItems"),
     "no JSON": (COMPLETIONS, outputs(json="{"), "structured_outputs: the schema is not valid JSON"),
-    "unclosed": (COMPLETIONS, outputs(regex="(a"), "structured_outputs: this regex cannot be used"),
+    "unclosed group": (COMPLETIONS, outputs(regex="(a"), "structured_outputs: this regex cannot be used"),
     "two kinds": (CHAT, outputs(regex="a", choice=["b"]), "exactly one of"),
     "old name": (CHAT, {"guided_json": SCHEMA}, "guided_json"),
 }
@@ -160,7 +160,7 @@ def served(folder: Path, speculation: object) -> Iterator[tuple[str, LLM]]:
 
 
 @pytest.mark.parametrize("speculation", ["auto", TREE], ids=["auto", "static"])
-def test_each_line_fits_and_a_wrong_form_fails_alone(
+def test_each_batch_line_fits_its_grammar_and_an_invalid_one_fails_alone(
     folder: Path, plain: dict[str, dict], speculation: object, tmp_path: Path
 ) -> None:
     with served(folder, speculation) as (url, llm):
@@ -185,6 +185,8 @@ def app_of_two_ranks(ray_cluster: object, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow  # two processes that load torch
-def test_two_ranks_on_ray_answer_the_same(app_of_two_ranks: str, plain: dict[str, dict], tmp_path: Path) -> None:
+def test_two_ranks_on_ray_answer_as_one_rank_without_speculation(
+    app_of_two_ranks: str, plain: dict[str, dict], tmp_path: Path
+) -> None:
     found = run(ServeSender(app_of_two_ranks, DEPLOYMENT, None, print), tmp_path)
     assert said(found) == said(plain)

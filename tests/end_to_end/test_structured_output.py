@@ -1,4 +1,4 @@
-"""GrammarCompiler through the whole engine: the promise holds (drafts change no token), and every finished text fits.
+"""Grammars through the whole engine: the promise holds (drafts change no token), and every finished text fits.
 
 Not here: single matchers (tests/unit/engine/state/test_matcher.py), HTTP
 (tests/unit/api/schema/test_structured_outputs.py).
@@ -100,7 +100,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Model:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_finished_text_fits(model: Model, kind: str) -> None:
+def test_every_finished_text_fits_its_grammar(model: Model, kind: str) -> None:
     num_complete = 0
     for i, one in enumerate(requests(kind)):
         output = model.reference(kind).outputs[one.request_id]
@@ -122,7 +122,7 @@ LEAN = {("15", "joins and leaves", "mixed"), ("static", "joins and leaves", "sam
 @pytest.mark.parametrize(
     ("tree", "situation", "kind"), [pytest.param(*c, marks=() if c in LEAN else pytest.mark.slow) for c in CELLS]
 )
-def test_on_equals_off(model: Model, tree: str, situation: str, kind: str) -> None:
+def test_speculation_on_equals_off_with_grammars(model: Model, tree: str, situation: str, kind: str) -> None:
     setting, arrivals = SITUATIONS[situation]
     setting = Setting(**(vars(setting) | TREES[tree] | {"skill": 0.6}))
     arrivals = None if arrivals is None else [*arrivals, *(arrivals[-1] + i for i in range(COUNT - len(arrivals)))]
@@ -132,7 +132,7 @@ def test_on_equals_off(model: Model, tree: str, situation: str, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_heads(model: Model, kind: str) -> None:
+def test_drafts_of_real_heads_change_no_token_with_grammars(model: Model, kind: str) -> None:
     for nodes in (15, None):
         run = decode(model.engine(Setting(nodes=nodes)), requests(kind))
         same(run, model.reference(kind))
@@ -150,7 +150,7 @@ def test_forced_tokens_are_drafted_and_accepted(model: Model) -> None:
     assert ids(decode(model.engine(Setting()), [one])) == ids(run)
 
 
-def test_a_request_goes_on_where_a_lost_group_left_it(model: Model) -> None:
+def test_resumed_request_continues_its_grammar_and_tokens(model: Model) -> None:
     for kind, cut in (("greedy", 1), ("mixed", 3)):
         whole = model.reference(kind)
         each = [r for r in requests(kind) if len(whole.outputs[r.request_id].token_ids) > cut]
@@ -161,7 +161,7 @@ def test_a_request_goes_on_where_a_lost_group_left_it(model: Model) -> None:
             assert output.finish_reason == whole.outputs[name].finish_reason
 
 
-def test_the_grammar_has_the_last_word_over_bans_and_bias(model: Model) -> None:
+def test_grammar_overrules_bans_and_bias(model: Model) -> None:
     """min_tokens and ignore_eos do not hold up a complete text; a ban that leaves nothing does not apply."""
     a = TOKENIZER.get_vocab()["a"]
     for fields in (
@@ -182,7 +182,7 @@ def test_the_grammar_has_the_last_word_over_bans_and_bias(model: Model) -> None:
     assert text_of(output) == "a" * 7 and output.finish_reason is FinishReason.LENGTH
 
 
-def test_logprobs_are_the_models_own(model: Model) -> None:
+def test_logprobs_with_a_grammar_are_those_of_the_models_logits(model: Model) -> None:
     one = request("r", (5, 6, 7), temperature=0.0, logprobs=5, max_tokens=8, grammar=Grammar.regex("[ab]+"))
     run = decode(model.engine(Setting()), [one])
     for i, entry in enumerate(run.outputs["r"].logprobs):
@@ -191,7 +191,7 @@ def test_logprobs_are_the_models_own(model: Model) -> None:
         assert entry.top_logprobs[0] == pytest.approx(float(expected.max()), abs=1e-6)
 
 
-def test_a_text_that_cannot_go_on_ends_alone(model: Model) -> None:
+def test_text_that_cannot_continue_ends_its_request_alone(model: Model) -> None:
     """ "x" cannot be spelt by this vocabulary, which shows after the 0; the others never notice."""
     others = requests("greedy")
     for nodes in (0, 15):
@@ -203,7 +203,7 @@ def test_a_text_that_cannot_go_on_ends_alone(model: Model) -> None:
         same(run, model.reference("greedy"))
 
 
-def test_what_is_wrong_is_refused_at_once(model: Model) -> None:
+def test_invalid_grammar_is_refused_at_submit(model: Model) -> None:
     engine = model.engine(Setting())
     for grammar in (Grammar.regex("(a", "mine"), Grammar.choice(["x"], "mine"), Grammar.regex("$", "mine")):
         with pytest.raises(RequestError) as caught:
@@ -219,7 +219,7 @@ def test_what_is_wrong_is_refused_at_once(model: Model) -> None:
         engine.submit(request("r", (5, 6), grammar=Grammar.json()))
 
 
-def test_llm_takes_grammars(model: Model, tmp_path: Path) -> None:
+def test_llm_outputs_fit_their_grammars(model: Model, tmp_path: Path) -> None:
     folder = Path(model.rank.config.model)
     with LLM(str(folder), heads=str(folder / "heads"), device="cpu", kv_cache_tokens=1024, max_running=4) as llm:
         params = [SamplingParams(grammar=g, max_tokens=40, seed=i) for i, (g, _) in enumerate(GRAMMARS)]
@@ -261,7 +261,7 @@ REAL += [
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_the_demo_model_obeys_and_drafts_change_nothing() -> None:
+def test_demo_model_fits_its_grammars_and_drafts_change_no_token() -> None:
     with LLM("demo:smollm2-135m", max_model_len=512, max_running=8) as llm:
         cases = [(case, i) for case in REAL for i in range(2)]
         prompts = [llm.chat_ids([{"role": "user", "content": question}]) for (_, _, question), _ in cases]

@@ -1,6 +1,6 @@
-"""GrammarCompiler over two ranks: the tokens are those of one rank, whatever is drafted, and every finished text fits.
+"""Grammars over two ranks: the tokens are those of one rank, whatever is drafted, and every finished text fits.
 
-GrammarCompiler live where the choice is made, on the first rank; followers never hear of them, only of rows.
+Matchers live where the choice is made, on the first rank; followers never hear of them, only of rows.
 """
 
 import itertools
@@ -87,14 +87,14 @@ def found(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[in
     }
 
 
-def test_two_ranks_equal_one_and_drafts_change_nothing(found: dict[int, dict]) -> None:
+def test_two_ranks_with_any_drafts_give_the_tokens_of_one_without(found: dict[int, dict]) -> None:
     plain = found[1]["off"]["facts"]
     assert len(plain) == len(requests())
     for ranks, setting in itertools.product(found, SETTINGS):
         assert found[ranks][setting]["facts"] == plain, (ranks, setting)
 
 
-def test_drafts_were_verified_and_accepted_on_two_ranks(found: dict[int, dict]) -> None:
+def test_drafts_are_verified_and_accepted_on_two_ranks(found: dict[int, dict]) -> None:
     counts = found[2]
     assert counts["off"]["drafted"] == 0
     for setting in ("heads", "static heads", "mostly right", "a tiny pool"):
@@ -103,7 +103,7 @@ def test_drafts_were_verified_and_accepted_on_two_ranks(found: dict[int, dict]) 
     assert counts["a tiny pool"]["preempted"] > 0 == counts["mostly right"]["preempted"]
 
 
-def test_what_ended_on_two_ranks_fits(found: dict[int, dict]) -> None:
+def test_finished_texts_of_two_ranks_fit_their_grammars(found: dict[int, dict]) -> None:
     ended = {SCHEMA: 0, REGEX: 0}
     for i, kind in enumerate((SCHEMA,) * len(WAYS) + (REGEX,) * len(WAYS)):
         output = found[2]["mostly right"]["outputs"][f"r{i}"]

@@ -74,7 +74,7 @@ def tracked() -> set[str]:
     return {name for name in listed.splitlines() if (ROOT / name).is_file()}
 
 
-def test_the_wheel_holds_the_package_as_it_is_and_nothing_else(built):
+def test_wheel_holds_the_package_and_nothing_else(built):
     (path,) = built.glob("*.whl")
     package = {name for name in tracked() if name.startswith("medusa_dist/")}
     assert {"medusa_dist/py.typed", "medusa_dist/data/heads/smollm2-135m/heads.safetensors"} < package
@@ -86,7 +86,7 @@ def test_the_wheel_holds_the_package_as_it_is_and_nothing_else(built):
             assert wheel.read(name) == (ROOT / name).read_bytes(), name
 
 
-def test_the_source_distribution_holds_tests_docs_and_configs_and_no_junk(built):
+def test_source_distribution_holds_only_tracked_files(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
@@ -97,7 +97,7 @@ def test_the_source_distribution_holds_tests_docs_and_configs_and_no_junk(built)
     assert {"README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "Makefile", "pyproject.toml"} <= names
 
 
-def test_the_installed_commands_decode_and_serve_the_demo_model(programs, tmp_path):
+def test_installed_commands_decode_and_serve_the_demo_model(programs, tmp_path):
     program = programs / "medusa-dist"
     empty = tmp_path / "empty"
     empty.mkdir()
