@@ -69,7 +69,7 @@ def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_pat
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
     try:
         command.read_until("Ctrl-C to stop")
-        assert "start Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
+        assert "starting Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
         url = f"http://127.0.0.1:{port}"
         assert answer(url, None).status_code == 401
         before = answer(url, "secret").json()["choices"][0]["text"]
@@ -105,4 +105,4 @@ def test_port_in_use_is_refused_before_ray_starts(model, tmp_path):
         command = served(write_config(tmp_path, model, taken.getsockname()[1]), tmp_path)
         output, _ = command.process.communicate(timeout=HANG_S)
     assert command.process.returncode == 1
-    assert "http_options.port: cannot listen on" in output and "start Ray" not in output
+    assert "http_options.port: cannot listen on" in output and "starting Ray" not in output
