@@ -173,7 +173,7 @@ def test_batch_age_grows_while_a_step_hangs():
         assert next(loop.batches()).age_s > 0.9
 
 
-def test_outputs_made_before_a_failing_step_are_delivered_then_the_stream_ends():
+def test_outputs_before_a_failing_step_are_delivered_then_the_stream_ends():
     running = Running(CountingEngine())
     with running as loop:
         loop.post([Submit(request("a", max_tokens=3))])
