@@ -69,7 +69,9 @@ def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_pat
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
     try:
         command.read_until("Ctrl-C to stop")
-        assert "starting Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
+        assert (
+            "starting Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
+        )
         url = f"http://127.0.0.1:{port}"
         assert answer(url, None).status_code == 401
         before = answer(url, "secret").json()["choices"][0]["text"]
