@@ -49,7 +49,7 @@ class Medusa(LLMReplica):
 
     @cached_property
     def _inside(self) -> Inside:
-        return Inside(build_api(lambda: self))
+        return Inside(build_api(lambda: self, http=self._config.http))
 
 
 def build_app(args: Config) -> Application:
@@ -65,7 +65,7 @@ def assemble(args: Config, stack: str) -> Application:
         check_api_key(api_key)
 
     def api() -> FastAPI:
-        return build_api(current_front, api_key)
+        return build_api(current_front, api_key, config.http, behind_serve=True)
 
     deployment = serve.deployment(
         serve.ingress(api)(Medusa),

@@ -4,9 +4,10 @@ Owns the keys under `args:` of a Serve config and of `LLM(...)`. Not here: machi
 Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py). Unknown keys are errors.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
@@ -136,6 +137,32 @@ class TimeoutsConfig(Strict):
         return self
 
 
+def _origin_of(text: str) -> str:
+    """An origin as browsers send it, in lower case. Raises ValueError for anything else, also for "*"."""
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*]+)(:[0-9]{1,5})?", text.lower()):
+        raise ValueError(
+            f"{text!r} is not an origin; write scheme://host or scheme://host:port as the browser shows it, without a "
+            "path or a final slash. There is no wildcard: list each origin"
+        )
+    standard = {"http": ":80", "https": ":443"}  # browsers leave these out
+    return text.lower().removesuffix(standard.get(text.lower().partition("://")[0], " "))
+
+
+class HttpConfig(Strict):
+    """What the HTTP routes accept. Address, port and TLS are Serve's own keys, under http_options."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=8 * 1024**2,
+        description="Size of a request body, as sent and after decompression, in bytes. A larger one gets 413 "
+        "before anything parses it. 8 MiB of English are about 2 million tokens.",
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin_of)], ...] = Field(
+        default=(),
+        description="Web pages that may call this service from a browser, by origin: [https://chat.example.com, "
+        "http://localhost:3000]. Exact, no wildcard. Empty: none may.",
+    )
+
+
 class AutoscalingConfig(Strict):
     """More replicas under load, fewer without. Load = running and waiting sequences, as counted by the replicas.
 
@@ -242,6 +269,7 @@ class Config(Strict):
         default=None,
         description="Scale replicas by load. None: a fixed number, num_replicas in the Serve config; set only one.",
     )
+    http: HttpConfig = Field(default_factory=HttpConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
 

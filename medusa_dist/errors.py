@@ -65,6 +65,18 @@ class NotFoundError(RequestError):
     status = 404
 
 
+class BodyTooLargeError(RequestError):
+    """The request body exceeds the limit."""
+
+    status = 413
+
+
+class ContentEncodingError(RequestError):
+    """The request body is encoded in a way that the service does not decode."""
+
+    status = 415
+
+
 class EngineError(MedusaError):
     """The service cannot respond now; the request is valid. `retry_after_s` is a hint for the client."""
 

@@ -14,7 +14,12 @@ from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.outputs import Output
 from medusa_dist.serve.local_group import LocalGroup
 
-OF_A_SERVICE: dict[str, Any] = {"max_queued": True, "autoscaling": True, "resources": {"front_cpus": True}}
+OF_A_SERVICE: dict[str, Any] = {
+    "max_queued": True,
+    "http": True,
+    "autoscaling": True,
+    "resources": {"front_cpus": True},
+}
 
 
 def refuse_service_keys(options: Mapping[str, Any], keys: Mapping[str, Any] = OF_A_SERVICE, before: str = "") -> None:

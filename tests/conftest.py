@@ -16,6 +16,9 @@ import pytest
 def ray_cluster():
     import ray
 
+    from medusa_dist.serve.http.proxy import request_hook
+
+    request_hook()
     ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False, namespace="serve")
     yield ray
     ray.shutdown()

@@ -10,14 +10,13 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medusa_dist.api.convert import failure
 from medusa_dist.errors import ConfigError, UnauthorizedError
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/ping", "/live")  # probes have no key, and learn no more than that the service is up
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ODD = re.compile(r"[^\x21-\x7e]")
 
 
 def check_api_key(key: str) -> str:
@@ -28,7 +27,10 @@ def check_api_key(key: str) -> str:
 
 
 class ApiKey:
-    """Responds 401 to every request without `Authorization: Bearer <key>`, on any path except OPEN_PATHS."""
+    """Refuses every request without `Authorization: Bearer <key>`, on any path except OPEN_PATHS.
+
+    OPTIONS passes: browsers send it without a key, and no route answers it with more than the methods of a path.
+    """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
@@ -37,18 +39,16 @@ class ApiKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "lifespan" or path in OPEN_PATHS:
+        if scope["type"] == "lifespan" or path in OPEN_PATHS or scope.get("method") == "OPTIONS":
             await self._app(scope, receive, send)
             return
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._digest):
             await self._app(scope, receive, send)
             return
-        error = UnauthorizedError(
+        raise UnauthorizedError(
             "the API key is missing or wrong; send it as `Authorization: Bearer <key>`", None, "invalid_api_key"
         )
-        response = failure(error, request_id(scope))
-        await JSONResponse(response.body, response.status, response.headers)(scope, receive, send)
 
 
 def _digest(text: str) -> bytes:
@@ -57,10 +57,15 @@ def _digest(text: str) -> bytes:
 
 
 class RequestId:
-    """Uses the caller's x-request-id or creates one, and returns it with every response."""
+    """Uses the caller's x-request-id or creates one, and returns it with every response.
 
-    def __init__(self, app: ASGIApp) -> None:
+    behind_serve: Ray Serve's HTTP server has done so, outside of this application. It adds the header to every response
+    and replaces none, so here the id is only taken from the request, and the header is left to Serve.
+    """
+
+    def __init__(self, app: ASGIApp, behind_serve: bool) -> None:
         self._app = app
+        self._behind_serve = behind_serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -68,17 +73,18 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        chosen = given if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        if not _SANE_ID.fullmatch(given):
+            # What Serve returns to the client in any case is still the best to find it by in a log.
+            given = _ODD.sub("?", given)[:128] if self._behind_serve else ""
+        chosen = given or f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = chosen
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = chosen
+                headers = MutableHeaders(scope=message)
+                del headers["x-request-id"]
+                if not self._behind_serve:
+                    headers["x-request-id"] = chosen
             await send(message)
 
         await self._app(scope, receive, with_id)
-
-
-def request_id(scope: Scope) -> str:
-    """The request id of this ASGI scope."""
-    return str(scope.get("state", {}).get("request_id", "unknown"))

@@ -141,6 +141,12 @@ def _logit_bias(body: Sampled, vocab_size: int) -> tuple[tuple[int, float], ...]
     return tuple(pairs)
 
 
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """Raise RequestError, naming the field, for a token id that the vocabulary does not have."""
+    for token_id in token_ids:
+        _token_id(token_id, vocab_size, field)
+
+
 def _token_id(token_id: int, vocab_size: int, field: str) -> int:
     if not 0 <= token_id < vocab_size:
         raise RequestError(f"{field}: token id {token_id} is outside the vocabulary of {vocab_size} tokens", field)

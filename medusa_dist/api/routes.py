@@ -1,72 +1,81 @@
 """The FastAPI application: OpenAI's routes over a Service.
 
-Owns which path does what. Not here: the meaning of fields (convert.py), response bodies (response_builder.py), tasks
-and client disconnects (call.py). All handlers are async: a sync handler would not notice a disconnect.
+Owns the routes that generate, and the order of the layers around all routes. Not here: routes about the service
+(http/service_routes.py), the meaning of fields (convert.py), response bodies (response_builder.py), tasks and client
+disconnects (call.py). All handlers are async: a sync handler would not notice a disconnect.
 """
 
-import json
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from medusa_dist.api.auth import ApiKey, RequestId, check_api_key, request_id
+from medusa_dist.api.auth import ApiKey, RequestId, check_api_key
 from medusa_dist.api.call import Call, ClientGone
 from medusa_dist.api.convert import (
     EncodedPrompt,
     chat_prompt,
     check_model,
     completion_prompts,
-    failure,
     make_requests,
-    text_prompt,
 )
+from medusa_dist.api.http.bodies import Bodies
+from medusa_dist.api.http.cors import allow_origins
+from medusa_dist.api.http.failures import Failures, Json, error_response, request_id
+from medusa_dist.api.http.paths import HeadAsGet, PlainPaths
+from medusa_dist.api.http.service_routes import GetService, add_service_routes
+from medusa_dist.api.http.unknown_route import explain_route
 from medusa_dist.api.response_builder import ChatAnswer, CompletionAnswer, Facts, ResponseBuilder
-from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, TokenizeRequest
-from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply, ModelCard, ModelList, TokenizeReply
+from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
+from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply
 from medusa_dist.api.service import Service
 from medusa_dist.api.sse import open_stream
+from medusa_dist.config import HttpConfig
 from medusa_dist.errors import MedusaError
 from medusa_dist.text.text_stream import TextStream
 
-GetService = Callable[[], Service]
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; OpenAI's chunks"}}}
 
 
-def build_api(get_service: GetService, api_key: str | None = None) -> FastAPI:
+def build_api(
+    get_service: GetService, api_key: str | None = None, http: HttpConfig | None = None, behind_serve: bool = False
+) -> FastAPI:
     """Build the application. get_service: called per request; may raise EngineError while there is no service.
 
-    api_key: None = no authentication. Raises ConfigError for a key that cannot be sent in a header.
+    api_key: None = no authentication. http: None = its defaults. behind_serve: Ray Serve's HTTP server is in front.
+    Raises ConfigError for a key that cannot be sent in a header.
     """
+    http = http or HttpConfig()
     app = FastAPI(
-        title="medusa_dist", description="OpenAI-compatible API with exact speculative decoding.", responses=ERRORS
+        title="medusa_dist",
+        description="OpenAI-compatible API with exact speculative decoding.",
+        responses=ERRORS,
+        redirect_slashes=False,  # PlainPaths needs no redirect
     )
     _add_generation(app, get_service)
-    _add_information(app, get_service)
-    for kind in (MedusaError, RequestValidationError, HTTPException, Exception):
+    add_service_routes(app, get_service)
+    for kind in (MedusaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_failure)
     app.add_exception_handler(ClientGone, _answer_nobody)
+    # Each layer is outside of those above it.
+    app.add_middleware(Bodies, max_bytes=http.max_body_bytes)
     if api_key is not None:
         app.add_middleware(ApiKey, key=check_api_key(api_key))
-    app.add_middleware(RequestId)  # outermost: responses of all layers carry the id
+    app.add_middleware(PlainPaths)  # outside of the key check: both see the same path
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(Failures)  # responses to errors of the layers above carry the headers of those below
+    if http.cors_origins:
+        allow_origins(app, http.cors_origins)
+    app.add_middleware(RequestId, behind_serve=behind_serve)
     return app
 
 
-class Json(JSONResponse):
-    """JSON in ASCII: an error may repeat client input that is not valid Unicode."""
-
-    def render(self, content: Any) -> bytes:
-        """The encoded body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-
-
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    response = failure(error, request_id(request.scope))
-    return Json(response.body, response.status, response.headers)
+    if isinstance(error, HTTPException):
+        error = explain_route(request, error)
+    return error_response(error, request.scope)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
@@ -127,40 +136,3 @@ async def _generate(
         while call.is_open:
             await call.next()
     return Json(builder.whole())
-
-
-def _add_information(app: FastAPI, get_service: GetService) -> None:
-    @app.get("/v1/models")
-    async def models() -> ModelList:
-        """List the served model."""
-        return ModelList(data=[_card(get_service())])
-
-    @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> ModelCard:
-        """Return a model by its id."""
-        service = get_service()
-        check_model(model, service)
-        return _card(service)
-
-    @app.get("/health", response_class=PlainTextResponse)
-    async def health() -> Response:
-        """200 while the model decodes, else 503 with the reason."""
-        state = get_service().health()
-        return PlainTextResponse(state.text, 200 if state.ok else 503)
-
-    @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> TokenizeReply:
-        """Return the token ids of a prompt, or of messages after the chat template."""
-        service = get_service()
-        if body.model is not None:
-            check_model(body.model, service)
-        if body.messages is not None:
-            prompt = await chat_prompt(body.messages, body.add_generation_prompt, service)
-        else:
-            prompt = await text_prompt(body.prompt or "", service, body.add_special_tokens)
-        return TokenizeReply(count=len(prompt.ids), max_model_len=service.max_model_len, tokens=list(prompt.ids))
-
-
-def _card(service: Service) -> ModelCard:
-    extra: dict[str, Any] = dict(service.describe())
-    return ModelCard(id=service.name, created=service.created, max_model_len=service.max_model_len, **extra)

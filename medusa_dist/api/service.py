@@ -63,5 +63,12 @@ class Service(Protocol):
     async def abort(self, request_id: str) -> None:
         """Abort a request at any time; unknown and finished ids are ignored."""
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that run or wait, in this process."""
+
+    async def metrics(self) -> str:
+        """The service's metrics in Prometheus' text format. Raises EngineError where there are none to be had."""
+
     def health(self) -> Health:
         """Whether the model decodes now. Does not block."""

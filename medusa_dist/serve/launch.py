@@ -26,6 +26,7 @@ from ray.util import placement_group_table
 from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError, GroupError
 from medusa_dist.serve.config_file import ServeFile
+from medusa_dist.serve.http.proxy import request_hook
 from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import bundles, explain_room, resolve_device
 
@@ -66,6 +67,7 @@ class Launch:
 
     def _start_ray(self) -> None:
         if self._address is None:
+            request_hook()
             context = start_local_ray(dashboard=True)
         else:
             context = ray.init(

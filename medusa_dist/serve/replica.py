@@ -12,12 +12,14 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import ray
+from ray import serve
 from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from medusa_dist.serve.group import TPWorkerGroup
+from medusa_dist.serve.http import ray_metrics
 from medusa_dist.serve.metrics import ServiceMetrics
 from medusa_dist.serve.placement import check_bundles
 from medusa_dist.serve.rank import STACK
@@ -55,7 +57,7 @@ class LLMReplica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The load for the autoscaling policy: requests running or waiting in this replica."""
-        return {"sequences": float(self._supervisor.num_requests)}
+        return {"sequences": float(self.num_requests)}
 
     async def __del__(self) -> None:
         """Called once by Serve when the replica stops. Leaves no process."""
@@ -117,6 +119,15 @@ class LLMReplica:
     async def abort(self, request_id: str) -> None:
         """Abort a request now; unknown and finished ids are ignored."""
         self._supervisor.abort(request_id)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that run or wait in this replica."""
+        return self._supervisor.num_requests
+
+    async def metrics(self) -> str:
+        """The metrics of this application, as Ray exports them on all nodes."""
+        return await ray_metrics.read(serve.get_replica_context().app_name)
 
     @property
     def trouble(self) -> str | None:

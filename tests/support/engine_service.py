@@ -30,6 +30,11 @@ class EngineService:
     def health(self) -> Health:
         return Health(True, "ok")
 
+    num_requests = 0
+
+    async def metrics(self) -> str:
+        return "# HELP up 1\n# TYPE up gauge\nup 1.0\n"
+
     async def abort(self, request_id: str) -> None:
         self.engine.abort(request_id)
 

@@ -40,6 +40,11 @@ class FakeService:
     def health(self):
         return self.state
 
+    num_requests = 0
+
+    async def metrics(self):
+        return "# HELP up 1\n# TYPE up gauge\nup 1.0\n"
+
     async def abort(self, request_id):
         self.aborted.append(request_id)
 

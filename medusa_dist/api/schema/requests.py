@@ -244,3 +244,10 @@ class TokenizeRequest(Body):
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("prompt or messages is required, and not both", "prompt")
         return self
+
+
+class DetokenizeRequest(Body):
+    """Body of POST /detokenize."""
+
+    model: Text | None = None
+    tokens: list[int]

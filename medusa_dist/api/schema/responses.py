@@ -192,10 +192,30 @@ class TokenizeReply(ResponseModel):
     tokens: list[int]
 
 
+class DetokenizeReply(ResponseModel):
+    """Response of POST /detokenize."""
+
+    prompt: str
+
+
+class VersionReply(ResponseModel):
+    """Response of GET /version."""
+
+    version: str
+
+
+class LoadReply(ResponseModel):
+    """Response of GET /load."""
+
+    server_load: int
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorReply, "description": "The request is invalid; `param` names the field."},
     401: {"model": ErrorReply, "description": "The API key is missing or wrong."},
     404: {"model": ErrorReply, "description": "No such model or route."},
+    413: {"model": ErrorReply, "description": "The body is larger than http.max_body_bytes."},
+    415: {"model": ErrorReply, "description": "The body's Content-Encoding is not accepted."},
     429: {"model": ErrorReply, "description": "The queue is full; see Retry-After."},
     500: {"model": ErrorReply, "description": "A bug; the message contains the request id to search for in the log."},
     503: {"model": ErrorReply, "description": "The model is starting or restarting; see Retry-After."},

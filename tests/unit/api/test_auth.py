@@ -3,9 +3,9 @@ import pytest
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.schema.responses import ErrorReply
 from medusa_dist.errors import ConfigError
-from tests.support.fake_service import FakeService, chat, client_of
+from tests.support.fake_service import FakeService, chat, client_of, completion
 
-ROUTES = ["/v1/models", "/v1/models/org/tiny", "/openapi.json", "/docs", "/nothing", "/healthy", "/health/"]
+ROUTES = ["/v1/models", "/v1/models/org/tiny", "/openapi.json", "/docs", "/nothing", "/healthy", "/health/x"]
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Bearer ", "Bearer s3cret2", "Basic s3cret", "s3cret"])
@@ -53,3 +53,22 @@ async def test_valid_request_id_is_kept_and_invalid_ones_are_replaced():
             assert reply.headers["x-request-id"].startswith("req-")
         first, second = [await client.get("/health") for _ in range(2)]
         assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("route", ["/health", "/v1/models", "/nothing", "/v1/completions"])
+async def test_behind_serve_the_id_is_taken_and_its_header_left_to_serve(route):
+    """Serve appends the header to whatever it gets, also to errors."""
+    service = FakeService()
+    service.before = ZeroDivisionError("a bug")
+    async with client_of(service, behind_serve=True) as client:
+        for reply in (await client.get(route), await client.post(route, json=completion())):
+            assert "x-request-id" not in reply.headers
+
+
+@pytest.mark.parametrize(("given", "logged"), [(b"abc-1", "abc-1"), (b"a b\xff", "a?b?"), (b"x" * 200, "x" * 128)])
+async def test_behind_serve_an_error_names_the_id_that_serve_returns(given, logged):
+    service = FakeService()
+    service.before = ZeroDivisionError("a bug")
+    async with client_of(service, behind_serve=True) as client:
+        reply = await client.post("/v1/completions", json=completion(), headers={"x-request-id": given})
+    assert reply.json()["error"]["message"] == f"internal error; request id {logged}"

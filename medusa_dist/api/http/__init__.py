@@ -1,0 +1,1 @@
+"""HTTP around the routes: paths, bodies, cross-origin access, errors, and routes about the service."""

@@ -1,0 +1,109 @@
+"""Routes about the service: models, health, load, version, metrics, and the tokenizer.
+
+Owns them and which of them ask the model's process. Not here: generation (api/routes.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+
+from medusa_dist import __version__
+from medusa_dist.api.convert import chat_prompt, check_model, check_token_ids, off_loop, text_prompt
+from medusa_dist.api.http.paths import without_extra_slashes
+from medusa_dist.api.schema.requests import DetokenizeRequest, TokenizeRequest
+from medusa_dist.api.schema.responses import (
+    DetokenizeReply,
+    LoadReply,
+    ModelCard,
+    ModelList,
+    TokenizeReply,
+    VersionReply,
+)
+from medusa_dist.api.service import Service
+
+GetService = Callable[[], Service]
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def add_service_routes(app: FastAPI, get_service: GetService) -> None:
+    """Add all routes of this file."""
+    _add_models(app, get_service)
+    _add_state(app, get_service)
+    _add_tokenizer(app, get_service)
+
+
+def _add_models(app: FastAPI, get_service: GetService) -> None:
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        """List the served model."""
+        return ModelList(data=[_card(get_service())])
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        """Return a model by its id, which may contain slashes."""
+        service = get_service()
+        if model != without_extra_slashes(service.name):  # as the path was, before it came here
+            check_model(model, service)
+        return _card(service)
+
+
+def _add_state(app: FastAPI, get_service: GetService) -> None:
+    async def health() -> Response:
+        """200 while the model decodes, else 503 with the reason."""
+        state = get_service().health()
+        return PlainTextResponse(state.text, 200 if state.ok else 503)
+
+    app.get("/health", response_class=PlainTextResponse)(health)
+    app.get("/ping", response_class=PlainTextResponse)(health)
+    app.post("/ping", response_class=PlainTextResponse)(health)  # SageMaker's contract, as in vLLM
+
+    @app.get("/live", response_class=PlainTextResponse)
+    async def live() -> Response:
+        """200 while the process that answers HTTP runs, also while the model loads or restarts."""
+        return PlainTextResponse("live")
+
+    @app.get("/version")
+    async def version() -> VersionReply:
+        """Return the version of medusa_dist."""
+        return VersionReply(version=__version__)
+
+    @app.get("/load")
+    async def load() -> LoadReply:
+        """Return the number of requests that run or wait in the replica that answers."""
+        return LoadReply(server_load=get_service().num_requests)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Return the metrics of this service in Prometheus' text format, from all nodes."""
+        return Response(await get_service().metrics(), media_type=PROMETHEUS)
+
+
+def _add_tokenizer(app: FastAPI, get_service: GetService) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenizeReply:
+        """Return the token ids of a prompt, or of messages after the chat template."""
+        service = get_service()
+        if body.model is not None:
+            check_model(body.model, service)
+        if body.messages is not None:
+            prompt = await chat_prompt(body.messages, body.add_generation_prompt, service)
+        else:
+            prompt = await text_prompt(body.prompt or "", service, body.add_special_tokens)
+        return TokenizeReply(count=len(prompt.ids), max_model_len=service.max_model_len, tokens=list(prompt.ids))
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> DetokenizeReply:
+        """Return the text of token ids, special tokens included."""
+        service = get_service()
+        if body.model is not None:
+            check_model(body.model, service)
+        check_token_ids(body.tokens, service.vocab_size, "tokens")
+        text = await off_loop(len(body.tokens), lambda: service.tokenizer.decode(body.tokens))
+        return DetokenizeReply(prompt=text)
+
+
+def _card(service: Service) -> ModelCard:
+    extra: dict[str, Any] = dict(service.describe())
+    return ModelCard(id=service.name, created=service.created, max_model_len=service.max_model_len, **extra)

@@ -1,0 +1,105 @@
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from medusa_dist import __version__
+from medusa_dist.api.schema.responses import ModelCard
+from medusa_dist.api.service import Health
+from medusa_dist.errors import EngineError
+from tests.support.fake_service import TOKENIZER, FakeService, client_of, ids_of
+
+
+async def get(path, service=None, method="GET", **kwargs):
+    async with client_of(service or FakeService(), **kwargs) as client:
+        return await client.request(method, f"http://test{path}")
+
+
+async def test_version_is_that_of_the_package():
+    assert (await get("/version")).json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_ping_is_health_and_live_is_not(method):
+    service = FakeService()
+    for ok, status in ((True, 200), (False, 503)):
+        service.state = Health(ok, "rank 1 restarts")
+        assert (await get("/ping", service, method)).status_code == status
+        assert (await get("/health", service)).status_code == status
+        assert (await get("/live", service)).status_code == 200
+
+
+async def test_load_counts_requests_that_run_or_wait():
+    service = FakeService()
+    service.num_requests = 7
+    assert (await get("/load", service)).json() == {"server_load": 7}
+
+
+async def test_metrics_are_text_that_prometheus_reads():
+    reply = await get("/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert [(f.name, f.samples[0].value) for f in text_string_to_metric_families(reply.text)] == [("up", 1.0)]
+
+
+async def test_metrics_that_cannot_be_had_are_a_503():
+    service = FakeService()
+
+    async def metrics():
+        raise EngineError("no node answers")
+
+    service.metrics = metrics
+    reply = await get("/metrics", service)
+    assert reply.status_code == 503 and reply.json()["error"]["message"] == "no node answers"
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "a//b", "plain", "x/y/z"])
+async def test_a_model_is_found_by_an_id_with_slashes_encoded_or_not(name):
+    service = FakeService()
+    service.name = name
+    for path in (name, name.replace("/", "%2F"), f"{name}/"):
+        reply = await get(f"/v1/models/{path}", service)
+        assert reply.status_code == 200 and ModelCard.model_validate(reply.json()).id == name
+    assert (await get(f"/v1/models/{name}x", service)).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["Hello thé 😀!", "", "a" * 5000])
+async def test_detokenize_is_the_inverse_of_tokenize(text):
+    async with client_of(FakeService()) as client:
+        tokens = (await client.post("/tokenize", json={"prompt": text, "add_special_tokens": False})).json()["tokens"]
+        assert tuple(tokens) == ids_of(text)
+        reply = await client.post("/detokenize", json={"model": "org/tiny", "tokens": tokens})
+        assert (reply.status_code, reply.json()) == (200, {"prompt": text})
+        special = (await client.post("/detokenize", json={"tokens": [TOKENIZER.eos_token_id]})).json()
+        assert special == {"prompt": TOKENIZER.eos_token}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tokens": [0, 10**6]}, "tokens"),
+        ({"tokens": [-1]}, "tokens"),
+        ({"tokens": "ab"}, "tokens"),
+        ({"tokens": [1.5]}, "tokens"),
+        ({}, "tokens"),
+        ({"tokens": [1], "tokenz": 1}, "tokenz"),
+    ],
+)
+async def test_detokenize_names_what_is_wrong(body, param):
+    async with client_of(FakeService()) as client:
+        reply = await client.post("/detokenize", json=body)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+
+
+async def test_detokenize_knows_one_model():
+    async with client_of(FakeService()) as client:
+        assert (await client.post("/detokenize", json={"tokens": [1], "model": "x"})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "is_open"),
+    [
+        *[("/health", True), ("/ping", True), ("/live", True), ("//live/", True)],
+        *[("/version", False), ("/load", False), ("/metrics", False), ("/v1/models", False), ("/openapi.json", False)],
+    ],
+)
+async def test_probes_need_no_key_and_all_else_does(path, is_open):
+    for method in ("GET", "HEAD"):
+        assert (await get(path, method=method, api_key="s3cret")).status_code == (200 if is_open else 401)
