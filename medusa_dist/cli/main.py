@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from medusa_dist import __version__
 from medusa_dist.cli import heads as cli_heads
 from medusa_dist.cli import train as cli_train
 from medusa_dist.cli.options import (
@@ -26,13 +27,23 @@ from medusa_dist.cli.options import (
     parse_temperatures,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Exact speculative decoding with Medusa heads.")
+app = typer.Typer(no_args_is_help=True, help="Exact speculative decoding with Medusa heads.")
 app.add_typer(cli_heads.app)
 app.add_typer(cli_train.app)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"medusa-dist {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Exact speculative decoding with Medusa heads, tensor-parallel, on Ray Serve."""
 
 

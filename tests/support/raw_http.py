@@ -3,7 +3,7 @@
 import socket
 
 # What Java's HttpClient and `curl --http2` add to the first request on a cleartext connection.
-H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
 
 
 def request(method: str, path: str, headers: str = "", body: bytes = b"") -> list[bytes]:
