@@ -31,5 +31,12 @@ case "$dashboard_host" in
     ;;
 esac
 
+# Serve's HTTP proxies inherit this environment and load this hook (medusa_dist/serve/http/proxy.py). One that cannot be
+# imported would stop them, hence only where the package is installed beside ray.
+if "$(dirname "$(command -v ray)")/python" -P -c 'import medusa_dist.serve.http.proxy' 2>/dev/null; then
+    hook=medusa_dist.serve.http.proxy:configure
+    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-$hook}"
+fi
+
 exec ray start --head --dashboard-host 127.0.0.1 --metrics-export-port "${METRICS_PORT:-8080}" \
     --disable-usage-stats "$@"

@@ -1,14 +1,16 @@
 """Configuration: a frozen tree; each key has a type, unit, default and reason.
 
 Owns the keys under `args:` of a Serve config and of `LLM(...)`. Not here: machine or model facts (engine/, model/),
-Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py). Unknown keys are errors.
+Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py), the keys of HTTP
+(config_parts/http.py). Unknown keys are errors.
 """
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from medusa_dist.config_parts.http import HttpConfig
+from medusa_dist.config_parts.strict import Strict as Strict  # the base of other files of keys, too
 from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
 
@@ -22,12 +24,6 @@ def _paths_of(tree: object) -> object:
     if tree not in NAMED_TREES:
         raise ValueError(f"unknown tree {tree!r}; use one of {', '.join(NAMED_TREES)}, or list the paths")
     return NAMED_TREES[tree]
-
-
-class Strict(BaseModel):
-    """Base of all config classes: frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class HeadsConfig(Strict):
@@ -135,32 +131,6 @@ class TimeoutsConfig(Strict):
                 f"timeouts.heartbeat_s ({self.heartbeat_s:g}) must be at most half of step_s ({self.step_s:g})"
             )
         return self
-
-
-def _origin_of(text: str) -> str:
-    """An origin as browsers send it, in lower case. Raises ValueError for anything else, also for "*"."""
-    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*]+)(:[0-9]{1,5})?", text.lower()):
-        raise ValueError(
-            f"{text!r} is not an origin; write scheme://host or scheme://host:port as the browser shows it, without a "
-            "path or a final slash. There is no wildcard: list each origin"
-        )
-    standard = {"http": ":80", "https": ":443"}  # browsers leave these out
-    return text.lower().removesuffix(standard.get(text.lower().partition("://")[0], " "))
-
-
-class HttpConfig(Strict):
-    """What the HTTP routes accept. Address, port and TLS are Serve's own keys, under http_options."""
-
-    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=8 * 1024**2,
-        description="Size of a request body, as sent and after decompression, in bytes. A larger one gets 413 "
-        "before anything parses it. 8 MiB of English are about 2 million tokens.",
-    )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin_of)], ...] = Field(
-        default=(),
-        description="Web pages that may call this service from a browser, by origin: [https://chat.example.com, "
-        "http://localhost:3000]. Exact, no wildcard. Empty: none may.",
-    )
 
 
 class AutoscalingConfig(Strict):

@@ -37,6 +37,7 @@ LAYERS = [
     {"ops"},
     {"text"},
     {"config", "request"},
+    {"config_parts"},
     {"sampling_params"},
     {"outputs"},
     {"sampling_fields"},

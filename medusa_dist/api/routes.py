@@ -32,7 +32,7 @@ from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
 from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply
 from medusa_dist.api.service import Service
 from medusa_dist.api.sse import open_stream
-from medusa_dist.config import HttpConfig
+from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.errors import MedusaError
 from medusa_dist.text.text_stream import TextStream
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from medusa_dist.app import DEPLOYMENT
 from medusa_dist.serve.config_file import read_serve_file
+from medusa_dist.serve.http.proxy import IMPORT_PATH, VARIABLE
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -87,6 +89,27 @@ def test_start_head_keeps_the_dashboard_local(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.split()[:3] == ["ray", "start", "--head"]
     assert "--dashboard-host 127.0.0.1 --metrics-export-port 9999" in done.stdout and "--port 6379" in done.stdout
+
+
+@pytest.mark.parametrize(("is_installed", "given"), [(True, None), (True, "mine:mine"), (False, None)])
+def test_start_head_sets_the_hook_of_serves_proxies_where_it_can_be_imported(
+    tmp_path: Path, is_installed: bool, given: str | None
+) -> None:
+    start_head(tmp_path)
+    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "<${VARIABLE}>"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable if is_installed else "false"} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "run").write_text((CLUSTER / "start_head.sh").read_text())
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {VARIABLE: given} if given else {}
+    done = subprocess.run(["bash", tmp_path / "run"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"<{given or (IMPORT_PATH if is_installed else '')}>\n"
+
+
+def test_every_way_to_start_a_cluster_names_the_hook_that_there_is() -> None:
+    for name in ("start_head.sh", "aws.yaml", "kuberay/Dockerfile"):
+        text = (CLUSTER / name).read_text()
+        assert VARIABLE in text and IMPORT_PATH in text, name
 
 
 @pytest.mark.parametrize("arguments", [("--dashboard-host", "0.0.0.0"), ("--dashboard-host=10.0.0.1",)])

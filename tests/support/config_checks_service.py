@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from medusa_dist import llm_backend
-from medusa_dist.app import replicas
+from medusa_dist.app import Medusa, replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import process_group
@@ -259,7 +259,34 @@ def restart_s(world: World, patch: pytest.MonkeyPatch) -> None:
         assert len(limits) == 1 and value - 5.0 < limits[0] <= value
 
 
+# --- HTTP ---
+
+
+def max_body_bytes(world: World) -> None:
+    """A batch line of a replica, which has the routes of HTTP."""
+    for value in (2000, 3000):
+        reply = asyncio.run(
+            replica_of(world.config("http.max_body_bytes", value))._inside.post("/tokenize", "x" * 2500)
+        )
+        assert reply.status == (413 if value < 2500 else 400)
+
+
+def cors_origins(world: World) -> None:
+    for value, is_allowed in (((), False), (("http://localhost:3000",), True)):
+        client = replica_of(world.config("http.cors_origins", value))._inside._client
+        reply = asyncio.run(client.get("/live", headers={"origin": "http://localhost:3000"}))
+        assert ("access-control-allow-origin" in reply.headers) is is_allowed
+
+
+def replica_of(config: Config) -> Medusa:
+    replica = Medusa.__new__(Medusa)
+    replica._config = config
+    return replica
+
+
 CHECKS: dict[str, Callable[..., None]] = {
+    "http.max_body_bytes": max_body_bytes,
+    "http.cors_origins": cors_origins,
     "served_model_name": served_model_name,
     "tensor_parallel_size": tensor_parallel_size,
     "max_queued": max_queued,

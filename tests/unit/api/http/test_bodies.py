@@ -7,7 +7,7 @@ import pytest
 
 from medusa_dist.api.http.bodies import decode, encoding_of
 from medusa_dist.api.schema.responses import ErrorReply
-from medusa_dist.config import HttpConfig
+from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.errors import BodyTooLargeError, ContentEncodingError, RequestError
 from tests.support.fake_service import FakeService, client_of, completion
 

@@ -1,6 +1,6 @@
 import pytest
 
-from medusa_dist.config import HttpConfig
+from medusa_dist.config_parts.http import HttpConfig
 from tests.support.fake_service import FakeService, chat, client_of
 
 HOME = "https://chat.example.com"
