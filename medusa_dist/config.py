@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from medusa_dist.config_parts.http import HttpConfig
-from medusa_dist.config_parts.strict import Strict as Strict  # the base of other files of keys, too
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
 

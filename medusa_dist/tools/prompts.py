@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medusa_dist.config import Strict, explain_validation
+from medusa_dist.config import explain_validation
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.text.chat_template import encode_question

@@ -11,7 +11,8 @@ from typing import IO, Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from medusa_dist.config import Strict, explain_validation
+from medusa_dist.config import explain_validation
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import ConfigError
 
 

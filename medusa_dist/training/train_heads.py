@@ -16,7 +16,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from medusa_dist.config import Config, Strict
+from medusa_dist.config import Config
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
 from medusa_dist.medusa.heads.trainable import TrainableHeads

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medusa_dist.config import Strict
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.heads.loss import OUTSIDE, Kind, Targets, head_loss, total_loss
 from medusa_dist.medusa.heads.trainable import TrainableHeads

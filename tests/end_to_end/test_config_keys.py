@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from medusa_dist.config import Config, Strict, parse_config
+from medusa_dist.config import Config, parse_config
+from medusa_dist.config_parts.strict import Strict
 from tests.support import config_checks_engine, config_checks_service
 from tests.support.config_checks_engine import World
 from tests.support.tiny_llm import save_llm

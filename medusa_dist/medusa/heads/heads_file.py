@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medusa_dist.config import Strict, explain_validation
+from medusa_dist.config import explain_validation
+from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import HeadsError
 
 FORMAT_VERSION = 1

@@ -1,5 +1,6 @@
 """The whole service over Ray Serve and HTTP, with the stand-in engine: what a client sees when things go wrong."""
 
+import json
 import os
 import signal
 import socket
@@ -9,10 +10,12 @@ import time
 import httpx
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from medusa_dist.app import assemble
 from tests.support.fake_stack import expected
+from tests.support.raw_http import H2C, request, talk
 from tests.support.served_fake import STACK, alive, body, config, folder, stream_ids, until  # noqa: F401 - a fixture
 
 
@@ -21,6 +24,8 @@ def url(ray_cluster, folder):  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
+    live = httpx.get(f"http://127.0.0.1:{port}/live/", timeout=10)
+    assert (live.status_code, live.text) == (200, "live")  # before there is any application
     serve.run(assemble(config(folder), STACK), name="fake", route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     pids = rank_pids()
@@ -50,6 +55,42 @@ def test_service_answers_completions_models_and_health_over_http(url):
     assert card["id"] == "fake" and card["tensor_parallel_size"] == 2 and card["max_model_len"] == 10_000
     health = httpx.get(f"{url}/health", timeout=10)
     assert (health.status_code, health.text) == (200, "ok")
+
+
+@pytest.mark.parametrize("given", ["mine", None])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *[("GET", "/health", 200), ("HEAD", "/v1/models", 200), ("GET", "/nothing", 404), ("POST", "/v1/models", 405)],
+        *[("POST", "/v1/completions", 200), ("POST", "/v1/completions?stream", 200), ("GET", "/live", 200)],
+    ],
+)
+def test_every_response_has_one_request_id_the_clients_own_if_it_has_one(url, method, path, status, given):
+    content = body([1, 0, 5], 6, stream="stream" in path) if "completions" in path else None
+    headers = {} if given is None else {"x-request-id": given}
+    answer = httpx.request(method, url + path, json=content, headers=headers, timeout=60)
+    ids = answer.headers.get_list("x-request-id")
+    assert answer.status_code == status and len(ids) == 1
+    assert ids[0] == given if given else ids[0]
+
+
+@pytest.mark.parametrize("path", ["//v1/completions", "/v1//completions/"])
+def test_an_upgrade_to_h2c_and_extra_slashes_keep_the_body(url, path):
+    call = request("POST", path, H2C, json.dumps(body([1, 0, 5], 6)).encode())
+    for status, headers, content in talk(int(url.rsplit(":", 1)[1]), call, call):
+        assert status == 200 and "upgrade" not in headers
+        text = json.loads(content)["choices"][0]["text"]
+        assert [int(word[1:]) for word in text.split()] == expected((1, 0, 5), 6)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_above_the_limit_is_a_413_that_the_client_gets_to_read(url, is_chunked):
+    """It is sent while the client still writes."""
+    size = 20 * 2**20
+    answer = httpx.post(
+        f"{url}/v1/completions", content=(bytes(2**20) for _ in range(20)) if is_chunked else bytes(size), timeout=60
+    )
+    assert answer.status_code == 413 and "http.max_body_bytes" in answer.json()["error"]["message"]
 
 
 def test_refusal_by_the_engine_is_400_naming_the_field(url):
@@ -96,6 +137,18 @@ def scrape() -> dict[str, float]:
                 assert 'model="fake"' in line and 'deployment="Medusa"' in line and "replica=" in line
                 samples[name] = samples.get(name, 0.0) + value
     return samples
+
+
+def test_the_services_own_metrics_route_has_what_rays_port_has(url):
+    stream_ids(url, [1, 0, 9], 5)
+
+    def tokens():
+        text = httpx.get(f"{url}/metrics", timeout=10).text
+        families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+        assert all(s.labels["application"] == "fake" for samples in families.values() for s in samples)
+        return sum(s.value for s in families.get("ray_medusa_dist_tokens", []) if s.labels["model"] == "fake")
+
+    until(lambda: tokens() >= 5, seconds=30)
 
 
 def test_metrics_of_a_request_are_on_rays_metrics_port(url):
