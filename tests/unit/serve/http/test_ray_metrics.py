@@ -14,7 +14,10 @@ ray_medusa_dist_tokens_total{{application="a",replica="r{n}"}} {n}0.0
 ray_medusa_dist_tokens_total{{application="b",replica="x{n}"}} 7.0
 # HELP ray_serve_num_http_requests Requests.
 # TYPE ray_serve_num_http_requests gauge
-ray_serve_num_http_requests{{application="a",route="/v1/\\"odd\\" }} path"}} 3.0
+ray_serve_num_http_requests{{application="a"}} 1.0
+# HELP ray_medusa_dist_requests Requests.
+# TYPE ray_medusa_dist_requests gauge
+ray_medusa_dist_requests{{application="a",route="/v1/\\"odd\\" }} path"}} 3.0
 # HELP ray_medusa_dist_time_per_token_seconds Time.
 # TYPE ray_medusa_dist_time_per_token_seconds histogram
 ray_medusa_dist_time_per_token_seconds_bucket{{application="a",le="0.1",replica="r{n}"}} 1.0
@@ -38,7 +41,12 @@ def test_samples_of_all_nodes_are_joined_and_those_of_others_left_out():
     assert ("ray_medusa_dist_tokens_total", "r1", 10.0) in found
     assert ("ray_medusa_dist_tokens_total", "r2", 20.0) in found
     assert ("ray_medusa_dist_time_per_token_seconds_sum", "r2", 0.5) in found
-    assert len(found) == 2 * 6 and "ray_node_cpu_count" not in text and 'application="b"' not in text
+    assert (
+        len(found) == 2 * 6
+        and "ray_node_cpu_count" not in text
+        and "ray_serve" not in text
+        and 'application="b"' not in text
+    )
     assert text.count("# TYPE ray_medusa_dist_tokens_total counter") == 1  # a second one would be an error
     assert '\\"odd\\" } path' in text
     assert ray_metrics.join([NODE.format(n=1)], "nobody") == ""
