@@ -1,5 +1,6 @@
 """`medusa-dist serve` as a user runs it: real Ray with its default security, real engine, a tiny model, two ranks."""
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,9 @@ import httpx
 import pytest
 import yaml
 
+from tests.support.raw_http import H2C, request, talk
 from tests.support.served import HANG_S, Served, free_port, without_ray
+from tests.support.served_fake import until
 from tests.support.tiny_models import save_tiny
 from tests.support.tiny_tokenizers import byte_tokenizer
 
@@ -64,6 +67,16 @@ def answer(url: str, key: str | None, **more):
     return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=HANG_S)
 
 
+def check_http(url: str, port: int, key: str) -> None:
+    """What Serve's proxies and Ray's metrics add, as this command starts them."""
+    call = json.dumps({"model": "tiny-llama", "prompt": "Once", "max_tokens": 3}).encode()
+    upgrade = request("POST", "/v1/completions", f"{H2C}Authorization: Bearer {key}\r\n", call)
+    assert [status for status, *_ in talk(port, upgrade, request("GET", "/live"))] == [200, 200]
+    assert httpx.get(f"{url}/metrics", timeout=10).status_code == 401
+    headers = {"authorization": f"Bearer {key}"}
+    until(lambda: "ray_medusa_dist_tokens_total{" in httpx.get(f"{url}/metrics", headers=headers, timeout=10).text, 30)
+
+
 def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_path):
     port = free_port()
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
@@ -75,6 +88,7 @@ def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_pat
         url = f"http://127.0.0.1:{port}"
         assert answer(url, None).status_code == 401
         before = answer(url, "secret").json()["choices"][0]["text"]
+        check_http(url, port, "secret")
         ranks = [pid for pid in command.offspring() if "ray::Rank" in command_line(pid)]
         assert len(ranks) == 2
         os.kill(ranks[0], signal.SIGKILL)
