@@ -92,9 +92,7 @@ def test_start_head_keeps_the_dashboard_local(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("is_installed", "given"), [(True, None), (True, "mine:mine"), (False, None)])
-def test_start_head_sets_the_hook_of_serves_proxies_where_it_can_be_imported(
-    tmp_path: Path, is_installed: bool, given: str | None
-) -> None:
+def test_start_head_sets_the_proxy_hook_where_it_imports(tmp_path: Path, is_installed: bool, given: str | None) -> None:
     start_head(tmp_path)
     (tmp_path / "ray").write_text(f'#!/bin/sh\necho "<${VARIABLE}>"\n')
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable if is_installed else "false"} "$@"\n')
@@ -106,7 +104,7 @@ def test_start_head_sets_the_hook_of_serves_proxies_where_it_can_be_imported(
     assert done.stdout == f"<{given or (IMPORT_PATH if is_installed else '')}>\n"
 
 
-def test_every_way_to_start_a_cluster_names_the_hook_that_there_is() -> None:
+def test_cluster_files_name_the_proxy_hook() -> None:
     for name in ("start_head.sh", "aws.yaml", "kuberay/Dockerfile"):
         text = (CLUSTER / name).read_text()
         assert VARIABLE in text and IMPORT_PATH in text, name

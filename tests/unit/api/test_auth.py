@@ -56,7 +56,7 @@ async def test_valid_request_id_is_kept_and_invalid_ones_are_replaced():
 
 
 @pytest.mark.parametrize("route", ["/health", "/v1/models", "/nothing", "/v1/completions"])
-async def test_behind_serve_the_id_is_taken_and_its_header_left_to_serve(route):
+async def test_response_behind_serve_has_no_request_id_header(route):
     """Serve appends the header to whatever it gets, also to errors."""
     service = FakeService()
     service.before = ZeroDivisionError("a bug")
@@ -66,7 +66,7 @@ async def test_behind_serve_the_id_is_taken_and_its_header_left_to_serve(route):
 
 
 @pytest.mark.parametrize(("given", "logged"), [(b"abc-1", "abc-1"), (b"a b\xff", "a?b?"), (b"x" * 200, "x" * 128)])
-async def test_behind_serve_an_error_names_the_id_that_serve_returns(given, logged):
+async def test_error_behind_serve_names_the_id_that_serve_returns(given, logged):
     service = FakeService()
     service.before = ZeroDivisionError("a bug")
     async with client_of(service, behind_serve=True) as client:

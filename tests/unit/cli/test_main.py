@@ -9,7 +9,7 @@ from medusa_dist import __version__
 from medusa_dist.cli.main import app
 
 
-def test_version_is_printed_alone():
+def test_version_option_prints_the_version_alone():
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.output) == (0, f"medusa-dist {__version__}\n")
 
@@ -26,12 +26,12 @@ def complete(shell, words):
     ("words", "expected", "others"),
     [("medusa-dist se", "serve", ["batch", "bench"]), ("medusa-dist batch --over", "--overwrite", ["--resume"])],
 )
-def test_commands_and_options_are_completed(shell, words, expected, others):
+def test_completion_offers_matching_commands_and_options(shell, words, expected, others):
     output = complete(shell, words)
     assert expected in output and not any(other in output for other in others)
 
 
-def test_the_program_shows_a_completion_script_for_the_shell_it_runs_in():
+def test_show_completion_prints_a_script_for_the_parent_shell():
     """Typer asks the parent process which shell it is."""
     program = f"{sys.executable} -c 'from medusa_dist.cli.main import app; app(prog_name=\"medusa-dist\")'"
     command = ["bash", "-c", f"{program} --show-completion; true"]

@@ -65,7 +65,7 @@ def test_service_answers_completions_models_and_health_over_http(url):
         *[("POST", "/v1/completions", 200), ("POST", "/v1/completions?stream", 200), ("GET", "/live", 200)],
     ],
 )
-def test_every_response_has_one_request_id_the_clients_own_if_it_has_one(url, method, path, status, given):
+def test_response_has_one_request_id_and_it_is_the_clients(url, method, path, status, given):
     content = body([1, 0, 5], 6, stream="stream" in path) if "completions" in path else None
     headers = {} if given is None else {"x-request-id": given}
     answer = httpx.request(method, url + path, json=content, headers=headers, timeout=60)
@@ -75,7 +75,7 @@ def test_every_response_has_one_request_id_the_clients_own_if_it_has_one(url, me
 
 
 @pytest.mark.parametrize("path", ["//v1/completions", "/v1//completions/"])
-def test_an_upgrade_to_h2c_and_extra_slashes_keep_the_body(url, path):
+def test_h2c_upgrade_and_extra_slashes_keep_the_body(url, path):
     call = request("POST", path, H2C, json.dumps(body([1, 0, 5], 6)).encode())
     for status, headers, content in talk(int(url.rsplit(":", 1)[1]), call, call):
         assert status == 200 and "upgrade" not in headers
@@ -84,7 +84,7 @@ def test_an_upgrade_to_h2c_and_extra_slashes_keep_the_body(url, path):
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_a_body_above_the_limit_is_a_413_that_the_client_gets_to_read(url, is_chunked):
+def test_client_that_still_writes_a_large_body_reads_its_413(url, is_chunked):
     """It is sent while the client still writes."""
     size = 20 * 2**20
     answer = httpx.post(
@@ -139,7 +139,7 @@ def scrape() -> dict[str, float]:
     return samples
 
 
-def test_the_services_own_metrics_route_has_what_rays_port_has(url):
+def test_metrics_route_has_tokens_of_this_application_only(url):
     stream_ids(url, [1, 0, 9], 5)
 
     def tokens():

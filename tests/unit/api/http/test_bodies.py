@@ -49,20 +49,20 @@ def message(reply, status):
 
 
 @pytest.mark.parametrize("encoding", ENCODERS)
-async def test_an_encoded_body_is_what_it_decodes_to(encoding):
+async def test_encoded_body_is_read_as_what_it_decodes_to(encoding):
     service = FakeService()
     reply = await post(ENCODERS[encoding](BODY), service, content_encoding=encoding)
     assert reply.status_code == 200, reply.text
     assert service.tokenizer.decode(service.requests[0].prompt_ids).endswith("Grüße")
 
 
-def test_parts_of_a_stream_one_after_the_other_are_one_body():
+def test_several_members_or_frames_decode_to_one_body():
     assert decode(gzip.compress(b"ab") + gzip.compress(b"cd"), "gzip", 4) == b"abcd"
     assert decode(zstd(b"ab") + zstd(b"cd"), "zstd", 4) == b"abcd"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "Deflate", "zstd"])
-def test_a_body_decodes_to_the_limit_and_not_beyond(encoding):
+def test_body_that_decodes_to_more_than_the_limit_is_refused(encoding):
     data = ENCODERS[encoding](b"x" * LIMIT)
     assert decode(data, encoding.lower(), LIMIT) == b"x" * LIMIT
     with pytest.raises(BodyTooLargeError, match=r"19999 \(http\.max_body_bytes\)"):
@@ -70,7 +70,7 @@ def test_a_body_decodes_to_the_limit_and_not_beyond(encoding):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
-def test_a_bomb_never_becomes_larger_than_the_limit(encoding, monkeypatch):
+def test_decoder_makes_one_byte_more_than_the_limit_of_a_bomb(encoding, monkeypatch):
     """200 MB of zeros; the decoder is asked for one byte more than the limit, and gives no more."""
     from medusa_dist.api.http import bodies
 
@@ -87,18 +87,18 @@ def test_a_bomb_never_becomes_larger_than_the_limit(encoding, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "Deflate", "zstd"])
 @pytest.mark.parametrize("spoil", [lambda d: d[:-3], lambda d: d + b"junk", lambda d: b"\xff" + d, lambda d: BODY])
-async def test_data_in_another_format_is_a_400_that_names_the_encoding(encoding, spoil):
+async def test_body_in_another_format_is_400_naming_the_encoding(encoding, spoil):
     reply = await post(spoil(ENCODERS[encoding](BODY)), content_encoding=encoding)
     assert f"not valid {encoding.lower()}" in message(reply, 400)
 
 
 @pytest.mark.parametrize("encoding", ["br", "compress", "gzip, gzip", "zstd,gzip", "aes128gcm", "x" * 1000])
-async def test_any_other_encoding_is_a_415_that_says_which_are_accepted(encoding):
+async def test_other_encoding_is_415_naming_the_accepted_ones(encoding):
     text = message(await post(BODY, content_encoding=encoding), 415)
     assert "gzip, deflate, zstd" in text and encoding.split(",")[0][:70] in text and len(text) < 250
 
 
-def test_encoding_names():
+def test_content_encoding_names_map_to_decoders():
     assert [encoding_of(name) for name in ("", "identity", "x-gzip", "ZSTD")] == [None, None, "gzip", "zstd"]
     with pytest.raises(ContentEncodingError):
         encoding_of("br")
@@ -106,7 +106,7 @@ def test_encoding_names():
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
-async def test_a_body_above_the_limit_is_a_413_that_names_the_key(is_chunked, extra, status):
+async def test_body_above_the_limit_is_413_naming_the_key(is_chunked, extra, status):
     data = BODY + b" " * (LIMIT + extra - len(BODY))
 
     async def parts():
@@ -119,7 +119,7 @@ async def test_a_body_above_the_limit_is_a_413_that_names_the_key(is_chunked, ex
         assert f"{LIMIT} (http.max_body_bytes)" in message(reply, 413)
 
 
-async def test_a_declared_size_above_the_limit_is_refused_before_anything_is_read():
+async def test_content_length_above_the_limit_is_413_before_reading():
     async def parts():
         raise AssertionError("read")
         yield b""
@@ -136,16 +136,16 @@ async def test_a_declared_size_above_the_limit_is_refused_before_anything_is_rea
         (b'{"model": "\xed\xa0\x80"}', "byte 0xed at position 11"),
     ],
 )
-async def test_a_body_that_is_not_utf8_is_a_400_that_says_where(data, place):
+async def test_body_that_is_not_utf8_is_400_naming_byte_and_position(data, place):
     text = message(await post(data), 400)
     assert place in text and "UTF-8" in text and "content-encoding" in text
 
 
-async def test_a_byte_order_mark_is_no_matter():
+async def test_utf8_byte_order_mark_is_accepted():
     assert (await post(b"\xef\xbb\xbf" + BODY)).status_code == 200
 
 
-async def test_a_body_is_not_read_before_the_key_is_checked():
+async def test_wrong_key_is_401_before_the_body_is_read():
     async def parts():
         raise AssertionError("read")
         yield b""
@@ -154,7 +154,7 @@ async def test_a_body_is_not_read_before_the_key_is_checked():
         assert (await client.post(PATH, content=parts())).status_code == 401
 
 
-def test_a_decoding_error_is_the_clients():
+def test_decoding_error_has_status_400():
     with pytest.raises(RequestError) as caught:
         decode(b"x", "gzip", 10)
     assert caught.value.status == 400

@@ -14,7 +14,7 @@ def cors(reply):
 
 
 @pytest.mark.parametrize("origin", HTTP.cors_origins)
-async def test_a_listed_origin_may_ask_without_a_key_and_call_with_one(origin):
+async def test_listed_origin_preflights_without_key_and_calls_with_it(origin):
     async with client_of(FakeService(), api_key="s3cret", http=HTTP) as client:
         asked = await client.options(CHAT, headers={"origin": origin, **PREFLIGHT})
         assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == origin
@@ -30,7 +30,7 @@ async def test_a_listed_origin_may_ask_without_a_key_and_call_with_one(origin):
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "https://chat.example.com.evil.example", "null", "http://localhost"]
 )
-async def test_any_other_origin_gets_no_permission_and_never_a_401(origin):
+async def test_other_origin_gets_no_permission_and_no_401(origin):
     async with client_of(FakeService(), api_key="s3cret", http=HTTP) as client:
         asked = await client.options(CHAT, headers={"origin": origin, **PREFLIGHT})
         assert asked.status_code == 400 and "access-control-allow-origin" not in asked.headers
@@ -38,7 +38,7 @@ async def test_any_other_origin_gets_no_permission_and_never_a_401(origin):
         assert "access-control-allow-origin" not in reply.headers
 
 
-async def test_errors_can_be_read_by_a_listed_page():
+async def test_errors_carry_the_permission_of_a_listed_origin():
     service = FakeService()
     service.before = ZeroDivisionError("a bug")
     async with client_of(service, api_key="s3cret", http=HTTP) as client:
@@ -48,7 +48,7 @@ async def test_errors_can_be_read_by_a_listed_page():
             assert reply.status_code == status and reply.headers["access-control-allow-origin"] == HOME
 
 
-async def test_without_the_key_in_the_config_there_is_no_cross_origin_access():
+async def test_default_config_gives_no_cross_origin_permission():
     async with client_of(FakeService(), api_key="s3cret") as client:
         asked = await client.options(CHAT, headers={"origin": HOME, **PREFLIGHT})
         assert asked.status_code == 405 and not cors(asked)

@@ -4,7 +4,7 @@ from medusa_dist.api.http.failures import Failures
 from tests.support.fake_service import FakeService, chat, client_of
 
 
-async def test_a_bug_is_a_500_with_its_request_id_and_no_more():
+async def test_unexpected_error_is_500_with_request_id_and_no_detail():
     service = FakeService()
     service.before = ZeroDivisionError("secret")
     async with client_of(service) as client:
@@ -13,7 +13,7 @@ async def test_a_bug_is_a_500_with_its_request_id_and_no_more():
     assert "mine" in reply.json()["error"]["message"] and "secret" not in reply.text
 
 
-async def test_an_error_after_the_start_of_a_response_is_not_a_second_response():
+async def test_error_after_response_start_is_raised_not_answered():
     sent = []
 
     async def app(scope, receive, send):

@@ -10,12 +10,12 @@ GETS = ["/v1/models", "/v1/models/org/tiny", "/health", "/ping", "/live", "/vers
     ("path", "expected"),
     [("/", "/"), ("//", "/"), ("", "/"), ("/a", "/a"), ("/a/", "/a"), ("//a///b//", "/a/b"), ("/a/b", "/a/b")],
 )
-def test_one_slash_between_parts_and_none_at_the_end(path, expected):
+def test_extra_slashes_are_removed_from_a_path(path, expected):
     assert without_extra_slashes(path) == expected
 
 
 @pytest.mark.parametrize("path", ["/v1/completions/", "//v1/completions", "/v1//completions//"])
-async def test_extra_slashes_lose_no_body_and_make_no_redirect(path):
+async def test_post_with_extra_slashes_keeps_its_body_without_redirect(path):
     service = FakeService()
     async with client_of(service) as client:
         reply = await client.post(f"http://test{path}", json=completion(prompt="Hello"))
@@ -24,7 +24,7 @@ async def test_extra_slashes_lose_no_body_and_make_no_redirect(path):
 
 
 @pytest.mark.parametrize("path", [*GETS, "/openapi.json"])
-async def test_head_has_the_status_and_headers_of_get_and_no_body(path):
+async def test_head_has_status_and_headers_of_get_and_no_body(path):
     async with client_of(FakeService()) as client:
         get, head = await client.get(path), await client.head(path)
         slashed = await client.head(f"{path}/")
@@ -41,7 +41,7 @@ async def test_head_of_an_error_has_its_status_and_no_body():
             assert (reply.status_code, reply.content) == (status, b"") and reply.headers["x-request-id"]
 
 
-async def test_the_prefix_of_the_application_stays():
+async def test_slashes_are_removed_below_a_route_prefix():
     """As Ray Serve calls an application below a prefix."""
     async with client_of(FakeService()) as client:
         client._transport.root_path = "/llm"

@@ -13,12 +13,12 @@ async def get(path, service=None, method="GET", **kwargs):
         return await client.request(method, f"http://test{path}")
 
 
-async def test_version_is_that_of_the_package():
+async def test_version_route_returns_the_package_version():
     assert (await get("/version")).json() == {"version": __version__}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_ping_is_health_and_live_is_not(method):
+async def test_ping_follows_health_and_live_stays_200(method):
     service = FakeService()
     for ok, status in ((True, 200), (False, 503)):
         service.state = Health(ok, "rank 1 restarts")
@@ -27,19 +27,19 @@ async def test_ping_is_health_and_live_is_not(method):
         assert (await get("/live", service)).status_code == 200
 
 
-async def test_load_counts_requests_that_run_or_wait():
+async def test_load_returns_requests_that_run_or_wait():
     service = FakeService()
     service.num_requests = 7
     assert (await get("/load", service)).json() == {"server_load": 7}
 
 
-async def test_metrics_are_text_that_prometheus_reads():
+async def test_metrics_route_returns_text_that_prometheus_parses():
     reply = await get("/metrics")
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert [(f.name, f.samples[0].value) for f in text_string_to_metric_families(reply.text)] == [("up", 1.0)]
 
 
-async def test_metrics_that_cannot_be_had_are_a_503():
+async def test_metrics_route_is_503_where_no_node_answers():
     service = FakeService()
 
     async def metrics():
@@ -51,7 +51,7 @@ async def test_metrics_that_cannot_be_had_are_a_503():
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "a//b", "plain", "x/y/z"])
-async def test_a_model_is_found_by_an_id_with_slashes_encoded_or_not(name):
+async def test_model_is_found_by_id_with_plain_or_encoded_slashes(name):
     service = FakeService()
     service.name = name
     for path in (name, name.replace("/", "%2F"), f"{name}/"):
@@ -61,7 +61,7 @@ async def test_a_model_is_found_by_an_id_with_slashes_encoded_or_not(name):
 
 
 @pytest.mark.parametrize("text", ["Hello thé 😀!", "", "a" * 5000])
-async def test_detokenize_is_the_inverse_of_tokenize(text):
+async def test_detokenize_inverts_tokenize(text):
     async with client_of(FakeService()) as client:
         tokens = (await client.post("/tokenize", json={"prompt": text, "add_special_tokens": False})).json()["tokens"]
         assert tuple(tokens) == ids_of(text)
@@ -82,13 +82,13 @@ async def test_detokenize_is_the_inverse_of_tokenize(text):
         ({"tokens": [1], "tokenz": 1}, "tokenz"),
     ],
 )
-async def test_detokenize_names_what_is_wrong(body, param):
+async def test_detokenize_refuses_wrong_fields_by_name(body, param):
     async with client_of(FakeService()) as client:
         reply = await client.post("/detokenize", json=body)
     assert reply.status_code == 400 and reply.json()["error"]["param"] == param
 
 
-async def test_detokenize_knows_one_model():
+async def test_detokenize_of_another_model_is_404():
     async with client_of(FakeService()) as client:
         assert (await client.post("/detokenize", json={"tokens": [1], "model": "x"})).status_code == 404
 
@@ -100,6 +100,6 @@ async def test_detokenize_knows_one_model():
         *[("/version", False), ("/load", False), ("/metrics", False), ("/v1/models", False), ("/openapi.json", False)],
     ],
 )
-async def test_probes_need_no_key_and_all_else_does(path, is_open):
+async def test_probe_routes_need_no_key_and_other_routes_do(path, is_open):
     for method in ("GET", "HEAD"):
         assert (await get(path, method=method, api_key="s3cret")).status_code == (200 if is_open else 401)

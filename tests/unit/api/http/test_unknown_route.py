@@ -30,13 +30,13 @@ async def message(method, path, status, root=""):
         ("/v1/tokenize", "not below /v1", "/tokenize"),
     ],
 )
-async def test_a_404_says_what_is_wrong_with_the_base_url(root, path, hint, meant):
+async def test_404_names_the_path_meant_and_the_fault_of_the_base_url(root, path, hint, meant):
     text = await message("POST", path, 404, root)
     assert text.startswith(f"there is no POST {path}; ") and hint in text and text.endswith(f"The path is {meant}")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/responses", "/v1/embeddings", "/nothing", "/v2/chat/completions"])
-async def test_any_other_404_lists_the_paths(path):
+async def test_404_without_a_guess_lists_all_paths(path):
     text = await message("POST", path, 404)
     assert f"there is no POST {path};" in text and CHAT in text and "/detokenize" in text
 
@@ -45,10 +45,10 @@ async def test_any_other_404_lists_the_paths(path):
     ("method", "path", "allowed"),
     [("GET", CHAT, "POST"), ("DELETE", "/v1/models/org/tiny", "GET"), ("PUT", "/ping", "GET")],
 )
-async def test_a_405_says_which_method_to_use(method, path, allowed):
+async def test_405_names_the_method_to_use(method, path, allowed):
     text = await message(method, path, 405)
     assert text.startswith(f"{method} is not allowed on {path}; use ") and allowed in text
 
 
-async def test_a_model_that_is_not_there_keeps_its_own_message():
+async def test_unknown_model_keeps_its_own_404_message():
     assert "this service serves 'org/tiny'" in await message("GET", "/v1/models/other", 404)

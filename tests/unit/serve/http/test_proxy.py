@@ -42,7 +42,7 @@ def port(monkeypatch):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_an_upgrade_to_h2c_is_answered_in_http_1_1_body_and_next_request_included(port, together):
+def test_h2c_upgrade_keeps_its_body_and_the_next_request(port, together):
     call = request("POST", "/v1/completions", H2C, BODY)
     found = talk(port, request("GET", "/v1/models", H2C), call, request("GET", "/health"), call, together=together)
     assert [status for status, *_ in found] == [200] * 4
@@ -51,7 +51,7 @@ def test_an_upgrade_to_h2c_is_answered_in_http_1_1_body_and_next_request_include
         assert json.loads(body)["usage"]["completion_tokens"] == 5 and "upgrade" not in headers
 
 
-def test_a_body_in_chunks_survives_the_upgrade(port):
+def test_h2c_upgrade_keeps_a_chunked_body(port):
     half = len(BODY) // 2
     parts = [b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:half], BODY[half:])]
     headers = f"{H2C}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
@@ -59,7 +59,7 @@ def test_a_body_in_chunks_survives_the_upgrade(port):
     assert status == 200 and json.loads(body)["usage"]["completion_tokens"] == 5
 
 
-def test_without_the_hook_the_lost_body_is_explained(monkeypatch):
+def test_lost_body_of_an_upgrade_without_the_hook_is_400(monkeypatch):
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["httptools"])
     with server() as number:
         ((status, _, body),) = talk(number, request("POST", "/v1/completions", H2C, BODY), together=True)
@@ -67,7 +67,7 @@ def test_without_the_hook_the_lost_body_is_explained(monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/live", "/live/"])
-async def test_live_is_answered_without_any_application(path):
+async def test_proxy_answers_live_without_an_application(path):
     async def nobody(scope, receive, send):
         raise AssertionError("no replica is there")
 
@@ -80,13 +80,13 @@ async def test_live_is_answered_without_any_application(path):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/live"), ("GET", "/lively"), ("GET", "/health")])
-async def test_all_else_goes_to_the_application(method, path):
+async def test_proxy_passes_other_requests_to_the_application(method, path):
     transport = httpx.ASGITransport(Live(build_api(FakeService)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.request(method, path)).status_code == {"/live": 405, "/lively": 404, "/health": 200}[path]
 
 
-def test_the_hook_names_configure_and_respects_a_users_own(monkeypatch):
+def test_hook_variable_names_configure_and_keeps_a_users_value(monkeypatch):
     module, _, function = IMPORT_PATH.partition(":")
     assert (module, function) == (configure.__module__, configure.__name__)
     monkeypatch.delenv(VARIABLE, raising=False)

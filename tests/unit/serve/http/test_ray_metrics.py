@@ -35,7 +35,7 @@ def samples(text):
     ]
 
 
-def test_samples_of_all_nodes_are_joined_and_those_of_others_left_out():
+def test_join_keeps_own_samples_of_all_nodes_and_drops_others():
     text = ray_metrics.join([NODE.format(n=1), NODE.format(n=2)], "a")
     found = samples(text)
     assert ("ray_medusa_dist_tokens_total", "r1", 10.0) in found
@@ -71,19 +71,19 @@ def cluster(monkeypatch):
     return of
 
 
-async def test_a_node_that_does_not_answer_is_named_and_the_rest_is_kept(cluster):
+async def test_silent_node_is_named_and_other_samples_are_kept(cluster):
     urls = cluster(n1=NODE.format(n=1), n2=None)
     text = await ray_metrics.read("a")
     assert len(samples(text)) == 6 and text.endswith(f"# {urls['n2']} did not answer\n")
 
 
-async def test_no_answer_at_all_is_an_error(cluster):
+async def test_no_answering_node_is_an_engine_error(cluster):
     cluster(n1=None)
     with pytest.raises(EngineError, match="metrics port"):
         await ray_metrics.read("a")
 
 
-def test_ports_are_those_of_living_nodes_as_ray_reports_them(monkeypatch):
+def test_ports_lists_living_nodes_with_a_metrics_port(monkeypatch):
     def node(name, address, port, alive=True):
         return {"NodeID": name, "NodeManagerAddress": address, "MetricsExportPort": port, "Alive": alive}
 
