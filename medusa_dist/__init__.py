@@ -8,18 +8,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medusa_dist.grammar import Grammar
-    from medusa_dist.llm import LLM, RequestOutput
+    from medusa_dist.grammar import Grammar, StructuredOutputsParams
+    from medusa_dist.llm import LLM
+    from medusa_dist.offline.request_output import CompletionOutput, RequestOutput
     from medusa_dist.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Grammar", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Grammar",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 _HOME = {
     "LLM": "medusa_dist.llm",
+    "CompletionOutput": "medusa_dist.offline.request_output",
     "Grammar": "medusa_dist.grammar",
-    "RequestOutput": "medusa_dist.llm",
+    "RequestOutput": "medusa_dist.offline.request_output",
     "SamplingParams": "medusa_dist.sampling_params",
+    "StructuredOutputsParams": "medusa_dist.grammar",
 }
 
 

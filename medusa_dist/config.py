@@ -191,6 +191,11 @@ class Config(Strict):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code shipped with the model. Only for sources you trust."
     )
+    skip_tokenizer_init: bool = Field(
+        default=False,
+        description="Load no tokenizer: prompts are token ids, and so are outputs; their text is empty. For a folder "
+        "without tokenizer files. Texts, messages, stop strings and grammars are refused.",
+    )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

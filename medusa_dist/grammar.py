@@ -5,7 +5,7 @@ Owns the Grammar class, its kinds, and the checks that need no tokenizer. Not he
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,6 +14,7 @@ from medusa_dist.errors import RequestError
 
 MAX_CHARS = 65_536  # of a grammar's text: compiling takes about 1.5 us per character
 MAX_CHOICES = 2_000
+_OUTPUTS = "structured_outputs"
 
 
 class GrammarKind(StrEnum):
@@ -88,3 +89,49 @@ class Grammar:
     def ebnf(cls, text: str, param: str = "grammar") -> "Grammar":
         """The output is a sentence of a context-free grammar, in llguidance's Lark syntax or GBNF."""
         return cls(GrammarKind.EBNF, text, param)
+
+
+def _any_json(_: bool, param: str) -> Grammar:
+    return Grammar.json(param)
+
+
+@dataclass(kw_only=True)
+class StructuredOutputsParams:
+    """vLLM's class of the same name: exactly one kind of grammar. Raises RequestError naming the field.
+
+    json: a JSON schema, as an object or as text. The last four options of vLLM are refused.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+    structural_tag: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern", "structural_tag"):
+            if getattr(self, name):
+                field = f"{_OUTPUTS}.{name}"
+                raise RequestError(
+                    f"{field} is not supported; put it into the schema or a grammar, or remove it", field
+                )
+        self.as_grammar()
+
+    def as_grammar(self) -> Grammar:
+        """The one grammar that is asked for."""
+        kinds: dict[str, tuple[Any, Callable[[Any, str], Grammar]]] = {
+            "json": (self.json, Grammar.json_schema),
+            "regex": (self.regex, Grammar.regex),
+            "choice": (self.choice, Grammar.choice),
+            "grammar": (self.grammar, Grammar.ebnf),
+            "json_object": (self.json_object or None, _any_json),
+        }
+        given = [(value, make) for value, make in kinds.values() if value is not None]
+        if len(given) != 1:
+            raise RequestError(f"{_OUTPUTS} needs exactly one of {', '.join(kinds)}", _OUTPUTS)
+        value, make = given[0]
+        return make(value, _OUTPUTS)

@@ -1,56 +1,31 @@
 """LLM: offline inference, text in and text out. Follows vLLM's class of the same name.
 
-Owns the offline interface. Not here: HTTP (api/, serve/), decoding (engine/). With tensor_parallel_size 1 the engine
-runs in this process; with more, each rank runs in its own process on Ray (llm_backend.py).
+Owns the offline interface. Not here: HTTP (api/, serve/), decoding (engine/), the forms of prompts, results and
+arguments (offline/). With tensor_parallel_size 1 the engine runs in this process; with more, each rank runs in its own
+process on Ray (llm_backend.py).
 """
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoTokenizer
-
-from medusa_dist.config import parse_config
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.messages import Abort, Refusal, Submit
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.llm_backend import LocalBackend, refuse_service_keys, start_backend
+from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import check_servable
-from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
-from medusa_dist.request import Request
+from medusa_dist.offline.arguments import SpeculationSpec, config_of
+from medusa_dist.offline.jobs import JobMaker, Params, Priority, PromptJob
+from medusa_dist.offline.progress import UseTqdm, progress_bar
+from medusa_dist.offline.prompts import Message, Prompt, in_prompt, split_conversations
+from medusa_dist.offline.request_output import RequestOutput, RequestOutputs
+from medusa_dist.outputs import Output
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.chat_template import encode_chat
-from medusa_dist.text.text_stream import TextDelta, TextStream
-
-Prompt = str | Sequence[int]
-SpeculationSpec = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """A finished request. heads[i]: the Medusa head that guessed token i; 0 = the base model.
-
-    num_cached_tokens: prompt tokens found in the prefix cache. prompt_logprobs: if requested, one entry per prompt
-    token, None for the first. hypotheses: of a beam search, best first; token_ids and text are those of the best.
-    """
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason | None
-    seed: int
-    heads: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    stats: SpeculationStats = field(default_factory=SpeculationStats)
-    num_cached_tokens: int = 0
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
-    hypotheses: tuple[Hypothesis, ...] = ()
-    acceptance: str = "exact"  # or "typical": lossy
+from medusa_dist.text.no_tokenizer import NoTokenizer
+from medusa_dist.text.text_stream import TextDelta
 
 
 class LLM:
@@ -59,9 +34,10 @@ class LLM:
     model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: the demo
     model's own heads, otherwise none. speculation: "auto" (dynamic trees), "off", a number of draft tokens per step
     (dynamic trees of at most that size), or a static tree, by name ("mc_sim_7b_63") or as paths of top-k indices. Both
-    also accept the config's own keys, as in heads={"source": ..., "allow_untrained": True}. Further keyword arguments:
-    any key of `Config`, for example max_model_len=2048. Raises ConfigError (also for unknown keys), ModelError or
-    HeadsError.
+    also accept the config's own keys, as in heads={"source": ..., "allow_untrained": True}. seed: of the seeds that are
+    drawn for requests without one; None: random. Further keyword arguments: any key of `Config`, for example
+    max_model_len=2048, or an argument of vLLM's class, which is honoured or refused by name (offline/arguments.py).
+    Raises ConfigError (also for unknown keys), ModelError or HeadsError.
     """
 
     def __init__(
@@ -72,18 +48,19 @@ class LLM:
         dtype: str = "float32",
         tensor_parallel_size: int = 1,
         speculation: SpeculationSpec = "auto",
+        seed: int | None = None,
         **options: Any,
     ) -> None:
         refuse_service_keys(options)
-        if heads is not None:
-            options["heads"] = {"source": heads} if isinstance(heads, str) else dict(heads)
-        arguments = {"model": model, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **options}
-        self.config = parse_config({**arguments, "speculation": speculation_keys(speculation)})
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ConfigError(f"seed must be a whole number, got {seed!r}")
+        options |= {"tensor_parallel_size": tensor_parallel_size, "dtype": dtype}
+        self.config = config_of(model, {**options, "heads": heads, "speculation": speculation})
         folder = model_folder(self.config)
         check_servable(folder, tensor_parallel_size, self.config.trust_remote_code)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.config.trust_remote_code)
+        self.tokenizer = load_tokenizer(folder, self.config)
         self._backend = start_backend(self.config)
-        self._num_requests = 0
+        self._jobs = JobMaker(self.tokenizer, seed)
         self._open_ids: set[str] = set()  # of all running iterations
         self._kept: list[Output | Refusal] = []
 
@@ -99,75 +76,119 @@ class LLM:
             raise ConfigError("tensor_parallel_size: the engine runs in this process only with 1; set it to 1")
         return self._backend.engine
 
-    def generate(
+    def get_tokenizer(self) -> Any:
+        """The model's transformers tokenizer. Raises ConfigError with skip_tokenizer_init."""
+        if isinstance(self.tokenizer, NoTokenizer):
+            raise ConfigError("skip_tokenizer_init: no tokenizer was loaded; remove it to get one")
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """A new SamplingParams with the values that a call without one uses."""
+        return SamplingParams()
+
+    def generate(  # noqa: PLR0913 - vLLM's call, and the former names
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Params = None,
         *,
-        priority: int | Sequence[int] = 0,
+        use_tqdm: UseTqdm = False,
+        lora_request: None = None,
+        priority: Priority = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
+        params: Params = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Complete each prompt (a text, or token ids); results are in the order of the prompts.
+        """Complete each prompt; results are in the order of the prompts.
 
-        params, priority: one for all prompts, or one each; lower priorities are scheduled first. cache_salt: of all
-        prompts; they share prefixes only with prompts of the same salt. progress: show a progress bar. Raises
-        RequestError, naming the field, for an invalid prompt or parameter; in this case nothing is decoded.
+        prompts: one or a list; each is a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, the dicts with
+        "cache_salt" if needed. sampling_params, priority: one for all prompts, or one each; lower priorities are
+        scheduled first. use_tqdm: show a progress bar, or a class like tqdm that makes one. lora_request: must be None.
+        tokenization_kwargs: add_special_tokens, truncation and max_length of the tokenizer. cache_salt: of all prompts
+        without their own; they share prefixes only with prompts of the same salt. params, progress: former names of
+        sampling_params and use_tqdm. Raises RequestError for an invalid prompt or parameter, naming the prompt by its
+        index and the field; in this case nothing is decoded.
         """
-        requests = self._requests(_as_list(prompts), params, priority, cache_salt)
-        streams = {r.request_id: TextStream(self.tokenizer, r.params) for r in requests}
-        with _bar(len(requests), progress) as advance:
-            for request_id, delta in self._run(requests, streams):
-                if delta.finish_reason is not None:
-                    advance(request_id)
-        return [_result(request, streams[request.request_id]) for request in requests]
+        _no_adapter(lora_request)
+        tokens = self._jobs.read(prompts, tokenization_kwargs)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt)
+        return self._finish(jobs, use_tqdm or progress)
 
     def as_finished(
         self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
         *,
-        priority: int | Sequence[int] = 0,
+        priority: Priority = None,
         cache_salt: str | None = None,
+        params: Params = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """Like `generate`, for token ids: yields (index, result) as each prompt finishes. Leaving aborts the rest."""
-        requests = self._requests(list(prompts), params, priority, cache_salt)
-        places = {request.request_id: place for place, request in enumerate(requests)}
-        streams = {request.request_id: TextStream(self.tokenizer, request.params) for request in requests}
-        for request_id, delta in self._run(requests, streams):
-            if delta.finish_reason is not None:
-                yield places[request_id], _result(requests[places[request_id]], streams[request_id])
+        """Like `generate`, but yields (index, result) as each prompt finishes. Leaving aborts the rest."""
+        jobs = self._jobs.make(self._jobs.read(prompts), _one_of(sampling_params, params), priority, cache_salt)
+        for place, _ in self._run(jobs):
+            if jobs[place].has_ended:
+                yield place, jobs[place].result(self.tokenizer)
 
-    def chat(
+    def chat(  # noqa: PLR0913, PLR0917 - vLLM's call, and the former names
         self,
-        messages: Sequence[dict[str, str]],
-        params: SamplingParams | None = None,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: UseTqdm = False,
+        lora_request: None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         *,
-        priority: int = 0,
+        priority: Priority = None,
         cache_salt: str | None = None,
-    ) -> RequestOutput:
-        """Reply to a conversation: messages are {"role": ..., "content": ...}, with the model's chat template.
+        params: Params = None,
+    ) -> RequestOutputs:
+        """Reply to a conversation, or to each of a list: messages are {"role": ..., "content": ...}.
 
-        params, priority, cache_salt: as in `generate`.
+        chat_template: in place of the model's own. add_generation_prompt: end the prompt with the assistant's cue.
+        continue_final_message: continue the last message; set add_generation_prompt to False then.
+        chat_template_kwargs: further variables of the template. tools: not supported. Others: as in `generate`. Raises
+        RequestError naming the message.
         """
-        return self.generate([self.chat_ids(messages)], params, priority=priority, cache_salt=cache_salt)[0]
+        _no_adapter(lora_request)
+        if tools:
+            raise RequestError("tools: tool calling is not supported; remove it", "tools")
+        if chat_template_content_format not in ("auto", "string"):
+            raise RequestError(
+                f"chat_template_content_format: {chat_template_content_format!r} is not supported; parts of a content "
+                'become one text ("string")',
+                "chat_template_content_format",
+            )
+        template = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        rest = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
+        conversations = split_conversations(messages)
+        encoded = [encode_chat(self.tokenizer, turns, **template, **rest) for turns in conversations]
+        tokens = self._jobs.read(encoded)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt)
+        return RequestOutputs(self._finish(jobs, use_tqdm))
 
-    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        return encode_chat(self.tokenizer, messages)
+        (conversation,) = split_conversations(messages)
+        return encode_chat(self.tokenizer, conversation)
 
     def stream(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        params: SamplingParams | None = None,
     ) -> Iterator[TextDelta]:
         """Complete one prompt step by step, otherwise like `generate`; leaving the iteration aborts the request."""
-        request = self._request(prompt, params or SamplingParams(), priority, cache_salt)
-        stream = TextStream(self.tokenizer, request.params)
-        for _, delta in self._run([request], {request.request_id: stream}):
+        jobs = self._jobs.make(self._jobs.read(prompt), _one_of(sampling_params, params), priority, cache_salt)
+        if len(jobs) != 1 or len(jobs[0].requests) != 1:
+            raise RequestError("a stream is one output of one prompt; use generate for several", "n")
+        for _, delta in self._run(jobs):
             yield delta
 
     def shutdown(self) -> None:
@@ -180,39 +201,23 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.shutdown()
 
-    def _requests(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        priority: int | Sequence[int],
-        cache_salt: str | None,
-    ) -> list[Request]:
-        """One request per prompt. params, priority: one for all, or one each."""
-        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
-        priorities = [priority] * len(prompts) if isinstance(priority, int) else list(priority)
-        for name, given in (("params", each), ("priority", priorities)):
-            if len(given) != len(prompts):
-                raise RequestError(
-                    f"{name}: {len(given)} given for {len(prompts)} prompts; give one, or one per prompt", name
-                )
-        triples = zip(prompts, each, priorities, strict=True)
-        return [self._request(prompt, p, number, cache_salt) for prompt, p, number in triples]
+    def _finish(self, jobs: list[PromptJob], use_tqdm: UseTqdm) -> list[RequestOutput]:
+        """Decode all jobs; their results, in order."""
+        with progress_bar(len(jobs), use_tqdm) as advance:
+            for place, delta in self._run(jobs):
+                if delta.finish_reason is not None and jobs[place].has_ended:
+                    advance()
+        return [job.result(self.tokenizer) for job in jobs]
 
-    def _request(self, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str | None) -> Request:
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        self._num_requests += 1
-        return Request(
-            request_id=f"llm-{self._num_requests}",
-            prompt_ids=tuple(ids),
-            params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            priority=priority,
-            cache_salt=cache_salt,
-        )
-
-    def _run(self, requests: list[Request], streams: dict[str, TextStream]) -> Iterator[tuple[str, TextDelta]]:
-        """Decode all requests; yields (request id, delta). On any exit, unfinished requests are aborted."""
-        open_ids = {request.request_id for request in requests}
+    def _run(self, jobs: list[PromptJob]) -> Iterator[tuple[int, TextDelta]]:
+        """Decode all jobs; yields (its place, delta). On any exit, unfinished requests are aborted."""
+        requests = [request for job in jobs for request in job.requests]
+        streams = {
+            request.request_id: (place, stream)
+            for place, job in enumerate(jobs)
+            for request, stream in zip(job.requests, job.streams, strict=True)
+        }
+        open_ids = set(streams)
         self._open_ids |= open_ids
         try:
             self._backend.send([Submit(request) for request in requests])
@@ -220,16 +225,18 @@ class LLM:
                 for message in self._messages(open_ids):
                     if message.request_id not in open_ids:
                         continue  # aborted earlier
+                    place, stream = streams[message.request_id]
                     if message.error is not None:
-                        raise message.error
+                        error = message.error
+                        raise in_prompt(error, f"prompts[{place}]") if isinstance(error, RequestError) else error
                     assert isinstance(message, Output)
-                    delta = streams[message.request_id].push(message)
+                    delta = stream.push(message)
                     if delta.stopped:
                         self._backend.send([Abort(message.request_id)])
                     if delta.finish_reason is not None:
                         open_ids.discard(message.request_id)
                         self._open_ids.discard(message.request_id)
-                    yield message.request_id, delta
+                    yield place, delta
         finally:
             if open_ids:
                 self._open_ids -= open_ids
@@ -245,49 +252,13 @@ class LLM:
         return mine
 
 
-def speculation_keys(speculation: SpeculationSpec) -> dict[str, Any]:
-    """LLM's short forms of `speculation` as config keys."""
-    if isinstance(speculation, str):
-        return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}
-    if isinstance(speculation, Mapping):
-        return dict(speculation)
-    if isinstance(speculation, int):
-        return {"mode": "auto", "max_nodes": speculation} if speculation else {"mode": "off"}
-    return {"mode": "static", "tree": speculation, "max_nodes": len(speculation)}
+def _one_of(sampling_params: Params, params: Params) -> Params:
+    """sampling_params, or its former name."""
+    if sampling_params is not None and params is not None:
+        raise RequestError("params is the former name of sampling_params, and both are given; remove it", "params")
+    return params if sampling_params is None else sampling_params
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and all(isinstance(p, int) for p in prompts):
-        return [prompts]  # type: ignore[list-item]  # one prompt, as token ids
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _result(request: Request, stream: TextStream) -> RequestOutput:
-    return RequestOutput(
-        prompt_token_ids=request.prompt_ids,
-        token_ids=tuple(stream.token_ids),
-        text=stream.text,
-        finish_reason=stream.finish_reason,
-        seed=request.seed,
-        heads=tuple(stream.heads),
-        logprobs=tuple(stream.logprobs),
-        stats=stream.stats,
-        num_cached_tokens=stream.num_cached_tokens,
-        prompt_logprobs=stream.prompt_logprobs,
-        hypotheses=stream.hypotheses,
-        acceptance=request.params.acceptance,
-    )
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar of finished requests, or a no-op."""
-    if not show:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("requests", total=total)
-        yield lambda _: bar.advance(task)
+def _no_adapter(lora_request: object) -> None:
+    if lora_request is not None:
+        raise RequestError("lora_request: adapters are not loaded; merge one into the weights", "lora_request")

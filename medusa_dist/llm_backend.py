@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Command, Refusal, Submit
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.errors import ConfigError
+from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.outputs import Output
 from medusa_dist.serve.local_group import LocalGroup
@@ -56,17 +56,24 @@ class LocalBackend:
         assert rank.engine is not None
         self.facts = rank.facts
         self.engine = rank.engine
+        self._refusals: list[Refusal] = []
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Pass commands to the engine. Raises RequestError for a request that can never be served."""
+        """Pass commands to the engine. A request that can never be served is refused in the next `receive`."""
         for command in commands:
             if isinstance(command, Submit):
-                self.engine.submit(command.request, command.output_ids)
+                try:
+                    self.engine.submit(command.request, command.output_ids)
+                except RequestError as error:
+                    self._refusals.append(Refusal(command.request.request_id, error))
             else:
                 self.engine.abort(command.request_id)
 
-    def receive(self) -> list[Output]:
-        """The outputs of one step."""
+    def receive(self) -> Sequence[Output | Refusal]:
+        """The refusals since the last call, before anything is decoded; without any, the outputs of one step."""
+        if self._refusals:
+            refusals, self._refusals = self._refusals, []
+            return refusals
         return self.engine.step() if self.engine.has_work else []
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ MAX_PRIORITY = 2**31
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt to complete. `seed` is always set; the creator of the Request draws one if the user gave none.
+    """One prompt to complete, once. `seed` is always set; its creator draws one if the user gave none, and makes one
+    Request per output where params.n asked for several.
 
     priority: lower numbers are scheduled first and preempted last; ties are first come, first served.
     cache_salt: prompts share prefixes in the cache only with prompts of the same salt (for example one per tenant).
@@ -31,6 +32,8 @@ class Request:
     cache_salt: str | None = None
 
     def __post_init__(self) -> None:
+        if self.params.n != 1 and self.params.beam_width is None:
+            raise RequestError("n: a Request is one output; make one per output, with choice_seed", "n")
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             raise RequestError(
                 f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {self.priority!r}", "priority"

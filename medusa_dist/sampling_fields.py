@@ -6,12 +6,16 @@ Owns the table, which SamplingParams, the HTTP request models and docs/requests.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from medusa_dist.errors import RequestError
 
 MAX_LOGPROBS = 20
 MAX_BEAM_WIDTH = 64
+MAX_OUTPUTS = 1024  # of one prompt
+WHOLE = {"n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "beam_width"}
+OPTIONAL = {"max_tokens", "seed", "logprobs", "prompt_logprobs", "beam_width"}  # numbers that may be None
 GRAMMAR_WITH_BEAMS = "a grammar follows one sequence, and beams fork"
 
 _SAMPLES = "beam search takes the most likely continuations and does not sample"
@@ -26,7 +30,7 @@ class SamplingField:
     low, high: inclusive range of a number; None: not a number, or not bounded here. full_logits: a value other than the
     default needs full logits on rank 0, so a vocabulary shard's own argmax is not enough. no_beams: why a value other
     than the default cannot be used with beam_width; None: it can. beam_neutral: further values without effect in a
-    beam search.
+    beam search. also: a further value outside the range, with a meaning of its own.
     """
 
     default: Any
@@ -35,14 +39,16 @@ class SamplingField:
     full_logits: bool = False
     no_beams: str | None = None
     beam_neutral: tuple[Any, ...] = ()
+    also: int | None = None
 
 
 FIELDS: Mapping[str, SamplingField] = {
+    "n": SamplingField(1, 1, MAX_OUTPUTS),
     "max_tokens": SamplingField(16, 0, 2**31),
     "min_tokens": SamplingField(0, 0, 2**31, full_logits=True),
     "temperature": SamplingField(1.0, 0.0, 100.0, no_beams=_SAMPLES, beam_neutral=(0.0,)),
     "top_p": SamplingField(1.0, 1e-9, 1.0, full_logits=True, no_beams=_SAMPLES),
-    "top_k": SamplingField(0, 0, 2**31, full_logits=True, no_beams=_SAMPLES),
+    "top_k": SamplingField(0, 0, 2**31, full_logits=True, no_beams=_SAMPLES, also=-1),
     "min_p": SamplingField(0.0, 0.0, 1.0, full_logits=True, no_beams=_SAMPLES),
     "presence_penalty": SamplingField(0.0, -2.0, 2.0, full_logits=True, no_beams=_NO_COUNTERPART),
     "frequency_penalty": SamplingField(0.0, -2.0, 2.0, full_logits=True, no_beams=_NO_COUNTERPART),
@@ -54,6 +60,7 @@ FIELDS: Mapping[str, SamplingField] = {
     "ignore_eos": SamplingField(False),
     "logprobs": SamplingField(None, 0, MAX_LOGPROBS, full_logits=True, no_beams=_ONE_SCORE),
     "prompt_logprobs": SamplingField(None, 0, MAX_LOGPROBS, no_beams=_ONE_SCORE),
+    "detokenize": SamplingField(True),
     "speculation": SamplingField(True),
     "acceptance": SamplingField(
         "exact", full_logits=True, no_beams="the result would depend on the draft tokens, not only on the model"
@@ -72,13 +79,27 @@ def default(name: str) -> Any:
     return FIELDS[name].default
 
 
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int. Raises RequestError naming the field for anything else, also for true and 1.5."""
+    is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole:
+        raise RequestError(f"{name} must be a whole number, got {value!r}", name)
+    return int(value)
+
+
 def check_ranges(params: Any) -> None:
-    """params: a SamplingParams. Raises RequestError naming the first field that is out of range."""
+    """params: a SamplingParams; whole numbers become int. Raises RequestError naming the first field that is no number,
+    or out of range."""
     for name, field in FIELDS.items():
         value = getattr(params, name)
-        if value is None or field.low is None or field.high is None:
+        if field.low is None or field.high is None or (value is None and name in OPTIONAL):
             continue
-        if not field.low <= value <= field.high:
+        if name in WHOLE:
+            value = whole_number(name, value)
+            object.__setattr__(params, name, value)
+        elif isinstance(value, bool) or not isinstance(value, Real):
+            raise RequestError(f"{name} must be a number, got {value!r}", name)
+        if not field.low <= value <= field.high and value != field.also:
             raise RequestError(f"{name} must be between {field.low:g} and {field.high:g}, got {value!r}", name)
 
 
@@ -99,8 +120,11 @@ def check_beam_fields(params: Any) -> None:
             if getattr(params, name) != default(name):
                 raise RequestError(f"{name} requires beam search; set beam_width or remove {name}", name)
         return
-    if isinstance(params.beam_width, bool):
-        raise RequestError(f"beam_width must be a number, got {params.beam_width!r}", "beam_width")
+    if params.n > params.beam_width:
+        raise RequestError(
+            f"n ({params.n}) exceeds beam_width ({params.beam_width}); a search returns at most one output per beam",
+            "n",
+        )
     if params.max_tokens == 0:
         raise RequestError("max_tokens must be at least 1 with beam_width", "max_tokens")
     for name, field in FIELDS.items():

@@ -21,7 +21,7 @@ LAYERS = [
     {"batch", "bench", "check", "heads_tools", "training"},
     {"tools"},
     {"llm"},
-    {"llm_backend"},
+    {"llm_backend", "offline"},
     {"api", "serve"},
     {"engine.startup"},
     {"engine"},

@@ -24,6 +24,7 @@ from medusa_dist.request import Request, check_prompt, choice_seed
 from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.chat_template import encode_rendered, render_chat
+from medusa_dist.text.no_tokenizer import NoTokenizer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,8 +91,13 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
             prompts.append(await text_prompt(item, service))
         else:
             check_prompt(item, service.max_model_len, service.vocab_size, None)  # before the tokenizer sees the ids
-            prompts.append(EncodedPrompt(service.tokenizer.decode(item), tuple(item)))
+            prompts.append(EncodedPrompt(_decoded(item, service.tokenizer), tuple(item)))
     return prompts
+
+
+def _decoded(ids: list[int], tokenizer: Any) -> str:
+    """The text of a prompt that came as token ids, for echo; empty where there is no tokenizer."""
+    return "" if isinstance(tokenizer, NoTokenizer) else str(tokenizer.decode(ids))
 
 
 def sampling_params(body: ChatRequest | CompletionRequest, vocab_size: int) -> SamplingParams:

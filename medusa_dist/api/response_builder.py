@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from medusa_dist.api.convert import EncodedPrompt
 from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
 from medusa_dist.outputs import SpeculationStats, TokenLogprobs
+from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.text_stream import TextDelta, TextStream
 from medusa_dist.text.token_text import token_text
 
@@ -47,6 +48,7 @@ class ResponseBuilder(ABC):
         self._facts = facts
         self._streams = streams
         self._tokenizer = tokenizer
+        self._sends_ids = isinstance(tokenizer, NoTokenizer)  # there is no text that could say which tokens
         self._created = int(time.time())
         self._opened: set[int] = set()
         self._has_begun = False
@@ -68,7 +70,8 @@ class ResponseBuilder(ABC):
             for choice in self._opening(index):
                 yield self._chunk([choice])
             self._opened.add(index)
-        if delta.text or delta.finish_reason or (self._facts.num_logprobs is not None and delta.token_ids):
+        sends_ids = self._sends_ids or self._facts.num_logprobs is not None
+        if delta.text or delta.finish_reason or (sends_ids and delta.token_ids):
             yield self._chunk([self._part(index, delta)])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
@@ -210,7 +213,8 @@ class CompletionAnswer(ResponseBuilder):
 
     def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
         logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+        ids = {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason, **ids}
 
     def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
         echo = self._echoes[index]

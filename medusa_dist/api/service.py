@@ -22,7 +22,8 @@ class Health:
 class Service(Protocol):
     """One served model.
 
-    name: the value of `model` in requests. created: unix seconds. tokenizer: a transformers tokenizer.
+    name: the value of `model` in requests. created: unix seconds. tokenizer: a transformers tokenizer, or
+    NoTokenizer (text/no_tokenizer.py) for a model that is served as token ids alone.
     system_fingerprint: changes whenever the same seed may give different tokens (weights, dtype, noise version).
     """
 
@@ -40,7 +41,7 @@ class Service(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """The transformers tokenizer of the model."""
+        """The transformers tokenizer of the model, or NoTokenizer."""
 
     @property
     def system_fingerprint(self) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import ray
 from ray import serve
-from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
+from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from medusa_dist.serve.group import TPWorkerGroup
@@ -43,9 +43,7 @@ class LLMReplica:
         await self._supervisor.start()
         facts = self._facts = self._supervisor.facts
         # Bundle 0 holds rank 0 and this process, so both see the same folder.
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            facts["folder"], trust_remote_code=config.trust_remote_code, local_files_only=True
-        )
+        self._tokenizer = load_tokenizer(facts["folder"], config)
         self._created = int(time.time())
         logger.info("%s is ready: %s", config.name, json.dumps(facts, default=str))
 
@@ -83,7 +81,7 @@ class LLMReplica:
 
     @property
     def tokenizer(self) -> Any:
-        """The transformers tokenizer of the model."""
+        """The transformers tokenizer of the model, or NoTokenizer."""
         return self._tokenizer
 
     @property

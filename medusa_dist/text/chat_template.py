@@ -11,6 +11,13 @@ from jinja2 import TemplateError
 
 from medusa_dist.errors import RequestError
 
+# Arguments of transformers' apply_chat_template; the rest is passed to the template.
+_ARGUMENTS = {
+    *("conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+
 
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether the model comes with a template for conversations."""
@@ -18,18 +25,41 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, instead: str = "generate"
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    instead: str = "generate",
+    *,
+    chat_template: str | None = None,
+    continue_final_message: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt's text, all special tokens written by the template.
 
     messages: {"role", "content"} each. add_generation_prompt: end with the assistant's cue. instead: what to use with a
-    model without a template. Raises RequestError where there is no template, or it refuses the messages.
+    model without a template. chat_template: in place of the model's own. continue_final_message: leave the last message
+    open, to be continued. chat_template_kwargs: further variables of the template. Raises RequestError where there is
+    no template, or it refuses the messages.
     """
-    if not has_chat_template(tokenizer):
+    if chat_template is None and not has_chat_template(tokenizer):
         raise RequestError(f"this model has no chat template; use {instead}", "messages")
+    if continue_final_message and add_generation_prompt:
+        raise RequestError(
+            "continue_final_message leaves the last message open, and add_generation_prompt begins a new one; set "
+            "add_generation_prompt to false",
+            "continue_final_message",
+        )
+    variables = dict(chat_template_kwargs or {})
+    taken = sorted(_ARGUMENTS & variables.keys())
+    if taken:
+        raise RequestError(f"chat_template_kwargs: {taken[0]} is no variable of a template", "chat_template_kwargs")
+    variables |= {"chat_template": chat_template} if chat_template is not None else {}
+    variables |= {"continue_final_message": True} if continue_final_message else {}
     turns = [dict(message) for message in messages]
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
+        )
     except (TemplateError, TypeError, ValueError) as error:
         raise RequestError(f"the model's chat template rejects these messages: {error}", "messages") from None
     return text
@@ -40,9 +70,12 @@ def encode_rendered(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids of a conversation, ready for the assistant's answer. Raises RequestError."""
-    return encode_rendered(tokenizer, render_chat(tokenizer, messages))
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
+    """Token ids of a conversation, ready for the assistant's answer. Raises RequestError.
+
+    template: as in render_chat.
+    """
+    return encode_rendered(tokenizer, render_chat(tokenizer, messages, **template))
 
 
 def encode_question(tokenizer: Any, text: str) -> list[int]:

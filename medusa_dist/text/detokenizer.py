@@ -7,6 +7,7 @@ torch.
 from collections.abc import Sequence
 from typing import Any
 
+from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.token_text import UNFINISHED, special_ids
 
 CONTEXT_TOKENS = 6  # enough context to know whether the first word starts with a space
@@ -18,21 +19,25 @@ MAX_HELD_TOKENS = 8  # a character spans at most 4 tokens; a longer wait means i
 class Detokenizer:
     """Text of a growing token sequence; returned text never changes.
 
-    tokenizer: a transformers tokenizer. context: the tokens before the first one (the prompt, for text completion),
-    so that sentencepiece models keep the space before the first word; empty if the output is a separate text (chat).
+    tokenizer: a transformers tokenizer; with NoTokenizer all text is empty. context: the tokens before the first one
+    (the prompt, for text completion), so that sentencepiece models keep the space before the first word; empty if the
+    output is a separate text (chat).
     Each new token decodes a short window: the last tokens that produced text, and those since. Concatenated results
     equal `tokenizer.decode` of all tokens without special ones.
     """
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
+        self._is_silent = isinstance(tokenizer, NoTokenizer)
+        self._special = frozenset() if self._is_silent else special_ids(tokenizer)
         self._window = list(context[-CONTEXT_TOKENS:])
         self._settled = len(self._window)  # window[:settled]: tokens whose text was returned completely
         self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" for special tokens and inside a character."""
+        if self._is_silent:
+            return ""
         if token_id in self._special and not self._decode([token_id]):
             return ""
         self._window.append(token_id)
@@ -56,6 +61,8 @@ class Detokenizer:
         return new
 
     def _decode(self, ids: list[int]) -> str:
+        if self._is_silent:
+            return ""
         # Cleaning up spaces would change text that was already returned.
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from medusa_dist.errors import RequestError
 from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.detokenizer import Detokenizer
+from medusa_dist.text.no_tokenizer import NoTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,21 @@ class TextStream:
     unless the grammar is complete: then it is text. A stop string is not visible; the text before it is. If several
     stop strings match, the one completed first counts; of two completed by the same character, the longer. A stop
     string completed within the first min_tokens tokens is ordinary text.
-    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. num_cached_tokens,
+    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. stop_reason: the stop string, or
+    the id of stop_token_ids, that ended the text; None after an end-of-sequence token. num_cached_tokens,
     prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
-        self._detokenizer = Detokenizer(tokenizer, context)
+        if params.stop and isinstance(tokenizer, NoTokenizer):
+            raise RequestError(
+                "stop: strings are found in the text, and this model is served without a tokenizer "
+                "(skip_tokenizer_init); use stop_token_ids",
+                "stop",
+            )
+        self._detokenizer = Detokenizer(tokenizer if params.detokenize else NoTokenizer(), context)
         self._stop = params.stop
+        self._stop_token_ids = frozenset(params.stop_token_ids)
         self._min_tokens = params.min_tokens
         self._held = ""
         self._decoded = 0  # characters, visible or held
@@ -65,6 +75,7 @@ class TextStream:
         self.hypotheses: tuple[Hypothesis, ...] = ()
         self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
         self.stopped = False
 
     def push(self, output: Output) -> TextDelta:
@@ -85,6 +96,8 @@ class TextStream:
                 break
         if output.finish_reason is not None and not self.stopped:
             self._reveal(self._detokenizer.flush())
+        if last_is_silent and not self.stopped and self.token_ids and self.token_ids[-1] in self._stop_token_ids:
+            self.stop_reason = self.token_ids[-1]
         self.finish_reason = FinishReason.STOP if self.stopped else output.finish_reason
         if self.finish_reason is not None and not self.stopped:
             self.text, self._held = self.text + self._held, ""
@@ -97,8 +110,9 @@ class TextStream:
         text = self._held + new
         hit = _first_stop(text, self._stop, old) if len(self.token_ids) > self._min_tokens else None
         if hit is not None:
+            start, self.stop_reason = hit
             self.stopped = True
-            self.text, self._held = self.text + text[:hit], ""
+            self.text, self._held = self.text + text[:start], ""
             return
         keep = _num_open(text, self._stop)
         cut = len(text) - keep
@@ -123,14 +137,14 @@ class TextStream:
         return delta
 
 
-def _first_stop(text: str, stops: Sequence[str], old: int) -> int | None:
-    """Start of the stop string that is completed first, if it ends after the first `old` characters."""
+def _first_stop(text: str, stops: Sequence[str], old: int) -> tuple[int, str] | None:
+    """Start and text of the stop string that is completed first, if it ends after the first `old` characters."""
     ends = []
     for stop in stops:
         start = text.find(stop, max(0, old - len(stop) + 1))
         if start >= 0:
-            ends.append((start + len(stop), start))
-    return min(ends)[1] if ends else None
+            ends.append((start + len(stop), start, stop))
+    return min(ends)[1:] if ends else None
 
 
 def _num_open(text: str, stops: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from medusa_dist.text.no_tokenizer import NoTokenizer
+
 
 @lru_cache(maxsize=4)
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -23,8 +25,12 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes]:
     """One token as (text, bytes), for logprobs: with its leading space; U+FFFD in the text for a partial character.
 
-    The text is what a second copy adds after the first, because some decoders strip the first word's space.
+    The text is what a second copy adds after the first, because some decoders strip the first word's space. Without a
+    tokenizer it is "token_id:<id>", as in vLLM.
     """
+    if isinstance(tokenizer, NoTokenizer):
+        name = f"token_id:{token_id}"
+        return name, name.encode()
     twice, once = (tokenizer.decode([token_id] * n, clean_up_tokenization_spaces=False) for n in (2, 1))
     text: str = twice[len(once) :]
     raw = _piece_bytes(tokenizer.convert_ids_to_tokens(token_id)) if UNFINISHED in text else None

@@ -8,8 +8,9 @@ from typing import Any
 
 from medusa_dist.config import Config, parse_config
 from medusa_dist.errors import ConfigError
-from medusa_dist.llm import LLM, SpeculationSpec
+from medusa_dist.llm import LLM
 from medusa_dist.llm_backend import OF_A_SERVICE
+from medusa_dist.offline.arguments import SpeculationSpec
 from medusa_dist.serve.config_file import read_serve_file
 
 

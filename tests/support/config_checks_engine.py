@@ -20,10 +20,12 @@ from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
 from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.source import resolve_model as source
+from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve.placement import bundles
+from medusa_dist.text.no_tokenizer import NoTokenizer
 from tests.support.tiny_heads import save_heads
 from tests.support.tiny_llm import save_llm
 
@@ -130,6 +132,16 @@ def trust_remote_code(world: World, tmp_path: Path, patch: pytest.MonkeyPatch) -
     made = EngineRank(parse_config({**keys, "trust_remote_code": True}), folder)
     assert made.engine is not None
     assert any(getattr(module, "was_here", False) for module in made.engine.ranks.worker.model.module.modules())
+
+
+def skip_tokenizer_init(world: World) -> None:
+    """Grammars follow a tokenizer, so an engine without one refuses them."""
+    for value in (False, True):
+        engine = world.engine("skip_tokenizer_init", value)
+        assert (engine.grammars is None) is value
+        assert (
+            isinstance(load_tokenizer(world.folder, world.config("skip_tokenizer_init", value)), NoTokenizer) is value
+        )
 
 
 def heads_source(world: World) -> None:
@@ -273,6 +285,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "model": model,
     "revision": revision,
     "trust_remote_code": trust_remote_code,
+    "skip_tokenizer_init": skip_tokenizer_init,
     "heads.source": heads_source,
     "heads.placement": heads_placement,
     "heads.allow_untrained": heads_allow_untrained,

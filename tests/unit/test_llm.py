@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from medusa_dist import LLM, SamplingParams
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
 from medusa_dist.outputs import FinishReason
-from medusa_dist.request import Request
+from medusa_dist.request import Request, choice_seed
 from tests.support.tiny_llm import TREE, save_llm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def test_speculation_on_gives_the_outputs_of_speculation_off(llm: LLM, plain: LL
     each = [
         SamplingParams(temperature=0.0, max_tokens=40),
         SamplingParams(temperature=0.8, seed=4, max_tokens=30, logprobs=2),
-        SamplingParams(temperature=1.0, top_p=0.8, repetition_penalty=1.2, seed=-1, max_tokens=20),
+        SamplingParams(temperature=1.0, top_p=0.8, repetition_penalty=1.2, seed=-2, max_tokens=20),
     ]
     on, off = llm.generate(PROMPTS, each), plain.generate(PROMPTS, each)
     for a, b in zip(on, off, strict=True):
@@ -68,18 +68,10 @@ def test_a_drawn_seed_is_reported_and_repeats(plain: LLM) -> None:
 def test_priorities_decide_who_ends_first(folder: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
-        ended: list[str] = []
-        run = one._run
-
-        def watched(requests: list, streams: dict):
-            for name, delta in run(requests, streams):
-                ended.extend([name] if delta.finish_reason else [])
-                yield name, delta
-
-        one._run = watched
-        outputs = one.generate(["a", "b", "c"], params, priority=[2, 1, 0])
-        assert ended == ["llm-3", "llm-2", "llm-1"]
-        assert [o.token_ids for o in outputs] == [o.token_ids for o in one.generate(["a", "b", "c"], params)]
+        ended = dict(one.as_finished(["a", "b", "c"], params, priority=[2, 1, 0]))
+        assert list(ended) == [2, 1, 0]
+        outputs = one.generate(["a", "b", "c"], params)
+        assert [ended[i].token_ids for i in range(3)] == [output.token_ids for output in outputs]
         with pytest.raises(RequestError, match="priority: 2 given for 3 prompts"):
             one.generate(["a", "b", "c"], params, priority=[0, 1])
 
@@ -208,6 +200,82 @@ def test_invalid_request_is_refused_before_anything_is_decoded(
     assert not plain._backend.engine.has_work, "nothing is decoded then"
 
 
+def test_a_wrong_prompt_is_named_by_its_index(plain: LLM) -> None:
+    """Forms are tested in tests/unit/offline/test_prompts.py; these are what the tokenizer or the engine finds."""
+    long = [5] * 128
+    for prompts, message in (
+        (["the", None], r"prompts\[1\]: must be a text"),
+        (["the", [5, 9999]], r"prompts\[1\]: token id 9999 is outside the vocabulary"),
+        ([[5, -1]], r"prompts\[0\]: token id -1 is outside the vocabulary"),
+        (["the", "the", {"prompt_token_ids": long}], r"prompts\[2\]: this model's context length is 128"),
+    ):
+        for way in (plain.generate, lambda prompts: list(plain.as_finished(prompts))):
+            with pytest.raises(RequestError, match=message):
+                way(prompts)
+            assert not plain.engine.has_work and not plain._open_ids, "nothing is decoded"
+
+
+def test_n_outputs_are_those_of_their_seeds_with_speculation_and_without(llm: LLM, plain: LLM) -> None:
+    params = SamplingParams(n=3, seed=4, max_tokens=20, logprobs=1)
+    on, off = llm.generate(PROMPTS, params), plain.generate(PROMPTS, params)
+    for a, b in zip(on, off, strict=True):
+        assert [(o.index, o.token_ids, o.text, o.logprobs) for o in a.outputs] == [
+            (o.index, o.token_ids, o.text, o.logprobs) for o in b.outputs
+        ]
+        assert [o.seed for o in a.outputs] == [choice_seed(4, i) for i in range(3)]
+    for i, output in enumerate(on[1].outputs):
+        alone = plain.generate(PROMPTS[1], SamplingParams(seed=output.seed, max_tokens=20, logprobs=1))[0]
+        assert alone.outputs[0].token_ids == output.token_ids and output.index == i
+        assert output.cumulative_logprob == sum(entry.logprob for entry in alone.logprobs)
+
+
+def test_prompts_in_vllms_dicts(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, seed=0)
+    ids = plain.get_tokenizer()("the cat")["input_ids"]
+    prompts = ["the cat", {"prompt": "the cat"}, {"prompt_token_ids": ids}, ids]
+    outputs = plain.generate(prompts, params)
+    assert [output.prompt for output in outputs] == ["the cat", "the cat", None, None]
+    assert [output.prompt_token_ids for output in outputs] == [ids] * 4
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+    assert plain.generate({"prompt": "the cat"}, sampling_params=params) == outputs[:1]
+
+
+def test_the_seed_of_the_llm(folder: Path) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        with LLM(str(folder), speculation="off", kv_cache_tokens=1024, seed=seed) as made:
+            texts.append([output.token_ids for output in made.generate(PROMPTS) + made.generate(PROMPTS)])
+    assert texts[0] == texts[1] != texts[2] and len(set(texts[0])) == 6
+    with pytest.raises(ConfigError, match="seed must be a whole number"):
+        LLM(str(folder), seed="x")
+
+
+def test_former_names_of_arguments(plain: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=3, seed=1)
+    assert plain.generate("the", params=params, progress=True) == plain.generate("the", params)
+    assert "1/1" in capsys.readouterr().out
+    for way in (plain.generate, lambda *given, **more: list(plain.stream(*given, **more))):
+        with pytest.raises(RequestError, match="params is the former name of sampling_params, and both are given"):
+            way("the", params, params=params)
+
+
+def test_what_a_call_cannot_honour_is_refused(plain: LLM) -> None:
+    hi = [{"role": "user", "content": "hi"}]
+    for call, message in (
+        (lambda: plain.generate("the", lora_request=object()), "lora_request: adapters are not loaded"),
+        (lambda: plain.chat(hi, lora_request=object()), "lora_request: adapters are not loaded"),
+        (lambda: plain.chat(hi, tools=[{}]), "tools: tool calling is not supported"),
+        (lambda: plain.chat(hi, chat_template_content_format="openai"), "chat_template_content_format: 'openai'"),
+        (lambda: plain.chat(hi, continue_final_message=True), "set add_generation_prompt to false"),
+        (lambda: plain.chat(hi, chat_template_kwargs={"tokenize": 1}), "chat_template_kwargs: tokenize is no variable"),
+        (lambda: plain.chat([{"role": "user"}]), r"messages\[0\]: a message with role 'user' needs content"),
+        (lambda: list(plain.stream("the", SamplingParams(n=2))), "a stream is one output of one prompt"),
+        (lambda: list(plain.stream(["the", "the"])), "a stream is one output of one prompt"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            call()
+
+
 def test_params_list_of_another_length_is_refused(plain: LLM) -> None:
     with pytest.raises(RequestError, match="params: 2 given for 3 prompts"):
         plain.generate(PROMPTS, [SamplingParams()] * 2)
@@ -218,6 +286,23 @@ def test_chat_encodes_messages_with_the_chat_template(plain: LLM) -> None:
     answer = plain.chat(messages, SamplingParams(temperature=0.0, max_tokens=4))
     assert list(answer.prompt_token_ids) == plain.chat_ids(messages)
     assert plain.tokenizer.decode(answer.prompt_token_ids).endswith("<s>assistant\n")
+
+
+def test_chat_takes_many_conversations_and_another_template(plain: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=4, seed=0)
+    hi, ho = ([{"role": "user", "content": text}] for text in ("hi", "ho"))
+    outputs = plain.chat([hi, ho], params, use_tqdm=False)
+    assert [output.prompt_token_ids for output in outputs] == [plain.chat_ids(hi), plain.chat_ids(ho)]
+    assert [output.outputs for output in outputs] == [plain.chat(each, params)[0].outputs for each in (hi, ho)]
+
+    def prompt(messages: list[dict[str, str]], **how: object) -> str:
+        return plain.tokenizer.decode(plain.chat(messages, params, **how)[0].prompt_token_ids)
+
+    own = "{% for m in messages %}[{{ m.content }}]{% endfor %}{{ tail }}"
+    assert prompt(hi, chat_template=own, chat_template_kwargs={"tail": "!"}) == "[hi]!"
+    assert "assistant" not in prompt(hi, add_generation_prompt=False)
+    open_end = [*hi, {"role": "assistant", "content": "well"}]
+    assert prompt(open_end, add_generation_prompt=False, continue_final_message=True).endswith("assistant\nwell")
 
 
 def test_llm_refuses_unknown_keys_service_keys_and_missing_files(folder: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import pytest
 from medusa_dist.config import parse_config
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.errors import ConfigError
-from medusa_dist.llm import speculation_keys
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths, order_paths
 from medusa_dist.named_trees import NAMED_TREES
+from medusa_dist.offline.arguments import speculation_keys
 from tests.support.tiny_engine import VOCAB, Setting, decode, engine_over, request, save_model, tiny_config
 from tests.support.tiny_heads import save_heads
 

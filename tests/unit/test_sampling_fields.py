@@ -47,6 +47,10 @@ def has_new_tokens(before: RequestOutput, after: RequestOutput) -> bool:
     return before.token_ids != after.token_ids
 
 
+def becomes_greedy(before: RequestOutput, after: RequestOutput) -> bool:
+    return has_new_tokens(before, after) and after.token_ids == GREEDY_IDS[tuple(after.prompt_token_ids)]
+
+
 def has_more_variety(before: RequestOutput, after: RequestOutput) -> bool:
     return len(set(after.token_ids)) > len(set(before.token_ids))
 
@@ -64,12 +68,22 @@ def ends_early(greedy: RequestOutput) -> dict[str, Any]:
 
 
 ROWS: dict[str, Row] = {
+    "n": Row(
+        3,
+        lambda a, b: (
+            [o.index for o in b.outputs] == [0, 1, 2]
+            and b.outputs[0] == a.outputs[0]
+            and len({tuple(o.token_ids) for o in b.outputs}) == 3
+        ),
+        SAMPLED,
+        True,
+    ),
     "max_tokens": Row(5, lambda _, b: len(b.token_ids) == 5 and b.finish_reason is FinishReason.LENGTH, GREEDY, True),
     "min_tokens": Row(9, lambda a, b: len(a.token_ids) <= 5 and len(b.token_ids) >= 9, ends_early, True),
     "temperature": Row(1.2, has_new_tokens, GREEDY | {"seed": 3}, True),
-    "top_p": Row(1e-9, lambda a, b: has_new_tokens(a, b) and b.token_ids == GREEDY_IDS[b.prompt_token_ids], HOT, True),
-    "top_k": Row(1, lambda a, b: has_new_tokens(a, b) and b.token_ids == GREEDY_IDS[b.prompt_token_ids], HOT, True),
-    "min_p": Row(1.0, lambda a, b: has_new_tokens(a, b) and b.token_ids == GREEDY_IDS[b.prompt_token_ids], HOT, True),
+    "top_p": Row(1e-9, becomes_greedy, HOT, True),
+    "top_k": Row(1, becomes_greedy, HOT, True),
+    "min_p": Row(1.0, becomes_greedy, HOT, True),
     "presence_penalty": Row(2.0, has_more_variety, GREEDY),
     "frequency_penalty": Row(2.0, has_more_variety, GREEDY),
     "repetition_penalty": Row(2.0, has_more_variety, GREEDY),
@@ -93,6 +107,7 @@ ROWS: dict[str, Row] = {
         {"temperature": 0.0, "max_tokens": 7, "logit_bias": ((EOS, 100.0),)},
         True,
     ),
+    "detokenize": Row(False, lambda a, b: a.text and not b.text and a.token_ids == b.token_ids, GREEDY, True),
     "logprobs": Row(2, lambda a, b: not a.logprobs and [len(e.top_ids) for e in b.logprobs] == [2] * 24, SAMPLED, True),
     "prompt_logprobs": Row(
         2,
@@ -130,7 +145,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, one_thread: None):
 @pytest.fixture(scope="module")
 def greedy(engines: tuple[LLM, LLM]) -> Outputs:
     outputs = engines[1].generate(PROMPTS, SamplingParams(**GREEDY))
-    GREEDY_IDS.update({output.prompt_token_ids: output.token_ids for output in outputs})
+    GREEDY_IDS.update({tuple(output.prompt_token_ids): output.token_ids for output in outputs})
     return outputs
 
 

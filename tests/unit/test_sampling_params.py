@@ -1,9 +1,14 @@
-"""Which fields go with a beam search."""
+"""Fields as vLLM names, orders and writes them; which of them go with a beam search."""
 
+import copy
+import pickle
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from medusa_dist.errors import RequestError
-from medusa_dist.grammar import Grammar
+from medusa_dist.grammar import Grammar, StructuredOutputsParams
 from medusa_dist.sampling_params import SamplingParams
 
 BAD = {
@@ -59,3 +64,85 @@ def test_beam_fields_default_to_no_beam_search() -> None:
     params = SamplingParams()
     assert (params.beam_width, params.length_penalty, params.early_stopping) == (None, 1.0, False)
     assert params.temperature == 1.0 and not params.needs_full_logits
+
+
+def test_the_first_fields_are_positional_in_vllms_order() -> None:
+    given = (2, 0.1, 0.2, 1.3, 0.4, 0.5, 6, 0.7, 8, ["9"], [10], True, 11, 1, 13, 14)
+    names = (
+        *("n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p"),
+        *("seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"),
+    )
+    assert SamplingParams(*given) == SamplingParams(**dict(zip(names, given, strict=True)))
+    with pytest.raises(TypeError):
+        SamplingParams(*given, False)
+
+
+def test_minus_one_is_all_tokens_and_a_random_seed() -> None:
+    assert SamplingParams(top_k=-1, seed=-1) == SamplingParams(top_k=0, seed=None)
+    assert not SamplingParams(top_k=-1).needs_full_logits
+    with pytest.raises(RequestError, match="top_k must be between"):
+        SamplingParams(top_k=-2)
+
+
+def test_lists_come_in_vllms_forms() -> None:
+    params = SamplingParams(stop="a", stop_token_ids=[1, np.int64(2)], logit_bias={7: 1, "3": -1.5})
+    assert (params.stop, params.stop_token_ids) == (("a",), (1, 2))
+    assert params.logit_bias == ((3, -1.5), (7, 1.0))
+    assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None) == SamplingParams()
+
+
+def test_whole_numbers_become_int() -> None:
+    params = SamplingParams(max_tokens=16.0, n=np.int32(2), seed=np.int64(3))
+    assert [(type(v), v) for v in (params.max_tokens, params.n, params.seed)] == [(int, 16), (int, 2), (int, 3)]
+
+
+WRONG = {
+    "n 0": ({"n": 0}, "n must be between 1 and"),
+    "n none": ({"n": None}, "n must be a whole number, got None"),
+    "text": ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+    "none": ({"top_p": None}, "top_p must be a number, got None"),
+    "true": ({"max_tokens": True}, "max_tokens must be a whole number, got True"),
+    "fraction": ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+    "nan": ({"temperature": float("nan")}, "temperature must be between 0 and 100, got nan"),
+    "all logprobs": ({"logprobs": -1}, "logprobs must be between 0 and 20, got -1"),
+    "stop": ({"stop": [1]}, "stop must be a text or a list of texts"),
+    "stop empty": ({"stop": ["a", ""]}, "stop must not contain an empty string"),
+    "stop number": ({"stop": 3}, "stop must be a text or a list of texts, got 3"),
+    "stop ids": ({"stop_token_ids": 3}, "stop_token_ids must be a list of token ids, got 3"),
+    "stop id": ({"stop_token_ids": ["a"]}, "stop_token_ids must be a whole number, got 'a'"),
+    "bias": ({"logit_bias": {"a": 1}}, "logit_bias must map token ids to numbers"),
+    "stop without text": ({"stop": "a", "detokenize": False}, "stop requires detokenize"),
+    "two grammars": (
+        {"grammar": Grammar.json(), "structured_outputs": StructuredOutputsParams(regex="a")},
+        "grammar and structured_outputs are both given",
+    ),
+    "structured": ({"structured_outputs": {"regex": "a"}}, "structured_outputs must be a StructuredOutputsParams"),
+    "more outputs than beams": ({"n": 3, "beam_width": 2}, r"n \(3\) exceeds beam_width \(2\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_value_that_is_wrong_is_named_and_never_a_type_error(case: str) -> None:
+    fields, message = WRONG[case]
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**fields)
+
+
+def test_a_field_may_be_assigned_and_is_checked() -> None:
+    params = SamplingParams()
+    params.max_tokens, params.temperature, params.top_k, params.stop = 5, 0.5, -1, "a"
+    assert params == SamplingParams(max_tokens=5, temperature=0.5, top_k=-1, stop=["a"])
+    with pytest.raises(RequestError, match="min_tokens"):
+        params.min_tokens = 6
+    assert params.min_tokens == 0, "an assignment that fails changes nothing"
+    params.structured_outputs = StructuredOutputsParams(choice=["a"])
+    assert params.grammar == Grammar.choice(["a"])
+    params.structured_outputs = None
+    assert params.grammar is None
+    with pytest.raises(AttributeError, match="no field 'best_of'"):
+        params.best_of = 2
+
+
+def test_it_survives_copies_and_processes() -> None:
+    params = SamplingParams(n=2, stop="a", grammar=None, logit_bias={3: 1.0})
+    assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == replace(params) == params

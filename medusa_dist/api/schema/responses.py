@@ -156,6 +156,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReasonName
+    token_ids: list[int] | None = Field(default=None, description="of the output, from a model without a tokenizer")
     prompt_logprobs: PromptLogprobList | None = None
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch._C._distributed_c10d import Store
-from transformers import AutoTokenizer
 
 from medusa_dist.config import Config
 from medusa_dist.engine.engine import Engine
@@ -42,6 +41,7 @@ from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
+from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.backend import AttentionBackend
@@ -205,10 +205,8 @@ class EngineRank:
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
         scheduler = Scheduler(limits, pool, policy, self._ranks.generation)
         token_selector = TokenSelector(model.vocab_size, eos_ids, self._device)
-        read = partial(
-            AutoTokenizer.from_pretrained, folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-        )
-        grammars = GrammarCompiler(read, model.vocab_size, eos_ids)
+        read = partial(load_tokenizer, folder, config)
+        grammars = None if config.skip_tokenizer_init else GrammarCompiler(read, model.vocab_size, eos_ids)
         self.engine = Engine(scheduler, self._ranks, token_selector, drafter, policy, grammars)
 
     def _describe(self, drafter: HeadDrafter | None) -> str:

@@ -21,7 +21,7 @@ import llguidance.numpy
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from medusa_dist.errors import RequestError
+from medusa_dist.errors import ModelError, RequestError
 from medusa_dist.grammar import Grammar, GrammarKind
 from medusa_dist.ops.arrays import Bools
 
@@ -206,7 +206,7 @@ class GrammarCompiler:
     def _read_tokenizer(self) -> Vocabulary | RequestError:
         try:
             return Vocabulary(self.load_tokenizer(), self.vocab_size, self.eos_ids)
-        except (OSError, ValueError) as error:
+        except (ModelError, OSError, ValueError) as error:
             return RequestError(f"the model's tokenizer is missing or cannot be read: {_first_line(str(error))}")
 
 

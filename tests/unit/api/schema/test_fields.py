@@ -97,7 +97,7 @@ def test_field_tables_cover_the_openai_client_and_match_the_schema(params, rules
 
 
 def test_every_sampling_param_is_a_field_of_both_routes():
-    fields = set(SamplingParams.__dataclass_fields__) - {"grammar"} | {"structured_outputs"}
+    fields = set(SamplingParams.__dataclass_fields__) - {"grammar", "detokenize"} | {"structured_outputs"}
     assert fields <= set(CHAT_FIELDS) and fields <= set(COMPLETION_FIELDS)
 
 

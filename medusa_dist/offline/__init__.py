@@ -1,0 +1,1 @@
+"""Parts of `LLM`: vLLM's prompts, results and arguments."""

@@ -1,0 +1,101 @@
+"""Jobs of `LLM`: one per prompt of a call, with a request and a text stream per output.
+
+Owns how prompts and sampling parameters become requests: names, seeds, n. Not here: the forms of prompts (prompts.py),
+running jobs (llm.py).
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medusa_dist.errors import RequestError
+from medusa_dist.offline.prompts import PromptTokens, read_prompt, split_prompts
+from medusa_dist.offline.request_output import RequestOutput, request_output
+from medusa_dist.request import Request, choice_seed
+from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.text_stream import TextStream
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+Priority = int | Sequence[int] | None
+_TOKENIZATION = ("add_special_tokens", "truncation", "max_length")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """One prompt of a call. requests, streams: one per output; a beam search has one of each."""
+
+    prompt: PromptTokens
+    requests: list[Request]
+    streams: list[TextStream]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all its outputs have ended."""
+        return all(stream.finish_reason is not None for stream in self.streams)
+
+    def result(self, tokenizer: Any) -> RequestOutput:
+        """The result of a job that has ended."""
+        return request_output(self.prompt.text, self.requests, self.streams, tokenizer)
+
+
+class JobMaker:
+    """Makes the jobs of one LLM, all with different names. seed: of the seeds that it draws; None: random."""
+
+    def __init__(self, tokenizer: Any, seed: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._num_prompts = 0
+
+    def read(self, prompts: Any, tokenization: Mapping[str, Any] | None = None) -> list[PromptTokens]:
+        """The prompts of a call. tokenization: options of the tokenizer. Raises RequestError naming the prompt."""
+        options = dict(tokenization or {})
+        unknown = [name for name in options if name not in _TOKENIZATION]
+        if unknown:
+            known, field = ", ".join(_TOKENIZATION), "tokenization_kwargs"
+            raise RequestError(f"{field}: {unknown[0]} is not supported; known: {known}", field)
+
+        def encode(text: str) -> Sequence[int]:
+            ids: Sequence[int] = self._tokenizer(text, **options)["input_ids"]
+            return ids
+
+        return [read_prompt(prompt, i, encode) for i, prompt in enumerate(split_prompts(prompts))]
+
+    def make(
+        self, prompts: Sequence[PromptTokens], params: Params, priority: Priority, cache_salt: str | None
+    ) -> list[PromptJob]:
+        """One job per prompt. params, priority: one for all, or one each. Raises RequestError."""
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        priorities = list(priority) if isinstance(priority, Sequence) else [priority or 0] * len(prompts)
+        for name, given in (("sampling_params", each), ("priority", priorities)):
+            if len(given) != len(prompts):
+                raise RequestError(
+                    f"{name}: {len(given)} given for {len(prompts)} prompts; give one, or one per prompt", name
+                )
+        for one in each:
+            if not isinstance(one, SamplingParams):
+                raise RequestError(f"sampling_params must be SamplingParams, got {one!r}", "sampling_params")
+        triples = zip(prompts, each, priorities, strict=True)
+        return [self._job(prompt, one, number, cache_salt) for prompt, one, number in triples]
+
+    def _job(self, prompt: PromptTokens, params: SamplingParams, priority: int, cache_salt: str | None) -> PromptJob:
+        self._num_prompts += 1
+        seed, name = self._draw_seed() if params.seed is None else params.seed, f"llm-{self._num_prompts}"
+        is_search = params.beam_width is not None
+        one = replace(params, n=params.n if is_search else 1)  # a copy: the caller may change its own later
+        requests = [
+            Request(
+                request_id=f"{name}-{i}" if i else name,
+                prompt_ids=prompt.ids,
+                params=one,
+                seed=choice_seed(seed, i),
+                priority=priority,
+                cache_salt=cache_salt if prompt.cache_salt is None else prompt.cache_salt,
+            )
+            for i in range(1 if is_search else params.n)
+        ]
+        context = () if prompt.text is None else prompt.ids  # the output goes on with a text, blanks included
+        return PromptJob(prompt, requests, [TextStream(self._tokenizer, one, context) for _ in requests])
+
+    def _draw_seed(self) -> int:
+        return secrets.randbits(63) if self._seed is None else choice_seed(self._seed, "llm", self._num_prompts)
