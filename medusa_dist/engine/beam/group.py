@@ -21,6 +21,7 @@ from medusa_dist.engine.state.sequence import Sequence, SequenceGroup, StepResul
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.beam_tree import Levels
 from medusa_dist.medusa.beam.search import BeamRules, Search
+from medusa_dist.medusa.trees.calibration import BEAMS
 from medusa_dist.medusa.trees.tree import EMPTY
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.outputs import Output, SpeculationStats
@@ -36,6 +37,8 @@ class BeamGroup(SequenceGroup):
     fork.
     memory: known results of the next levels. reach: how deep to draft.
     """
+
+    is_beam_search = True
 
     def __init__(self, request: Request, rules: BeamRules, number: int = 0) -> None:
         super().__init__(request, number)
@@ -61,6 +64,11 @@ class BeamGroup(SequenceGroup):
     def size(self) -> int:
         """Number of batch indices that it needs: one per beam."""
         return self.rules.width
+
+    @property
+    def sampling_mode(self) -> int:
+        """Beams are calibrated apart: several guesses are right."""
+        return BEAMS
 
     @property
     def sequences(self) -> list[Sequence]:

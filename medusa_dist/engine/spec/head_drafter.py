@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medusa_dist.config import Paths
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
-from medusa_dist.engine.beam.group import BeamGroup, beam_groups
+from medusa_dist.engine.beam.group import beam_groups
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
@@ -59,9 +59,9 @@ class HeadDrafter:
         active = [r for r in results if r.sequence.finish_reason is None and r.sequence.request.params.speculation]
         made: dict[Sequence, Candidates] = {}
         if self._beams is not None:
-            beams = [r for r in active if isinstance(r.sequence.group, BeamGroup)]
+            beams = [r for r in active if r.sequence.is_beam]
             made |= self._draft_beams(self._beams, beams, scores)
-            active = [r for r in active if not isinstance(r.sequence.group, BeamGroup)]
+            active = [r for r in active if not r.sequence.is_beam]
         if active:
             made |= zip((r.sequence for r in active), self._draft_single(active, scores), strict=True)
         return [made.get(r.sequence) for r in results]

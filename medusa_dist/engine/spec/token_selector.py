@@ -12,7 +12,6 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.select import select_beams
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores
@@ -43,8 +42,9 @@ class TokenSelector:
     def select(self, plan: Plan, scores: Scores, sequences: Seq[Sequence]) -> list[StepResult]:
         """sequences: those of the plan that need logits, in the plan's order. Results of beams come last."""
         firsts = list(zip(sequences, _first_rows(plan).tolist(), strict=True))
-        beams = select_beams(scores, [pair for pair in firsts if isinstance(pair[0].group, BeamGroup)], self._eos_ids)
-        return self._judge_alone(scores, [pair for pair in firsts if not isinstance(pair[0].group, BeamGroup)]) + beams
+        beams = [pair for pair in firsts if pair[0].is_beam]
+        alone = [pair for pair in firsts if not pair[0].is_beam]
+        return self._judge_alone(scores, alone) + select_beams(scores, beams, self._eos_ids)
 
     def _judge_alone(self, scores: Scores, firsts: list[tuple[Sequence, int]]) -> list[StepResult]:
         """firsts: (sequence, logits row of its root)."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.config import SpeculationConfig
-from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.policy import BeamPolicy
 from medusa_dist.engine.spec.cost_model import CostModel
 from medusa_dist.engine.spec.draft_gate import DraftGate
@@ -17,7 +16,7 @@ from medusa_dist.engine.spec.draft_policy import DraftCounts, PlannedTree
 from medusa_dist.engine.state.acceptance_tracker import RETRY_EVERY
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
-from medusa_dist.medusa.trees.calibration import BEAMS, GREEDY, SAMPLED, Calibration, labels_of
+from medusa_dist.medusa.trees.calibration import Calibration, labels_of
 from medusa_dist.medusa.trees.tree import any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 
@@ -54,8 +53,8 @@ class TreePolicy:
             return []
         if self.config.mode == "static":
             return [self._static(s, *limit) for s, limit in drafted]
-        ranked = [self._dynamic(s, *limit) for s, limit in drafted if not isinstance(s.group, BeamGroup)]
-        beams = self._beams.trees([(s, limit) for s, limit in drafted if isinstance(s.group, BeamGroup)])
+        ranked = [self._dynamic(s, *limit) for s, limit in drafted if not s.is_beam]
+        beams = self._beams.trees([(s, limit) for s, limit in drafted if s.is_beam])
         ranked += [PlannedTree(*one) for one in beams]
         if self.cost_model.measured is None:
             return ranked
@@ -95,7 +94,7 @@ class TreePolicy:
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
             if sequence.candidates is not None and is_usual:
                 self.gate.accepted(expected, len(hits))
-                self.calibration.learn(labels_of(sequence.tree, hits, sequence.candidates), _band(sequence))
+                self.calibration.learn(labels_of(sequence.tree, hits, sequence.candidates), sequence.sampling_mode)
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
         """Record the time of a step without prompt tokens, drafting excluded."""
@@ -139,7 +138,7 @@ class TreePolicy:
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
         assert sequence.candidates is not None
-        calibrated = self.calibration.calibrated(sequence.candidates, _band(sequence))
+        calibrated = self.calibration.calibrated(sequence.candidates, sequence.sampling_mode)
         if sequence.matcher is not None:
             calibrated = calibrated.with_forced_prefix(sequence.matcher.forced()[:max_depth])
         most = min(max_nodes, self.config.max_nodes)
@@ -151,7 +150,9 @@ class TreePolicy:
         if sequence.matcher is not None:
             return PlannedTree(sequence, tree, ())
         return PlannedTree(
-            sequence, tree, values_of(tree, self.calibration.calibrated(sequence.candidates, _band(sequence)))
+            sequence,
+            tree,
+            values_of(tree, self.calibration.calibrated(sequence.candidates, sequence.sampling_mode)),
         )
 
 
@@ -164,9 +165,3 @@ def _num_left(sequence: Sequence) -> int:
     """How many more tokens the request may emit."""
     most = sequence.request.params.max_tokens
     return sys.maxsize if most is None else most - sequence.num_output_tokens
-
-
-def _band(sequence: Sequence) -> int:
-    if isinstance(sequence.group, BeamGroup):
-        return BEAMS
-    return SAMPLED if sequence.request.params.temperature > 0.0 else GREEDY

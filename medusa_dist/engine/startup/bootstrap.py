@@ -22,7 +22,7 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
+from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
@@ -101,7 +101,7 @@ class EngineRank:
                 self._ranks.follower_loop(until=Op.READY)
         self.facts = self._facts(model, drafter, folder)
 
-    def _facts(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> dict[str, Any]:
+    def _facts(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> dict[str, Any]:
         return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -145,7 +145,7 @@ class EngineRank:
         return file
 
     def _memory(
-        self, model: ShardedModel, drafter: HeadDrafter | None, control: dist.ProcessGroup | None, generation: int
+        self, model: ShardedModel, drafter: Drafter | None, control: dist.ProcessGroup | None, generation: int
     ) -> DeviceMemory | None:
         """GPU memory left for the KV cache on this rank; None on a CPU, or where the config sets the cache size."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
@@ -182,7 +182,7 @@ class EngineRank:
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
         return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model))
 
-    def _check_heads(self, drafter: HeadDrafter | None, folder: Path) -> str | None:
+    def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
         """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""
         if drafter is None or self.config.heads.allow_untrained:
             return None
@@ -191,7 +191,7 @@ class EngineRank:
         found.refuse_chance()
         return str(found)
 
-    def _build_engine(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> None:
+    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
         config, eos_ids = self.config, eos_token_ids(folder)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
         policy = TreePolicy(config.speculation, cost, self._attention(model).tree_alignment)
@@ -209,7 +209,7 @@ class EngineRank:
         grammars = None if config.skip_tokenizer_init else GrammarCompiler(read, model.vocab_size, eos_ids)
         self.engine = Engine(scheduler, self._ranks, token_selector, drafter, policy, grammars)
 
-    def _describe(self, drafter: HeadDrafter | None) -> str:
+    def _describe(self, drafter: Drafter | None) -> str:
         if drafter is not None:
             return (
                 f"medusa: {drafter.max_depth} heads, at most {self.config.speculation.most_nodes} draft tokens per step"

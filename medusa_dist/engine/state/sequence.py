@@ -19,6 +19,7 @@ from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.trees.accept import Accepted
+from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
 from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
@@ -68,6 +69,16 @@ class Sequence:
     def priority_key(self) -> tuple[int, int]:
         """Sort key of its group: the smallest is served first, the largest is preempted first."""
         return self.group.priority_key
+
+    @property
+    def is_beam(self) -> bool:
+        """Whether it is a beam of a search."""
+        return self.group.is_beam_search
+
+    @property
+    def sampling_mode(self) -> int:
+        """The sampling mode of its group."""
+        return self.group.sampling_mode
 
     @property
     def num_output_tokens(self) -> int:
@@ -168,6 +179,7 @@ class SequenceGroup(ABC):
     """
 
     root: Sequence
+    is_beam_search = False  # beams are scored, drafted and budgeted as one group (beam/)
 
     def __init__(self, request: Request, number: int = 0) -> None:
         self.request = request
@@ -183,6 +195,11 @@ class SequenceGroup(ABC):
     def size(self) -> int:
         """Number of batch indices that it needs."""
         return 1
+
+    @property
+    def sampling_mode(self) -> int:
+        """The mode under which its drafts are calibrated (medusa/trees/calibration.py)."""
+        return SAMPLED if self.request.params.temperature > 0.0 else GREEDY
 
     @property
     def sequences(self) -> list[Sequence]:

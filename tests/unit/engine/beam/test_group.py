@@ -17,6 +17,7 @@ from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search, advance
+from medusa_dist.medusa.trees.calibration import BEAMS, GREEDY, SAMPLED
 from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -254,3 +255,18 @@ def test_shared_blocks_are_full_blocks_of_the_same_search() -> None:
     for sequence in (first, second, other):
         sequence.num_computed_tokens = 35
     assert shared_blocks([first, second, other]) == {1, 2}
+
+
+def test_the_sampling_mode_and_kind_of_a_sequence_are_those_of_its_group() -> None:
+    greedy, sampled = (
+        SingleSequence(Request(request_id="r", prompt_ids=(1,), params=SamplingParams(temperature=t), seed=0)).root
+        for t in (0.0, 0.5)
+    )
+    params = SamplingParams(beam_width=2)
+    limits = Limits(max_running=4, max_batched_tokens=16, max_model_len=64, vocab_size=50, eos_ids=())
+    beam = beam_group(Request(request_id="b", prompt_ids=(1,), params=params, seed=0), limits, 64).root
+    assert [(s.is_beam, s.sampling_mode) for s in (greedy, sampled, beam)] == [
+        (False, GREEDY),
+        (False, SAMPLED),
+        (True, BEAMS),
+    ]

@@ -11,7 +11,7 @@ from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
-from medusa_dist.medusa.trees.calibration import SAMPLED
+from medusa_dist.medusa.trees.calibration import BEAMS, SAMPLED
 from medusa_dist.medusa.trees.tree import Candidates, Tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 from medusa_dist.request import Request
@@ -190,7 +190,8 @@ def test_beams_of_a_group_are_paused_together() -> None:
     made = policy(7, FLAT)
     beams = [verdict(sequence()) for _ in range(2)]
     for beam in beams:
-        beam.sequence.group = SimpleNamespace(running=[v.sequence for v in beams], request=beam.sequence.request)
+        group = {"running": [v.sequence for v in beams], "request": beam.sequence.request, "sampling_mode": BEAMS}
+        beam.sequence.group = SimpleNamespace(**group)
         beam.sequence.tree = Tree((10,), (-1,))
     for number in (0, 1):
         assert made.select_for_drafting(beams) == beams  # while one of them does well
