@@ -31,7 +31,7 @@ def llm(folder: Path):
         yield made
 
 
-def test_the_same_ids_as_with_a_tokenizer(llm: LLM, tmp_path: Path) -> None:
+def test_ids_equal_those_with_a_tokenizer(llm: LLM, tmp_path: Path) -> None:
     with LLM(str(save_llm(tmp_path)), speculation="off", kv_cache_tokens=1024) as other:
         expected = other.generate(PROMPT, SamplingParams(**FIELDS))[0].outputs[0]
     params = SamplingParams(**FIELDS, stop_token_ids=expected.token_ids[8:9])
@@ -46,7 +46,7 @@ def test_the_same_ids_as_with_a_tokenizer(llm: LLM, tmp_path: Path) -> None:
     assert found.stats.num_drafted > 0
 
 
-def test_what_needs_text_is_refused(llm: LLM) -> None:
+def test_requests_that_need_text_are_refused_by_name(llm: LLM) -> None:
     for call, message in (
         (lambda: llm.generate("text"), r"prompts\[0\]: .*skip_tokenizer_init"),
         (lambda: llm.generate([PROMPT, {"prompt": "text"}]), r"prompts\[1\]: .*skip_tokenizer_init"),
@@ -61,12 +61,12 @@ def test_what_needs_text_is_refused(llm: LLM) -> None:
         llm.get_tokenizer()
 
 
-def test_without_the_key_the_error_names_it(folder: Path) -> None:
+def test_folder_without_tokenizer_is_refused_with_the_key_to_set(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"the tokenizer is missing .*skip_tokenizer_init"):
         LLM(str(folder), kv_cache_tokens=1024)
 
 
-async def test_completions_over_http_bring_ids(llm: LLM) -> None:
+async def test_completions_over_http_return_token_ids(llm: LLM) -> None:
     (expected,) = llm.generate(PROMPT, SamplingParams(**FIELDS))
     body = {"model": "tiny", "prompt": PROMPT, **FIELDS}
     async with client_of(EngineService(llm)) as client:

@@ -37,19 +37,19 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch):
     return start
 
 
-def test_the_first_example(run) -> None:
+def test_basic_program_shows_its_prompts_and_texts(run) -> None:
     assert [(prompt, type(text)) for prompt, text in run(vllm_programs.BASIC)] == [
         ("Hello, my name is", str),
         ("The capital of France is", str),
     ]
 
 
-def test_arguments_and_assigned_parameters(run) -> None:
+def test_program_with_constructor_arguments_shows_its_ids(run) -> None:
     ((ids, text),) = run(vllm_programs.ARGUMENTS)
     assert len(ids) == len("Hello") and len(text) <= 4 * 4
 
 
-def test_several_outputs_with_logprobs(run) -> None:
+def test_program_with_n_shows_outputs_whose_logprobs_add_up(run) -> None:
     shown = run(vllm_programs.SEVERAL)
     assert [index for index, *_ in shown] == [0, 1, 2]
     for _, rest, best, reason in shown:
@@ -57,11 +57,11 @@ def test_several_outputs_with_logprobs(run) -> None:
         assert len(best) == 6 if reason == "length" else reason == "stop"
 
 
-def test_conversations(run) -> None:
+def test_chat_program_shows_one_output_per_conversation(run) -> None:
     assert len(run(vllm_programs.CHAT)) == 4
 
 
-def test_structured_outputs(run) -> None:
+def test_structured_program_shows_texts_that_match(run) -> None:
     shown = dict(run(vllm_programs.STRUCTURED))
     assert shown["choice"] in ("Positive", "Negative")
     assert re.fullmatch(r"[a-z]{2}@[a-z]{2}\.com", shown["regex"])

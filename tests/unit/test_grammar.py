@@ -36,7 +36,7 @@ def test_each_kind_of_structured_outputs_is_its_grammar(given: dict[str, object]
         ({"structural_tag": "x"}, "structured_outputs.structural_tag", "is not supported"),
     ],
 )
-def test_structured_outputs_that_cannot_be_honoured(given: dict[str, object], param: str, message: str) -> None:
+def test_invalid_structured_outputs_are_refused_by_name(given: dict[str, object], param: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         StructuredOutputsParams(**given)
     assert caught.value.param == param

@@ -200,7 +200,7 @@ def test_invalid_request_is_refused_before_anything_is_decoded(
     assert not plain._backend.engine.has_work, "nothing is decoded then"
 
 
-def test_a_wrong_prompt_is_named_by_its_index(plain: LLM) -> None:
+def test_prompt_refused_by_the_engine_is_named_by_its_index(plain: LLM) -> None:
     """Forms are tested in tests/unit/offline/test_prompts.py; these are what the tokenizer or the engine finds."""
     long = [5] * 128
     for prompts, message in (
@@ -215,7 +215,7 @@ def test_a_wrong_prompt_is_named_by_its_index(plain: LLM) -> None:
             assert not plain.engine.has_work and not plain._open_ids, "nothing is decoded"
 
 
-def test_n_outputs_are_those_of_their_seeds_with_speculation_and_without(llm: LLM, plain: LLM) -> None:
+def test_n_outputs_equal_those_of_their_seeds_with_drafts_and_without(llm: LLM, plain: LLM) -> None:
     params = SamplingParams(n=3, seed=4, max_tokens=20, logprobs=1)
     on, off = llm.generate(PROMPTS, params), plain.generate(PROMPTS, params)
     for a, b in zip(on, off, strict=True):
@@ -229,7 +229,7 @@ def test_n_outputs_are_those_of_their_seeds_with_speculation_and_without(llm: LL
         assert output.cumulative_logprob == sum(entry.logprob for entry in alone.logprobs)
 
 
-def test_prompts_in_vllms_dicts(plain: LLM) -> None:
+def test_dict_prompts_equal_their_text_and_token_ids(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=5, seed=0)
     ids = plain.get_tokenizer()("the cat")["input_ids"]
     prompts = ["the cat", {"prompt": "the cat"}, {"prompt_token_ids": ids}, ids]
@@ -240,7 +240,7 @@ def test_prompts_in_vllms_dicts(plain: LLM) -> None:
     assert plain.generate({"prompt": "the cat"}, sampling_params=params) == outputs[:1]
 
 
-def test_the_seed_of_the_llm(folder: Path) -> None:
+def test_llm_seed_makes_a_program_repeat(folder: Path) -> None:
     texts = []
     for seed in (1, 1, 2):
         with LLM(str(folder), speculation="off", kv_cache_tokens=1024, seed=seed) as made:
@@ -250,7 +250,7 @@ def test_the_seed_of_the_llm(folder: Path) -> None:
         LLM(str(folder), seed="x")
 
 
-def test_former_names_of_arguments(plain: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_former_argument_names_work_but_not_beside_new_ones(plain: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=3, seed=1)
     assert plain.generate("the", params=params, progress=True) == plain.generate("the", params)
     assert "1/1" in capsys.readouterr().out
@@ -259,7 +259,7 @@ def test_former_names_of_arguments(plain: LLM, capsys: pytest.CaptureFixture[str
             way("the", params, params=params)
 
 
-def test_what_a_call_cannot_honour_is_refused(plain: LLM) -> None:
+def test_call_arguments_without_counterpart_are_refused_by_name(plain: LLM) -> None:
     hi = [{"role": "user", "content": "hi"}]
     for call, message in (
         (lambda: plain.generate("the", lora_request=object()), "lora_request: adapters are not loaded"),
@@ -288,7 +288,7 @@ def test_chat_encodes_messages_with_the_chat_template(plain: LLM) -> None:
     assert plain.tokenizer.decode(answer.prompt_token_ids).endswith("<s>assistant\n")
 
 
-def test_chat_takes_many_conversations_and_another_template(plain: LLM) -> None:
+def test_chat_honours_many_conversations_and_template_arguments(plain: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=4, seed=0)
     hi, ho = ([{"role": "user", "content": text}] for text in ("hi", "ho"))
     outputs = plain.chat([hi, ho], params, use_tqdm=False)

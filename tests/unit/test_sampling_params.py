@@ -66,7 +66,7 @@ def test_beam_fields_default_to_no_beam_search() -> None:
     assert params.temperature == 1.0 and not params.needs_full_logits
 
 
-def test_the_first_fields_are_positional_in_vllms_order() -> None:
+def test_first_fields_are_positional_in_vllms_order() -> None:
     given = (2, 0.1, 0.2, 1.3, 0.4, 0.5, 6, 0.7, 8, ["9"], [10], True, 11, 1, 13, 14)
     names = (
         *("n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p"),
@@ -77,14 +77,14 @@ def test_the_first_fields_are_positional_in_vllms_order() -> None:
         SamplingParams(*given, False)
 
 
-def test_minus_one_is_all_tokens_and_a_random_seed() -> None:
+def test_minus_one_means_all_tokens_and_a_random_seed() -> None:
     assert SamplingParams(top_k=-1, seed=-1) == SamplingParams(top_k=0, seed=None)
     assert not SamplingParams(top_k=-1).needs_full_logits
     with pytest.raises(RequestError, match="top_k must be between"):
         SamplingParams(top_k=-2)
 
 
-def test_lists_come_in_vllms_forms() -> None:
+def test_lists_are_read_in_vllms_forms() -> None:
     params = SamplingParams(stop="a", stop_token_ids=[1, np.int64(2)], logit_bias={7: 1, "3": -1.5})
     assert (params.stop, params.stop_token_ids) == (("a",), (1, 2))
     assert params.logit_bias == ((3, -1.5), (7, 1.0))
@@ -122,13 +122,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_value_that_is_wrong_is_named_and_never_a_type_error(case: str) -> None:
+def test_wrong_value_is_a_request_error_that_names_it(case: str) -> None:
     fields, message = WRONG[case]
     with pytest.raises(RequestError, match=message):
         SamplingParams(**fields)
 
 
-def test_a_field_may_be_assigned_and_is_checked() -> None:
+def test_assigned_field_is_checked_like_a_new_one() -> None:
     params = SamplingParams()
     params.max_tokens, params.temperature, params.top_k, params.stop = 5, 0.5, -1, "a"
     assert params == SamplingParams(max_tokens=5, temperature=0.5, top_k=-1, stop=["a"])
@@ -143,6 +143,6 @@ def test_a_field_may_be_assigned_and_is_checked() -> None:
         params.best_of = 2
 
 
-def test_it_survives_copies_and_processes() -> None:
+def test_params_equal_their_copies_and_pickles() -> None:
     params = SamplingParams(n=2, stop="a", grammar=None, logit_bias={3: 1.0})
     assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == replace(params) == params

@@ -8,13 +8,13 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.offline.arguments import FIXED, RENAMED, config_of
 
 
-def test_arguments_that_have_a_key_of_another_name() -> None:
+def test_vllm_names_set_config_keys_of_other_names() -> None:
     config = config_of("m", {"gpu_memory_utilization": 0.5, "max_num_seqs": 3, "max_num_batched_tokens": 99})
     assert (config.memory_fraction, config.max_running, config.max_batched_tokens) == (0.5, 3, 99)
     assert set(RENAMED.values()) <= set(Config.model_fields)
 
 
-def test_arguments_that_have_a_key_of_the_same_name() -> None:
+def test_arguments_named_like_a_config_key_set_it() -> None:
     given = {
         "tensor_parallel_size": 2,
         "trust_remote_code": True,
@@ -39,12 +39,12 @@ def test_arguments_that_have_a_key_of_the_same_name() -> None:
         (torch.float16, "float16"),
     ],
 )
-def test_dtypes(dtype: object, expected: str) -> None:
+def test_dtype_aliases_and_torch_dtypes_are_read(dtype: object, expected: str) -> None:
     assert config_of("m", {"dtype": dtype}).dtype == expected
     assert config_of("m", {}).dtype == "float32"
 
 
-def test_speculative_config_is_heads_and_speculation() -> None:
+def test_speculative_config_sets_heads_and_speculation() -> None:
     given = {"method": "medusa", "model": "owner/heads", "num_speculative_tokens": 5}
     config = config_of("m", {"speculative_config": given})
     assert config.heads.source == "owner/heads"
@@ -78,12 +78,12 @@ def test_speculative_config_is_heads_and_speculation() -> None:
         ({"wings": 2}, "wings: unknown key"),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_name(given: dict[str, object], message: str) -> None:
+def test_argument_without_counterpart_is_refused_by_name(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of("m", given)
 
 
-def test_values_that_describe_this_engine_are_accepted() -> None:
+def test_values_that_describe_this_engine_change_nothing() -> None:
     plain = config_of("m", {})
     for name, fixed in FIXED.items():
         assert all(config_of("m", {name: value}) == plain for value in (None, *fixed.values)), name

@@ -17,13 +17,13 @@ def seeds(maker: JobMaker, *params: SamplingParams) -> list[list[int]]:
     return [[request.seed for request in job.requests] for job in jobs]
 
 
-def test_n_outputs_have_seeds_of_their_own_and_the_first_has_the_parents() -> None:
+def test_first_of_n_outputs_has_the_seed_and_the_others_derived_ones() -> None:
     assert seeds(JobMaker(TOKENIZER, None), SamplingParams(n=3, seed=7)) == [
         [7, choice_seed(7, 1), choice_seed(7, 2)],
     ]
 
 
-def test_the_seed_of_the_llm_decides_all_that_are_drawn() -> None:
+def test_llm_seed_decides_all_drawn_seeds() -> None:
     drawn = [SamplingParams(n=2), SamplingParams(), SamplingParams(seed=3)]
     first, again = seeds(JobMaker(TOKENIZER, 5), *drawn), seeds(JobMaker(TOKENIZER, 5), *drawn)
     other, free = seeds(JobMaker(TOKENIZER, 6), *drawn), seeds(JobMaker(TOKENIZER, None), *drawn)
@@ -32,7 +32,7 @@ def test_the_seed_of_the_llm_decides_all_that_are_drawn() -> None:
     assert len(set(numbers)) == len(numbers) == 9
 
 
-def test_requests_have_different_names_and_copies_of_the_params() -> None:
+def test_requests_have_unique_names_and_copies_of_the_params() -> None:
     maker, params = JobMaker(TOKENIZER, None), SamplingParams(n=2, max_tokens=5)
     jobs = [job for _ in range(2) for job in maker.make(maker.read(["a", "b"]), params, None, None)]
     requests = [request for job in jobs for request in job.requests]
@@ -41,27 +41,27 @@ def test_requests_have_different_names_and_copies_of_the_params() -> None:
     assert {(request.params.n, request.params.max_tokens) for request in requests} == {(1, 5)}
 
 
-def test_a_search_is_one_request() -> None:
+def test_beam_search_is_one_request_with_its_n() -> None:
     maker = JobMaker(TOKENIZER, None)
     (job,) = maker.make(maker.read("a"), SamplingParams(n=2, beam_width=3), None, None)
     assert [request.params.n for request in job.requests] == [2]
 
 
-def test_a_prompts_own_salt_counts_before_the_calls() -> None:
+def test_cache_salt_of_a_prompt_overrides_that_of_the_call() -> None:
     maker = JobMaker(TOKENIZER, None)
     prompts = maker.read(["a", {"prompt": "a", "cache_salt": "own"}])
     jobs = maker.make(prompts, None, [4, 5], "all")
     assert [(job.requests[0].cache_salt, job.requests[0].priority) for job in jobs] == [("all", 4), ("own", 5)]
 
 
-def test_options_of_the_tokenizer() -> None:
+def test_tokenizer_options_are_applied_or_refused_by_name() -> None:
     maker = JobMaker(TOKENIZER, None)
     assert maker.read("abcdef", {"truncation": True, "max_length": 2})[0].ids == maker.read("ab")[0].ids
     with pytest.raises(RequestError, match="tokenization_kwargs: padding is not supported; known: add_special_tokens"):
         maker.read("a", {"padding": True})
 
 
-def test_params_that_are_none() -> None:
+def test_sampling_params_of_wrong_type_or_number_are_refused() -> None:
     maker = JobMaker(TOKENIZER, None)
     with pytest.raises(RequestError, match="sampling_params must be SamplingParams, got 3"):
         maker.make(maker.read("a"), [3], None, None)
@@ -69,7 +69,7 @@ def test_params_that_are_none() -> None:
         maker.make(maker.read("a"), [SamplingParams()] * 2, None, None)
 
 
-def test_an_output_goes_on_with_a_text_and_begins_anew_after_ids() -> None:
+def test_output_keeps_its_first_blank_after_a_text_not_after_ids() -> None:
     """A sentencepiece model's first word keeps its blank after a text, as in vLLM; an answer to messages has none."""
     tokenizer = sentencepiece_tokenizer()
     maker = JobMaker(tokenizer, None)

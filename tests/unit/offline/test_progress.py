@@ -19,7 +19,7 @@ class Bar:
         self.is_closed = True
 
 
-def test_a_class_like_tqdm_counts_and_is_closed_also_after_an_error() -> None:
+def test_tqdm_class_counts_and_is_closed_after_an_error_too() -> None:
     Bar.made.clear()
     with progress_bar(3, Bar) as advance:
         advance()
@@ -29,7 +29,7 @@ def test_a_class_like_tqdm_counts_and_is_closed_also_after_an_error() -> None:
     assert [(bar.given["total"], bar.done, bar.is_closed) for bar in Bar.made] == [(3, 2, True), (1, 0, True)]
 
 
-def test_nothing_is_shown_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_is_shown_only_with_use_tqdm(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(1, False) as advance:
         advance()
     assert capsys.readouterr() == ("", "")

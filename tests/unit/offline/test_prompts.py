@@ -44,7 +44,7 @@ IDS = PromptTokens((5, 6))
         ([], []),
     ],
 )
-def test_prompts_of_all_forms(prompts: object, expected: list[PromptTokens]) -> None:
+def test_each_form_of_a_prompt_becomes_its_token_ids(prompts: object, expected: list[PromptTokens]) -> None:
     found = read(prompts)
     assert found == expected
     assert all(type(i) is int for prompt in found for i in prompt.ids)
@@ -81,13 +81,13 @@ def test_prompts_of_all_forms(prompts: object, expected: list[PromptTokens]) -> 
         ([object()], r"prompts\[0\]: must be .* got <object"),
     ],
 )
-def test_a_wrong_prompt_is_named_by_its_index(prompts: object, message: str) -> None:
+def test_wrong_prompt_is_named_by_its_index(prompts: object, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         read(prompts)
     assert caught.value.param in ("prompt", "prompts")
 
 
-def test_what_the_tokenizer_refuses_is_named_too() -> None:
+def test_refusal_of_the_tokenizer_names_the_prompt() -> None:
     def refuses(_: str) -> list[int]:
         raise RequestError("no", "prompt", "code")
 
@@ -99,7 +99,7 @@ def test_what_the_tokenizer_refuses_is_named_too() -> None:
 HI = {"role": "user", "content": "hi"}
 
 
-def test_one_conversation_or_many() -> None:
+def test_conversations_are_split_and_text_parts_joined() -> None:
     assert split_conversations([HI]) == [[HI]]
     assert split_conversations([[HI], (HI, HI)]) == [[HI], [HI, HI]]
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b"}, "c"], "name": "x"}
@@ -126,7 +126,7 @@ def test_one_conversation_or_many() -> None:
         ),
     ],
 )
-def test_a_wrong_message_is_named_by_its_place(messages: object, message: str) -> None:
+def test_wrong_message_is_named_by_its_place(messages: object, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         split_conversations(messages)
     assert caught.value.param == "messages"

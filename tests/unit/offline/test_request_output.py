@@ -43,13 +43,13 @@ def test_each_output_has_its_index_text_ids_and_seed() -> None:
     assert made.outputs[0].cumulative_logprob is None and made.prompt_logprobs is None
 
 
-def test_former_names_are_those_of_the_first_output() -> None:
+def test_former_attributes_are_those_of_the_first_output() -> None:
     made = result(part(A, B), part(C))
     assert (made.text, made.token_ids, made.finish_reason, made.seed, made.heads) == ("a", (A, B), STOP, 0, (0, 0))
     assert made.logprobs == () and made.stats == made.outputs[0].stats
 
 
-def test_the_reason_of_a_stop() -> None:
+def test_stop_reason_is_the_string_or_id_that_ended_the_output() -> None:
     assert result(part(A, B, C, D), stop=["bc"]).outputs[0].stop_reason == "bc"
     assert result(part(A, B), stop_token_ids=[B]).outputs[0].stop_reason == B
     assert result(part(A, B, finish_reason=FinishReason.LENGTH), stop_token_ids=[B]).outputs[0].stop_reason is None
@@ -68,14 +68,14 @@ def test_logprobs_are_tables_by_token_id_and_add_up() -> None:
     assert made.logprobs == (first, second)
 
 
-def test_the_best_n_beams_are_the_outputs() -> None:
+def test_outputs_of_a_beam_search_are_its_best_n_beams() -> None:
     beams = tuple(Hypothesis(ids, score, STOP) for ids, score in (((A, B), -1.0), ((C, D), -2.0), ((D,), -3.0)))
     made = result(part(A, B, hypotheses=beams), n=2, beam_width=3)
     assert [(o.index, o.text, o.token_ids) for o in made.outputs] == [(0, "a", [A, B]), (1, "c", [C, D])]
     assert made.hypotheses == beams
 
 
-def test_results_survive_copies_and_processes() -> None:
+def test_results_equal_their_copies_and_pickles() -> None:
     entries = (TokenLogprobs(A, -2.0, (B,), (-0.5,)),)
     made = RequestOutputs([result(part(A, logprobs=entries), logprobs=1)])
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -83,7 +83,7 @@ def test_results_survive_copies_and_processes() -> None:
         assert isinstance(other[0].outputs[0].logprobs[0], PositionLogprobs) and other[0].logprobs[0].token_id == A
 
 
-def test_a_single_result_of_a_chat_lends_its_attributes() -> None:
+def test_chat_results_lend_the_attributes_of_a_single_result() -> None:
     one, two = result(part(A, B)), result(part(C, D))
     assert RequestOutputs([one]).text == "a" and RequestOutputs([one]).prompt_token_ids == [A]
     with pytest.raises(AttributeError, match="2 results; take one by its index"):

@@ -28,7 +28,7 @@ HI = [{"role": "user", "content": "hi"}]
         lambda: encode_question(NONE, "hi"),
     ],
 )
-def test_any_use_is_refused(use) -> None:
+def test_any_use_of_a_missing_tokenizer_is_refused(use) -> None:
     with pytest.raises(RequestError, match=r"served without a tokenizer .skip_tokenizer_init.; send token ids"):
         use()
 
@@ -44,7 +44,7 @@ def test_text_is_empty_and_ids_are_kept() -> None:
     assert token_text(NONE, 7) == ("token_id:7", b"token_id:7")
 
 
-def test_stop_strings_are_refused() -> None:
+def test_stop_strings_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(RequestError, match=r"stop: .*use stop_token_ids") as caught:
         TextStream(NONE, SamplingParams(stop="x"))
     assert caught.value.param == "stop"

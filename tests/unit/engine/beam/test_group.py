@@ -257,7 +257,7 @@ def test_shared_blocks_are_full_blocks_of_the_same_search() -> None:
     assert shared_blocks([first, second, other]) == {1, 2}
 
 
-def test_the_sampling_mode_and_kind_of_a_sequence_are_those_of_its_group() -> None:
+def test_sequence_has_the_sampling_mode_and_kind_of_its_group() -> None:
     greedy, sampled = (
         SingleSequence(Request(request_id="r", prompt_ids=(1,), params=SamplingParams(temperature=t), seed=0)).root
         for t in (0.0, 0.5)

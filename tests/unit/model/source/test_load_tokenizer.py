@@ -9,7 +9,7 @@ from medusa_dist.text.no_tokenizer import NoTokenizer
 from tests.support.tiny_llm import save_llm
 
 
-def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
+def test_folder_without_tokenizer_is_refused_or_served_as_ids(tmp_path: Path) -> None:
     save_llm(tmp_path)
     config = parse_config({"model": str(tmp_path)})
     assert len(load_tokenizer(tmp_path, config)("ab")["input_ids"]) == 2
@@ -21,7 +21,7 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
     assert isinstance(load_tokenizer(tmp_path, silent), NoTokenizer)
 
 
-def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_tokenizer_is_a_model_error(tmp_path: Path) -> None:
     save_llm(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="the tokenizer is missing or cannot be read"):
