@@ -1,7 +1,8 @@
 """Converts a GGUF file to a transformers folder, once, and caches it.
 
-Owns the conversion (weights dequantised to float32, tokenizer, chat template) and its cache. Not here: where GGUF files
-come from (resolve_model.py, demo.py). Serving itself reads only safetensors.
+Owns the conversion (weights dequantised to float32, config) and its cache. Not here: the tokenizer
+(gguf_tokenizer.py), rotary scaling (gguf_rope.py), where GGUF files come from (resolve_model.py, demo.py). Serving
+itself reads only safetensors.
 """
 
 import hashlib
@@ -19,13 +20,15 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 from rich.console import Console
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from medusa_dist.errors import ModelError
+from medusa_dist.model.source.gguf_rope import rope_parameters
+from medusa_dist.model.source.gguf_tokenizer import Metadata, end_token_ids, read_tokenizer
 
 MARKER = "converted.json"  # written last; holds the source's hash and the size of every file
-_FORMAT = 1  # increment when the result of a conversion changes, so that old ones are redone
+_FORMAT = 2  # increment when the result of a conversion changes, so that old ones are redone
 _LOCK_S = 1800.0
 
 
@@ -78,15 +81,16 @@ def cached_conversion(gguf: Path) -> Path:
 def convert(gguf: Path, folder: Path, sha256: str) -> None:
     """Create `folder` from a GGUF file, completely or not at all (a temporary folder, then a rename).
 
-    Raises ModelError if transformers cannot read the file or its architecture.
+    Raises ModelError if transformers cannot read the file or its architecture, or its tokenizer is not known.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(gguf, temporary)
-        for path in temporary.iterdir():
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in files:
             path.chmod(0o644)  # safetensors makes files readable by the owner only
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
         (temporary / MARKER).write_text(json.dumps({"format": _FORMAT, "sha256": sha256, "sizes": sizes}))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -98,9 +102,12 @@ def _write(gguf: Path, folder: Path) -> None:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # ours is shown already
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        metadata = Metadata(gguf)
+        tokenizer = read_tokenizer(gguf, metadata)
+        ends = end_token_ids(metadata)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError, ImportError, struct.error) as error:
+        rope = rope_parameters(metadata, model.config)
+    except (ValueError, OSError, LookupError, RuntimeError, ImportError, struct.error) as error:
         raise ModelError(f"{gguf} cannot be converted: {str(error).splitlines()[0]}") from error
     finally:
         if bars:
@@ -109,8 +116,10 @@ def _write(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
     special = {f"{word}_token_id": getattr(tokenizer, f"{word}_token_id") for word in ("bos", "eos", "pad")}
+    special["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     settings: dict[str, Any] = {
         **config.to_dict(),
+        **({} if rope is None else {"rope_parameters": rope}),
         **special,
         "dtype": "float32",
         "architectures": [type(model).__name__],

@@ -89,13 +89,33 @@ def test_failed_conversion_leaves_no_folder(fake: list[Path], monkeypatch: pytes
     assert not [p for p in gguf.cache_dir().iterdir() if not p.name.endswith(".lock")]
 
 
+# llama.cpp's own tokenizer on the same file (xllamacpp 2026.10, /tokenize). Before version 2 of the conversion, "a  2"
+# was [81, 216, 216, 34] and "\n\n1." began with [198, 198]: digits were not cut off first.
+LLAMA_CPP = {
+    "a  2": [81, 256, 34],
+    "\n\n1.": [1116, 33, 30],
+    "In 2024, 3.14": [788, 216, 34, 32, 34, 36, 28, 216, 35, 30, 33, 36],
+    "I'm  sure\tyou're": [57, 5248, 216, 2090, 197, 8320, 2316],
+    "你好 123": [18645, 250, 48392, 138, 216, 33, 34, 35],
+    "🙂 x\n\n\ny": [10813, 38887, 1792, 1116, 198, 105],
+    "hi<|im_end|>\n": [6004, 2, 198],
+}
+
+
+@pytest.mark.real
+def test_the_real_demo_model_has_llama_cpps_tokens() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_source(demo.NAME))
+    assert {text: tokenizer(text)["input_ids"] for text in LLAMA_CPP} == LLAMA_CPP
+
+
 @pytest.mark.real
 def test_real_demo_model_answers_paris() -> None:
     folder = resolve_source(demo.NAME)
     assert json.loads((folder / MARKER).read_text())["sha256"] == demo._SHA256
     generation = GenerationConfig.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (generation.bos_token_id, generation.eos_token_id, tokenizer.eos_token) == (1, 2, "<|im_end|>")
+    # <|endoftext|> ends an answer, too, as in llama.cpp.
+    assert (generation.bos_token_id, generation.eos_token_id, tokenizer.eos_token) == (1, [2, 0], "<|im_end|>")
     assert tokenizer.model_max_length == 8192
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = list(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -103,7 +123,7 @@ def test_real_demo_model_answers_paris() -> None:
     assert (model.num_layers, model.num_heads, model.num_kv_heads, model.max_position) == (30, 9, 3, 8192)
     prompt = len(ids)
     with torch.inference_mode(), attention_context.using(dense_attend):
-        while len(ids) < prompt + 12 and ids[-1] != generation.eos_token_id:
+        while len(ids) < prompt + 12 and ids[-1] not in generation.eos_token_id:
             logits, _ = model.forward(torch.tensor(ids), torch.arange(len(ids)), torch.tensor([len(ids) - 1]))
             ids.append(int(logits.argmax()))
     assert tokenizer.decode(ids[prompt:]) == "The capital of France is Paris.<|im_end|>"
