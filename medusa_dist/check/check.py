@@ -16,6 +16,7 @@ from medusa_dist.check.placement import Placement, misplacements, place
 from medusa_dist.check.roofline import GPU, RooflineStep, Work, find_gpu, knee, steps
 from medusa_dist.config import Config
 from medusa_dist.engine.startup.find_heads import find_heads
+from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import (
     DESCRIPTION,
@@ -27,12 +28,13 @@ from medusa_dist.medusa.heads.heads_file import (
 )
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
+from medusa_dist.model.context_length import check_cache_holds, context_length, resolve_max_model_len
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.safetensors_headers import Headers, read_headers
 from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, rank_size
 from medusa_dist.model.source.resolve_model import hub_folder, is_hub_id
-from medusa_dist.model.support_check import max_position, model_class, output_width, read_config
+from medusa_dist.model.support_check import model_class, output_width, read_config
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import ServeFile
@@ -195,17 +197,24 @@ def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None
 def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
     """Add memory and roofline to the report."""
     config, gpu = report.config, report.gpu
-    longest = max_position(base)
-    if config.max_model_len is not None and config.max_model_len > longest:
-        report.notes.append(f"max_model_len {config.max_model_len} is reduced to {longest}, the model's maximum")
-    max_model_len = min(config.max_model_len or longest, longest)
+    longest = context_length(base)
+    try:
+        max_model_len = resolve_max_model_len(config.max_model_len, longest)
+    except ConfigError as error:
+        report.problems.append(error.message)
+        max_model_len = longest.tokens
     draft = DraftBytes()
     if heads is not None:
         dtype, device = getattr(torch, config.dtype), torch.device(config.device)
         draft = draft_bytes(heads, sizes[0].output_shape[0], sizes[0].input_shape[0], dtype, device)
     num_layers = int(base.num_hidden_layers)
     memory = report.memory = group_memory(config, sizes, num_layers, max_model_len, draft, gpu)
-    report.notes += memory_notes(memory)
+    try:
+        if memory.kv_blocks >= MIN_BLOCKS:
+            check_cache_holds(config.max_model_len, max_model_len, memory.kv_tokens, config.kv_cache_tokens)
+        report.notes += memory_notes(memory)
+    except ConfigError as error:
+        report.problems.append(error.message)
     if gpu is None:
         report.unchecked.append("step cost: not calculated for CPUs; `medusa-dist bench` measures it")
         return

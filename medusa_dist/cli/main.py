@@ -165,6 +165,7 @@ def bench(
         from medusa_dist.bench.report import as_json, as_tables
         from medusa_dist.llm import LLM
         from medusa_dist.tools.progress import ProgressDisplay
+        from medusa_dist.tools.tool_llm import tool_context
 
         options = PeerOptions(tuple(peer or ()), peer_python, tuple(parse_sizes(peer_batches, "--peer-batches")))
         setting = Setting(
@@ -176,7 +177,7 @@ def bench(
             prompts=prompts or PROMPTS,
             exact_phases=exact_phases,
         )
-        sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": 1024}
+        sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": tool_context(model)}
         with (
             ProgressDisplay(console, "loading") as progress,
             LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **sizes) as llm,

@@ -18,9 +18,10 @@ from medusa_dist.errors import ModelError
 from medusa_dist.model.attention_bridge import check_attention
 from medusa_dist.model.aux_hidden_states import tapped_layers, tapping
 from medusa_dist.model.build import Builder, empty_model
+from medusa_dist.model.context_length import context_length
 from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
-from medusa_dist.model.support_check import check_servable, layer_windows, max_position, model_class, read_config
+from medusa_dist.model.support_check import check_servable, layer_windows, model_class, read_config
 from medusa_dist.ops.linear import Linear
 from medusa_dist.ops.tp_group import TPGroup
 
@@ -152,7 +153,7 @@ def load_model(
         vocab_size=builder.vocab_size,
         vocab_start=start,
         vocab_shard=shard,
-        max_position=max_position(config),
+        max_position=context_length(config).tokens,
         dtype=dtype,
         device=device,
         module=module,

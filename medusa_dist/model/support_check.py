@@ -1,10 +1,10 @@
 """Whether a model is supported, checked before anything expensive.
 
-Owns the checks on a folder's config and safetensors headers, and what the config says about context and windows. Not
-here: loading (load.py), the check that attention calls our function (attention_bridge.py).
+Owns the checks on a folder's config and safetensors headers, and what the config says about windows. Not here: the
+context length (context_length.py), loading (load.py), the check that attention calls our function
+(attention_bridge.py).
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,6 @@ from medusa_dist.errors import ModelError
 from medusa_dist.model.sharding_plans import check_tp_size
 from medusa_dist.model.source.checkpoint import Checkpoint
 
-logger = logging.getLogger(__name__)
-
-UNLIMITED = 2**31 - 1
-_GROWING_ROPE = ("dynamic", "longrope")  # their factors depend on the longest position in the batch
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -105,24 +101,6 @@ def _with_attention_backend(found: Any) -> type[PreTrainedModel]:
 def output_width(config: Any) -> int:
     """Width of what the output matrix, and so the heads, read: hidden_size, except for OPT with projections."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
-
-
-def max_position(config: Any) -> int:
-    """Longest context (tokens) that the weights support, exactly as transformers computes each position.
-
-    Rotary variants whose factors change with the longest position in a batch are served only up to the length where
-    they start to: beyond it, one request's length would change another's output.
-    """
-    longest = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
-    rope = getattr(config, "rope_parameters", None) or {}
-    for part in [rope, *(p for p in rope.values() if isinstance(p, dict))]:
-        kind = part.get("rope_type") or part.get("type")
-        if kind in _GROWING_ROPE:
-            fixed = int(part.get("original_max_position_embeddings") or longest)
-            if fixed < longest:
-                logger.warning("%s rotary embedding: context limited to %d of %d tokens", kind, fixed, longest)
-            longest = min(longest, fixed)
-    return longest
 
 
 def layer_windows(config: Any) -> list[int | None]:

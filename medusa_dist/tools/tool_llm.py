@@ -10,7 +10,13 @@ from medusa_dist.config import Config, parse_config
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.llm_backend import OF_A_SERVICE
+<<<<<<< HEAD
 from medusa_dist.offline.arguments import SpeculationSpec
+=======
+from medusa_dist.model.context_length import context_length
+from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.model.support_check import read_config as read_model_config
+>>>>>>> 84bce41 (max_model_len: YaRN and linear scaling count, nothing is cut silently)
 from medusa_dist.serve.config_file import read_serve_file
 
 
@@ -29,9 +35,14 @@ def read_config(path: Path, app: str | None, deployment: str) -> Config:
 
 
 def options_config(model: str, heads: str | None, dtype: str, ranks: int = 1) -> Config:
-    """A config from command-line options."""
+    """A config from command-line options. Fetches the model if it is not on this machine."""
     keys = {"model": model, "dtype": dtype, "heads": {"source": heads}, "tensor_parallel_size": ranks}
-    return parse_config(keys | {"max_model_len": 1024})
+    return parse_config(keys | {"max_model_len": tool_context(model)})
+
+
+def tool_context(model: str) -> int:
+    """Tokens of context for a tool's short prompts and answers: 1024, or all that the model has."""
+    return min(1024, context_length(read_model_config(model_folder(parse_config({"model": model})))).tokens)
 
 
 def open_llm(config: Config, speculation: SpeculationSpec | None = None, looks_inside: bool = True, **keys: Any) -> LLM:

@@ -4,6 +4,7 @@ Owns the order of start-up. Not here: Ray (serve/), the division of memory (kv_s
 The same code runs on every rank, and all ranks call it together; only rank 0 adds heads and engine.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
+from medusa_dist.model.context_length import check_cache_holds, context_length, resolve_max_model_len
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
@@ -49,6 +51,8 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_byte
 from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["EngineRank", "build_rank", "join_store", "model_folder", "open_store"]
 
@@ -75,6 +79,8 @@ class EngineRank:
         with self._phase("connect", progress):
             parallel, control = join_group(config, self._device, rank, store, generation)
         with self._phase("load", progress):
+            context = context_length(read_config(folder, config.trust_remote_code))
+            self._max_model_len = resolve_max_model_len(config.max_model_len, context)
             heads = self._read_heads(folder) if rank == 0 else None
             model = load_model(
                 folder,
@@ -86,11 +92,9 @@ class EngineRank:
             )
             drafter = None if heads is None else make_drafter(heads, model, config.speculation.tree)
         with self._phase("warm up", progress):
-            self._max_model_len = min(config.max_model_len or model.max_position, model.max_position)
             memory = self._memory(model, drafter, control, generation)
             num_blocks = self._num_blocks(model, memory)
-            # A context that does not fit in the cache cannot be served; /v1/models reports what can.
-            self._max_model_len = min(self._max_model_len, (num_blocks - 1) * BLOCK_TOKENS)
+            self._max_model_len = self._fit_cache((num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = RankGroup(self._make_worker(model, num_blocks), control, generation)
             if self._device.type == "cpu":
                 use_huge_pages()
@@ -170,6 +174,14 @@ class EngineRank:
                 "ranks (tensor_parallel_size) or a narrower dtype"
             )
         return count + 1
+
+    def _fit_cache(self, cache_tokens: int) -> int:
+        """The context length to serve from a cache of that size; /v1/models reports it."""
+        config = self.config
+        fits = check_cache_holds(config.max_model_len, self._max_model_len, cache_tokens, config.kv_cache_tokens)
+        if fits < self._max_model_len:
+            logger.warning("the KV cache holds %d of the model's %d tokens of context", fits, self._max_model_len)
+        return fits
 
     def _attention(self, model: ShardedModel) -> AttentionBackend:
         name = resolve_backend(self.config.attention_backend, self._device, model.dtype)

@@ -226,8 +226,15 @@ def test_kv_cache_shorter_than_max_model_len_is_noted(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = on_toy(monkeypatch, 2 * CONTEXT_BYTES)
-    found = report(tmp_path, model, options, kv_cache_tokens=32, max_model_len=64)
+    found = report(tmp_path, model, options, kv_cache_tokens=32)
     assert found.ok and any("max_model_len 64 exceeds the 32 tokens of the KV cache" in n for n in found.notes)
+    (problem,) = report(tmp_path, model, options, kv_cache_tokens=32, max_model_len=64).problems
+    assert problem.startswith("max_model_len 64 exceeds the 32 tokens that the KV cache holds")
+
+
+def test_a_context_longer_than_the_models(tmp_path: Path, model: Path) -> None:
+    (problem,) = report(tmp_path, model, device="cpu", max_model_len=65).problems
+    assert problem.startswith("max_model_len 65 exceeds the model's context length of 64 tokens")
 
 
 # --- what cannot work ---

@@ -13,13 +13,12 @@ from transformers import (
     Gemma3Config,
     LlamaConfig,
     OPTConfig,
-    Phi3Config,
     Qwen3NextConfig,
     T5Config,
 )
 
 from medusa_dist.errors import ConfigError, ModelError
-from medusa_dist.model.support_check import check_servable, layer_windows, max_position, output_width
+from medusa_dist.model.support_check import check_servable, layer_windows, output_width
 from tests.support.tiny_models import configs, save_tiny
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 97}
@@ -97,17 +96,6 @@ def test_layer_windows_follow_the_config() -> None:
     assert layer_windows(known["llama"]) == [None, None]
     assert layer_windows(known["mistral"]) == [4, 4]
     assert layer_windows(known["gemma2"]) == [4, None]
-
-
-def test_max_position_ends_where_rotary_embeddings_would_change(caplog: pytest.LogCaptureFixture) -> None:
-    long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    phi = Phi3Config(**SMALL, pad_token_id=0, max_position_embeddings=128, original_max_position_embeddings=32,
-                     rope_parameters={**long, "rope_theta": 1e4, "original_max_position_embeddings": 32})  # fmt: skip
-    assert max_position(phi) == 32 and "32 of 128" in caplog.text
-    dynamic = LlamaConfig(**SMALL, max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})  # fmt: skip # noqa: E501
-    assert max_position(dynamic) == 64
-    linear = LlamaConfig(**SMALL, max_position_embeddings=64, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})  # fmt: skip # noqa: E501
-    assert max_position(linear) == 64
 
 
 def test_truncated_weights_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from medusa_dist.app import DEPLOYMENT
 from medusa_dist.errors import ConfigError
 from medusa_dist.tools import tool_llm as open_llm_module
 from medusa_dist.tools.tool_llm import open_llm, options_config, read_config
+from tests.support import tiny_llm
 from tests.support.tiny_tool_llm import save_llm, service_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,14 +39,22 @@ def test_config_of_several_applications_requires_the_app_option(tmp_path: Path) 
         read_config(file, "third", DEPLOYMENT)
 
 
+def test_the_tools_context_is_1024_tokens_or_what_the_model_has(tmp_path: Path) -> None:
+    for positions, expected in ((4096, 1024), (256, 256)):
+        tiny_llm.save_llm(tmp_path, max_model_len=positions)
+        assert options_config(str(tmp_path), None, "float32").max_model_len == expected
+
+
 def test_tool_that_looks_inside_refuses_several_ranks(tmp_path: Path) -> None:
-    config = options_config("demo:smollm2-135m", None, "float32")
+    tiny_llm.save_llm(tmp_path)
+    config = options_config(str(tmp_path), None, "float32")
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: .* 2 ranks"):
         open_llm(config.model_copy(update={"tensor_parallel_size": 2}))
 
 
-def test_tool_that_does_not_look_inside_may_use_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_that_does_not_look_inside_may_use_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llm.save_llm(tmp_path)
     asked: list[dict] = []
     monkeypatch.setattr(open_llm_module, "LLM", lambda **keys: asked.append(keys))
-    open_llm(options_config("demo:smollm2-135m", None, "float32", ranks=2), looks_inside=False)
+    open_llm(options_config(str(tmp_path), None, "float32", ranks=2), looks_inside=False)
     assert asked[0]["tensor_parallel_size"] == 2

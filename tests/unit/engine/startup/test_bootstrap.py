@@ -1,5 +1,7 @@
 """EngineRank: what it finds, shares out and refuses."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.errors import ConfigError, HeadsError
-from tests.support.tiny_engine import EOS, VOCAB, decode, request, save_model, tiny_config
+from medusa_dist.outputs import FinishReason
+from tests.support.tiny_engine import EOS, POSITIONS, VOCAB, decode, request, save_model, tiny_config
 from tests.support.tiny_heads import save_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,6 +34,30 @@ def test_engine_rank_reports_phases_sizes_and_speculation(folder: Path) -> None:
     assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 draft tokens per step"
     assert rank.engine.scheduler.limits.eos_ids == (EOS,)
     assert rank.engine.policy.measured_cost is not None and rank.engine.policy.measured_cost.draft_s > 0
+
+
+def test_an_end_token_that_generation_config_alone_names_ends_an_output_too(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    asked = {"temperature": 0.0, "max_tokens": 12}
+    free = decode(EngineRank(tiny_config(tmp_path), tmp_path).engine, [request("x", [3, 4], ignore_eos=True, **asked)])
+    tokens = free.outputs["x"].token_ids
+    end = next(t for t in tokens if t != EOS)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    rank = EngineRank(tiny_config(tmp_path), tmp_path)
+    assert rank.engine.scheduler.limits.eos_ids == tuple(sorted({EOS, end}))
+    run = decode(rank.engine, [request("x", [3, 4], **asked), request("y", [3, 4], ignore_eos=True, **asked)])
+    first = min(tokens.index(t) for t in (EOS, end) if t in tokens)
+    assert run.outputs["x"].token_ids == tokens[: first + 1]
+    assert run.outputs["x"].finish_reason is FinishReason.STOP and run.outputs["y"].token_ids == tokens
+
+
+def test_a_context_that_the_model_or_the_cache_cannot_hold_is_refused_not_cut(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"max_model_len 100000 exceeds .* {POSITIONS} tokens"):
+        EngineRank(tiny_config(folder, max_model_len=100_000), folder)
+    with pytest.raises(ConfigError, match=r"max_model_len 96 exceeds the 32 tokens .* raise kv_cache_tokens \(32\)"):
+        EngineRank(tiny_config(folder, max_model_len=96, kv_cache_tokens=32, heads={}), folder)
+    rank = EngineRank(tiny_config(folder, kv_cache_tokens=96, heads={}), folder)  # not asked for: what there is
+    assert rank.facts["max_model_len"] == 96
 
 
 def test_engine_without_heads_or_speculation_decodes_without_drafts(folder: Path) -> None:
