@@ -196,6 +196,11 @@ class Config(Strict):
         description="Load no tokenizer: prompts are token ids, and so are outputs; their text is empty. For a folder "
         "without tokenizer files. Texts, messages, stop strings and grammars are refused.",
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="Name of one of the model's chat templates, or a file with a Jinja template. None: the model's "
+        "only or default one.",
+    )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -217,7 +222,9 @@ class Config(Strict):
     max_model_len: int | None = Field(
         ge=2,
         default=None,
-        description="Maximum length of prompt + output, in tokens. None: the length the model was trained for.",
+        description="Maximum length of prompt + output, in tokens. None: the length that the model's config allows, "
+        "rotary scaling included (YaRN: factor x original length), or what the KV cache holds. More than either is an "
+        "error.",
     )
     max_running: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=16, description="Sequences decoded together in one step."

@@ -23,6 +23,7 @@ from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestEr
 from medusa_dist.request import Request, check_prompt, choice_seed
 from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.bounded_render import run_bounded
 from medusa_dist.text.chat_template import encode_rendered, render_chat
 from medusa_dist.text.no_tokenizer import NoTokenizer
 
@@ -67,7 +68,7 @@ async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bo
         text = render_chat(service.tokenizer, turns, add_generation_prompt, instead="/v1/completions")
         return EncodedPrompt(text, tuple(encode_rendered(service.tokenizer, text)))
 
-    return await off_loop(sum(len(m.text) for m in messages), render)
+    return await anyio.to_thread.run_sync(run_bounded, render)
 
 
 async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> EncodedPrompt:

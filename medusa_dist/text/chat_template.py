@@ -1,15 +1,15 @@
 """Messages and questions as prompts, through the model's chat template.
 
-Owns the rendering for HTTP, LLM and the offline commands. Not here: the fields of a message (api/schema/requests.py).
-No torch.
+Owns the rendering for HTTP, LLM and the offline commands, and which template is used. Not here: the fields of a message
+(api/schema/requests.py), limits of time and memory (bounded_render.py). No torch.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from medusa_dist.errors import RequestError
+from medusa_dist.errors import ConfigError, RequestError
+from medusa_dist.text.bounded_render import TEMPLATE_FAILURES, describe_failure
 
 # Arguments of transformers' apply_chat_template; the rest is passed to the template.
 _ARGUMENTS = {
@@ -22,6 +22,46 @@ _ARGUMENTS = {
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether the model comes with a template for conversations."""
     return bool(getattr(tokenizer, "chat_template", None))
+
+
+def choose_template(tokenizer: Any, asked: str | None) -> None:
+    """Make the tokenizer use the template that the config key `chat_template` asks for. None: leave the model's own.
+
+    asked: the name of one of the model's templates, or a file with a Jinja template. Raises ConfigError.
+    """
+    if asked is None:
+        return
+    named = getattr(tokenizer, "chat_template", None)
+    named = named if isinstance(named, dict) else {}
+    path = Path(asked).expanduser()
+    if asked in named:
+        tokenizer.chat_template = named[asked]
+    elif path.is_file():
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    else:
+        names = f"one of {', '.join(sorted(named))}" if named else "none, as the model's templates have no names"
+        raise ConfigError(
+            f"chat_template: {asked!r} is neither a file nor the name of a template of this model; names: {names}"
+        )
+
+
+def select_template(templates: str | Mapping[str, str], has_tools: bool = False) -> str:
+    """The template to render with: "tool_use" where tools are given and it exists, else "default".
+
+    templates: the model's only one, or several by name. Raises RequestError where there is none to choose.
+    """
+    if isinstance(templates, str):
+        return templates
+    for name in ("tool_use", "default") if has_tools else ("default",):
+        if name in templates:
+            return templates[name]
+    if len(templates) == 1:
+        return next(iter(templates.values()))
+    raise RequestError(
+        f"this model has several chat templates ({', '.join(sorted(templates))}) and none is the default; whoever runs "
+        "the service has to choose one by the config key chat_template",
+        "messages",
+    )
 
 
 def render_chat(
@@ -53,6 +93,8 @@ def render_chat(
     taken = sorted(_ARGUMENTS & variables.keys())
     if taken:
         raise RequestError(f"chat_template_kwargs: {taken[0]} is no variable of a template", "chat_template_kwargs")
+    if chat_template is None and isinstance(tokenizer.chat_template, dict):
+        chat_template = select_template(tokenizer.chat_template)
     variables |= {"chat_template": chat_template} if chat_template is not None else {}
     variables |= {"continue_final_message": True} if continue_final_message else {}
     turns = [dict(message) for message in messages]
@@ -60,8 +102,10 @@ def render_chat(
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
         )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise RequestError(f"the model's chat template rejects these messages: {error}", "messages") from None
+    except TEMPLATE_FAILURES as error:
+        raise RequestError(
+            f"the model's chat template rejects these messages: {describe_failure(error)}", "messages"
+        ) from None
     return text
 
 

@@ -10,13 +10,10 @@ from medusa_dist.config import Config, parse_config
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.llm_backend import OF_A_SERVICE
-<<<<<<< HEAD
-from medusa_dist.offline.arguments import SpeculationSpec
-=======
 from medusa_dist.model.context_length import context_length
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import read_config as read_model_config
->>>>>>> 84bce41 (max_model_len: YaRN and linear scaling count, nothing is cut silently)
+from medusa_dist.offline.arguments import SpeculationSpec
 from medusa_dist.serve.config_file import read_serve_file
 
 

@@ -32,8 +32,10 @@ from medusa_dist.serve.placement import bundles
 from medusa_dist.serve.rank import Rank, RankInfo
 from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.serve.supervisor import Supervisor
+from medusa_dist.text.chat_template import choose_template, render_chat
 from tests.support.config_checks_engine import World, request
 from tests.support.fake_groups import Silent
+from tests.support.tiny_tokenizers import byte_tokenizer
 
 # --- what Serve and Ray are told ---
 
@@ -42,6 +44,15 @@ def served_model_name(world: World) -> None:
     for value, expected in (("mine", "mine"), (None, world.folder.name)):
         front = SimpleNamespace(_config=world.config("served_model_name", value))
         assert LLMReplica.name.fget(front) == expected
+
+
+def chat_template(world: World) -> None:
+    """The service and LLM pass the key on: tests/unit/test_llm.py."""
+    for value in ("short", "long"):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = {"default": "d", "short": "short", "long": "long"}
+        choose_template(tokenizer, world.config("chat_template", value).chat_template)
+        assert render_chat(tokenizer, [{"role": "user", "content": "x"}]) == value
 
 
 def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:
@@ -288,6 +299,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "http.max_body_bytes": max_body_bytes,
     "http.cors_origins": cors_origins,
     "served_model_name": served_model_name,
+    "chat_template": chat_template,
     "tensor_parallel_size": tensor_parallel_size,
     "max_queued": max_queued,
     "autoscaling.min_replicas": option("min_replicas", "min_replicas", 1, 3),

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from medusa_dist import LLM, SamplingParams
+from medusa_dist import llm as llm_module
 from medusa_dist.errors import ConfigError, HeadsError, ModelError, RequestError
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request, choice_seed
@@ -303,6 +304,17 @@ def test_chat_honours_many_conversations_and_template_arguments(plain: LLM) -> N
     assert "assistant" not in prompt(hi, add_generation_prompt=False)
     open_end = [*hi, {"role": "assistant", "content": "well"}]
     assert prompt(open_end, add_generation_prompt=False, continue_final_message=True).endswith("assistant\nwell")
+
+
+def test_the_key_chat_template_chooses_the_template(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_module, "start_backend", lambda config: None)
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
+    one = LLM(str(folder), chat_template=str(tmp_path / "own.jinja"))
+    assert one.tokenizer.decode(one.chat_ids([{"role": "user", "content": "hi"}])) == "hi!"
+    with pytest.raises(ConfigError, match="chat_template: 'rag' is neither a file nor the name"):
+        LLM(str(folder), chat_template="rag")
 
 
 def test_llm_refuses_unknown_keys_service_keys_and_missing_files(folder: Path, tmp_path: Path) -> None:

@@ -203,14 +203,9 @@ class EngineRank:
         found.refuse_chance()
         return str(found)
 
-<<<<<<< HEAD
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
-        config, eos_ids = self.config, eos_token_ids(folder)
-=======
-    def _build_engine(self, model: ShardedModel, drafter: HeadDrafter | None, folder: Path) -> None:
         config = self.config
         eos_ids = eos_token_ids(folder, model.vocab_size, config.trust_remote_code)
->>>>>>> 0cf1099 (End tokens: the union of both configs and the tokenizer)
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
         policy = TreePolicy(config.speculation, cost, self._attention(model).tree_alignment)
         limits = Limits(

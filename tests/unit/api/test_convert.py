@@ -1,13 +1,16 @@
 import asyncio
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medusa_dist.api import convert
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from medusa_dist.api.schema.responses import ErrorReply
 from medusa_dist.errors import ConfigError, EngineError, GroupError, OverloadedError, RequestError
+from medusa_dist.text import bounded_render
 from tests.support.fake_service import FakeService, chat, client_of, completion
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -229,6 +232,22 @@ async def test_chat_without_a_chat_template_is_400_pointing_to_completions():
     service.tokenizer = type(service.tokenizer)(tokenizer_object=service.tokenizer.backend_tokenizer)
     reply, error = await fail(CHAT, service, json=chat())
     assert reply.status_code == 400 and "/v1/completions" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 1 / 0 }}", "rejects these messages: ZeroDivisionError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "did not end within"),
+    ],
+)
+async def test_a_template_that_fails_or_never_ends_is_a_400(monkeypatch, template, words):
+    monkeypatch.setattr(convert, "run_bounded", partial(bounded_render.run_bounded, cpu_s=0.1))
+    service = FakeService()
+    service.tokenizer = type(service.tokenizer)(tokenizer_object=service.tokenizer.backend_tokenizer)
+    service.tokenizer.chat_template = template
+    reply, error = await fail(CHAT, service, json=chat())
+    assert reply.status_code == 400 and words in error["message"] and error["param"] == "messages"
 
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 1, 2**31, 2**63, 1e308, 10**400])
