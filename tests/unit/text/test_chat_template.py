@@ -87,7 +87,7 @@ def test_the_template_for_tools_or_the_default_is_selected(templates: Any, has_t
     assert select_template(templates, has_tools) == expected
 
 
-def test_several_templates_without_a_default_are_refused_with_the_key_that_chooses() -> None:
+def test_templates_without_a_default_are_refused_naming_the_config_key() -> None:
     with pytest.raises(RequestError, match=r"several chat templates \(rag, tool_use\) .* config key chat_template"):
         select_template({"rag": "r", "tool_use": "t"})
     tokenizer = byte_tokenizer()

@@ -36,7 +36,7 @@ def test_engine_rank_reports_phases_sizes_and_speculation(folder: Path) -> None:
     assert rank.engine.policy.measured_cost is not None and rank.engine.policy.measured_cost.draft_s > 0
 
 
-def test_an_end_token_that_generation_config_alone_names_ends_an_output_too(folder: Path, tmp_path: Path) -> None:
+def test_end_token_of_generation_config_alone_ends_an_output(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     asked = {"temperature": 0.0, "max_tokens": 12}
     free = decode(EngineRank(tiny_config(tmp_path), tmp_path).engine, [request("x", [3, 4], ignore_eos=True, **asked)])
@@ -51,7 +51,7 @@ def test_an_end_token_that_generation_config_alone_names_ends_an_output_too(fold
     assert run.outputs["x"].finish_reason is FinishReason.STOP and run.outputs["y"].token_ids == tokens
 
 
-def test_a_context_that_the_model_or_the_cache_cannot_hold_is_refused_not_cut(folder: Path) -> None:
+def test_context_beyond_the_model_or_the_cache_is_refused_not_cut(folder: Path) -> None:
     with pytest.raises(ConfigError, match=rf"max_model_len 100000 exceeds .* {POSITIONS} tokens"):
         EngineRank(tiny_config(folder, max_model_len=100_000), folder)
     with pytest.raises(ConfigError, match=r"max_model_len 96 exceeds the 32 tokens .* raise kv_cache_tokens \(32\)"):

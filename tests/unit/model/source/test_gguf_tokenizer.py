@@ -43,7 +43,7 @@ def tokenizer_of(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", LLAMA_CPP)
-def test_a_named_pre_tokenizer_splits_as_llama_cpp_does_and_still_after_saving(name: str, tmp_path: Path) -> None:
+def test_named_pre_tokenizer_splits_as_llama_cpp_does_also_once_saved(name: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.pre": name}))
     tokenizer.save_pretrained(tmp_path)
     for read in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
@@ -85,14 +85,14 @@ def test_a_vocabulary_of_another_kind_is_refused_by_name(kind: str, tmp_path: Pa
         ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.bos_token_id": None}, [258]),
     ],
 )
-def test_bos_and_eos_are_added_as_the_keys_say_or_the_pre_tokenizer_implies(
+def test_bos_and_eos_are_added_as_keys_say_or_the_pre_tokenizer_implies(
     keys: dict[str, Any], expected: list[int], tmp_path: Path
 ) -> None:
     tokenizer = tokenizer_of(write_gguf(tmp_path / "m.gguf", keys))
     assert [258 if i > 2 else i for i in tokenizer("x")["input_ids"]] == expected
 
 
-def test_decomposed_letters_are_composed_for_models_whose_own_tokenizer_does_so(tmp_path: Path) -> None:
+def test_letters_are_composed_for_models_whose_own_tokenizer_does_so(tmp_path: Path) -> None:
     for name, composed in (("qwen2", True), ("llama-bpe", False)):
         tokenizer = tokenizer_of(write_gguf(tmp_path / f"{name}.gguf", {"tokenizer.ggml.pre": name}))
         assert (tokenizer.tokenize("e\u0301") == tokenizer.tokenize("é")) is composed
@@ -217,7 +217,7 @@ def llama3_divisors(theta: float, dim: int, factor: float) -> np.ndarray:
     return np.array(found)
 
 
-def test_llama_3_scaling_is_recognised_by_its_divisors_and_other_rules_are_refused(tmp_path: Path) -> None:
+def test_llama_3_scaling_is_read_from_its_divisors_others_are_refused(tmp_path: Path) -> None:
     divisors = llama3_divisors(10000.0, 16, 8.0)
     convert(write_gguf(tmp_path / "m.gguf", {}, {"rope_freqs.weight": divisors}), tmp_path / "out", "hash")
     rope = read_config(tmp_path / "out").rope_parameters
