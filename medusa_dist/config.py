@@ -201,6 +201,12 @@ class Config(Strict):
         description="Name of one of the model's chat templates, or a file with a Jinja template. None: the model's "
         "only or default one.",
     )
+    sanitize_control_tokens: bool = Field(
+        default=True,
+        description="Control tokens in messages, such as <|im_start|>, are plain text to the model; only the chat "
+        "template writes real ones. false: they are parsed, so that whoever writes a message, a tool's result or a "
+        "document can forge a turn of any role. Only for messages that you write yourself.",
+    )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

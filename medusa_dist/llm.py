@@ -165,7 +165,7 @@ class LLM:
         template = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         rest = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
         conversations = split_conversations(messages)
-        encoded = [encode_chat(self.tokenizer, turns, **template, **rest) for turns in conversations]
+        encoded = [self._chat_ids(turns, **template, **rest) for turns in conversations]
         tokens = self._jobs.read(encoded)
         jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt)
         return RequestOutputs(self._finish(jobs, use_tqdm))
@@ -173,7 +173,11 @@ class LLM:
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
         (conversation,) = split_conversations(messages)
-        return encode_chat(self.tokenizer, conversation)
+        return self._chat_ids(conversation)
+
+    def _chat_ids(self, messages: Sequence[Message], **template: Any) -> list[int]:
+        """Control tokens in the messages are plain text, unless the config says otherwise."""
+        return encode_chat(self.tokenizer, messages, sanitize=self.config.sanitize_control_tokens, **template)[1]
 
     def stream(
         self,

@@ -16,7 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from medusa_dist.api.beams import asked_beams
-from medusa_dist.api.schema.requests import ChatMessage, ChatRequest, CompletionRequest, Sampled
+from medusa_dist.api.schema.messages import ChatMessage
+from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, Sampled
 from medusa_dist.api.schema.structured_outputs import asked_grammar
 from medusa_dist.api.service import Service
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
@@ -24,7 +25,8 @@ from medusa_dist.request import Request, check_prompt, choice_seed
 from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.bounded_render import run_bounded
-from medusa_dist.text.chat_template import encode_rendered, render_chat
+from medusa_dist.text.chat_template import encode_chat
+from medusa_dist.text.control_tokens import literal_encoder
 from medusa_dist.text.no_tokenizer import NoTokenizer
 
 logger = logging.getLogger(__name__)
@@ -56,26 +58,42 @@ def check_model(name: str, service: Service) -> None:
         )
 
 
-async def chat_prompt(messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service) -> EncodedPrompt:
+async def chat_prompt(
+    messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service, add_special_tokens: bool = False
+) -> EncodedPrompt:
     """Messages through the model's chat template. Raises RequestError where there is none or it objects."""
-    turns = [
-        {"role": "system" if m.role == "developer" else m.role, "content": m.text}
-        | ({"name": m.name} if m.name else {})
-        for m in messages
-    ]
+    turns = [m.turn() for m in messages]
 
     def render() -> EncodedPrompt:
-        text = render_chat(service.tokenizer, turns, add_generation_prompt, instead="/v1/completions")
-        return EncodedPrompt(text, tuple(encode_rendered(service.tokenizer, text)))
+        text, ids = encode_chat(
+            service.tokenizer,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            instead="/v1/completions",
+            sanitize=service.sanitize_control_tokens,
+            add_special_tokens=add_special_tokens,
+        )
+        return EncodedPrompt(text, tuple(ids))
 
     return await anyio.to_thread.run_sync(run_bounded, render)
 
 
-async def text_prompt(text: str, service: Service, add_special_tokens: bool = True) -> EncodedPrompt:
-    """Tokenise a plain text, with the special tokens the model expects at its start."""
+async def text_prompt(
+    text: str, service: Service, add_special_tokens: bool = True, parse_special: bool = True
+) -> EncodedPrompt:
+    """Tokenise a plain text.
+
+    add_special_tokens: with those the model expects around it. parse_special: the text may contain control tokens.
+    """
 
     def tokenize() -> EncodedPrompt:
-        return EncodedPrompt(text, tuple(service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
+        if parse_special or isinstance(service.tokenizer, NoTokenizer):  # which refuses
+            ids = service.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        else:
+            encoder = literal_encoder(service.tokenizer)
+            ids = encoder.encode_plain(text)
+            ids = encoder.add_affixes(ids) if add_special_tokens else ids
+        return EncodedPrompt(text, tuple(ids))
 
     return await off_loop(len(text), tokenize)
 
@@ -89,7 +107,8 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
     prompts = []
     for item in listed:
         if isinstance(item, str):
-            prompts.append(await text_prompt(item, service))
+            options = (body.add_special_tokens is not False, body.parse_special is not False)
+            prompts.append(await text_prompt(item, service, *options))
         else:
             check_prompt(item, service.max_model_len, service.vocab_size, None)  # before the tokenizer sees the ids
             prompts.append(EncodedPrompt(_decoded(item, service.tokenizer), tuple(item)))

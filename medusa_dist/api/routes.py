@@ -88,7 +88,11 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
         """Create a chat completion."""
         service = get_service()
         check_model(body.model, service)
-        prompt = await chat_prompt(body.messages, body.add_generation_prompt is not False, service)
+        add_generation_prompt, add_special_tokens = (
+            body.add_generation_prompt is not False,
+            bool(body.add_special_tokens),
+        )
+        prompt = await chat_prompt(body.messages, add_generation_prompt, service, add_special_tokens)
         return await _generate(body, [prompt], request, service)
 
     @app.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})

@@ -25,6 +25,7 @@ class Service(Protocol):
     name: the value of `model` in requests. created: unix seconds. tokenizer: a transformers tokenizer, or
     NoTokenizer (text/no_tokenizer.py) for a model that is served as token ids alone.
     system_fingerprint: changes whenever the same seed may give different tokens (weights, dtype, noise version).
+    sanitize_control_tokens: the config key.
     """
 
     @property
@@ -42,6 +43,10 @@ class Service(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The transformers tokenizer of the model, or NoTokenizer."""
+
+    @property
+    def sanitize_control_tokens(self) -> bool:
+        """Whether control tokens in messages are plain text."""
 
     @property
     def system_fingerprint(self) -> str:

@@ -4,6 +4,7 @@ Owns what Serve calls on a replica (constructor, health check, shutdown, load) a
 Not here: the routes (api/, added in app.py), the lifetime of the group (supervisor.py). Needs no GPU.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -24,6 +25,8 @@ from medusa_dist.serve.metrics import ServiceMetrics
 from medusa_dist.serve.placement import check_bundles
 from medusa_dist.serve.rank import STACK
 from medusa_dist.serve.supervisor import Supervisor
+from medusa_dist.text.control_tokens import literal_encoder
+from medusa_dist.text.no_tokenizer import NoTokenizer
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,6 +47,9 @@ class LLMReplica:
         facts = self._facts = self._supervisor.facts
         # Bundle 0 holds rank 0 and this process, so both see the same folder.
         self._tokenizer = load_tokenizer(facts["folder"], config)
+        if not isinstance(self._tokenizer, NoTokenizer):
+            # Takes seconds for large vocabularies: not while the first message with a control token waits.
+            await asyncio.to_thread(literal_encoder(self._tokenizer).prepare)
         self._created = int(time.time())
         logger.info("%s is ready: %s", config.name, json.dumps(facts, default=str))
 
@@ -83,6 +89,11 @@ class LLMReplica:
     def tokenizer(self) -> Any:
         """The transformers tokenizer of the model, or NoTokenizer."""
         return self._tokenizer
+
+    @property
+    def sanitize_control_tokens(self) -> bool:
+        """Whether control tokens in messages are plain text."""
+        return self._config.sanitize_control_tokens
 
     @property
     def system_fingerprint(self) -> str:

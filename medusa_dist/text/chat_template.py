@@ -1,7 +1,8 @@
 """Messages and questions as prompts, through the model's chat template.
 
-Owns the rendering for HTTP, LLM and the offline commands, and which template is used. Not here: the fields of a message
-(api/schema/requests.py), limits of time and memory (bounded_render.py). No torch.
+Owns the rendering for HTTP, LLM and the offline commands, which template is used, and that only the template writes
+control tokens. Not here: the fields of a message (api/schema/messages.py), limits of time and memory
+(bounded_render.py), which tokens are control tokens (control_tokens.py). No torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,11 @@ from typing import Any
 
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.text.bounded_render import TEMPLATE_FAILURES, describe_failure
+from medusa_dist.text.control_tokens import literal_encoder
+from medusa_dist.text.tracked_template import render_marked
+from medusa_dist.text.user_text import Marks
+
+Messages = Sequence[Mapping[str, Any]]
 
 # Arguments of transformers' apply_chat_template; the rest is passed to the template.
 _ARGUMENTS = {
@@ -64,9 +70,14 @@ def select_template(templates: str | Mapping[str, str], has_tools: bool = False)
     )
 
 
+def _source(tokenizer: Any, chat_template: str | None) -> str:
+    """The template's text: one that the request brings, or the model's."""
+    return select_template(tokenizer.chat_template) if chat_template is None else chat_template
+
+
 def render_chat(
     tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Messages,
     add_generation_prompt: bool = True,
     instead: str = "generate",
     *,
@@ -93,9 +104,7 @@ def render_chat(
     taken = sorted(_ARGUMENTS & variables.keys())
     if taken:
         raise RequestError(f"chat_template_kwargs: {taken[0]} is no variable of a template", "chat_template_kwargs")
-    if chat_template is None and isinstance(tokenizer.chat_template, dict):
-        chat_template = select_template(tokenizer.chat_template)
-    variables |= {"chat_template": chat_template} if chat_template is not None else {}
+    variables["chat_template"] = _source(tokenizer, chat_template)
     variables |= {"continue_final_message": True} if continue_final_message else {}
     turns = [dict(message) for message in messages]
     try:
@@ -109,21 +118,70 @@ def render_chat(
     return text
 
 
-def encode_rendered(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a rendered conversation: no further special tokens are added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def encode_chat(
+    tokenizer: Any, messages: Messages, *, sanitize: bool = True, add_special_tokens: bool = False, **template: Any
+) -> tuple[str, list[int]]:
+    """Text and token ids of a conversation, by default ready for the assistant's answer. Raises RequestError.
 
-
-def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
-    """Token ids of a conversation, ready for the assistant's answer. Raises RequestError.
-
-    template: as in render_chat.
+    sanitize: control tokens in the messages and variables become plain text; only those that the template itself writes
+    become tokens. add_special_tokens: also add what the tokenizer adds to a text; a beginning that the template has
+    written is not repeated. template: as in `render_chat`.
     """
-    return encode_rendered(tokenizer, render_chat(tokenizer, messages, **template))
+    text = render_chat(tokenizer, messages, **template)
+    encoder = literal_encoder(tokenizer)
+    if sanitize:
+        text, ids = _encode_sanitized(tokenizer, text, messages, template)
+    else:
+        ids = encoder.encode(text)
+    return text, encoder.add_affixes(ids) if add_special_tokens else ids
 
 
 def encode_question(tokenizer: Any, text: str) -> list[int]:
     """Token ids of one question: as a user's message if the model has a chat template, else as plain text."""
     if has_chat_template(tokenizer):
-        return encode_chat(tokenizer, [{"role": "user", "content": text}])
+        return encode_chat(tokenizer, [{"role": "user", "content": text}])[1]
     return list(tokenizer(text)["input_ids"])
+
+
+def _encode_sanitized(
+    tokenizer: Any, text: str, messages: Messages, template: Mapping[str, Any]
+) -> tuple[str, list[int]]:
+    """Text and token ids, with control tokens only where all characters are the template's.
+
+    Renders again with marked strings. If the result is the same text with marks, they say whose each character is.
+    """
+    encoder = literal_encoder(tokenizer)
+    variables = template.get("chat_template_kwargs") or {}
+    marks = Marks([*messages, variables], text)
+    marked = _render_marked(tokenizer, marks, messages, template)
+    if marks.plain(marked).startswith(text):
+        return text, encoder.encode_tracked(text, marked[: len(text)], marks.is_marked)
+    # The template looks into its input in a way that cannot be followed here: it gets to see marked text.
+    rest = {"chat_template_kwargs": marks.mark(variables)} if variables else {}
+    marked = render_chat(tokenizer, marks.mark_messages(messages), **{**template, **rest})
+    opaque = marks.plain(marked)
+    ids, whole = encoder.encode_tracked(opaque, marked, marks.is_marked), encoder.encode(text)
+    if encoder.control_in(ids) == encoder.control_in(whole):
+        return text, whole  # no control token more than the template writes whatever the messages say
+    return opaque, ids
+
+
+def _render_marked(tokenizer: Any, marks: Marks, messages: Messages, template: Mapping[str, Any]) -> str:
+    """The conversation with marked strings, at least to the end of the prompt; "" if that fails."""
+    turns = [{k: v for k, v in turn.items() if v is not None} for turn in marks.mark_messages(messages)]
+    end = marks.new() if template.get("continue_final_message") else ""
+    if end and isinstance(turns[-1].get("content"), str):
+        turns[-1]["content"] += end
+    variables = {
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": template.get("add_generation_prompt", True),
+        **tokenizer.special_tokens_map,
+        "messages": turns,
+        **marks.mark(template.get("chat_template_kwargs") or {}),
+    }
+    try:
+        marked = render_marked(_source(tokenizer, template.get("chat_template")), marks, variables)
+    except TEMPLATE_FAILURES:
+        return ""
+    return marked[: marked.rindex(end)] if end and end in marked else marked

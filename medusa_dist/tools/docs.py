@@ -1,21 +1,25 @@
-"""Generates docs from code (`make docs`): docs/config.md, sampling table, file tree.
+"""Generates docs from code (`make docs`): docs/config.md, tables of sampling fields and message keys, file tree.
 
-Owns their format. Not here: keys (config.py), sampling fields (sampling_fields.py), a file's line (its docstring).
+Owns their format. Not here: keys (config.py), sampling fields (sampling_fields.py), keys of messages
+(api/schema/fields.py), a file's line (its docstring).
 Works on a checkout, not on an installed package.
 """
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Rule
 from medusa_dist.config import Config
 from medusa_dist.sampling_fields import FIELDS, SamplingField
 
 ROOT = Path(__file__).parents[2]
 SAMPLING_MARKS = ("<!-- sampling fields -->\n", "<!-- end of sampling fields -->\n")
+MESSAGE_MARKS = ("<!-- message keys -->\n", "<!-- end of message keys -->\n")
 TREE_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
 _HEAD = """# Keys of a service
 
@@ -93,6 +97,22 @@ def _beams(field: SamplingField) -> str:
     return "yes" if field.no_beams is None else f"no: {field.no_beams}"
 
 
+def message_table() -> str:
+    """The table of keys of messages and content parts, for docs/requests.md; keys with one rule share a row."""
+    lines = ["| key | in | use | note |", "|---|---|---|---|"]
+    for place, rules in (("message", MESSAGE_FIELDS), ("part", PART_FIELDS)):
+        names: dict[tuple[str, str], list[str]] = {}
+        for name, rule in rules.items():
+            names.setdefault((str(rule.use), _note(rule)), []).append(f"`{name}`")
+        lines += [f"| {', '.join(keys)} | {place} | {use} | {note} |" for (use, note), keys in names.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _note(rule: Rule) -> str:
+    neutral = " or ".join(f"`{json.dumps(value)}`" for value in rule.neutral)
+    return rule.note + (f"; {neutral} is taken" if neutral else "")
+
+
 def file_tree() -> str:
     """One line per folder and file of the package: name and first line of the docstring."""
     return "```\n" + "\n".join(_tree(ROOT / "medusa_dist", 0)) + "\n```\n"
@@ -122,6 +142,11 @@ def with_sampling(text: str) -> str:
     return _between(SAMPLING_MARKS, text, sampling_table())
 
 
+def with_messages(text: str) -> str:
+    """docs/requests.md with the table of message keys inserted between its marks."""
+    return _between(MESSAGE_MARKS, text, message_table())
+
+
 def _between(marks: tuple[str, str], text: str, new: str) -> str:
     begin, end = (text.index(mark) for mark in marks)
     return text[: begin + len(marks[0])] + new + text[end:]
@@ -130,6 +155,6 @@ def _between(marks: tuple[str, str], text: str, new: str) -> str:
 if __name__ == "__main__":
     (ROOT / "docs" / "config.md").write_text(page())
     requests = ROOT / "docs" / "requests.md"
-    requests.write_text(with_sampling(requests.read_text()))
+    requests.write_text(with_messages(with_sampling(requests.read_text())))
     architecture = ROOT / "docs" / "architecture.md"
     architecture.write_text(with_tree(architecture.read_text()))

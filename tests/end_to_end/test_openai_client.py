@@ -57,6 +57,15 @@ def test_openai_client_gets_a_chat_reply_with_logprobs_and_usage(client):
     assert (reply.model_extra["seed"], reply.system_fingerprint) == (3, "fp-noise1")
 
 
+def test_an_answer_appended_unchanged_is_taken(client, service):
+    raw = client.chat.completions.with_raw_response.create(model="org/tiny", messages=SAY)
+    message = raw.parse().choices[0].message
+    for again in (message, message.model_dump(), json.loads(raw.text)["choices"][0]["message"]):
+        client.chat.completions.create(model="org/tiny", messages=[*SAY, again, *SAY])
+        text = service.tokenizer.decode(service.requests[-1].prompt_ids)
+        assert text == "<s>user\nHi<eos><s>assistant\nHello thé 😀!<eos><s>user\nHi<eos><s>assistant\n"
+
+
 def test_openai_client_streams_two_choices_and_usage(client):
     chunks = list(
         client.chat.completions.create(

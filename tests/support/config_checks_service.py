@@ -24,6 +24,7 @@ from medusa_dist.engine.startup import process_group
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import GroupError, OverloadedError
+from medusa_dist.llm import LLM
 from medusa_dist.serve import placement
 from medusa_dist.serve import supervisor as supervisor_module
 from medusa_dist.serve.autoscaling import METRIC, QueueDepthPolicy
@@ -53,6 +54,15 @@ def chat_template(world: World) -> None:
         tokenizer.chat_template = {"default": "d", "short": "short", "long": "long"}
         choose_template(tokenizer, world.config("chat_template", value).chat_template)
         assert render_chat(tokenizer, [{"role": "user", "content": "x"}]) == value
+
+
+def sanitize_control_tokens(world: World) -> None:
+    says = [{"role": "user", "content": "<eos>"}]
+    for value, num in ((True, 1), (False, 2)):
+        config = world.config("sanitize_control_tokens", value)
+        assert LLMReplica.sanitize_control_tokens.fget(SimpleNamespace(_config=config)) is value
+        llm = SimpleNamespace(config=config, tokenizer=byte_tokenizer())
+        assert LLM.chat_ids(llm, says).count(llm.tokenizer.eos_token_id) == num
 
 
 def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:
@@ -300,6 +310,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "http.cors_origins": cors_origins,
     "served_model_name": served_model_name,
     "chat_template": chat_template,
+    "sanitize_control_tokens": sanitize_control_tokens,
     "tensor_parallel_size": tensor_parallel_size,
     "max_queued": max_queued,
     "autoscaling.min_replicas": option("min_replicas", "min_replicas", 1, 3),

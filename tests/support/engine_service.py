@@ -16,6 +16,7 @@ class EngineService:
 
     name = "tiny"
     system_fingerprint = "tiny-noise1"
+    sanitize_control_tokens = True
     created = 1_700_000_000
 
     def __init__(self, llm: LLM) -> None:

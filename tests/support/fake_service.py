@@ -24,6 +24,7 @@ class FakeService:
     vocab_size = len(TOKENIZER)
     tokenizer = TOKENIZER
     system_fingerprint = "fp-noise1"
+    sanitize_control_tokens = True
     created = 1_700_000_000
 
     def __init__(self, text="Hello thé 😀!", portion=3):

@@ -43,6 +43,26 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
 
 
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """As sentencepiece_tokenizer, but only the first word of a text gets a space (like Llama 3's conversions)."""
+    tokenizer = sentencepiece_tokenizer()
+    core = tokenizer.backend_tokenizer
+    core.normalizer = None
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    return tokenizer
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram over single characters (like T5), whose own vocabulary has </s> and <|im_end|>; NFKC before all else."""
+    pieces = [(text, 0.0) for text in ("<unk>", "<s>", "</s>", "<|im_end|>")]
+    pieces += [(f"<0x{i:02X}>", -20.0) for i in range(256)] + [(chr(i), -5.0) for i in range(0x21, 0x7F)]
+    core = Tokenizer(models.Unigram([*pieces, ("▁", -3.0), ("ab", -4.0), ("▁a", -4.0)], unk_id=0, byte_fallback=True))
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = sentencepiece_tokenizer().backend_tokenizer.decoder
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+
+
 def json_tokenizer() -> PreTrainedTokenizerFast:
     """29 pieces, byte-level: <pad>, <s>, <eos> = 2, what small JSON needs, and four merges. Most bytes are missing."""
     special = ["<pad>", "<s>", "<eos>"]

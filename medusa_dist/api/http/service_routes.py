@@ -88,9 +88,12 @@ def _add_tokenizer(app: FastAPI, get_service: GetService) -> None:
         if body.model is not None:
             check_model(body.model, service)
         if body.messages is not None:
-            prompt = await chat_prompt(body.messages, body.add_generation_prompt, service)
+            prompt = await chat_prompt(
+                body.messages, body.add_generation_prompt, service, bool(body.add_special_tokens)
+            )
         else:
-            prompt = await text_prompt(body.prompt or "", service, body.add_special_tokens)
+            options = (body.add_special_tokens is not False, body.parse_special)
+            prompt = await text_prompt(body.prompt or "", service, *options)
         return TokenizeReply(count=len(prompt.ids), max_model_len=service.max_model_len, tokens=list(prompt.ids))
 
     @app.post("/detokenize")

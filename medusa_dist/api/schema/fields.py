@@ -1,10 +1,10 @@
 """Table of request fields: honoured, accepted without effect, or refused.
 
-Owns the rule for each field, for the request models and /openapi.json. Not here: types and ranges (requests.py), what
-a field does (sampling_params.py).
+Owns the rule for each field of a request, a message and a content part, for the request models and /openapi.json. Not
+here: types and ranges (requests.py, messages.py), what a field does (sampling_params.py).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -34,6 +34,7 @@ FEW = 8  # known fields that fit into an error message
 _YES = Rule(Use.HONOURED)
 _LABEL = Rule(Use.ACCEPTED, "a label for the caller's own records")
 _TOOLS = "tool calling is not supported"
+_RECORD = "another service's own record of reasoning; send the text as reasoning_content"
 
 _SHARED: Mapping[str, Rule] = {
     **dict.fromkeys(("model", "n", "stream", "stop", "temperature", "top_p"), _YES),
@@ -59,6 +60,11 @@ _SHARED: Mapping[str, Rule] = {
         Use.HONOURED, "lower values are scheduled first and preempted last; ties are first come, first served"
     ),
     "cache_salt": Rule(Use.HONOURED, "the prefix cache is shared only with requests of the same salt"),
+    "add_special_tokens": Rule(
+        Use.HONOURED,
+        "what the tokenizer adds to a text, such as a beginning token. Default: true for completions, false for chat, "
+        "whose template writes its own; a beginning is never written twice in chat",
+    ),
     "structured_outputs": Rule(Use.HONOURED, "one of json, regex, choice, grammar, json_object"),
     "speculation": Rule(Use.HONOURED, '"off" decodes this request without draft tokens; the output is the same'),
 }
@@ -96,9 +102,55 @@ COMPLETION_FIELDS: Mapping[str, Rule] = {
     "echo": Rule(
         Use.HONOURED, "with logprobs, prompt tokens get logprobs too; with max_tokens 0, only the prompt is returned"
     ),
+    "parse_special": Rule(
+        Use.HONOURED, "false: control tokens in a text prompt are plain text, as they always are in messages"
+    ),
     "best_of": Rule(Use.REFUSED, "set n and choose", (1,)),
     "suffix": Rule(Use.REFUSED, "fill-in-the-middle is not supported", ("",)),
 }
+
+MESSAGE_FIELDS: Mapping[str, Rule] = {
+    "role": _YES,
+    "content": Rule(Use.HONOURED, "a text, or text parts, which are joined by a line break"),
+    "name": Rule(Use.HONOURED, "reaches the model if the chat template uses it"),
+    "reasoning_content": Rule(
+        Use.HONOURED, "of an assistant's earlier answer; reaches the model if the chat template uses it"
+    ),
+    "reasoning": Rule(Use.HONOURED, "another name of reasoning_content, which counts if both are given"),
+    # What services and libraries put into their messages.
+    **dict.fromkeys(("id", "object", "status", "index", "opts", "metadata", "model", "weight"), _LABEL),
+    **dict.fromkeys(("created", "created_at", "createdAt", "timestamp", "provider_specific_fields"), _LABEL),
+    **dict.fromkeys(("reasoning_details", "thinking_blocks"), Rule(Use.ACCEPTED, _RECORD)),
+    "parsed": Rule(Use.ACCEPTED, "the client's own reading of content"),
+    **dict.fromkeys(("annotations", "citations"), Rule(Use.ACCEPTED, "about content; not part of it")),
+    **dict.fromkeys(("cache_control", "prompt_cache_breakpoint"), Rule(Use.ACCEPTED, "prefix caching is automatic")),
+    "type": Rule(Use.REFUSED, "all messages are text", ("text", "message")),
+    "tool_calls": Rule(Use.REFUSED, _TOOLS, ([],)),
+    "tool_call_id": Rule(Use.REFUSED, _TOOLS),
+    "function_call": Rule(Use.REFUSED, _TOOLS),
+    "audio": Rule(Use.REFUSED, "text only"),
+    "images": Rule(Use.REFUSED, "text only", ([],)),
+    "refusal": Rule(Use.REFUSED, "put the text in content", ("",)),
+    **dict.fromkeys(("prefix", "partial"), Rule(Use.REFUSED, "a message is always complete", (False,))),
+}
+
+PART_FIELDS: Mapping[str, Rule] = {
+    "type": Rule(Use.HONOURED, "text, or its names in the Responses API: input_text and output_text"),
+    "text": _YES,
+    **dict.fromkeys(("id", "index", "metadata", "logprobs"), _LABEL),
+    **{name: MESSAGE_FIELDS[name] for name in ("annotations", "citations", "cache_control", "prompt_cache_breakpoint")},
+}
+
+
+def document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
+    """Write the rules into a JSON schema. Fields that the model has no need for are added."""
+
+    def fill(schema: dict[str, Any]) -> None:
+        for name, rule in rules.items():
+            value = schema["properties"].setdefault(name, {"title": name})
+            value["description"] = f"{rule.use}: {rule.note}" if rule.note else str(rule.use)
+
+    return fill
 
 
 def refuse(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:

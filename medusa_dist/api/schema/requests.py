@@ -1,16 +1,17 @@
 """Request bodies of the POST routes, as pydantic models.
 
-Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), their meaning
-(api/convert.py), response bodies (responses.py).
+Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), messages (messages.py), their
+meaning (api/convert.py), response bodies (responses.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from medusa_dist.api.beams import asked_beams
-from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, refuse
+from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, document, refuse
+from medusa_dist.api.schema.messages import ChatMessage
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
 from medusa_dist.errors import RequestError
@@ -24,82 +25,6 @@ def within(name: str, low: float | None = None) -> Any:
     """The range of a sampling field, for its annotation; low: another lower bound over HTTP."""
     field = FIELDS[name]
     return Field(ge=field.low if low is None else low, le=field.high)
-
-
-def _document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
-    """Write the rules of the table into the JSON schema."""
-
-    def fill(schema: dict[str, Any]) -> None:
-        for name, value in schema["properties"].items():
-            rule = rules[name]
-            value["description"] = f"{rule.use}: {rule.note}" if rule.note else str(rule.use)
-
-    return fill
-
-
-class TextPart(Body):
-    """A part of a message's content. Only text."""
-
-    place = "messages[].content[]."
-    type: Literal["text"]
-    text: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise RequestError(f"content parts of type {kind!r} are not supported; send text parts", "messages")
-        return data
-
-
-_MESSAGE_REFUSED = {
-    "tool_calls": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported", ([],)),
-    "tool_call_id": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported"),
-    "function_call": Rule(CHAT_FIELDS["tools"].use, "tool calling is not supported"),
-    "audio": Rule(CHAT_FIELDS["audio"].use, "text only"),
-    "refusal": Rule(CHAT_FIELDS["audio"].use, "put the text in content", ("",)),
-    "annotations": Rule(CHAT_FIELDS["audio"].use, "put the text in content", ([],)),
-}
-
-
-class ChatMessage(Body):
-    """One message of a conversation. `name` reaches the model if the chat template uses it."""
-
-    place = "messages[]."
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart] | None = None
-    name: Text | None = None
-    refusal: Any = Field(default=None, description="refused unless empty")
-    annotations: Any = Field(default=None, description="refused unless empty")
-    audio: Any = Field(default=None, description="refused")
-    tool_calls: Any = Field(default=None, description="refused unless empty")
-    tool_call_id: Any = Field(default=None, description="refused")
-    function_call: Any = Field(default=None, description="refused")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_tool_role(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
-            raise RequestError(
-                f"messages with role {data['role']!r} are not supported: tool calling is not supported", "messages"
-            )
-        return data
-
-    @model_validator(mode="after")
-    def _refuse(self) -> Self:
-        try:
-            refuse(_MESSAGE_REFUSED, self.__dict__)
-        except RequestError as error:
-            raise RequestError(f"messages[].{error.message}", "messages", error.code) from None
-        if self.content is None and self.role != "assistant":
-            raise RequestError(f"a message with role {self.role!r} needs content", "messages")
-        return self
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
 
 
 class StreamOptions(Body):
@@ -145,6 +70,7 @@ class Sampled(Body):
     prompt_logprobs: Annotated[int, within("prompt_logprobs")] | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
     speculation: Literal["auto", "off"] | None = None
     acceptance: Literal["exact", "typical"] | None = None
     typical_epsilon: Annotated[float, within("typical_epsilon")] | None = None
@@ -170,7 +96,7 @@ class Sampled(Body):
 class ChatRequest(Sampled):
     """Body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(json_schema_extra=_document(CHAT_FIELDS))
+    model_config = ConfigDict(json_schema_extra=document(CHAT_FIELDS))
     rules = CHAT_FIELDS
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, within("max_tokens", low=1)] | None = None
@@ -214,12 +140,13 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """Body of POST /v1/completions."""
 
-    model_config = ConfigDict(json_schema_extra=_document(COMPLETION_FIELDS))
+    model_config = ConfigDict(json_schema_extra=document(COMPLETION_FIELDS))
     rules = COMPLETION_FIELDS
     prompt: Text | list[Text] | list[int] | list[list[int]]
     max_tokens: Annotated[int, within("max_tokens")] | None = None
     logprobs: Annotated[int, within("logprobs")] | None = None
     echo: bool | None = None
+    parse_special: bool | None = None
     best_of: Any = None
     suffix: Any = None
 
@@ -236,7 +163,12 @@ class TokenizeRequest(Body):
     model: Text | None = None
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    add_special_tokens: bool = Field(default=True, description="applies to prompt; a chat template adds its own")
+    add_special_tokens: bool | None = Field(
+        default=None, description="null: true for a prompt, false for messages, whose chat template adds its own"
+    )
+    parse_special: bool = Field(
+        default=True, description="applies to prompt; false: control tokens in it are plain text"
+    )
     add_generation_prompt: bool = Field(default=True, description="applies to messages")
 
     @model_validator(mode="after")

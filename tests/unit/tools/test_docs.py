@@ -1,7 +1,7 @@
 """What the docs say is what the code says; `make docs` mends a difference."""
 
 from medusa_dist.config import Config
-from medusa_dist.tools.docs import ROOT, page, with_sampling, with_tree
+from medusa_dist.tools.docs import ROOT, page, with_messages, with_sampling, with_tree
 
 
 def test_config_page_is_up_to_date() -> None:
@@ -20,6 +20,11 @@ def test_file_tree_of_the_architecture_page_is_up_to_date() -> None:
 def test_table_of_sampling_fields_is_up_to_date() -> None:
     text = (ROOT / "docs" / "requests.md").read_text()
     assert with_sampling(text) == text
+
+
+def test_table_of_message_keys_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "requests.md").read_text()
+    assert with_messages(text) == text
 
 
 def test_readme_links_point_to_files_that_exist() -> None:

@@ -49,7 +49,7 @@ SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}
 COMPLETION_SHOWS = SHOWS_IN_PARAMS | {"logprobs": (3, {"logprobs": 3})}
 # Honoured fields that show elsewhere; each has its own test in test_routes.py.
 ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs", "add_generation_prompt"}
-ELSEWHERE |= {"prompt", "echo"}
+ELSEWHERE |= {"prompt", "echo", "add_special_tokens", "parse_special"}
 
 ASKS = {  # a value that asks for something, per refused field
     "tools": [{"type": "function", "function": {"name": "f"}}],

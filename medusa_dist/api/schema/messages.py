@@ -1,0 +1,102 @@
+"""Messages of a conversation and the parts of their content, as pydantic models.
+
+Owns their types, and what the chat template gets of them. Not here: the rule for each key (fields.py), rendering
+(text/chat_template.py). Clients send messages back that other services and libraries made, with keys of their own: null
+is taken as absent, and labels are taken and dropped.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, model_validator
+
+from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Rule, Use, document, refuse, refuse_unknown
+from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.errors import RequestError
+
+PART_TYPES = ("text", "input_text", "output_text")
+PART_SEPARATOR = "\n"  # as in vLLM
+
+
+class Replayed(Body):
+    """Base of what clients send back. Fields are the honoured ones of `rules`; others are checked and dropped."""
+
+    rules: ClassVar[Mapping[str, Rule]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_rules(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if value is not None}
+        refuse_unknown(cls.rules, given, cls.place)
+        try:
+            refuse(cls.rules, given)
+        except RequestError as error:
+            raise RequestError(f"{cls.place}{error.message}", "messages", error.code) from None
+        return {name: value for name, value in given.items() if cls.rules[name].use is Use.HONOURED}
+
+
+class TextPart(Replayed):
+    """A part of a message's content. Only text."""
+
+    model_config = ConfigDict(json_schema_extra=document(PART_FIELDS))
+    place = "messages[].content[]."
+    rules = PART_FIELDS
+    type: Literal["text", "input_text", "output_text"]
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_only(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind not in PART_TYPES:
+            raise RequestError(f"content parts of type {kind!r} are not supported; send text parts", "messages")
+        return data
+
+
+class ChatMessage(Replayed):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(json_schema_extra=document(MESSAGE_FIELDS))
+    place = "messages[]."
+    rules = MESSAGE_FIELDS
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tool_role(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
+            raise RequestError(
+                f"messages with role {data['role']!r} are not supported: tool calling is not supported", "messages"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _by_role(self) -> Self:
+        if self.role == "assistant":
+            return self
+        if self.content is None:
+            raise RequestError(f"a message with role {self.role!r} needs content", "messages")
+        for name in ("reasoning_content", "reasoning"):
+            if getattr(self, name):
+                raise RequestError(f"messages[].{name} belongs to role 'assistant', not {self.role!r}", "messages")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, list):
+            return PART_SEPARATOR.join(part.text for part in self.content)
+        return self.content or ""
+
+    def turn(self) -> dict[str, str]:
+        """The message as the chat template gets it; keys without a value are left out."""
+        reasoning = self.reasoning_content or self.reasoning
+        options = {"name": self.name, "reasoning_content": reasoning}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.text} | {key: value for key, value in options.items() if value}
