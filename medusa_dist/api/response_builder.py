@@ -152,7 +152,7 @@ class ChatAnswer(ResponseBuilder):
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
         role = {"role": "assistant", "content": ""}
-        yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None}
+        yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
         return {"index": index, "delta": {"content": delta.text} if delta.text else {}, **self._end(delta)}
@@ -161,7 +161,7 @@ class ChatAnswer(ResponseBuilder):
         logprobs = None
         if self._facts.num_logprobs is not None:
             logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
-        return {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+        return {"logprobs": logprobs, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
 
     def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
         top = zip(entry.top_ids, entry.top_logprobs, strict=True)
@@ -209,12 +209,14 @@ class CompletionAnswer(ResponseBuilder):
         logprobs, num_top = None, self._facts.num_logprobs
         if num_top is not None:
             logprobs = echoed(self._tokenizer, echo.text, echo.ids, self._streams[index].prompt_logprobs, num_top)
-        return {"index": index, "text": echo.text, "logprobs": logprobs, "finish_reason": None}
+        end = {"finish_reason": None, "stop_reason": None}
+        return {"index": index, "text": echo.text, "logprobs": logprobs, **end}
 
     def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
         logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
         ids = {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason, **ids}
+        end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+        return {"index": index, "text": text, "logprobs": logprobs, **end, **ids}
 
     def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
         echo = self._echoes[index]
@@ -252,4 +254,5 @@ def _everything(stream: TextStream) -> TextDelta:
         logprobs=tuple(stream.logprobs),
         text_offsets=tuple(stream.text_offsets),
         finish_reason=stream.finish_reason,
+        stop_reason=stream.stop_reason,
     )

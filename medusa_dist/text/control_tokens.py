@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from medusa_dist.errors import RequestError
-from medusa_dist.text.token_text import special_ids
+from medusa_dist.text.token_text import special_texts
 from medusa_dist.text.tracked_template import literal_text
 
 # Tokenizers also add elements of HTML (Gemma's do), which are ordinary text: people write them.
@@ -78,8 +78,8 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
     """
     written = literal_text(tokenizer)
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-    special = special_ids(tokenizer)
-    named = added | {i: str(tokenizer.convert_ids_to_tokens(i)) for i in special - added.keys()}
+    special = special_texts(tokenizer)
+    named = added | special
     return {i: text for i, text in named.items() if text.strip() and (i in special or _is_markup(text, written))}
 
 

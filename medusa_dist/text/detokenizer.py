@@ -34,11 +34,18 @@ class Detokenizer:
         self._settled = len(self._window)  # window[:settled]: tokens whose text was returned completely
         self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
 
+    def hides(self, token_id: int) -> bool:
+        """Whether a token is special and has no text."""
+        return token_id in self._special and not self._decode([token_id])
+
+    @property
+    def pending(self) -> str:
+        """What `flush` would return."""
+        return self._decode(self._window)[self._shown :]
+
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" for special tokens and inside a character."""
-        if self._is_silent:
-            return ""
-        if token_id in self._special and not self._decode([token_id]):
+        if self._is_silent or self.hides(token_id):
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)

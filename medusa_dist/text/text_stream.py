@@ -5,7 +5,8 @@ Owns the visible text of an output. Used by the HTTP routes and `LLM`. Not here:
 visible = text sent to the reader; held = decoded text that may be the start of a stop string; counted = tokens up to
 and
 including the one that completes a stop string. Later tokens of the same step are surplus and dropped. Characters become
-visible when they are complete, text when it can no longer be part of a stop string.
+visible when they are complete, text when it can no longer be part of a stop string. A stop string that contains a
+special token matches that token, too, although it is never visible (special_stops.py).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationSta
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.detokenizer import Detokenizer
 from medusa_dist.text.no_tokenizer import NoTokenizer
+from medusa_dist.text.special_stops import SpecialStops
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class TextDelta:
     text_offsets[i]: character offset in the whole text at which token i starts, including held text; a token inside a
     stop string may start after the end of the visible text.
     finish_reason: None until the end. stopped: a stop string was found; the caller must abort the engine's request.
+    stop_reason: the stop string, or the id of stop_token_ids, that ended the text; else None.
     """
 
     text: str = ""
@@ -35,6 +38,7 @@ class TextDelta:
     text_offsets: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     stopped: bool = False
+    stop_reason: int | str | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
 
 
@@ -61,6 +65,7 @@ class TextStream:
             )
         self._detokenizer = Detokenizer(tokenizer if params.detokenize else NoTokenizer(), context)
         self._stop = params.stop
+        self._special_stops = SpecialStops(tokenizer, params.stop if params.detokenize else ())
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._min_tokens = params.min_tokens
         self._held = ""
@@ -91,7 +96,8 @@ class TextStream:
             self.token_ids.append(token_id)
             self.text_offsets.append(self._decoded)
             is_silent = last_is_silent and i == len(output.token_ids) - 1
-            self._reveal("" if is_silent else self._detokenizer.push(token_id))
+            hidden_id = token_id if is_silent or self._detokenizer.hides(token_id) else None
+            self._reveal("" if is_silent else self._detokenizer.push(token_id), hidden_id)
             if self.stopped:
                 break
         if output.finish_reason is not None and not self.stopped:
@@ -103,18 +109,27 @@ class TextStream:
             self.text, self._held = self.text + self._held, ""
         return self._count(output, before, num_chars)
 
-    def _reveal(self, new: str) -> None:
-        """Append decoded text; reveal what cannot be part of a stop string; stop at the first complete one."""
+    def _reveal(self, new: str, hidden_id: int | None = None) -> None:
+        """Append decoded text; reveal what cannot be part of a stop string; stop at the first complete one.
+
+        hidden_id: the token, if it has no visible text by itself.
+        """
+        pending = "" if hidden_id is None else self._detokenizer.pending
+        special = self._special_stops.push(new, hidden_id, pending)
         self._decoded += len(new)
         old = len(self._held)
         text = self._held + new
-        hit = _first_stop(text, self._stop, old) if len(self.token_ids) > self._min_tokens else None
-        if hit is not None:
-            start, self.stop_reason = hit
+        hits = [_first_stop(text, self._stop, old)]
+        if special is not None:
+            end = len(text + pending) - special.num_after
+            hits.append((end, end - special.num_visible, special.stop))
+        found = [hit for hit in hits if hit is not None]
+        if found and len(self.token_ids) > self._min_tokens:
+            _, start, self.stop_reason = min(found)
             self.stopped = True
-            self.text, self._held = self.text + text[:start], ""
+            self.text, self._held = self.text + (text + pending)[:start], ""
             return
-        keep = _num_open(text, self._stop)
+        keep = max(_num_open(text, self._stop), self._special_stops.num_open())
         cut = len(text) - keep
         self.text, self._held = self.text + text[:cut], text[cut:]
 
@@ -129,6 +144,7 @@ class TextStream:
             text_offsets=tuple(self.text_offsets[before:]),
             finish_reason=self.finish_reason,
             stopped=self.stopped,
+            stop_reason=self.stop_reason,
             stats=_without(output.stats, output.heads[num:]),
         )
         self.heads.extend(delta.heads)
@@ -137,14 +153,14 @@ class TextStream:
         return delta
 
 
-def _first_stop(text: str, stops: Sequence[str], old: int) -> tuple[int, str] | None:
-    """Start and text of the stop string that is completed first, if it ends after the first `old` characters."""
+def _first_stop(text: str, stops: Sequence[str], old: int) -> tuple[int, int, str] | None:
+    """End, start and text of the stop string that is completed first, if it ends after `old` characters."""
     ends = []
     for stop in stops:
         start = text.find(stop, max(0, old - len(stop) + 1))
         if start >= 0:
             ends.append((start + len(stop), start, stop))
-    return min(ends)[1:] if ends else None
+    return min(ends) if ends else None
 
 
 def _num_open(text: str, stops: Sequence[str]) -> int:

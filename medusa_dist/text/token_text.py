@@ -17,6 +17,14 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
 
 
+@lru_cache(maxsize=4)
+def special_texts(tokenizer: Any) -> dict[int, str]:
+    """How all special tokens are spelled, by id."""
+    added = tokenizer.added_tokens_decoder
+    ids = sorted(special_ids(tokenizer))
+    return {i: added[i].content if i in added else str(tokenizer.convert_ids_to_tokens(i)) for i in ids}
+
+
 UNFINISHED = "\ufffd"  # decoders write U+FFFD for invalid or incomplete characters
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -1,5 +1,6 @@
 """LLM: text in, text out, on a tiny model with a byte tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,25 @@ def test_a_stop_string_ends_the_text_and_the_request(llm: LLM, plain: LLM, specu
     assert got.token_ids == free.token_ids[: len(got.token_ids)] and len(got.token_ids) < 40
     assert len(got.heads) == len(got.token_ids)
     assert not model._backend.engine.has_work
+
+
+def test_a_special_token_stops_within_a_verified_tree_as_it_does_without_drafts(llm: LLM, plain: LLM) -> None:
+    """The token comes now and then, by a bias; what is accepted with it and after it in a step does not count."""
+    free = SamplingParams(temperature=0.9, seed=3, max_tokens=60, logit_bias=((258, 3.0),))
+    ids = plain.generate("the cat", free)[0].token_ids
+    places = [i for i, token in enumerate(ids) if token == 258]
+    assert len(places) > 3
+    for place in places:
+        stop = "<reserved>"
+        on, off = (
+            model.generate("the cat", replace(free, stop=(stop,), min_tokens=place))[0] for model in (llm, plain)
+        )
+        assert (on.token_ids, on.text, on.finish_reason) == (off.token_ids, off.text, FinishReason.STOP)
+        assert on.token_ids == ids[: place + 1] and on.text == plain.tokenizer.decode(ids[:place], True)
+    always = SamplingParams(temperature=0.0, max_tokens=20, logit_bias=((258, 100.0),), stop=("<reserved>",))
+    for model in (llm, plain):
+        got = model.generate("the cat", always)[0]
+        assert (got.token_ids, got.text, got.finish_reason) == ((258,), "", FinishReason.STOP)
 
 
 @pytest.mark.parametrize(

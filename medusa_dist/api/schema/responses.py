@@ -86,6 +86,11 @@ class ChatLogprobs(ResponseModel):
     refusal: None
 
 
+StopReason = Annotated[
+    int | str | None, Field(description="the stop string or stop token id that ended the output; as in vLLM")
+]
+
+
 class AssistantMessage(ResponseModel):
     """The model's message."""
 
@@ -101,6 +106,7 @@ class ChatChoice(ResponseModel):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReasonName
+    stop_reason: StopReason = None
 
 
 class PromptLogprob(ResponseModel):
@@ -156,6 +162,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReasonName
+    stop_reason: StopReason = None
     token_ids: list[int] | None = Field(default=None, description="of the output, from a model without a tokenizer")
     prompt_logprobs: PromptLogprobList | None = None
 

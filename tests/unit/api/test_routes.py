@@ -9,7 +9,7 @@ from medusa_dist.api.schema.responses import ChatReply, CompletionReply, ModelLi
 from medusa_dist.api.service import Health
 from medusa_dist.errors import EngineError
 from medusa_dist.request import choice_seed
-from tests.support.fake_service import TOKENIZER, FakeService, chat, client_of, completion, ids_of
+from tests.support.fake_service import EOS, TOKENIZER, FakeService, chat, client_of, completion, ids_of
 from tests.support.tiny_tokenizers import byte_tokenizer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -239,6 +239,25 @@ async def test_a_beginning_token_is_added_to_prompts_and_never_twice_to_chats():
             writes_its_own = template.startswith("{% for")
             assert (ids[0] == bos) == (writes_its_own or fields.get("add_special_tokens") is True) and ids[1] != bos
         tokenizer.chat_template = TOKENIZER.chat_template
+
+
+@pytest.mark.parametrize(("route", "make"), [(CHAT, chat), (COMPLETIONS, completion)])
+async def test_a_stop_string_with_a_special_token_is_the_reason(route, make):
+    service = FakeService("ab<reserved>c")
+    service.tokens = lambda _: (*ids_of("ab"), 258, *ids_of("c"), EOS)  # the token, not its spelling
+    for fields, text, reason in (
+        ({"stop": "<reserved>"}, "ab", "<reserved>"),
+        ({"stop": ["x", "b<reserved>"]}, "a", "b<reserved>"),
+        ({"stop": "x"}, "abc", None),
+        ({}, "abc", None),
+    ):
+        choice = (await post(route, make(**fields), service))[0].json()["choices"][0]
+        assert (choice.get("text") or choice["message"]["content"]) == text
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", reason)
+        chunks = events((await post(route, make(**fields, stream=True), service))[0].text)
+        choices = [chunk["choices"][0] for chunk in chunks]
+        assert "".join(c["text"] if "text" in c else c["delta"].get("content", "") for c in choices) == text
+        assert [c["stop_reason"] for c in choices if c["finish_reason"]] == [reason]
 
 
 async def test_long_prompt_encoded_in_a_thread_gets_the_same_ids():
