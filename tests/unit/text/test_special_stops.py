@@ -64,7 +64,7 @@ STOPS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(pieces=PIECES, stops=STOPS, splits=st.lists(st.integers(1, 13), max_size=4))
-def test_a_stop_string_ends_the_text_as_its_definition_says(pieces, stops, splits):
+def test_stop_strings_end_text_and_tokens_as_defined_for_any_grouping(pieces, stops, splits):
     ids = ids_of(*pieces)
     made, deltas = stream(ids, stops, splits)
     text, stop, num = expected(pieces, stops)
@@ -93,7 +93,7 @@ CASES = {  # pieces, stop strings, and: the text, the stop, the number of tokens
 
 
 @pytest.mark.parametrize(("pieces", "stop", "result"), CASES.values(), ids=CASES)
-def test_a_stop_string_with_a_special_token(pieces, stop, result):
+def test_stop_string_with_a_special_token_ends_the_text_before_it(pieces, stop, result):
     ids = ids_of(*pieces) or (*ids_of("a"), ids_of("é")[0], SPECIAL["<s>"], *ids_of("x"))
     for splits in ((), range(1, 9)):
         made, _ = stream(ids, stop, splits)
@@ -119,13 +119,13 @@ def test_a_stop_token_id_is_the_reason_and_an_end_token_is_none():
         assert made.push(out((first, end), FinishReason.STOP)).stop_reason == made.stop_reason == reason
 
 
-def test_min_tokens_count_for_special_tokens_too():
+def test_special_token_within_min_tokens_does_not_stop():
     for min_tokens, result in ((0, ("", 1)), (1, ("a", 3)), (3, ("aa", 4))):
         made, _ = stream(ids_of("<s>", "a", "<s>", "a"), ["<s>"], min_tokens=min_tokens)
         assert (made.text, len(made.token_ids)) == result
 
 
-def test_sentencepiece_keeps_its_spaces():
+def test_stop_string_matches_the_space_of_a_sentencepiece_word():
     tokenizer = sentencepiece_tokenizer()
     word = tokenizer("a b", add_special_tokens=False)["input_ids"]
     made, _ = stream((*word, tokenizer.eos_token_id, *word), ["</s> a"], range(1, 9), tokenizer=tokenizer)

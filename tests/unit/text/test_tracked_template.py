@@ -39,7 +39,7 @@ EXPRESSIONS = {
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_an_expression_keeps_the_origin_of_its_characters(expression: str) -> None:
+def test_expression_keeps_the_origin_of_its_characters(expression: str) -> None:
     text = ' <a>B"12 '
     tokenizer: PreTrainedTokenizerFast = byte_tokenizer()
     tokenizer.chat_template = "{% set x = messages[0].content %}{{ " + expression + " }}"
