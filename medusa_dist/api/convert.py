@@ -7,7 +7,7 @@ Owns the meaning of request fields and the one mapping from exceptions to respon
 import logging
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -110,7 +110,8 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
             options = (body.add_special_tokens is not False, body.parse_special is not False)
             prompts.append(await text_prompt(item, service, *options))
         else:
-            check_prompt(item, service.max_model_len, service.vocab_size, None)  # before the tokenizer sees the ids
+            # Before the tokenizer sees the ids.
+            check_prompt(item, service.max_model_len, service.vocab_size, body.max_tokens)
             prompts.append(EncodedPrompt(_decoded(item, service.tokenizer), tuple(item)))
     return prompts
 
@@ -271,11 +272,52 @@ def explain(error: RequestValidationError) -> RequestError:
     if first["type"] == "missing":
         return RequestError(f"{_path(first['loc'])} is required", field, "missing_required_parameter")
     same = [e for e in error.errors() if e["loc"][1] == first["loc"][1]]
-    texts = dict.fromkeys(
-        e["msg"].removeprefix("Value error, ") for e in same
-    )  # a field of a union type has one error per type
-    path = _path(first["loc"]) if len(texts) == 1 else field
-    return RequestError(f"{path}: {'; or '.join(list(texts)[:4])}", field, "invalid_type")
+    # A field of a union type has one error per type. Those of the type that was sent say what is wrong with it.
+    same = [e for e in same if _error_code(e) != INVALID_TYPE] or same
+    texts = dict.fromkeys(map(_error_text, same))
+    path = _path(same[0]["loc"]) if len(texts) == 1 else field
+    return RequestError(f"{path}: {'; or '.join(list(texts)[:4])}", field, _error_code(same[0]))
+
+
+INVALID_TYPE = "invalid_type"
+_CODES = {  # OpenAI's, by pydantic's error type
+    "too_long": "array_above_max_length",
+    "too_short": "empty_array",  # the minimum is 1 everywhere
+    "string_too_long": "string_above_max_length",
+    "literal_error": "invalid_value",
+    "value_error": "invalid_value",
+    "int_parsing_size": "integer_above_max_value",
+}
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _error_code(error: Mapping[str, Any]) -> str:
+    """OpenAI's code for one of pydantic's errors."""
+    if _not_finite(error):
+        return "invalid_value"
+    sides = {"greater_than": "below_min_value", "less_than": "above_max_value"}
+    for kind, side in sides.items():
+        if error["type"].startswith(kind):
+            bound = next(iter(error["ctx"].values()))
+            return f"{'decimal' if isinstance(bound, float) else 'integer'}_{side}"
+    return "empty_string" if _is_empty_text(error) else _CODES.get(error["type"], INVALID_TYPE)
+
+
+def _error_text(error: Mapping[str, Any]) -> str:
+    given = _not_finite(error)
+    if given is not None:
+        return f"must be a finite number, got {given}"
+    return "must not be empty" if _is_empty_text(error) else str(error["msg"]).removeprefix("Value error, ")
+
+
+def _is_empty_text(error: Mapping[str, Any]) -> bool:
+    return error["type"] in ("too_short", "string_too_short") and error.get("input") == ""
+
+
+def _not_finite(error: Mapping[str, Any]) -> str | None:
+    """The number as JavaScript writes it, if it is none that JSON allows."""
+    given = error.get("input")
+    return _NOT_FINITE.get(str(given)) if isinstance(given, float) else None
 
 
 def _path(loc: Sequence[int | str]) -> str:

@@ -7,7 +7,7 @@ Owns the content of responses. Not here: the wire format of a stream (sse.py), t
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -71,7 +71,11 @@ class ResponseBuilder(ABC):
                 yield self._chunk([choice])
             self._opened.add(index)
         sends_ids = self._sends_ids or self._facts.num_logprobs is not None
-        if delta.text or delta.finish_reason or (sends_ids and delta.token_ids):
+        last = delta.finish_reason
+        if delta.text and last is not None:  # clients stop reading at a finish_reason and lose the text beside it
+            yield self._chunk([self._part(index, replace(delta, finish_reason=None))])
+            delta = TextDelta(finish_reason=last, stopped=delta.stopped)
+        if delta.text or last or (sends_ids and delta.token_ids):
             yield self._chunk([self._part(index, delta)])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
@@ -155,11 +159,15 @@ class ChatAnswer(ResponseBuilder):
         yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        return {"index": index, "delta": {"content": delta.text} if delta.text else {}, **self._end(delta)}
+        return {
+            "index": index,
+            "delta": {"content": delta.text} if delta.text else {},
+            **self._end(delta, streamed=True),
+        }
 
-    def _end(self, delta: TextDelta) -> dict[str, Any]:
+    def _end(self, delta: TextDelta, streamed: bool = False) -> dict[str, Any]:
         logprobs = None
-        if self._facts.num_logprobs is not None:
+        if self._facts.num_logprobs is not None and (delta.token_ids or not streamed):
             logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
         return {"logprobs": logprobs, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
 

@@ -15,7 +15,8 @@ from medusa_dist.api.convert import failure
 from medusa_dist.api.response_builder import ResponseBuilder
 
 KEEP_ALIVE_S = 15.0  # proxies commonly close an idle connection after 60 s
-KEEP_ALIVE = ": keep-alive\n\n"
+# One newline: widespread decoders take the blank line after a comment for the end of an event, which has no data.
+KEEP_ALIVE = ": keep-alive\n"
 DONE = "data: [DONE]\n\n"
 
 
@@ -58,7 +59,7 @@ async def _next_events(call: Call, builder: ResponseBuilder) -> str:
 
 
 async def _events(call: Call, builder: ResponseBuilder, first: str, request_id: str) -> AsyncGenerator[str, None]:
-    """One write per delta, usage if requested, [DONE]; or an error event and no [DONE]."""
+    """One write per delta, usage if requested, [DONE]; or an error event, then [DONE]: some clients wait for it."""
     try:
         text = first
         while True:
@@ -71,4 +72,4 @@ async def _events(call: Call, builder: ResponseBuilder, first: str, request_id: 
     except ClientGone:
         return
     except Exception as error:  # noqa: BLE001 - `failure` logs errors that clients must not see
-        yield event(failure(error, request_id).body)
+        yield event(failure(error, request_id).body) + DONE

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from medusa_dist import LLM
+from medusa_dist import LLM, SamplingParams
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.schema.responses import ChatReply, CompletionReply
 from tests.support.engine_service import EngineService
@@ -69,6 +69,22 @@ def test_echo_logprobs_equal_those_of_transformers(served: Served, max_tokens: i
         assert all(is_greedy[len(ids) - 1 :]), "what was generated is greedy"
     assert body["usage"]["prompt_tokens"] == sum(map(len, prompts))
     assert not served.service.engine.has_work
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_prompt_of_exactly_the_context_length_is_scored(served: Served, as_text: bool) -> None:
+    ids = [5 + i % 30 for i in range(128)]  # no pair of them is a token
+    text = served.llm.tokenizer.decode(ids)
+    assert served.llm.facts["max_model_len"] == len(served.llm.tokenizer(text)["input_ids"]) == 128
+    prompt = text if as_text else ids
+    body = served.post(COMPLETIONS, prompt=prompt, echo=True, logprobs=1, max_tokens=0)
+    (choice,) = body["choices"]
+    values = choice["logprobs"]["token_logprobs"]
+    expected = served.log_p(ids).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    assert values[0] is None and values[1:] == pytest.approx(expected, abs=1e-4)
+    assert (choice["text"], choice["finish_reason"], body["usage"]["completion_tokens"]) == (text, "length", 0)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    assert [entry.logprob for entry in served.llm.generate([ids], params)[0].prompt_logprobs[1:]] == values[1:]
 
 
 @pytest.mark.parametrize("route", [CHAT, COMPLETIONS])

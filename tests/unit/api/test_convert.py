@@ -54,7 +54,7 @@ BAD_CHATS = {
     "stream options alone": (chat(stream_options={}), "stream_options", "requires stream"),
     "obfuscation": (chat(stream=True, stream_options={"include_obfuscation": True}), "stream_options", "obfuscation"),
     "huge seed": (chat(seed=2**70), "seed", "seed: "),
-    "empty stop": (chat(stop=["a", ""]), "stop", "stop: "),
+    "empty stop": (chat(stop=["a", ""]), "stop", "stop[1]: must not be empty"),
     "bias on a word": (chat(logit_bias={"x": 1}), "logit_bias", "'x' is not a token id"),
     "bias outside the vocabulary": (chat(logit_bias={"99999": 1}), "logit_bias", "outside the vocabulary"),
     "bias too strong": (chat(logit_bias={"1": 101}), "logit_bias", "less than or equal to 100"),
@@ -116,6 +116,11 @@ BAD_COMPLETIONS = {
         "prompt_logprobs",
         "not available with stream",
     ),
+    "ids longer than the context": (
+        completion(prompt=[1] * 201, max_tokens=0, echo=True),
+        "prompt",
+        "context length is 200 tokens",
+    ),
     "too many choices over prompts": (completion(prompt=["a"] * 100, n=11), "n", "1024 choices"),
 }
 
@@ -157,6 +162,41 @@ async def test_malformed_body_is_400(content, text):
     reply, error = await fail(CHAT, content=content, headers={"content-type": "application/json"})
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert text in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"temperature": -1}, "decimal_below_min_value"),
+        ({"temperature": 101}, "decimal_above_max_value"),
+        ({"logit_bias": {"1": 101}}, "decimal_above_max_value"),
+        ({"n": 0}, "integer_below_min_value"),
+        ({"n": 129}, "integer_above_max_value"),
+        ({"seed": 2**70}, "integer_above_max_value"),
+        ({"seed": 10**400}, "integer_above_max_value"),
+        ({"messages": []}, "empty_array"),
+        ({"stop": ["x"] * 17}, "array_above_max_length"),
+        ({"stop": ""}, "empty_string"),
+        ({"speculation": "maybe"}, "invalid_value"),
+        ({"temperature": "1"}, "invalid_type"),
+        ({"messages": "x"}, "invalid_type"),
+    ],
+    ids=str,
+)
+async def test_a_value_out_of_range_has_openais_code(fields, code):
+    reply, error = await fail(CHAT, json=chat(**fields))
+    assert (reply.status_code, error["param"], error["code"]) == (400, next(iter(fields)), code), error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", "NaN"), ("top_p", "-Infinity"), ("n", "NaN"), ("logit_bias", '{"1": Infinity}')],
+)
+async def test_a_number_that_json_lacks_is_called_not_finite(field, value):
+    content = json.dumps(chat()).removesuffix("}") + f', "{field}": {value}}}'
+    reply, error = await fail(CHAT, content=content, headers={"content-type": "application/json"})
+    assert (reply.status_code, error["param"], error["code"]) == (400, field, "invalid_value")
+    assert f"must be a finite number, got {value.removeprefix('{').removesuffix('}').split()[-1]}" in error["message"]
 
 
 async def test_body_of_another_content_type_is_400_naming_json():

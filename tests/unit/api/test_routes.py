@@ -51,10 +51,11 @@ async def test_streamed_chat_equals_the_plain_reply_with_one_chunk_per_output():
     chunks = events(reply.text)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""} and chunks[0]["seed"] == 5
     assert not any("seed" in chunk for chunk in chunks[1:])
-    texts = [c["choices"][0]["delta"].get("content", "") for c in chunks[1:-1]]
+    texts = [c["choices"][0]["delta"].get("content", "") for c in chunks[1:-2]]
     # Five portions of three tokens; the third and fourth end inside a character, the fourth shows nothing at all.
     assert texts == ["Hel", "lo ", "thé ", "😀!"] and "".join(texts) == "Hello thé 😀!"
-    assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * 4 + ["stop"]
+    assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * 5 + ["stop"]
+    assert chunks[-2]["choices"][0]["delta"] == {}
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == whole["usage"]
     assert chunks[-1]["metrics"] == whole["metrics"]
     assert all(c["usage"] is None for c in chunks[:-1])

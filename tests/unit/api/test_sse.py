@@ -1,13 +1,14 @@
 import asyncio
 import json
 
+import openai
 import pytest
 
 from medusa_dist.api import sse
 from medusa_dist.api.routes import build_api
 from medusa_dist.errors import EngineError, GroupError
 from medusa_dist.outputs import FinishReason, Output
-from tests.support.fake_service import FakeService, chat, client_of, ids_of
+from tests.support.fake_service import FakeService, chat, client_of, completion, ids_of
 
 CHAT = "/v1/chat/completions"
 
@@ -73,8 +74,42 @@ async def test_keep_alive_comments_are_sent_while_no_token_comes(monkeypatch):
     service.pause_s = 0.1
     async with client_of(service) as client:
         reply = await client.post(CHAT, json=chat(stream=True))
-    assert reply.text.startswith(sse.KEEP_ALIVE) and reply.text.endswith(sse.DONE)
+    assert reply.text.startswith(": keep-alive\n: keep-alive\n") and reply.text.endswith(sse.DONE)
     assert '"content":"x"' in reply.text
+    assert "\n\n\n" not in reply.text and ": keep-alive\n\n" not in reply.text, "an empty event"
+
+
+@pytest.mark.parametrize("ending", ["well", "badly"])
+async def test_openais_decoder_sees_no_empty_event_and_the_error(monkeypatch, ending):
+    """The decoder of openai-python, which asks for JSON in each event (its issue 2722)."""
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    service = FakeService("xyz", portion=1)
+    service.pause_s = 0.1
+    service.between = EngineError("draining") if ending == "badly" else None
+    async with client_of(service) as client:
+        reply = await client.post(CHAT, json=chat(stream=True))
+    found = list(openai._streaming.SSEDecoder().iter_bytes(iter([reply.content])))
+    assert [event.data for event in found][-1] == "[DONE]"
+    assert all("choices" in event.json() or "error" in event.json() for event in found[:-1])
+    assert ("error" in found[-2].json()) == (ending == "badly")
+
+
+@pytest.mark.parametrize("route", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("limit", [100, 4], ids=["stop", "length"])
+async def test_text_and_finish_reason_never_share_a_chunk(route, limit):
+    """All tokens come in one output, with their logprobs."""
+    make = chat if route == CHAT else completion
+    logprobs = {"logprobs": True} if route == CHAT else {"logprobs": 0}
+    async with client_of(FakeService("Hello", portion=99)) as client:
+        reply = await client.post(route, json=make(stream=True, max_tokens=limit, **logprobs))
+    lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n")[:-2]]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    texts = [c["delta"].get("content", "") if route == CHAT else c["text"] for c in choices]
+    assert "".join(texts) == "Hello"[:limit]
+    assert [c["finish_reason"] for c in choices] == [None] * (len(choices) - 1) + ["stop" if limit == 100 else "length"]
+    assert texts[-1] == "" and not (choices[-1]["logprobs"] or {}).get("tokens")
+    scored = choices[-2]["logprobs"]["content" if route == CHAT else "tokens"]
+    assert len(scored) == min(limit, 6)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -118,16 +153,17 @@ async def test_connection_broken_at_the_first_byte_aborts_the_request():
     assert service.aborted == [service.requests[0].request_id]
 
 
-async def test_engine_error_in_mid_stream_is_an_error_event_without_done():
+async def test_engine_error_in_mid_stream_is_an_error_event_before_done():
     for error, text in ((EngineError("draining", 2), "draining"), (GroupError("rank 1"), "the model is restarting")):
         service = FakeService()
         service.between = error
         async with client_of(service) as client:
             reply = await client.post(CHAT, json=chat(stream=True, stream_options={"include_usage": True}))
         assert reply.status_code == 200
-        last = json.loads(reply.text.strip().split("\n\n")[-1].removeprefix("data: "))
+        *_, last, done = reply.text.strip().split("\n\n")
+        last = json.loads(last.removeprefix("data: "))
         assert text in last["error"]["message"] and set(last["error"]) == {"message", "type", "param", "code"}
-        assert "[DONE]" not in reply.text and '"usage":{' not in reply.text
+        assert done == "data: [DONE]" and '"usage":{' not in reply.text
 
 
 async def test_exception_in_mid_stream_shows_the_request_id_and_no_internals(caplog):
