@@ -188,6 +188,12 @@ class Config(Strict):
     served_model_name: str | None = Field(
         default=None, description="Name that clients use in `model`. None: the last part of `model`."
     )
+    generation_config: str = Field(
+        default="auto",
+        description="Where temperature, top_p, top_k, min_p, repetition_penalty and, for chat, max_tokens come from "
+        "when a request leaves them out. auto: the model's generation_config.json, if it has one. vllm: the fields' "
+        "own defaults (docs/requests.md). Otherwise a folder with such a file. Named as in vLLM.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code shipped with the model. Only for sources you trust."
     )

@@ -60,7 +60,7 @@ class LLM:
         check_servable(folder, tensor_parallel_size, self.config.trust_remote_code)
         self.tokenizer = load_tokenizer(folder, self.config)
         self._backend = start_backend(self.config)
-        self._jobs = JobMaker(self.tokenizer, seed)
+        self._jobs = JobMaker(self.tokenizer, seed, self.facts)
         self._open_ids: set[str] = set()  # of all running iterations
         self._kept: list[Output | Refusal] = []
 
@@ -83,8 +83,11 @@ class LLM:
         return self.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """A new SamplingParams with the values that a call without one uses."""
-        return SamplingParams()
+        """A new SamplingParams with the values that a call without one uses: the model's own where it has some.
+
+        See the config key generation_config. A SamplingParams that you create does not read them.
+        """
+        return SamplingParams(**self.facts["default_sampling_params"])
 
     def generate(  # noqa: PLR0913 - vLLM's call, and the former names
         self,

@@ -18,6 +18,7 @@ WHOLE = {"n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_l
 OPTIONAL = {"max_tokens", "seed", "logprobs", "prompt_logprobs", "beam_width"}  # numbers that may be None
 GRAMMAR_WITH_BEAMS = "a grammar follows one sequence, and beams fork"
 
+_FILTERS = ("top_p", "top_k", "min_p")  # keep the best token, which is the one that temperature 0 takes
 _SAMPLES = "beam search takes the most likely continuations and does not sample"
 _NO_COUNTERPART = "transformers' beam search has no equivalent; use repetition_penalty"
 _ONE_SCORE = "each hypothesis has one score"
@@ -105,7 +106,12 @@ def check_ranges(params: Any) -> None:
 
 def needs_full_logits(params: Any) -> bool:
     """params: a SamplingParams. Whether any field's value needs full logits on rank 0."""
-    return any(field.full_logits and getattr(params, name) != field.default for name, field in FIELDS.items())
+    idle = _FILTERS if params.temperature == 0.0 else ()
+    return any(
+        field.full_logits and getattr(params, name) != field.default
+        for name, field in FIELDS.items()
+        if name not in idle
+    )
 
 
 def check_beam_fields(params: Any) -> None:

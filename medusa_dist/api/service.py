@@ -56,6 +56,10 @@ class Service(Protocol):
     def created(self) -> int:
         """Start time of the service, unix seconds."""
 
+    @property
+    def default_sampling_params(self) -> Mapping[str, Any]:
+        """The model's own values of sampling fields, for requests that leave them out; often empty."""
+
     def describe(self) -> Mapping[str, Any]:
         """More fields for /v1/models, as JSON values, such as {"speculation": "off: no heads for this model"}."""
 

@@ -4,6 +4,7 @@ Owns serve, check, demo, generate, bench and batch. Not here: heads commands (he
 (options.py). Imports are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,9 +58,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, in the foreground, until Ctrl-C."""
     with clear_errors():
-        from medusa_dist.app import DEPLOYMENT
+        from medusa_dist.app import API_KEY_VARIABLE, DEPLOYMENT
         from medusa_dist.serve.config_file import read_serve_file
-        from medusa_dist.serve.launch import Launch, wait_for_signal
+        from medusa_dist.serve.launch import Launch, sampling_note, wait_for_signal
         from medusa_dist.tools.progress import ProgressDisplay
 
         file = read_serve_file(config, DEPLOYMENT)
@@ -71,6 +72,9 @@ def serve(
             console.print(f"[green]ready[/] after {seconds:.1f} s")
             for name, one in file.configs.items():
                 print(_greeting(file.url(name), one.name))
+                defaults = sampling_note(file.url(name), os.environ.get(API_KEY_VARIABLE))
+                if defaults:
+                    print(f"{defaults}\n")
             print(_hints(launch.dashboard, started=address is None), flush=True)
             console.print(f"{wait_for_signal()}: waiting for open streams to finish; press Ctrl-C again to stop now")
         finally:

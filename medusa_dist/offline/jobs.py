@@ -40,11 +40,15 @@ class PromptJob:
 
 
 class JobMaker:
-    """Makes the jobs of one LLM, all with different names. seed: of the seeds that it draws; None: random."""
+    """Makes the jobs of one LLM, all with different names.
 
-    def __init__(self, tokenizer: Any, seed: int | None) -> None:
+    seed: of the seeds that it draws; None: random. facts: of the engine; default_sampling_params, max_model_len.
+    """
+
+    def __init__(self, tokenizer: Any, seed: int | None, facts: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._seed = seed
+        self._facts = facts
         self._num_prompts = 0
 
     def read(self, prompts: Any, tokenization: Mapping[str, Any] | None = None) -> list[PromptTokens]:
@@ -64,8 +68,11 @@ class JobMaker:
     def make(
         self, prompts: Sequence[PromptTokens], params: Params, priority: Priority, cache_salt: str | None
     ) -> list[PromptJob]:
-        """One job per prompt. params, priority: one for all, or one each. Raises RequestError."""
-        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. Raises
+        RequestError."""
+        if params is None:
+            params = [self._own_params(len(prompt.ids)) for prompt in prompts]
+        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
         priorities = list(priority) if isinstance(priority, Sequence) else [priority or 0] * len(prompts)
         for name, given in (("sampling_params", each), ("priority", priorities)):
             if len(given) != len(prompts):
@@ -77,6 +84,13 @@ class JobMaker:
                 raise RequestError(f"sampling_params must be SamplingParams, got {one!r}", "sampling_params")
         triples = zip(prompts, each, priorities, strict=True)
         return [self._job(prompt, one, number, cache_salt) for prompt, one, number in triples]
+
+    def _own_params(self, num_prompt_tokens: int) -> SamplingParams:
+        """The model's own params; where their max_tokens exceeds what the context leaves, all of that."""
+        own, room = dict(self._facts["default_sampling_params"]), self._facts["max_model_len"] - num_prompt_tokens
+        if own.get("max_tokens", 0) >= room:
+            own["max_tokens"] = None
+        return SamplingParams(**own)
 
     def _job(self, prompt: PromptTokens, params: SamplingParams, priority: int, cache_salt: str | None) -> PromptJob:
         self._num_prompts += 1

@@ -151,6 +151,18 @@ def reason(message: str) -> str:
     return ours[-1].strip() if ours else text.strip()
 
 
+def sampling_note(url: str, api_key: str | None) -> str:
+    """A line about the model's own values of sampling fields; "" if it has none, or the service does not say."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        (card,) = httpx.get(f"{url}/v1/models", headers=headers, timeout=5.0).json()["data"]
+        values = card["default_sampling_params"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return ""
+    listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return f"Requests that leave them out use the model's generation_config.json: {listed}" if listed else ""
+
+
 def wait_for_signal() -> str:
     """Block until SIGINT or SIGTERM and return its name. A second signal has its default effect."""
     received: list[int] = []

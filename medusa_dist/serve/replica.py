@@ -107,11 +107,17 @@ class LLMReplica:
         """Start time of the replica, unix seconds."""
         return self._created
 
+    @property
+    def default_sampling_params(self) -> dict[str, Any]:
+        """The model's own values of sampling fields, for requests that leave them out."""
+        return dict(self._facts.get("default_sampling_params", {}))
+
     def describe(self) -> dict[str, Any]:
         """More fields for /v1/models."""
         scaling = self._config.autoscaling
         return {
             "speculation": self._facts["speculation"],
+            "default_sampling_params": self.default_sampling_params,
             "dtype": self._config.dtype,
             "device": self._config.device,
             "tensor_parallel_size": self._config.tensor_parallel_size,

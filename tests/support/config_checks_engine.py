@@ -243,6 +243,13 @@ def device(world: World, patch: pytest.MonkeyPatch) -> None:
     assert [bundles(world.config("device", d), True)[0].get("GPU", 0) for d in ("cuda", "cpu")] == [1, 0]
 
 
+def generation_config(world: World, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"top_k": 3}')
+    for value, expected in ((str(tmp_path), {"top_k": 3}), ("vllm", {})):
+        config = world.config("generation_config", value)
+        assert world.rank(config).facts["default_sampling_params"] == expected
+
+
 def max_model_len(world: World) -> None:
     for value in (40, 120):  # the self-check of heads is about 96 tokens
         engine = world.engine("max_model_len", value)
@@ -296,6 +303,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "dtype": dtype,
     "device": device,
     "attention_backend": attention_backend,
+    "generation_config": generation_config,
     "max_model_len": max_model_len,
     "max_running": max_running,
     "max_batched_tokens": max_batched_tokens,

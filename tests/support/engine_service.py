@@ -23,6 +23,7 @@ class EngineService:
         self.engine = llm.engine
         self.tokenizer = llm.tokenizer
         self.max_model_len, self.vocab_size = llm.facts["max_model_len"], llm.facts["vocab_size"]
+        self.default_sampling_params = llm.facts["default_sampling_params"]
         self._arrived: dict[str, deque[Output]] = defaultdict(deque)
 
     def describe(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class FakeService:
         self.before, self.between = None, None  # errors to raise before the first, or after the first Output
         self.hang_after = None  # Outputs after which nothing comes any more
         self.pause_s = 0.0
+        self.default_sampling_params = {}
         self.state = Health(True, "ok: decoding")
 
     def describe(self):

@@ -139,6 +139,24 @@ def test_params_and_priorities_are_one_for_all_or_one_per_prompt(plain: LLM) -> 
         next(plain.as_finished([[5, 6], [7, 8]], params, priority=[1, 2, 3]))
 
 
+def test_calls_without_params_use_the_models_own(plain: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain.get_default_sampling_params() == SamplingParams()
+    own = {"temperature": 0.0, "repetition_penalty": 1.3, "max_tokens": 9}
+    monkeypatch.setitem(plain.facts, "default_sampling_params", own)
+    params = plain.get_default_sampling_params()
+    assert params == SamplingParams(**own)
+    expected = plain.generate(PROMPTS, params)
+    assert [len(output.token_ids) for output in expected] == [9] * 3
+    assert [o.token_ids for o in plain.generate(PROMPTS)] == [o.token_ids for o in expected]
+    streamed = tuple(token for delta in plain.stream(PROMPTS[0]) for token in delta.token_ids)
+    assert streamed == expected[0].token_ids
+    explicit = plain.generate(PROMPTS, SamplingParams(seed=1))
+    assert {len(output.token_ids) for output in explicit} == {16}, "params that you make do not read them"
+    monkeypatch.setitem(plain.facts, "default_sampling_params", {"temperature": 0.0, "max_tokens": 4000})
+    whole = plain.generate(PROMPTS[0])[0]
+    assert len(whole.token_ids) + len(whole.prompt_token_ids) == plain.facts["max_model_len"]
+
+
 def test_interleaved_streams_each_get_their_own_tokens(llm: LLM) -> None:
     """What a step brings for one stream, while another one is read, is kept for it."""
     params = [SamplingParams(temperature=0.7, seed=i, max_tokens=25, ignore_eos=True) for i in range(3)]

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from medusa_dist import __version__
-from medusa_dist.api.convert import chat_prompt, check_model, check_token_ids, off_loop, text_prompt
+from medusa_dist.api.convert import chat_prompt, check_model, off_loop, text_prompt
 from medusa_dist.api.http.paths import without_extra_slashes
 from medusa_dist.api.schema.requests import DetokenizeRequest, TokenizeRequest
 from medusa_dist.api.schema.responses import (
@@ -21,6 +21,7 @@ from medusa_dist.api.schema.responses import (
     TokenizeReply,
     VersionReply,
 )
+from medusa_dist.api.schema.sampling import check_token_ids
 from medusa_dist.api.service import Service
 
 GetService = Callable[[], Service]

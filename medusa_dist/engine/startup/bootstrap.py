@@ -45,6 +45,7 @@ from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.model.source.sampling_defaults import sampling_defaults
 from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
@@ -76,6 +77,8 @@ class EngineRank:
             torch.set_num_threads(config.resources.threads_per_rank)
         self._seconds: dict[str, float] = {}
         self._heads_check: str | None = None
+        # Read first, so that an invalid value costs seconds.
+        self._sampling_defaults = sampling_defaults(folder, config.generation_config) if rank == 0 else {}
         with self._phase("connect", progress):
             parallel, control = join_group(config, self._device, rank, store, generation)
         with self._phase("load", progress):
@@ -116,6 +119,7 @@ class EngineRank:
             "max_model_len": self._max_model_len,
             "vocab_size": model.vocab_size,
             "speculation": self._describe(drafter),
+            "default_sampling_params": self._sampling_defaults,
             "heads_check": self._heads_check,
             "fingerprint": fingerprint(folder),
             "noise_version": NOISE_VERSION,

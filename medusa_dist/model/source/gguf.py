@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from medusa_dist.errors import ModelError
 from medusa_dist.model.source.gguf_rope import rope_parameters
 from medusa_dist.model.source.gguf_tokenizer import Metadata, end_token_ids, read_tokenizer
+from medusa_dist.model.source.sampling_defaults import gguf_sampling
 
 MARKER = "converted.json"  # written last; holds the source's hash and the size of every file
 _FORMAT = 2  # increment when the result of a conversion changes, so that old ones are redone
@@ -126,7 +127,8 @@ def _write(gguf: Path, folder: Path) -> None:
     }
     settings.pop("quantization_config", None)  # the weights are no longer quantised
     type(config)(**settings).save_pretrained(folder)
-    GenerationConfig(**special).save_pretrained(folder)
+    sampling = gguf_sampling(gguf)
+    GenerationConfig(**special, **sampling, do_sample=bool(sampling) or None).save_pretrained(folder)
     tied = set(model.all_tied_weights_keys)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,6 +10,7 @@ from medusa_dist.api import convert
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from medusa_dist.api.schema.responses import ErrorReply
 from medusa_dist.errors import ConfigError, EngineError, GroupError, OverloadedError, RequestError
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text import bounded_render
 from tests.support.fake_service import FakeService, chat, client_of, completion
 
@@ -214,6 +215,48 @@ async def test_unknown_model_or_route_is_404_and_wrong_method_is_405():
         assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "invalid_request_error"
         wrong = await client.get(CHAT)
         assert wrong.status_code == 405 and wrong.headers["allow"] == "POST" and "error" in wrong.json()
+
+
+OWN = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.2, "max_tokens": 50}
+
+
+async def params_of(route, body, own=OWN):
+    service = FakeService("ok")
+    service.default_sampling_params = own
+    async with client_of(service) as client:
+        reply = await client.post(route, json=body)
+    assert reply.status_code == 200, reply.text
+    return service.requests[0].params
+
+
+async def test_the_models_own_values_apply_to_fields_that_are_left_out():
+    left_out = dict.fromkeys(OWN)  # null is the same
+    for body in (chat(), chat(**left_out)):
+        params = await params_of(CHAT, body)
+        assert {name: getattr(params, name) for name in OWN} == OWN
+    params = await params_of(COMPLETIONS, completion(**left_out))
+    assert {name: getattr(params, name) for name in OWN} == OWN | {"max_tokens": 16}, "OpenAI's default"
+
+
+async def test_a_field_that_is_sent_wins_also_with_its_neutral_value():
+    sent = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 7}
+    for route, make in ((CHAT, chat), (COMPLETIONS, completion)):
+        assert await params_of(route, make(**sent)) == SamplingParams(max_tokens=7)
+    assert (await params_of(CHAT, chat(max_completion_tokens=9))).max_tokens == 9
+    greedy = await params_of(CHAT, chat(temperature=0), {"top_p": 0.9, "top_k": 20, "min_p": 0.1})
+    assert not greedy.needs_full_logits, "filters have no effect at temperature 0"
+
+
+async def test_the_models_own_max_tokens_never_makes_an_error():
+    assert (await params_of(CHAT, chat(min_tokens=60))).max_tokens == 60
+    assert (await params_of(CHAT, chat(), {"max_tokens": 10**6})).max_tokens is None, "up to the context"
+    long = [{"role": "user", "content": "x" * 150}]
+    assert (await params_of(CHAT, chat(messages=long))).max_tokens is None
+
+
+async def test_a_beam_search_takes_no_sampling_from_the_model():
+    params = await params_of(CHAT, chat(beam_width=2))
+    assert params == SamplingParams(beam_width=2, max_tokens=50, repetition_penalty=1.2)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -27,6 +27,7 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     save_tiny("llama", folder)
     byte_tokenizer().save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.9}')
     return folder
 
 
@@ -85,7 +86,10 @@ def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_pat
         assert (
             "starting Ray" in command.output and "curl" in command.output and "Dashboard: http://127" in command.output
         )
+        assert "use the model's generation_config.json: top_p 0.9" in command.output
         url = f"http://127.0.0.1:{port}"
+        card = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer secret"}, timeout=HANG_S).json()
+        assert card["data"][0]["default_sampling_params"] == {"top_p": 0.9}
         assert answer(url, None).status_code == 401
         before = answer(url, "secret").json()["choices"][0]["text"]
         check_http(url, port, "secret")
