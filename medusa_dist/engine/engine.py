@@ -75,7 +75,7 @@ class Engine:
         if grammar is None:
             return None
         if self.grammars is None:
-            raise grammar.error("this model is served without a tokenizer (skip_tokenizer_init)")
+            raise grammar.error("this engine has no tokenizer (skip_tokenizer_init)")
         return self.grammars.start(grammar, output_ids, request.params.ignore_eos)
 
     def abort(self, request_id: str) -> None:
