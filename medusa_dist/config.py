@@ -247,7 +247,9 @@ class Config(Strict):
         "long a long prompt can delay other streams.",
     )
     max_queued: Annotated[int, Field(ge=0)] = Field(
-        default=128, description="Requests that may wait beyond max_running; further ones get 429 with Retry-After."
+        default=128,
+        description="Requests that may wait beyond max_running; further calls get 429 with Retry-After. A call of more "
+        "sequences than fit (n, several prompts) is admitted with its first one; the others follow as places get free.",
     )
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9,

@@ -12,10 +12,12 @@ from starlette.types import Receive
 
 from medusa_dist.api.beams import split_choices
 from medusa_dist.api.service import Service
-from medusa_dist.errors import EngineError
+from medusa_dist.errors import EngineError, OverloadedError
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
 from medusa_dist.text.text_stream import TextDelta, TextStream
+
+PLACE_S = 0.1  # between two attempts of a later request; well below what refused clients wait before theirs
 
 
 class ClientGone(Exception):
@@ -25,6 +27,8 @@ class ClientGone(Exception):
 class Call:
     """All choices of one call, decoded concurrently.
 
+    The call is admitted with its first request. At most `service.requests_per_call` of its requests are at the service
+    at a time, so that a large call leaves room for others; the rest follow in order, each as soon as there is a place.
     streams: the text of each choice; the same number for each request, one unless it is a beam search. `next` returns
     deltas as they arrive, with all choices interleaved. One delta is buffered: if the client does not read, the call
     stops pulling and the service merges the outputs that accumulate.
@@ -38,6 +42,7 @@ class Call:
         self._events: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue(maxsize=1)
         self._tasks: list[asyncio.Task[None]] = []
         self._num_open = len(self.streams)
+        self._places = asyncio.Semaphore(service.requests_per_call)
 
     def start(self, receive: Receive) -> None:
         """Send all requests, and watch `receive` (ASGI, after the body was read) for a disconnect."""
@@ -77,21 +82,32 @@ class Call:
         await self.close()
 
     async def _pump(self, index: int) -> None:
-        """Pass one request's outputs, as text, to `next`. A stop string ends the request and aborts the rest."""
-        num_each = len(self.streams) // len(self._requests)
+        """Run one request when it is its turn, and pass its outputs or its error to `next`."""
         try:
-            async with aclosing(self._service.generate(self._requests[index])) as outputs:
-                async for output in outputs:
-                    if output.finish_reason is FinishReason.ABORT:
-                        raise EngineError("the service aborted this request; send it again")
-                    for choice, part in enumerate(split_choices(output, num_each), index * num_each):
-                        delta = self.streams[choice].push(part)
-                        await self._events.put((choice, delta))
-                    if delta.finish_reason is not None:
-                        return
-            raise EngineError("the service ended this request early; send it again")
+            async with self._places:
+                while True:
+                    try:
+                        return await self._decode(index)
+                    except OverloadedError:
+                        if index == 0:
+                            raise  # the call as a whole is refused
+                    await asyncio.sleep(PLACE_S)
         except Exception as error:  # noqa: BLE001 - passed to `next`, which raises it
             await self._events.put(error)
+
+    async def _decode(self, index: int) -> None:
+        """Pass one request's outputs, as text, to `next`. A stop string ends the request and aborts the rest."""
+        num_each = len(self.streams) // len(self._requests)
+        async with aclosing(self._service.generate(self._requests[index])) as outputs:
+            async for output in outputs:
+                if output.finish_reason is FinishReason.ABORT:
+                    raise EngineError("the service aborted this request; send it again")
+                for choice, part in enumerate(split_choices(output, num_each), index * num_each):
+                    delta = self.streams[choice].push(part)
+                    await self._events.put((choice, delta))
+                if delta.finish_reason is not None:
+                    return
+        raise EngineError("the service ended this request early; send it again")
 
     async def _watch(self, receive: Receive, pumps: Sequence[asyncio.Task[None]]) -> None:
         """Stop everything when the client disconnects. Servers do not cancel the handlers of unstreamed responses."""

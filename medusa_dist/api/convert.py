@@ -128,7 +128,8 @@ def make_requests(
     params, n = sampling_params(body, service.vocab_size, service.default_sampling_params), body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise RequestError(
-            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls", "n"
+            f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls",
+            "n" if n > 1 else "prompt",
         )
     for prompt in prompts:
         try:

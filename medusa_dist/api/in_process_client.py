@@ -4,7 +4,9 @@ Owns the call and its retries on 429. Not here: which lines a batch job sends, a
 """
 
 import asyncio
+import json
 import random
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import httpx
 from fastapi import FastAPI
 
 MAX_WAIT_S = 5.0  # between two attempts while the service is full
+BUSY_S = 1800.0  # then the refusal is the response: batch lines are not urgent, but every line must end
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,12 @@ class Inside:
         self._client = httpx.AsyncClient(transport=transport, base_url="http://inside", timeout=None)
 
     async def post(self, path: str, body: Any) -> InProcessReply:
-        """Make one call. Waits and retries while the service is full (429), since batch lines are not urgent."""
+        """Make one call. Waits and retries while the service is full (429), for BUSY_S."""
+        content = json.dumps(body).encode()  # ASCII: a text may be no valid Unicode
+        began = time.monotonic()
         while True:
-            response = await self._client.post(path, json=body)
-            if response.status_code != 429:
+            response = await self._client.post(path, content=content, headers={"content-type": "application/json"})
+            if response.status_code != 429 or time.monotonic() - began >= BUSY_S:
                 return InProcessReply(response.status_code, response.headers["x-request-id"], response.json())
             hint_s = float(response.headers.get("retry-after", 1))
             await asyncio.sleep(min(hint_s, MAX_WAIT_S) * random.uniform(0.5, 1.0))

@@ -49,6 +49,10 @@ class Service(Protocol):
         """Whether control tokens in messages are plain text."""
 
     @property
+    def requests_per_call(self) -> int:
+        """Requests of one call that may be here at a time, at least 1; a call with more sends them as these end."""
+
+    @property
     def system_fingerprint(self) -> str:
         """Reported in every response."""
 
@@ -66,7 +70,7 @@ class Service(Protocol):
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """The Outputs of a request, in order, the last one with a finish_reason.
 
-        Raises OverloadedError or EngineError, usually before the first item. Closing the generator early, or
+        Raises OverloadedError (before the first item only) or EngineError. Closing the generator early, or
         cancelling the task that awaits it, aborts the request.
         """
 

@@ -30,6 +30,8 @@ from medusa_dist.text.no_tokenizer import NoTokenizer
 
 logger = logging.getLogger("ray.serve")
 
+CALL_FILL = 3  # in batches: one is decoded, the others wait here, so that a place in it is filled at once
+
 
 class LLMReplica:
     """One replica of one model. The constructor returns when the model is ready to decode.
@@ -84,6 +86,12 @@ class LLMReplica:
     def vocab_size(self) -> int:
         """Size of the vocabulary; token ids are smaller."""
         return int(self._facts["vocab_size"])
+
+    @property
+    def requests_per_call(self) -> int:
+        """Requests of one call that may be here at a time: enough to keep the batch full, a part of the queue."""
+        config = self._config
+        return min(CALL_FILL * config.max_running, config.max_running + config.max_queued)
 
     @property
     def tokenizer(self) -> Any:

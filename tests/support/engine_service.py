@@ -18,6 +18,7 @@ class EngineService:
     system_fingerprint = "tiny-noise1"
     sanitize_control_tokens = True
     created = 1_700_000_000
+    requests_per_call = 1000
 
     def __init__(self, llm: LLM) -> None:
         self.engine = llm.engine

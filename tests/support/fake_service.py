@@ -1,12 +1,13 @@
 """A Service without a model: answers with given texts, in given portions."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import httpx
 
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health
+from medusa_dist.errors import OverloadedError
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from tests.support.tiny_tokenizers import byte_tokenizer
 
@@ -35,6 +36,9 @@ class FakeService:
         self.pause_s = 0.0
         self.default_sampling_params = {}
         self.state = Health(True, "ok: decoding")
+        self.requests_per_call = 1000
+        self.num_places = 1000  # at the service; further requests are refused
+        self.num_here = self.most_here = 0
 
     def describe(self):
         return {"speculation": "medusa: 4 heads, max 7 nodes"}
@@ -57,6 +61,18 @@ class FakeService:
 
     async def generate(self, request):
         self.requests.append(request)
+        if self.num_here >= self.num_places:
+            raise OverloadedError("full")
+        self.num_here += 1
+        self.most_here = max(self.most_here, self.num_here)
+        try:
+            async with aclosing(self.answer(request)) as outputs:
+                async for one in outputs:
+                    yield one
+        finally:
+            self.num_here -= 1
+
+    async def answer(self, request):
         if self.before is not None:
             raise self.before
         ids = self.tokens(request)

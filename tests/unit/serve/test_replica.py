@@ -179,6 +179,13 @@ def test_client_disconnect_frees_its_request(url):
     until(lambda: requests_inside() == 0)
 
 
+def test_call_of_128_sequences_is_answered_by_replica_with_six_places(url):
+    answer = httpx.post(f"{url}/v1/completions", json=body([1, 0, 7], 4, n=128), timeout=60)
+    assert answer.status_code == 200
+    texts = [choice["text"] for choice in answer.json()["choices"]]
+    assert [[int(word[1:]) for word in text.split()] for text in texts] == [expected((1, 0, 7), 4)] * 128
+
+
 def test_full_replica_answers_429_at_once_and_running_requests_finish(url):
     results: dict[int, list[int]] = {}
 
