@@ -51,7 +51,7 @@ def choice_seed(seed: int, *path: int | str) -> int:
     """
     if path == (0,):
         return seed
-    digest = hashlib.blake2b("/".join(map(str, (seed, *path))).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, (seed, *path))).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

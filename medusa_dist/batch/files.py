@@ -1,7 +1,7 @@
 """Input and output files of a batch job, in OpenAI's format: one output line per input line.
 
 Owns parsing, checks before the start, output lines, and the partial output of a killed job, to resume from.
-Not here: sending (over_serve.py, over_http.py), the course of a job (job.py).
+Not here: how lines are stored (input_file.py), sending (over_serve.py, over_http.py), the course of a job (job.py).
 """
 
 import fcntl
@@ -15,12 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from medusa_dist.batch.input_file import MAX_LINE_BYTES, InputFile, RawLine
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import choice_seed
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 Existing = Literal["refuse", "overwrite", "resume"]
+_COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip"}
 _KEYS = {"custom_id", "method", "url", "body"}
+NO_RESPONSE = 0  # in place of a status
 _MAX_NAMED = 5  # duplicates listed in one error
 
 
@@ -40,22 +43,24 @@ class BatchLine:
     problem: str | None = None
 
 
-def read_lines(path: Path, seed: int) -> Iterator[BatchLine]:
+def read_lines(source: InputFile, seed: int) -> Iterator[BatchLine]:
     """Iterate over the lines of an input file; blank lines are skipped."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                yield parse_line(raw, number, seed)
+    return (parse_line(raw, seed) for raw in source.lines())
 
 
-def parse_line(raw: bytes, number: int, seed: int) -> BatchLine:
-    """Parse one input line. number: from 1. seed: the job's, for lines without one."""
-    digest = hashlib.blake2b(f"{seed}/{number}/".encode() + raw.strip(), digest_size=12).hexdigest()
+def parse_line(raw: RawLine, seed: int) -> BatchLine:
+    """Parse one input line. seed: the job's, for lines without one."""
+    number = raw.number
+    digest = hashlib.blake2b(f"{seed}/{number}/".encode() + raw.data, digest_size=12).hexdigest()
     name = f"batch_req_{digest}"
+    if not raw.is_whole:
+        return BatchLine(name, number, None, problem=f"line {number} is longer than {MAX_LINE_BYTES >> 20} MiB")
     try:
-        given = json.loads(raw.decode())
+        given = json.loads(raw.data.decode(), parse_constant=_no_constant)
     except ValueError as error:
         return BatchLine(name, number, None, problem=f"line {number} is not valid JSON: {error}")
+    except RecursionError:
+        return BatchLine(name, number, None, problem=f"line {number} is nested too deeply")
     if not isinstance(given, dict):
         return BatchLine(name, number, None, problem=f"line {number} is not a JSON object")
     custom_id = given.get("custom_id")
@@ -69,6 +74,10 @@ def parse_line(raw: bytes, number: int, seed: int) -> BatchLine:
         # 53 bits, like seeds drawn by the service: JavaScript rounds larger numbers when it reads the response.
         body = {**body, "seed": choice_seed(seed, custom_id) % 2**53}
     return BatchLine(name, number, custom_id, given["url"], body)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _problem(given: dict[str, Any]) -> str | None:
@@ -86,34 +95,34 @@ def _problem(given: dict[str, Any]) -> str | None:
     return None
 
 
-def check_input(path: Path, seed: int) -> int:
+def check_input(source: InputFile, seed: int) -> int:
     """The number of lines. Raises ConfigError for a file that is missing, is empty, or repeats a custom_id."""
     seen: dict[int, int] = {}  # hash of a custom_id -> its line; hashes, so that a million lines stay small
     duplicates, count = [], 0
-    try:
-        for line in read_lines(path, seed):
-            count += 1
-            if line.custom_id is None:
-                continue
-            key = int.from_bytes(
-                hashlib.blake2b(line.custom_id.encode(errors="surrogatepass"), digest_size=16).digest()
-            )
-            if key in seen:
-                duplicates.append(f"{line.custom_id!r} in lines {seen[key]} and {line.number}")
-            seen.setdefault(key, line.number)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    for line in read_lines(source, seed):
+        count += 1
+        if line.custom_id is None:
+            continue
+        key = int.from_bytes(hashlib.blake2b(line.custom_id.encode(errors="surrogatepass"), digest_size=16).digest())
+        if key in seen:
+            duplicates.append(f"{line.custom_id!r} in lines {seen[key]} and {line.number}")
+        seen.setdefault(key, line.number)
     if not count:
-        raise ConfigError(f"{path} is empty; a batch file has one JSON object per line")
+        raise ConfigError(f"{source.name} is empty; a batch file has one JSON object per line")
     if duplicates:
         more = f" and {len(duplicates) - _MAX_NAMED} more" if len(duplicates) > _MAX_NAMED else ""
-        raise ConfigError(f"{path}: custom_ids must be unique; repeated: {', '.join(duplicates[:_MAX_NAMED])}{more}")
+        raise ConfigError(
+            f"{source.name}: custom_ids must be unique; repeated: {', '.join(duplicates[:_MAX_NAMED])}{more}"
+        )
     return count
 
 
 @dataclass(frozen=True, slots=True)
 class LineAnswer:
-    """The response to a line. body: the same JSON as over HTTP, including errors."""
+    """The response to a line. body: the same JSON as over HTTP, including errors.
+
+    status: of HTTP, or NO_RESPONSE; body is then our own error.
+    """
 
     id: str
     custom_id: str | None
@@ -124,7 +133,7 @@ class LineAnswer:
     @property
     def is_ok(self) -> bool:
         """True for a completion, False for an error."""
-        return self.status < 400
+        return NO_RESPONSE < self.status < 400
 
     def record(self) -> dict[str, Any]:
         """The output line. A failed line has OpenAI's response with the status, and a summary in `error`."""
@@ -132,8 +141,15 @@ class LineAnswer:
         if not self.is_ok:
             said = self.body.get("error") or {}
             error = {"code": said.get("code") or said.get("type") or str(self.status), "message": said.get("message")}
-        response = {"status_code": self.status, "request_id": self.request_id, "body": self.body}
+        response: dict[str, Any] | None = None
+        if self.status != NO_RESPONSE:
+            response = {"status_code": self.status, "request_id": self.request_id, "body": self.body}
         return {"id": self.id, "custom_id": self.custom_id, "response": response, "error": error}
+
+
+def no_response(line_id: str, custom_id: str | None, why: str) -> LineAnswer:
+    """The answer to a line that was sent and got no response."""
+    return LineAnswer(line_id, custom_id, NO_RESPONSE, "", {"error": {"code": "no_response", "message": why}})
 
 
 def refusal(line: BatchLine) -> dict[str, Any]:
@@ -160,6 +176,10 @@ class OutputFile:
             self._refuse_existing()
         elif existing == "overwrite" and path.is_dir():
             raise ConfigError(f"{path} is a folder; give a file")
+        if str(path) == "-":
+            raise ConfigError("-: the output must be a file, which --resume can continue; give its name")
+        if path.suffix in _COMPRESSED:
+            raise ConfigError(f"{path}: the output is not compressed; give a name without {path.suffix}")
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: the folder {path.parent} does not exist")
         if existing == "resume" and path.exists() and not self.partial.exists():
@@ -216,15 +236,27 @@ class OutputFile:
     def write(self, record: dict[str, Any]) -> None:
         """Append a line with one write: a kill leaves it complete, missing, or cut off at the end of the file."""
         data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        while data:
-            data = data[os.write(self._file, data) :]
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise self._cannot_write(error) from None
         self.done.add(record["id"])
         self.num_failed += record["error"] is not None
 
     def complete(self) -> None:
         """All lines are written: rename the file to its final name."""
-        os.fsync(self._file)
-        os.replace(self.partial, self._path)
+        try:
+            os.fsync(self._file)
+            os.replace(self.partial, self._path)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.partial} cannot be written: {error.strerror}; {len(self.done)} lines are in it, "
+            "and --resume continues"
+        )
 
     def __enter__(self) -> Self:
         return self

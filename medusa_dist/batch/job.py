@@ -1,37 +1,22 @@
 """`medusa-dist batch`: runs a batch job over a file in OpenAI's format.
 
-Owns the course of a job: checks, remaining lines, retries, final counts. Not here: file formats (files.py), sending
-lines to a model (over_serve.py: through Ray; over_http.py: over HTTP).
+Owns the course of a job: checks, progress, what is said if it is stopped, final counts. Not here: file formats
+(files.py, input_file.py), retries (passes.py), sending lines to a model (over_serve.py: through Ray; over_http.py).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
-from medusa_dist.batch.files import BatchLine, Existing, LineAnswer, OutputFile, check_input, read_lines, refusal
-from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.batch.files import Existing, OutputFile, check_input, read_lines
+from medusa_dist.batch.input_file import InputFile, open_input
+from medusa_dist.batch.passes import Passes, Sender
+from medusa_dist.errors import ConfigError
 from medusa_dist.tools.progress import ProgressDisplay, ProgressText
-
-Deliver = Callable[[LineAnswer], None]
-MAX_TRIES = 3  # per line that the service could not process (503)
-PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # after each pass without any response; then the job ends
-
-
-class Sender(Protocol):
-    """Sends lines to a model."""
-
-    def describe(self) -> dict[str, Any]:
-        """The data of /v1/models. Raises MedusaError if there is no such service."""
-
-    def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """Process all lines, in any order; each is delivered at most once.
-
-        Lines lost in a failure of the service may get no response; the caller sends them again.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,40 +43,63 @@ def run_batch(
 ) -> Counts:
     """Process every line of source; target appears when all are complete.
 
-    get_sender: called after both files are checked, because it may have to start a model. Raises ConfigError if the job
-    cannot start, EngineError if the service stops responding; completed lines are then kept for existing="resume".
+    source: "-" is standard input. get_sender: called after both files are checked, because it may have to start a
+    model. Raises ConfigError if the job cannot start, EngineError if the service stops responding; completed lines are
+    then kept for existing="resume". KeyboardInterrupt passes through, after a line that says how far the job came.
     """
     if source.resolve() == target.resolve():
         raise ConfigError(f"{source} is both input and output; give another output")
-    total = check_input(source, seed)
-    with OutputFile(target, existing) as output:
-        resumed = len(output.done)
-        _check_same_input(source, seed, output)
-        console.print(f"{total} lines, job seed {seed}" + (f", {resumed} already done" if resumed else ""))
-        began = time.monotonic()
-        if resumed < total:
-            sender = get_sender()
-            _check_same_model(output, sender.describe())
-            began = time.monotonic()
-            with ProgressDisplay(console) as progress:
+    output: OutputFile | None = None
+    total = 0
+    try:
+        with open_input(source) as lines:
+            total = check_input(lines, seed)
+            with OutputFile(target, existing) as output:
+                resumed = len(output.done)
+                _check_same_input(lines, seed, output)
+                console.print(f"{total} lines, job seed {seed}" + (f", {resumed} already done" if resumed else ""))
+                began = time.monotonic()
+                if resumed < total:
+                    sender = get_sender()
+                    _check_same_model(output, sender.describe())
+                    began = time.monotonic()
+                    _process(lines, seed, output, sender, ProgressDisplay(console), total)
+                output.complete()
+                return Counts(total, output.num_failed, resumed, time.monotonic() - began)
+    except KeyboardInterrupt:
+        far = "stopped while the input was read" if output is None else how_far(output, total)
+        console.print(far, markup=False, highlight=False)
+        raise
 
-                def show() -> None:
-                    failed = f"{output.num_failed} failed"
-                    progress.say(ProgressText("processing", len(output.done), total, "lines", failed))
 
-                show()
-                _answer_all(source, seed, output, sender, show)
-        output.complete()
-        return Counts(total, output.num_failed, resumed, time.monotonic() - began)
+def how_far(output: OutputFile, total: int) -> str:
+    """What a stopped job leaves, and how to go on."""
+    if not output.done:
+        return f"stopped: none of {total} lines is done, and nothing was written"
+    kept = f"stopped: {len(output.done)} of {total} lines are done and kept in {output.partial}"
+    return f"{kept}; the same command with --resume continues"
 
 
-def _check_same_input(source: Path, seed: int, output: OutputFile) -> None:
+def _process(
+    lines: InputFile, seed: int, output: OutputFile, sender: Sender, progress: ProgressDisplay, total: int
+) -> None:
+    with progress:
+
+        def show() -> None:
+            failed = f"{output.num_failed} failed"
+            progress.say(ProgressText("processing", len(output.done), total, "lines", failed))
+
+        show()
+        Passes(lines, seed, output, sender, show).run()
+
+
+def _check_same_input(source: InputFile, seed: int, output: OutputFile) -> None:
     if output.done:
         strangers = len(output.done) - sum(line.id in output.done for line in read_lines(source, seed))
         if strangers:
             raise ConfigError(
-                f"{output.partial} contains {strangers} lines that do not come from {source} with job seed {seed}; "
-                "resume with the same file and --seed, or start again with --overwrite"
+                f"{output.partial} contains {strangers} lines that do not come from {source.name} with job seed "
+                f"{seed}; resume with the same file and --seed, or start again with --overwrite"
             )
 
 
@@ -103,39 +111,3 @@ def _check_same_model(output: OutputFile, facts: dict[str, Any]) -> None:
             f"{output.partial} was produced by {', '.join(sorted(others))}, but this service is {fingerprint}: another "
             "model, dtype or version; use --overwrite to start again"
         )
-
-
-def _answer_all(source: Path, seed: int, output: OutputFile, sender: Sender, show: Callable[[], None]) -> None:
-    """Repeat passes over the lines without output until none is left."""
-    tries: dict[str, int] = {}
-
-    def todo() -> Iterator[BatchLine]:
-        for line in read_lines(source, seed):
-            if line.id in output.done:
-                continue
-            if line.problem is None:
-                yield line
-            else:
-                output.write(refusal(line))
-                show()
-
-    def deliver(answer: LineAnswer) -> None:
-        if answer.id in output.done:
-            return
-        if answer.status == 503:
-            tries[answer.id] = tries.get(answer.id, 0) + 1
-            if tries[answer.id] < MAX_TRIES:
-                return
-        output.write(answer.record())
-        show()
-
-    num_idle = 0
-    while True:
-        before = len(output.done) + sum(tries.values())
-        sender.send(todo(), deliver)
-        if all(line.id in output.done for line in read_lines(source, seed)):
-            return
-        num_idle = 0 if len(output.done) + sum(tries.values()) > before else num_idle + 1
-        if num_idle > len(PAUSES_S):
-            raise EngineError(f"the service completed no line in {num_idle} passes; try again with --resume")
-        time.sleep(PAUSES_S[max(0, num_idle - 1)])

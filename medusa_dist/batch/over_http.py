@@ -4,6 +4,7 @@ Owns the client: concurrency and retries. Not here: what is done with the respon
 """
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import httpx
 
-from medusa_dist.batch.files import BatchLine, LineAnswer
-from medusa_dist.batch.job import Deliver
+from medusa_dist.api.in_process_client import BUSY_S
+from medusa_dist.batch.files import BatchLine, LineAnswer, no_response
+from medusa_dist.batch.passes import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"
 PATIENCE_S = 120.0  # how long to retry a service that cannot be reached
+FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 10.0
 FILL = 3  # calls in flight, in batches: one is decoded, the others wait at the service to keep it full
 
@@ -30,6 +33,7 @@ class HttpSender:
         key = os.environ.get(API_KEY_VARIABLE)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._facts: dict[str, Any] = {}
+        self._heard_at = 0.0  # when the service last responded to any line
 
     def describe(self) -> dict[str, Any]:
         """The data of /v1/models. Raises ConfigError if there is no service, or if it needs another API key."""
@@ -53,7 +57,7 @@ class HttpSender:
         return self._concurrency or FILL * int(self._facts.get("max_running", 16))
 
     def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """See job.Sender. Raises EngineError if the service cannot be reached for PATIENCE_S."""
+        """See passes.Sender. Raises EngineError if the service cannot be reached for PATIENCE_S."""
         asyncio.run(self._send(lines, deliver))
 
     async def _send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
@@ -73,24 +77,57 @@ class HttpSender:
                 raise errors.exceptions[0] from None
 
     async def _answer(self, client: httpx.AsyncClient, line: BatchLine) -> LineAnswer:
-        """Process one line. Waits while the service is full, and up to PATIENCE_S while it cannot be reached."""
-        pause_s, lost_since = 1.0, None
+        """Process one line. Waits BUSY_S while the service is full, and PATIENCE_S while there is no response.
+
+        Then the line fails if others got a response meanwhile; otherwise the service cannot be reached: EngineError.
+        """
+        content = json.dumps(line.body).encode()  # ASCII: a text may be no valid Unicode
+        pause_s, busy_since, lost_since = FIRST_PAUSE_S, None, None
         while True:
+            now = time.monotonic()
             try:
-                response = await client.post(f"{self._url}{line.url}", json=line.body)
-                body = response.json()
-            except (httpx.TransportError, ValueError) as error:
-                now = time.monotonic()
-                lost_since = lost_since or now
-                if now - lost_since > PATIENCE_S:
-                    raise EngineError(
-                        f"{self._url} could not be reached for {PATIENCE_S:g} s: {error or type(error).__name__}; "
-                        "use --resume to continue"
-                    ) from None
+                response = await client.post(f"{self._url}{line.url}", content=content, headers=_JSON)
+            except httpx.TransportError as error:
+                why: str | None = str(error) or type(error).__name__
             else:
-                if response.status_code != 429:
+                why = None if response.status_code not in _GATEWAY or _has_json(response) else _status(response)
+            if why is None:
+                self._heard_at, lost_since = time.monotonic(), None
+                busy_since = busy_since or now
+                if response.status_code < 400 and not _has_json(response):
+                    return no_response(line.id, line.custom_id, _status(response))
+                if response.status_code != 429 or now - busy_since > BUSY_S:
                     request_id = response.headers.get("x-request-id", "")
-                    return LineAnswer(line.id, line.custom_id, response.status_code, request_id, body)
-                lost_since = None
+                    return LineAnswer(line.id, line.custom_id, response.status_code, request_id, _body(response))
+            else:
+                lost_since = lost_since or now
+                if time.monotonic() - lost_since > PATIENCE_S:
+                    if self._heard_at > lost_since:
+                        return no_response(line.id, line.custom_id, f"no response in {PATIENCE_S:g} s: {why}")
+                    raise EngineError(
+                        f"{self._url} could not be reached for {PATIENCE_S:g} s: {why}; use --resume to continue"
+                    )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
+
+
+_JSON = {"content-type": "application/json"}
+_GATEWAY = (502, 503, 504)  # without JSON, from a proxy that does not reach the service
+
+
+def _has_json(response: httpx.Response) -> bool:
+    try:
+        return isinstance(response.json(), dict)
+    except ValueError:
+        return False
+
+
+def _status(response: httpx.Response) -> str:
+    return f"status {response.status_code} without a JSON object: {response.text[:200]!r}"
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a response; for one without, such as a proxy's page, an error that quotes it."""
+    if _has_json(response):
+        return dict(response.json())
+    return {"error": {"message": _status(response), "type": "invalid_response", "param": None, "code": None}}

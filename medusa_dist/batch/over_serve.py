@@ -8,6 +8,7 @@ The processor's actors only pass lines on: they reserve nothing, and own no plac
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,13 +22,41 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from medusa_dist.batch.files import BatchLine, LineAnswer
-from medusa_dist.batch.job import Deliver
+from medusa_dist.batch.passes import Deliver
 from medusa_dist.errors import ConfigError, EngineError
 
 BLOCKS = 3  # in flight per replica: one is decoded, one waits at the replica, one is in transit
 MIN_BLOCK = 8  # lines; Ray Data spends some ten milliseconds on a block
 MAX_BLOCKS = 4000  # per dataset: limits the memory used for a file of any length
+MAX_BYTES = 256 * 2**20  # of the bodies in a dataset: the same for long lines
 FACTS_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Lines of one dataset, as rows of strings: Arrow supports neither mixed types nor what is not Unicode.
+
+    custom_ids: by id; JSON strings, which may not be Unicode.
+    """
+
+    rows: list[dict[str, str]]
+    custom_ids: dict[str, str | None]
+
+
+def portions(lines: Iterator[BatchLine], max_lines: int, max_bytes: int) -> Iterator[Portion]:
+    """Split lines into portions of at most max_lines, each closed by the line with which it exceeds max_bytes."""
+    while True:
+        part, num_bytes = Portion([], {}), 0
+        for line in islice(lines, max_lines):
+            body = json.dumps(line.body)
+            part.rows.append({"id": line.id, "url": line.url, "body": body})
+            part.custom_ids[line.id] = line.custom_id
+            num_bytes += len(body)
+            if num_bytes > max_bytes:
+                break
+        if not part.rows:
+            return
+        yield part
 
 
 class ServeSender:
@@ -71,16 +100,17 @@ class ServeSender:
         return max(1, min(max(MIN_BLOCK, running), (running + queued) // BLOCKS))
 
     def send(self, lines: Iterator[BatchLine], deliver: Deliver) -> None:
-        """See job.Sender."""
+        """See passes.Sender."""
         quiet_ray_data()
         size = self.block_size()
-        while rows := [_row(line) for line in islice(lines, size * MAX_BLOCKS)]:
+        for part in portions(lines, size * MAX_BLOCKS, MAX_BYTES):
             try:
-                self._send_rows(rows, size, deliver)
+                self._send_rows(part, size, deliver)
             except (RayError, RayServeException) as error:
                 self._note(f"a replica was lost ({_last_line(error)}); its lines will be sent again")
 
-    def _send_rows(self, rows: list[dict[str, str]], size: int, deliver: Deliver) -> None:
+    def _send_rows(self, part: Portion, size: int, deliver: Deliver) -> None:
+        rows, custom_ids = part.rows, part.custom_ids
         maps = {"num_cpus": 0, "compute": TaskPoolStrategy(size=2)}
         processor = build_processor(
             ServeDeploymentProcessorConfig(
@@ -106,18 +136,13 @@ class ServeSender:
                 self._note(f"a line came back without a response: {_last_line(row['__inference_error__'])}")
                 continue
             reply = json.loads(row["reply"])
-            deliver(LineAnswer(row["id"], row["custom_id"], reply["status"], reply["request_id"], reply["body"]))
+            answered = (row["id"], custom_ids[row["id"]])
+            deliver(LineAnswer(*answered, reply["status"], reply["request_id"], reply["body"]))
 
 
 def _last_line(error: object) -> str:
     """The last line of an error text that contains tracebacks of Ray."""
     return ([type(error).__name__, *str(error).strip().splitlines()])[-1].strip()[:200]
-
-
-def _row(line: BatchLine) -> dict[str, str]:
-    """A line as strings: Arrow does not support columns of mixed types."""
-    assert line.custom_id is not None
-    return {"id": line.id, "custom_id": line.custom_id, "url": line.url, "body": json.dumps(line.body)}
 
 
 def to_call(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +152,7 @@ def to_call(row: dict[str, Any]) -> dict[str, Any]:
 
 def to_reply(row: dict[str, Any]) -> dict[str, Any]:
     """The fields returned to the job."""
-    return {"id": row["id"], "custom_id": row["custom_id"], "reply": row["reply"]}
+    return {"id": row["id"], "reply": row["reply"]}
 
 
 def only_application(deployment: str) -> str:

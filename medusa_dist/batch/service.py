@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 
-from medusa_dist.batch.job import Sender
 from medusa_dist.batch.over_http import HttpSender
 from medusa_dist.batch.over_serve import ServeSender, join_cluster, refuse_if_serving
+from medusa_dist.batch.passes import Sender
 from medusa_dist.errors import ConfigError
 from medusa_dist.serve.config_file import read_serve_file
 from medusa_dist.serve.launch import Launch

@@ -27,6 +27,7 @@ from medusa_dist.cli.options import (
     parse_speculation,
     parse_temperatures,
 )
+from medusa_dist.cli.signals import stoppable
 
 app = typer.Typer(no_args_is_help=True, help="Exact speculative decoding with Medusa heads.")
 app.add_typer(cli_heads.app)
@@ -197,7 +198,13 @@ def bench(
 
 @app.command()
 def batch(
-    source: Annotated[Path, typer.Argument(help="Input file with OpenAI batch lines: custom_id, method, url, body.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Input file with OpenAI batch lines: custom_id, method, url, body; plain, gzip or zstd; - is standard "
+            "input."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="Output file: one line per input line, in order of completion.")],
     config: Annotated[
         Path | None, typer.Option(help="Start this Serve config for the job, and stop it afterwards.")
@@ -216,8 +223,9 @@ def batch(
         int | None, typer.Option(min=1, help="Lines in flight. Default: enough to keep the service full.")
     ] = None,
 ) -> None:
-    """Process a file of requests. Exit code 0: all lines succeeded; 1: refused or aborted; 2: some lines failed."""
-    with clear_errors():
+    """Process a file of requests. Exit code 0: all lines succeeded; 1: refused or aborted; 2: some lines failed;
+    130, 143: stopped by Ctrl-C or SIGTERM. --resume continues a job that was aborted or stopped."""
+    with clear_errors(), stoppable() as stop:
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.batch.job import run_batch
         from medusa_dist.batch.service import Target, open_sender
@@ -233,7 +241,9 @@ def batch(
 
             def get_sender() -> Any:
                 with progress:
-                    return connect()
+                    sender = connect()
+                stop.arm()
+                return sender
 
             counts = run_batch(source, target, get_sender, console, seed, existing)
         note(f"{counts}; in {target}")

@@ -1,6 +1,8 @@
-"""Lines of batch files, and reading what a job wrote."""
+"""Lines of batch files, a sender of them, and reading what a job wrote."""
 
 import json
+
+from medusa_dist.batch.files import LineAnswer
 
 BODY = {"model": "m", "prompt": "x"}
 
@@ -15,3 +17,25 @@ def write(path, lines) -> None:
 
 def records(path) -> list[dict]:
     return [json.loads(raw) for raw in path.read_text().splitlines()]
+
+
+class FakeSender:
+    """behave(line, n): what the nth sending of a line gives: a status, None = nothing comes, or an exception."""
+
+    def __init__(self, behave=lambda line, n: 200, fingerprint="f"):
+        self.behave, self.fingerprint = behave, fingerprint
+        self.sent: list[str] = []
+
+    def describe(self):
+        return {"system_fingerprint": self.fingerprint}
+
+    def send(self, lines, deliver):
+        for one in lines:
+            self.sent.append(one.custom_id)
+            status = self.behave(one, self.sent.count(one.custom_id))
+            if isinstance(status, BaseException):
+                raise status
+            if status is not None:
+                ok = {"system_fingerprint": self.fingerprint, "seed": one.body["seed"]}
+                body = ok if status == 200 else {"error": {"message": "no", "type": "t", "code": None}}
+                deliver(LineAnswer(one.id, one.custom_id, status, "r", body))

@@ -1,10 +1,14 @@
 """Batch files: every line has a place in the output, bad ones included; a killed job's output can be taken up again."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from medusa_dist.batch.files import LineAnswer, OutputFile, check_input, parse_line, read_lines, refusal
+from medusa_dist.batch.input_file import InputFile, RawLine
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import choice_seed
 from tests.support.batch_lines import BODY, line, records, write
@@ -12,7 +16,7 @@ from tests.support.batch_lines import BODY, line, records, write
 
 def parse(given, number=7, seed=1):
     raw = given if isinstance(given, bytes) else json.dumps(given).encode()
-    return parse_line(raw, number, seed)
+    return parse_line(RawLine(number, raw.strip()), seed)
 
 
 def test_line_without_a_seed_gets_its_own_and_a_given_seed_is_kept():
@@ -36,6 +40,8 @@ def test_line_id_depends_on_content_line_number_and_job_seed():
     [
         (b'{"custom_id": "a"', None, "line 7 is not valid JSON"),
         (b'{"custom_id": "\xff"}', None, "line 7 is not valid JSON"),
+        (b'{"body": {"temperature": NaN}}', None, "line 7 is not valid JSON: NaN is not a JSON value"),
+        (b"[" * 100_000, None, "line 7 is nested too deeply"),
         (b"[1]", None, "not a JSON object"),
         (line(""), None, "custom_id must be"),
         (line(custom_id=3), None, "custom_id must be"),
@@ -71,18 +77,18 @@ def test_output_line_has_openais_format_for_answers_and_errors():
 def test_missing_empty_and_duplicate_id_inputs_are_refused(tmp_path):
     path = tmp_path / "in.jsonl"
     with pytest.raises(ConfigError, match=r"in.jsonl cannot be read: No such file"):
-        check_input(path, 0)
+        check_input(InputFile(path), 0)
     path.write_text("\n \n")
     with pytest.raises(ConfigError, match="is empty"):
-        check_input(path, 0)
+        check_input(InputFile(path), 0)
     write(path, [line("a"), b"", line("b"), b"{", b"{", line("a")])
     with pytest.raises(ConfigError, match=r"custom_ids must be unique; repeated: 'a' in lines 1 and 6$"):
-        check_input(path, 0)
+        check_input(InputFile(path), 0)
     write(path, [line(str(i % 10)) for i in range(20)])
     with pytest.raises(ConfigError, match=r"and 5 more$"):
-        check_input(path, 0)
+        check_input(InputFile(path), 0)
     write(path, [line("a"), b"", line("b"), b"{", b"{"])
-    assert check_input(path, 0) == 4  # two lines without an id are no duplicates
+    assert check_input(InputFile(path), 0) == 4  # two lines without an id are no duplicates
 
 
 def test_existing_output_is_refused_naming_the_option_that_helps(tmp_path):
@@ -99,6 +105,45 @@ def test_existing_output_is_refused_naming_the_option_that_helps(tmp_path):
         OutputFile(path, "refuse")
     with pytest.raises(ConfigError, match=r"the folder .* does not exist"):
         OutputFile(tmp_path / "no" / "out.jsonl", "refuse")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out.jsonl.gz", "the output is not compressed; give a name without .gz"), ("-", "the output must be a file")],
+)
+def test_an_output_that_a_job_cannot_write_is_refused(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        OutputFile(Path(name), "refuse")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with OutputFile(path, "refuse") as output:
+        output.write(refusal(parse(b"{")))
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(ConfigError, match=r"No space left on device; 1 lines are in it, and --resume continues"):
+            output.write(refusal(parse(b"[")))
+    assert len(records(tmp_path / "out.jsonl.partial")) == 1
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "batch', b"\0" * 500, b'{"id": "x"}'], ids=["cut", "zeros", "no end"])
+def test_whatever_follows_the_last_whole_line_is_written_anew(tmp_path, tail):
+    path = tmp_path / "out.jsonl"
+    with OutputFile(path, "refuse") as output:
+        output.write(refusal(parse(b"{")))
+    partial = tmp_path / "out.jsonl.partial"
+    whole = partial.read_bytes()
+    partial.write_bytes(whole + tail)
+    with OutputFile(path, "resume") as output:
+        assert output.done == {parse(b"{").id}
+        output.complete()
+    assert path.read_bytes() == whole
 
 
 def test_torn_partial_output_resumes_after_its_last_whole_line(tmp_path):
@@ -153,4 +198,4 @@ def test_a_foreign_partial_file_is_refused(tmp_path):
 def test_blank_lines_are_skipped_but_counted_in_line_numbers(tmp_path):
     path = tmp_path / "in.jsonl"
     write(path, [line("a"), b"", line("b")])
-    assert [(one.number, one.custom_id) for one in read_lines(path, 0)] == [(1, "a"), (3, "b")]
+    assert [(one.number, one.custom_id) for one in read_lines(InputFile(path), 0)] == [(1, "a"), (3, "b")]

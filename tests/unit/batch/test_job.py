@@ -2,43 +2,22 @@
 
 import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from medusa_dist.batch import job as batch
-from medusa_dist.batch.files import LineAnswer
+from medusa_dist.batch import passes
 from medusa_dist.batch.job import run_batch
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.tools import progress
-from tests.support.batch_lines import BODY, line, records, write
-
-
-class FakeSender:
-    """behave(line, n): what the nth sending of a line gives: a status, None = nothing comes, or an exception."""
-
-    def __init__(self, behave=lambda line, n: 200, fingerprint="f"):
-        self.behave, self.fingerprint = behave, fingerprint
-        self.sent: list[str] = []
-
-    def describe(self):
-        return {"system_fingerprint": self.fingerprint}
-
-    def send(self, lines, deliver):
-        for one in lines:
-            self.sent.append(one.custom_id)
-            status = self.behave(one, self.sent.count(one.custom_id))
-            if isinstance(status, BaseException):
-                raise status
-            if status is not None:
-                ok = {"system_fingerprint": self.fingerprint, "seed": one.body["seed"]}
-                body = ok if status == 200 else {"error": {"message": "no", "type": "t", "code": None}}
-                deliver(LineAnswer(one.id, one.custom_id, status, "r", body))
+from tests.support.batch_lines import BODY, FakeSender, line, records, write
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(batch, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(passes, "PAUSES_S", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -130,6 +109,33 @@ def test_refused_files_start_no_service(files):
     with pytest.raises(ConfigError, match="both input and output"):
         run_batch(files[0], files[0], never, Console(file=io.StringIO()), 0, "overwrite")
     assert len(files[0].read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("stopped_at", "text"),
+    [
+        ("id4", "stopped: 4 of 10 lines are done and kept in {partial}; the same command with --resume continues"),
+        ("id0", "stopped: none of 10 lines is done, and nothing was written"),
+    ],
+)
+def test_a_stopped_job_says_how_far_it_came_and_how_to_go_on(files, stopped_at, text):
+    sender = FakeSender(lambda one, n: KeyboardInterrupt() if one.custom_id == stopped_at else 200)
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(*files, lambda: sender, Console(file=out, soft_wrap=True), 0, "refuse")
+    partial = files[1].with_name("out.jsonl.partial")
+    assert text.format(partial=partial) in out.getvalue()
+    assert partial.exists() == (stopped_at == "id4")
+
+
+def test_standard_input_is_read_like_a_file(files, monkeypatch):
+    class Stdin:
+        buffer = io.BytesIO(files[0].read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    counts = run((Path("-"), files[1]), FakeSender(lambda one, n: None if n == 1 and one.custom_id == "id3" else 200))
+    assert (counts.num_lines, counts.num_failed) == (10, 0)
+    assert sorted(r["custom_id"] for r in records(files[1])) == [f"id{i}" for i in range(10)]
 
 
 def test_progress_is_printed_without_a_terminal(files, monkeypatch):

@@ -1,0 +1,63 @@
+"""A stopped command has the exit code that shells and service managers expect, also inside asyncio."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from medusa_dist.cli.signals import stoppable
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_each_signal_raises_keyboard_interrupt_and_exits_with_its_code(number, code, is_async):
+    cleaned = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(60)
+        finally:
+            cleaned.append("task")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error, stoppable():
+        try:
+            if is_async:
+                asyncio.run(work())
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except KeyboardInterrupt:
+            cleaned.append("command")
+            raise
+    assert error.value.code == code and cleaned == (["task", "command"] if is_async else ["command"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_does_not_disturb_the_cleaning_up():
+    cleaned = []
+    with pytest.raises(SystemExit) as error, stoppable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+    assert error.value.code == 143 and cleaned
+
+
+def test_nohup_is_respected_and_sigterm_can_be_taken_back():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as error, stoppable() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as ray.init does with a handler of its own
+            stop.arm()
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        assert error.value.code == 143
+    finally:
+        signal.signal(signal.SIGHUP, before)
