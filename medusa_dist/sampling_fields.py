@@ -16,11 +16,13 @@ MAX_BEAM_WIDTH = 64
 MAX_OUTPUTS = 1024  # of one prompt
 WHOLE = {"n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "beam_width"}
 OPTIONAL = {"max_tokens", "seed", "logprobs", "prompt_logprobs", "beam_width"}  # numbers that may be None
+MAX_BAD_WORDS = 1000  # each is compared with the end of the output, for each token
 GRAMMAR_WITH_BEAMS = "a grammar follows one sequence, and beams fork"
 
 _FILTERS = ("top_p", "top_k", "min_p")  # keep the best token, which is the one that temperature 0 takes
 _SAMPLES = "beam search takes the most likely continuations and does not sample"
 _NO_COUNTERPART = "transformers' beam search has no equivalent; use repetition_penalty"
+_NO_BANS = "bans as transformers' beam search applies them look at the prompt, too; use logit_bias"
 _ONE_SCORE = "each hypothesis has one score"
 
 
@@ -48,17 +50,22 @@ FIELDS: Mapping[str, SamplingField] = {
     "max_tokens": SamplingField(16, 0, 2**31),
     "min_tokens": SamplingField(0, 0, 2**31, full_logits=True),
     "temperature": SamplingField(1.0, 0.0, 100.0, no_beams=_SAMPLES, beam_neutral=(0.0,)),
-    "top_p": SamplingField(1.0, 1e-9, 1.0, full_logits=True, no_beams=_SAMPLES),
+    "top_p": SamplingField(1.0, 0.0, 1.0, full_logits=True, no_beams=_SAMPLES),
     "top_k": SamplingField(0, 0, 2**31, full_logits=True, no_beams=_SAMPLES, also=-1),
     "min_p": SamplingField(0.0, 0.0, 1.0, full_logits=True, no_beams=_SAMPLES),
     "presence_penalty": SamplingField(0.0, -2.0, 2.0, full_logits=True, no_beams=_NO_COUNTERPART),
     "frequency_penalty": SamplingField(0.0, -2.0, 2.0, full_logits=True, no_beams=_NO_COUNTERPART),
     "repetition_penalty": SamplingField(1.0, 1e-3, 100.0, full_logits=True),
     "logit_bias": SamplingField((), full_logits=True),
+    "allowed_token_ids": SamplingField(None, full_logits=True, no_beams="a search needs more candidates than beams"),
+    "bad_words": SamplingField((), full_logits=True, no_beams=_NO_BANS),
     "seed": SamplingField(None, -(2**63), 2**63 - 1),
     "stop": SamplingField((), no_beams="beam search compares tokens and does not decode text; use stop_token_ids"),
     "stop_token_ids": SamplingField(()),
+    "include_stop_str_in_output": SamplingField(False),
     "ignore_eos": SamplingField(False),
+    "skip_special_tokens": SamplingField(True),
+    "spaces_between_special_tokens": SamplingField(True),
     "logprobs": SamplingField(None, 0, MAX_LOGPROBS, full_logits=True, no_beams=_ONE_SCORE),
     "prompt_logprobs": SamplingField(None, 0, MAX_LOGPROBS, no_beams=_ONE_SCORE),
     "detokenize": SamplingField(True),

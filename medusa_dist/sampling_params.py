@@ -12,6 +12,7 @@ from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar, StructuredOutputsParams
 from medusa_dist.sampling_fields import (
     FIELDS,
+    MAX_BAD_WORDS,
     check_beam_fields,
     check_ranges,
     default,
@@ -20,6 +21,8 @@ from medusa_dist.sampling_fields import (
 )
 
 __all__ = ["SamplingParams", "StructuredOutputsParams"]  # both are in vLLM's module of this name
+
+BadWord = str | tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -32,7 +35,16 @@ class SamplingParams:
     temperature: 0 is greedy. top_p, top_k (0 or -1 = all) and min_p filter the distribution after temperature and
     penalties. max_tokens: None = up to the context length, 0 = compute (and score) only the prompt. seed: None or -1 =
     random, reported in the output.
+    top_p: 0 keeps the most likely token alone.
     stop: strings that end the output and are not part of it. stop_token_ids: the same for token ids.
+    include_stop_str_in_output: the text that ended the output is part of it.
+    allowed_token_ids: None = all; otherwise the output consists of these tokens. Include an end-of-sequence token if
+    the output may end before max_tokens.
+    bad_words: texts, or lists of token ids, that the output does not contain. A text is banned as the tokenizer writes
+    it, at the start of a word and after a blank (text/bad_words.py); the model can still spell it with other tokens.
+    logit_bias and bans that would leave no token do not apply.
+    skip_special_tokens: False shows special tokens in the text; not the end-of-sequence or stop token, unless
+    include_stop_str_in_output. spaces_between_special_tokens: False removes blanks that some tokenizers write there.
     logprobs: None = none, k = the log-probability of the chosen token and of the k most likely tokens, under the base
     model's own distribution before temperature, penalties and filters.
     prompt_logprobs: None = none, k = the same for the prompt tokens, in the first output.
@@ -64,6 +76,11 @@ class SamplingParams:
     logprobs: int | None = FIELDS["logprobs"].default
     prompt_logprobs: int | None = FIELDS["prompt_logprobs"].default
     _: KW_ONLY
+    allowed_token_ids: tuple[int, ...] | None = FIELDS["allowed_token_ids"].default
+    bad_words: tuple[BadWord, ...] = FIELDS["bad_words"].default
+    include_stop_str_in_output: bool = FIELDS["include_stop_str_in_output"].default
+    skip_special_tokens: bool = FIELDS["skip_special_tokens"].default
+    spaces_between_special_tokens: bool = FIELDS["spaces_between_special_tokens"].default
     detokenize: bool = FIELDS["detokenize"].default
     logit_bias: tuple[tuple[int, float], ...] = FIELDS["logit_bias"].default
     speculation: bool = FIELDS["speculation"].default
@@ -79,6 +96,7 @@ class SamplingParams:
     def __post_init__(self, structured_outputs: StructuredOutputsParams | None) -> None:
         self._take_grammar(structured_outputs)
         self._normalise_lists()
+        self._normalise_masks()
         check_ranges(self)
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
@@ -125,12 +143,7 @@ class SamplingParams:
         if not all(stop):
             raise RequestError("stop must not contain an empty string", "stop")
         object.__setattr__(self, "stop", tuple(stop))
-        ids = self.stop_token_ids
-        try:
-            ids = tuple(whole_number("stop_token_ids", i) for i in ids or ())
-        except TypeError:  # not a list at all
-            raise RequestError(f"stop_token_ids must be a list of token ids, got {ids!r}", "stop_token_ids") from None
-        object.__setattr__(self, "stop_token_ids", ids)
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids or ()))
         bias = self.logit_bias
         try:
             pairs = bias.items() if isinstance(bias, Mapping) else bias or ()
@@ -138,6 +151,27 @@ class SamplingParams:
         except (TypeError, ValueError):
             raise RequestError(f"logit_bias must map token ids to numbers, got {bias!r}", "logit_bias") from None
         object.__setattr__(self, "logit_bias", bias)
+
+    def _normalise_masks(self) -> None:
+        allowed = self.allowed_token_ids
+        if allowed is not None:
+            if not allowed:
+                raise RequestError(
+                    "allowed_token_ids is empty, so no token could be chosen; remove it", "allowed_token_ids"
+                )
+            ids = _token_ids("allowed_token_ids", allowed)
+            object.__setattr__(self, "allowed_token_ids", tuple(sorted(set(ids))))
+        words = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words or ()
+        if not isinstance(words, list | tuple):
+            raise RequestError(
+                f"bad_words must be a list of texts or of lists of token ids, got {words!r}", "bad_words"
+            )
+        words = tuple(dict.fromkeys(w if isinstance(w, str) else _token_ids("bad_words", w) for w in words))
+        if not all(words):
+            raise RequestError("bad_words must not contain an empty text", "bad_words")
+        if len(words) > 2 * MAX_BAD_WORDS:  # each text may become two lists of token ids
+            raise RequestError(f"bad_words has {len(words)} entries; the maximum is {MAX_BAD_WORDS}", "bad_words")
+        object.__setattr__(self, "bad_words", words)
 
     def _check_acceptance(self) -> None:
         if self.acceptance not in ("exact", "typical"):
@@ -157,3 +191,11 @@ class SamplingParams:
     def needs_full_logits(self) -> bool:
         """True if choosing a token needs more than each vocabulary shard's argmax of logits / T + noise."""
         return needs_full_logits(self)
+
+
+def _token_ids(name: str, given: Any) -> tuple[int, ...]:
+    """A list of token ids as a tuple. Raises RequestError naming the field."""
+    try:
+        return tuple(whole_number(name, token_id) for token_id in given)
+    except TypeError:  # not a list at all
+        raise RequestError(f"{name} must be a list of token ids, got {given!r}", name) from None

@@ -22,6 +22,8 @@ from medusa_dist.api.schema.validation import explain
 from medusa_dist.api.service import Service
 from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
 from medusa_dist.request import Request, check_prompt, choice_seed
+from medusa_dist.sampling_fields import default
+from medusa_dist.text.bad_words import with_bad_word_ids
 from medusa_dist.text.bounded_render import run_bounded
 from medusa_dist.text.chat_template import encode_chat
 from medusa_dist.text.control_tokens import literal_encoder
@@ -47,18 +49,23 @@ async def off_loop(text_length: int, work: Callable[[], T]) -> T:
     return work() if text_length < LONG_TEXT else await anyio.to_thread.run_sync(work)
 
 
-def check_model(name: str, service: Service) -> None:
-    """Raise NotFoundError unless the service serves this model."""
-    if name != service.name:
+def check_model(name: str | None, service: Service) -> None:
+    """Raise NotFoundError unless the service serves this model. None: its only one."""
+    if name is not None and name != service.name:
         raise NotFoundError(
             f"model {name!r} does not exist here; this service serves {service.name!r}", "model", "model_not_found"
         )
 
 
 async def chat_prompt(
-    messages: Sequence[ChatMessage], add_generation_prompt: bool, service: Service, add_special_tokens: bool = False
+    messages: Sequence[ChatMessage], add_generation_prompt: bool | None, service: Service, **template: Any
 ) -> EncodedPrompt:
-    """Messages through the model's chat template. Raises RequestError where there is none or it objects."""
+    """Messages through the model's chat template. Raises RequestError where there is none or it objects.
+
+    add_generation_prompt: None = unless the last message is to be continued. template: as in encode_chat.
+    """
+    if add_generation_prompt is None:
+        add_generation_prompt = not template.get("continue_final_message")
     turns = [m.turn() for m in messages]
 
     def render() -> EncodedPrompt:
@@ -68,7 +75,7 @@ async def chat_prompt(
             add_generation_prompt=add_generation_prompt,
             instead="/v1/completions",
             sanitize=service.sanitize_control_tokens,
-            add_special_tokens=add_special_tokens,
+            **template,
         )
         return EncodedPrompt(text, tuple(ids))
 
@@ -105,15 +112,37 @@ async def completion_prompts(body: CompletionRequest, service: Service) -> list[
     for item in listed:
         if isinstance(item, str):
             options = (body.add_special_tokens is not False, body.parse_special is not False)
-            prompts.append(await text_prompt(item, service, *options))
+            prompts.append(truncated(await text_prompt(item, service, *options), body, service))
         else:
+            ids = item[_kept(len(item), body, service)]
             # Before the tokenizer sees the ids.
-            check_prompt(item, service.max_model_len, service.vocab_size, body.max_tokens)
-            prompts.append(EncodedPrompt(_decoded(item, service.tokenizer), tuple(item)))
+            check_prompt(ids, service.max_model_len, service.vocab_size, body.max_tokens)
+            prompts.append(EncodedPrompt(_decoded(ids, service.tokenizer), tuple(ids)))
     return prompts
 
 
-def _decoded(ids: list[int], tokenizer: Any) -> str:
+def truncated(prompt: EncodedPrompt, body: ChatRequest | CompletionRequest, service: Service) -> EncodedPrompt:
+    """The part of a prompt that truncate_prompt_tokens keeps, its text decoded anew."""
+    kept = prompt.ids[_kept(len(prompt.ids), body, service)]
+    return prompt if len(kept) == len(prompt.ids) else EncodedPrompt(_decoded(kept, service.tokenizer), kept)
+
+
+def _kept(length: int, body: ChatRequest | CompletionRequest, service: Service) -> slice:
+    """Which tokens of a prompt are kept. As many as fit: beside the output's max_tokens, or one token of output."""
+    most = body.truncate_prompt_tokens
+    if most is None:
+        return slice(None)
+    if most == -1:
+        output = body.max_tokens
+        if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+            output = body.max_completion_tokens
+        if output is None:
+            output = 1 if isinstance(body, ChatRequest) else default("max_tokens")
+        most = max(1, service.max_model_len - output)
+    return slice(None, most) if body.truncation_side == "right" else slice(max(0, length - most), None)
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any) -> str:
     """The text of a prompt that came as token ids, for echo; empty where there is no tokenizer."""
     return "" if isinstance(tokenizer, NoTokenizer) else str(tokenizer.decode(ids))
 
@@ -125,7 +154,8 @@ def make_requests(
 
     Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list gets the same output as if sent alone.
     """
-    params, n = sampling_params(body, service.vocab_size, service.default_sampling_params), body.n or 1
+    own, n = service.default_sampling_params, body.n or 1
+    params = with_bad_word_ids(sampling_params(body, service.vocab_size, own), service.tokenizer)
     if len(prompts) * n > MAX_CHOICES:
         raise RequestError(
             f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls",
@@ -136,7 +166,6 @@ def make_requests(
             check_prompt(prompt.ids, service.max_model_len, service.vocab_size, params.max_tokens)
         except RequestError as error:
             raise RequestError(error.message, _client_field(error.param, body), error.code) from None
-    own = service.default_sampling_params
     each = [with_own_limit(body, params, own, service.max_model_len - len(prompt.ids)) for prompt in prompts]
     # 53 bits: the seed is reported as a JSON number, and JavaScript rounds larger ones.
     seed = secrets.randbits(53) if params.seed is None else params.seed

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from medusa_dist.api.convert import EncodedPrompt
-from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
+from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, token_name, top_table
 from medusa_dist.outputs import SpeculationStats, TokenLogprobs
 from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.text_stream import TextDelta, TextStream
@@ -24,6 +24,8 @@ class Facts:
     """What all chunks of a response share. num_prompt_tokens counts each prompt once, for any number of choices.
 
     num_logprobs, num_prompt_logprobs: most likely tokens per output and prompt token; None: no logprobs.
+    continuous_usage: whether each chunk has the usage so far. prompt_ids: of each choice, if token ids are returned.
+    names_ids: whether logprobs name tokens by their ids.
     """
 
     call_id: str
@@ -36,6 +38,9 @@ class Facts:
     num_logprobs: int | None
     num_prompt_logprobs: int | None
     include_usage: bool
+    continuous_usage: bool = False
+    prompt_ids: tuple[tuple[int, ...], ...] | None = None
+    names_ids: bool = False
 
 
 class ResponseBuilder(ABC):
@@ -48,9 +53,11 @@ class ResponseBuilder(ABC):
         self._facts = facts
         self._streams = streams
         self._tokenizer = tokenizer
-        self._sends_ids = isinstance(tokenizer, NoTokenizer)  # there is no text that could say which tokens
+        # Also where there is no text that could say which tokens.
+        self._sends_ids = facts.prompt_ids is not None or isinstance(tokenizer, NoTokenizer)
         self._created = int(time.time())
         self._opened: set[int] = set()
+        self._num_sent = 0  # output tokens of the chunks so far
         self._has_begun = False
 
     def whole(self) -> dict[str, Any]:
@@ -58,7 +65,7 @@ class ResponseBuilder(ABC):
         return {
             **self._head(self.whole_object),
             "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
-            "usage": self._usage(),
+            "usage": self._usage(sum(len(stream.token_ids) for stream in self._streams)),
             "seed": self._facts.seed,
             "acceptance": self._facts.acceptance,
             "metrics": self._metrics(),
@@ -70,18 +77,19 @@ class ResponseBuilder(ABC):
             for choice in self._opening(index):
                 yield self._chunk([choice])
             self._opened.add(index)
-        sends_ids = self._sends_ids or self._facts.num_logprobs is not None
         last = delta.finish_reason
+        self._num_sent += len(delta.token_ids)
+        has_details = self._sends_ids or self._facts.num_logprobs is not None
         if delta.text and last is not None:  # clients stop reading at a finish_reason and lose the text beside it
             yield self._chunk([self._part(index, replace(delta, finish_reason=None))])
             delta = TextDelta(finish_reason=last, stopped=delta.stopped)
-        if delta.text or last or (sends_ids and delta.token_ids):
+        if delta.text or last or (has_details and delta.token_ids):
             yield self._chunk([self._part(index, delta)])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
         """The usage chunk, if requested."""
         if self._facts.include_usage:
-            yield {**self._chunk([]), "usage": self._usage(), "metrics": self._metrics()}
+            yield {**self._chunk([]), "usage": self._usage(self._num_sent), "metrics": self._metrics()}
 
     @abstractmethod
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
@@ -107,15 +115,15 @@ class ResponseBuilder(ABC):
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = {**self._head(self.chunk_object), "choices": choices}
         if self._facts.include_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self._usage(self._num_sent) if self._facts.continuous_usage else None
         if not self._has_begun:
             # In the first chunk, so that the client has them even if the stream fails.
             chunk |= {"seed": self._facts.seed, "acceptance": self._facts.acceptance}
             self._has_begun = True
         return chunk
 
-    def _usage(self) -> dict[str, Any]:
-        prompt, completion = self._facts.num_prompt_tokens, sum(len(s.token_ids) for s in self._streams)
+    def _usage(self, completion: int) -> dict[str, Any]:
+        prompt = self._facts.num_prompt_tokens
         # Cached tokens count once per prompt, like the prompt itself: those of its first choice.
         cached = sum(s.num_cached_tokens for s in self._streams[:: self._facts.choices_per_prompt])
         return {
@@ -136,8 +144,14 @@ class ResponseBuilder(ABC):
             return {}
         return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._streams[index].prompt_logprobs, num_top)}
 
-    def _token(self, token_id: int) -> tuple[str, bytes]:
-        return token_text(self._tokenizer, token_id)
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        """The field prompt_token_ids for the prompt of this choice, if requested."""
+        ids = self._facts.prompt_ids
+        return {} if ids is None else {"prompt_token_ids": list(ids[index])}
+
+    def _token_ids(self, delta: TextDelta) -> dict[str, Any]:
+        """The field token_ids of a choice, if it is sent."""
+        return {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
 
 
 class ChatAnswer(ResponseBuilder):
@@ -148,22 +162,24 @@ class ChatAnswer(ResponseBuilder):
 
     def whole(self) -> dict[str, Any]:
         """Adds prompt logprobs, if requested, next to the choices, which all have the same prompt."""
-        return {**super().whole(), **self._prompt_logprobs(0)}
+        return {**super().whole(), **self._prompt_logprobs(0), **self._prompt_ids(0)}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds the token ids of the prompt to the first chunk, if requested."""
+        ids = {} if self._has_begun else self._prompt_ids(0)
+        return {**super()._chunk(choices), **ids}
 
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, **self._end(delta)}
+        return {"index": index, "message": message, **self._end(delta), **self._token_ids(delta)}
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
         role = {"role": "assistant", "content": ""}
         yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        return {
-            "index": index,
-            "delta": {"content": delta.text} if delta.text else {},
-            **self._end(delta, streamed=True),
-        }
+        content = {"content": delta.text} if delta.text else {}
+        return {"index": index, "delta": content, **self._end(delta, streamed=True), **self._token_ids(delta)}
 
     def _end(self, delta: TextDelta, streamed: bool = False) -> dict[str, Any]:
         logprobs = None
@@ -176,7 +192,8 @@ class ChatAnswer(ResponseBuilder):
         return {**self._scored(entry.token_id, entry.logprob), "top_logprobs": [self._scored(i, p) for i, p in top]}
 
     def _scored(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text, raw = self._token(token_id)
+        text, raw = token_text(self._tokenizer, token_id)
+        text = token_name(token_id) if self._facts.names_ids else text
         return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST_LOGPROB)}
 
 
@@ -191,6 +208,7 @@ class CompletionAnswer(ResponseBuilder):
     ) -> None:
         super().__init__(facts, streams, tokenizer)
         self._echoes = echoes
+        self._begun: set[int] = set()
 
     def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
         choice = self._piece(index, text, delta)
@@ -202,7 +220,15 @@ class CompletionAnswer(ResponseBuilder):
                 choice["logprobs"] = {
                     key: values + choice["logprobs"][key] for key, values in before["logprobs"].items()
                 }
-        return {**choice, **self._prompt_logprobs(index)}
+        return {**choice, **self._prompt_logprobs(index), **self._prompt_ids(index)}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds the token ids of its prompt to the first chunk of each choice, if requested."""
+        new = [choice for choice in choices if choice["index"] not in self._begun]
+        for choice in new:
+            choice.update(self._prompt_ids(choice["index"]))
+            self._begun.add(choice["index"])
+        return super()._chunk(choices)
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
         echo = self._echoes[index]
@@ -216,23 +242,29 @@ class CompletionAnswer(ResponseBuilder):
         """The echoed prompt as a separate chunk."""
         logprobs, num_top = None, self._facts.num_logprobs
         if num_top is not None:
-            logprobs = echoed(self._tokenizer, echo.text, echo.ids, self._streams[index].prompt_logprobs, num_top)
+            logprobs = echoed(
+                self._tokenizer,
+                echo.text,
+                echo.ids,
+                self._streams[index].prompt_logprobs,
+                num_top,
+                self._facts.names_ids,
+            )
         end = {"finish_reason": None, "stop_reason": None}
         return {"index": index, "text": echo.text, "logprobs": logprobs, **end}
 
     def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
         logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
-        ids = {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
         end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-        return {"index": index, "text": text, "logprobs": logprobs, **end, **ids}
+        return {"index": index, "text": text, "logprobs": logprobs, **end, **self._token_ids(delta)}
 
     def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        echo = self._echoes[index]
+        echo, names_ids = self._echoes[index], self._facts.names_ids
         shift = 0 if echo is None else len(echo.text)
         return {
-            "tokens": [token_key(self._tokenizer, token_id) for token_id in delta.token_ids],
+            "tokens": [token_key(self._tokenizer, token_id, names_ids) for token_id in delta.token_ids],
             "token_logprobs": [max(entry.logprob, LOWEST_LOGPROB) for entry in delta.logprobs],
-            "top_logprobs": [top_table(self._tokenizer, entry) for entry in delta.logprobs],
+            "top_logprobs": [top_table(self._tokenizer, entry, None, names_ids) for entry in delta.logprobs],
             "text_offset": [shift + offset for offset in delta.text_offsets],
         }
 

@@ -20,6 +20,7 @@ from medusa_dist.api.convert import (
     check_model,
     completion_prompts,
     make_requests,
+    truncated,
 )
 from medusa_dist.api.http.bodies import Bodies
 from medusa_dist.api.http.cors import allow_origins
@@ -87,19 +88,23 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Create a chat completion."""
         service = get_service()
-        check_model(body.model, service)
-        add_generation_prompt, add_special_tokens = (
-            body.add_generation_prompt is not False,
-            bool(body.add_special_tokens),
+        check_model(body.model or None, service)
+        prompt = await chat_prompt(
+            body.messages,
+            body.add_generation_prompt,
+            service,
+            add_special_tokens=bool(body.add_special_tokens),
+            continue_final_message=bool(body.continue_final_message),
+            chat_template_kwargs=body.chat_template_kwargs,
+            documents=body.documents,
         )
-        prompt = await chat_prompt(body.messages, add_generation_prompt, service, add_special_tokens)
-        return await _generate(body, [prompt], request, service)
+        return await _generate(body, [truncated(prompt, body, service)], request, service)
 
     @app.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Create completions of one or more prompts."""
         service = get_service()
-        check_model(body.model, service)
+        check_model(body.model or None, service)
         return await _generate(body, await completion_prompts(body, service), request, service)
 
 
@@ -124,7 +129,10 @@ async def _generate(
         choices_per_prompt=body.n or 1,
         num_logprobs=requests[0].params.logprobs,
         num_prompt_logprobs=body.prompt_logprobs,
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        include_usage=bool(body.stream_options and body.stream_options.usage_at_end),
+        continuous_usage=bool(body.stream_options and body.stream_options.continuous_usage_stats),
+        prompt_ids=tuple(p.ids for p in prompts for _ in range(body.n or 1)) if body.return_token_ids else None,
+        names_ids=bool(body.return_tokens_as_token_ids),
     )
     builder: ResponseBuilder
     if isinstance(body, ChatRequest):

@@ -76,7 +76,7 @@ class Engine:
             return None
         if self.grammars is None:
             raise grammar.error("this engine has no tokenizer (skip_tokenizer_init)")
-        return self.grammars.start(grammar, output_ids, request.params.ignore_eos)
+        return self.grammars.start(grammar, output_ids, request.params.ignore_eos, request.params.allowed_token_ids)
 
     def abort(self, request_id: str) -> None:
         """Drop a request. Idempotent; no further output follows."""

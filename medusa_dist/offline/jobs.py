@@ -14,6 +14,7 @@ from medusa_dist.offline.prompts import PromptTokens, read_prompt, split_prompts
 from medusa_dist.offline.request_output import RequestOutput, request_output
 from medusa_dist.request import Request, choice_seed
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.bad_words import with_bad_word_ids
 from medusa_dist.text.text_stream import TextStream
 
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -96,7 +97,8 @@ class JobMaker:
         self._num_prompts += 1
         seed, name = self._draw_seed() if params.seed is None else params.seed, f"llm-{self._num_prompts}"
         is_search = params.beam_width is not None
-        one = replace(params, n=params.n if is_search else 1)  # a copy: the caller may change its own later
+        # A copy: the caller may change its own later.
+        one = replace(with_bad_word_ids(params, self._tokenizer), n=params.n if is_search else 1)
         requests = [
             Request(
                 request_id=f"{name}-{i}" if i else name,

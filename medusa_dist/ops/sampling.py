@@ -1,10 +1,12 @@
 """From logits to token scores: grammar mask, bias, penalties, temperature, filters, argmax.
 
-Owns the order in which they apply (vLLM's): grammar, bias and bans, penalties, temperature, min_p, top_k, top_p, noise.
+Owns the order in which they apply (vLLM's): grammar or allowed tokens, bias and bans, penalties, temperature, min_p,
+top_k, top_p, noise.
 Not here: the noise (noise.py), which rows are adjusted (engine/spec/token_selector.py).
 Shapes: R rows, V vocabulary columns (or a rank's shard of them).
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +52,15 @@ def adjust(
 ) -> Tensor:
     """One row [V] of raw logits -> log-scores [V] after bias, bans, penalties, temperature and filters.
 
-    allowed: bool [V], under a grammar; at least one token is allowed. The grammar takes precedence: bias and bans that
-    would leave none of its tokens do not apply. Filtered tokens are -inf. At temperature 0 filters always keep the best
-    token, so they are skipped.
+    allowed: bool [V], under a grammar; at least one token is allowed. It covers allowed_token_ids, too. What is allowed
+    takes precedence: bias and bans that would leave none of its tokens do not apply. Filtered tokens are -inf. At
+    temperature 0 filters always keep the best token, so they are skipped.
     """
     row = logits.float().clone()
     if allowed is not None:
         row.masked_fill_(~allowed, NEVER)
+    elif params.allowed_token_ids is not None:
+        row = _only(row, params.allowed_token_ids)
     row = _penalise(_biased(row, params, history, eos_ids), params, history)
     if params.temperature == 0.0:
         return row
@@ -69,10 +73,26 @@ def _biased(masked: Tensor, params: SamplingParams, history: History, eos_ids: t
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         row[list(ids)] += torch.tensor(values, device=row.device)
+    banned = ends_of(params.bad_words, history.output_ids.tolist() if params.bad_words else [])
     if history.output_ids.numel() < params.min_tokens:
-        banned = list(params.stop_token_ids) + ([] if params.ignore_eos else list(eos_ids))
-        row[banned] = NEVER
-    return masked if params.grammar is not None and row.amax() == NEVER else row
+        banned += [*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)]
+    row[banned] = NEVER
+    return masked if row.amax() == NEVER else row
+
+
+def _only(row: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """The row [V] with all other tokens at -inf."""
+    ids = torch.tensor(token_ids, dtype=torch.int64, device=row.device)
+    return torch.full_like(row, NEVER).index_copy_(0, ids, row[ids])
+
+
+def ends_of(sequences: Iterable[str | tuple[int, ...]], output_ids: Sequence[int]) -> list[int]:
+    """Last tokens of the token sequences that the output stands before: their other tokens are its end."""
+    return [
+        int(ids[-1])
+        for ids in sequences
+        if len(ids) <= len(output_ids) + 1 and tuple(output_ids[len(output_ids) - len(ids) + 1 :]) == ids[:-1]
+    ]
 
 
 def _penalise(row: Tensor, params: SamplingParams, history: History) -> Tensor:

@@ -5,6 +5,7 @@ control tokens. Not here: the fields of a message (api/schema/messages.py), limi
 (bounded_render.py), which tokens are control tokens (control_tokens.py). No torch.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,12 @@ from typing import Any
 from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.text.bounded_render import TEMPLATE_FAILURES, describe_failure
 from medusa_dist.text.control_tokens import literal_encoder
+from medusa_dist.text.template_variables import template_variables
 from medusa_dist.text.tracked_template import render_marked
 from medusa_dist.text.user_text import Marks
 
 Messages = Sequence[Mapping[str, Any]]
-
-# Arguments of transformers' apply_chat_template; the rest is passed to the template.
-_ARGUMENTS = {
-    *("conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
-    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
-}
+_FROM_REQUEST = ("chat_template_kwargs", "documents")  # arguments of render_chat with texts of the client
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -75,7 +71,7 @@ def _source(tokenizer: Any, chat_template: str | None) -> str:
     return select_template(tokenizer.chat_template) if chat_template is None else chat_template
 
 
-def render_chat(
+def render_chat(  # noqa: PLR0913 - what transformers' function has
     tokenizer: Any,
     messages: Messages,
     add_generation_prompt: bool = True,
@@ -84,13 +80,15 @@ def render_chat(
     chat_template: str | None = None,
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The prompt's text, all special tokens written by the template.
 
     messages: {"role", "content"} each. add_generation_prompt: end with the assistant's cue. instead: what to use with a
-    model without a template. chat_template: in place of the model's own. continue_final_message: leave the last message
-    open, to be continued. chat_template_kwargs: further variables of the template. Raises RequestError where there is
-    no template, or it refuses the messages.
+    model without a template. chat_template: in place of the model's own. continue_final_message: end inside the last
+    message, after its text as it is, blanks included; not with add_generation_prompt. chat_template_kwargs, documents:
+    further variables for the template. Raises RequestError where there is no template, or it refuses the messages, or
+    does not read a variable.
     """
     if chat_template is None and not has_chat_template(tokenizer):
         raise RequestError(f"this model has no chat template; use {instead}", "messages")
@@ -100,13 +98,13 @@ def render_chat(
             "add_generation_prompt to false",
             "continue_final_message",
         )
-    variables = dict(chat_template_kwargs or {})
-    taken = sorted(_ARGUMENTS & variables.keys())
-    if taken:
-        raise RequestError(f"chat_template_kwargs: {taken[0]} is no variable of a template", "chat_template_kwargs")
-    variables["chat_template"] = _source(tokenizer, chat_template)
-    variables |= {"continue_final_message": True} if continue_final_message else {}
+    source = _source(tokenizer, chat_template)
+    variables = template_variables(tokenizer, chat_template_kwargs, documents, source) | {"chat_template": source}
     turns = [dict(message) for message in messages]
+    # Marks where the text ends. Templates strip blanks, but not those before the mark; the user cannot guess it.
+    mark = secrets.token_hex(16) if continue_final_message else ""
+    if mark:
+        turns[-1]["content"] = f"{turns[-1]['content']}{mark}"
     try:
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
@@ -115,7 +113,14 @@ def render_chat(
         raise RequestError(
             f"the model's chat template rejects these messages: {describe_failure(error)}", "messages"
         ) from None
-    return text
+    if not mark:
+        return text
+    if mark not in text:
+        raise RequestError(
+            "continue_final_message: the model's chat template does not keep the text of the last message; remove it",
+            "continue_final_message",
+        )
+    return text[: text.rindex(mark)]
 
 
 def encode_chat(
@@ -151,13 +156,13 @@ def _encode_sanitized(
     Renders again with marked strings. If the result is the same text with marks, they say whose each character is.
     """
     encoder = literal_encoder(tokenizer)
-    variables = template.get("chat_template_kwargs") or {}
-    marks = Marks([*messages, variables], text)
+    given = {name: template[name] for name in _FROM_REQUEST if template.get(name)}
+    marks = Marks([*messages, *given.values()], text)
     marked = _render_marked(tokenizer, marks, messages, template)
     if marks.plain(marked).startswith(text):
         return text, encoder.encode_tracked(text, marked[: len(text)], marks.is_marked)
     # The template looks into its input in a way that cannot be followed here: it gets to see marked text.
-    rest = {"chat_template_kwargs": marks.mark(variables)} if variables else {}
+    rest = {name: marks.mark(value) for name, value in given.items()}
     marked = render_chat(tokenizer, marks.mark_messages(messages), **{**template, **rest})
     opaque = marks.plain(marked)
     ids, whole = encoder.encode_tracked(opaque, marked, marks.is_marked), encoder.encode(text)
@@ -174,7 +179,7 @@ def _render_marked(tokenizer: Any, marks: Marks, messages: Messages, template: M
         turns[-1]["content"] += end
     variables = {
         "tools": None,
-        "documents": None,
+        "documents": marks.mark(template.get("documents")),
         "add_generation_prompt": template.get("add_generation_prompt", True),
         **tokenizer.special_tokens_map,
         "messages": turns,

@@ -22,13 +22,24 @@ class Detokenizer:
     tokenizer: a transformers tokenizer; with NoTokenizer all text is empty. context: the tokens before the first one
     (the prompt, for text completion), so that sentencepiece models keep the space before the first word; empty if the
     output is a separate text (chat).
+    skip_special_tokens: special tokens have no text. spaces_between_special_tokens: False writes one that follows
+    another as it is in the vocabulary, without blanks that the decoder puts between them.
     Each new token decodes a short window: the last tokens that produced text, and those since. Concatenated results
-    equal `tokenizer.decode` of all tokens without special ones.
+    equal `tokenizer.decode` of all tokens, with or without special ones.
     """
 
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
         self._is_silent = isinstance(tokenizer, NoTokenizer)
+        self._skips = skip_special_tokens
+        self._joins = not (skip_special_tokens or spaces_between_special_tokens)
+        self._follows_special = False
         self._special = frozenset() if self._is_silent else special_ids(tokenizer)
         self._window = list(context[-CONTEXT_TOKENS:])
         self._settled = len(self._window)  # window[:settled]: tokens whose text was returned completely
@@ -47,6 +58,11 @@ class Detokenizer:
         """The text that this token completes; "" for special tokens and inside a character."""
         if self._is_silent or self.hides(token_id):
             return ""
+        is_special = token_id in self._special
+        joined, self._follows_special = is_special and self._follows_special and self._joins, is_special
+        if joined:
+            self._window, self._settled, self._shown = [token_id], 1, len(self._decode([token_id]))
+            return str(self._tokenizer.convert_ids_to_tokens(token_id))
         self._window.append(token_id)
         text = self._decode(self._window)
         stable = len(text.rstrip(UNFINISHED))
@@ -71,7 +87,7 @@ class Detokenizer:
         if self._is_silent:
             return ""
         # Cleaning up spaces would change text that was already returned.
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skips, clean_up_tokenization_spaces=False)
         return text
 
     def _slide(self) -> None:

@@ -48,7 +48,8 @@ class TextStream:
     The grouping of tokens into Outputs affects only the grouping of the deltas.
 
     An end-of-sequence or stop token is the last id of an Output with finish_reason STOP; it is counted but not visible,
-    unless the grammar is complete: then it is text. A stop string is not visible; the text before it is. If several
+    unless the grammar is complete: then it is text. A stop string is not visible; the text before it is. Both are
+    visible with include_stop_str_in_output, the token only if it has a text (skip_special_tokens). If several
     stop strings match, the one completed first counts; of two completed by the same character, the longer. A stop
     string completed within the first min_tokens tokens is ordinary text.
     text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. stop_reason: the stop string, or
@@ -63,7 +64,13 @@ class TextStream:
                 "(skip_tokenizer_init); use stop_token_ids",
                 "stop",
             )
-        self._detokenizer = Detokenizer(tokenizer if params.detokenize else NoTokenizer(), context)
+        self._detokenizer = Detokenizer(
+            tokenizer if params.detokenize else NoTokenizer(),
+            context,
+            params.skip_special_tokens,
+            params.spaces_between_special_tokens,
+        )
+        self._shows_stop = params.include_stop_str_in_output
         self._stop = params.stop
         self._special_stops = SpecialStops(tokenizer, params.stop if params.detokenize else ())
         self._stop_token_ids = frozenset(params.stop_token_ids)
@@ -91,7 +98,8 @@ class TextStream:
         self.num_cached_tokens = output.num_cached_tokens
         self.hypotheses = output.hypotheses
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
-        last_is_silent = output.finish_reason is FinishReason.STOP and not output.is_complete
+        is_end = output.finish_reason is FinishReason.STOP and not output.is_complete
+        last_is_silent = is_end and not self._shows_stop
         for i, token_id in enumerate(output.token_ids):
             self.token_ids.append(token_id)
             self.text_offsets.append(self._decoded)
@@ -127,7 +135,8 @@ class TextStream:
         if found and len(self.token_ids) > self._min_tokens:
             _, start, self.stop_reason = min(found)
             self.stopped = True
-            self.text, self._held = self.text + (text + pending)[:start], ""
+            shown = self.stop_reason if self._shows_stop else ""
+            self.text, self._held = f"{self.text}{(text + pending)[:start]}{shown}", ""
             return
         keep = max(_num_open(text, self._stop), self._special_stops.num_open())
         cut = len(text) - keep

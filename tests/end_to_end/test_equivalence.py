@@ -28,13 +28,13 @@ KINDS: dict[str, list[dict]] = {
     "greedy": [{"temperature": 0.0}],
     "sampled": [{"temperature": 0.8}],
     "whole rows": [
-        {"top_p": 0.9},
+        {"top_p": 0.9, "bad_words": ((5,), (3, 8), (7, 7), (1, 2, 3))},
         {"top_k": 5, "temperature": 1.3},
         {"min_p": 0.05},
         {"presence_penalty": 0.8, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
         {"logit_bias": ((3, 2.0), (EOS, 1.5), (7, -100.0)), "ignore_eos": False, "min_tokens": 4},
         {"temperature": 0.0, "logprobs": 3, "repetition_penalty": 1.5, "prompt_logprobs": 3},
-        {"logprobs": 2},
+        {"logprobs": 2, "allowed_token_ids": (1, 4, 9, 12, 13, 20, 28)},
         {"temperature": 0.7},  # and one that needs no whole row, in the same batch
     ],
 }

@@ -46,6 +46,7 @@ KINDS: dict[str, dict] = {
     "min_p": {"min_p": 0.05},
     "penalties": {"presence_penalty": 0.8, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
     "logit_bias": {"logit_bias": ((3, 2.0), (EOS, 1.5), (7, -100.0)), "ignore_eos": False, "min_tokens": 4},
+    "bans": {"bad_words": ((5,), (3, 8), (7, 7)), "allowed_token_ids": (*range(0, VOCAB, 2), 3, 5, 7)},
     "JSON": {"grammar": Grammar.json_schema(SCHEMA), "max_tokens": 60, "ignore_eos": False},
     "n=3": {"temperature": 1.0},
 }

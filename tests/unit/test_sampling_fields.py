@@ -51,6 +51,12 @@ def becomes_greedy(before: RequestOutput, after: RequestOutput) -> bool:
     return has_new_tokens(before, after) and after.token_ids == GREEDY_IDS[tuple(after.prompt_token_ids)]
 
 
+def contains(output: RequestOutput, *sequences: tuple[int, ...]) -> bool:
+    """Whether any of the sequences is in the output."""
+    ids = output.token_ids
+    return any(ids[i : i + len(part)] == part for part in sequences for i in range(len(ids)))
+
+
 def has_more_variety(before: RequestOutput, after: RequestOutput) -> bool:
     return len(set(after.token_ids)) > len(set(before.token_ids))
 
@@ -81,13 +87,36 @@ ROWS: dict[str, Row] = {
     "max_tokens": Row(5, lambda _, b: len(b.token_ids) == 5 and b.finish_reason is FinishReason.LENGTH, GREEDY, True),
     "min_tokens": Row(9, lambda a, b: len(a.token_ids) <= 5 and len(b.token_ids) >= 9, ends_early, True),
     "temperature": Row(1.2, has_new_tokens, GREEDY | {"seed": 3}, True),
-    "top_p": Row(1e-9, becomes_greedy, HOT, True),
+    "top_p": Row(0.0, becomes_greedy, HOT, True),
     "top_k": Row(1, becomes_greedy, HOT, True),
     "min_p": Row(1.0, becomes_greedy, HOT, True),
     "presence_penalty": Row(2.0, has_more_variety, GREEDY),
     "frequency_penalty": Row(2.0, has_more_variety, GREEDY),
     "repetition_penalty": Row(2.0, has_more_variety, GREEDY),
     "logit_bias": Row(((65, 100.0),), lambda a, b: b.token_ids == (65,) * 24 != a.token_ids, SAMPLED, True),
+    "allowed_token_ids": Row((65, 66, 70, 262), lambda _, b: set(b.token_ids) <= {65, 66, 70, 262}, SAMPLED, True),
+    "bad_words": Row(
+        lambda greedy: (greedy.token_ids[:1], greedy.token_ids[3:6], "th"),
+        lambda a, b: contains(a, a.token_ids[3:6]) and not contains(b, a.token_ids[3:6], a.token_ids[:1], (259,)),
+        GREEDY,
+        True,
+    ),
+    "include_stop_str_in_output": Row(
+        True,
+        lambda a, b: b.text.startswith(a.text) and len(b.text) == len(a.text) + 2 and b.token_ids == a.token_ids,
+        lambda greedy: GREEDY | {"stop": (greedy.text[6:8],)},
+        True,
+    ),
+    "skip_special_tokens": Row(
+        False, lambda a, b: a.text == "" and b.text == "<reserved>" * 24, GREEDY | {"logit_bias": ((258, 100.0),)}, True
+    ),
+    # Other decoders write blanks there; tests/unit/text/test_detokenizer.py has one.
+    "spaces_between_special_tokens": Row(
+        False,
+        lambda a, b: a.text == b.text == "<reserved>" * 24,
+        GREEDY | {"logit_bias": ((258, 100.0),), "skip_special_tokens": False},
+        True,
+    ),
     "seed": Row(2, has_new_tokens, SAMPLED, True),
     "stop": Row(
         lambda greedy: (greedy.text[6:8],),

@@ -30,6 +30,14 @@ BAD = {
     "logprobs": ({"beam_width": 2, "logprobs": 0}, "logprobs"),
     "prompt_logprobs": ({"beam_width": 2, "prompt_logprobs": 0}, "prompt_logprobs"),
     "acceptance": ({"beam_width": 2, "acceptance": "typical"}, "acceptance"),
+    "allowed_token_ids": ({"beam_width": 2, "allowed_token_ids": (1, 2)}, "allowed_token_ids"),
+    "bad_words": ({"beam_width": 2, "bad_words": ("x",)}, "bad_words"),
+    "no token allowed": ({"allowed_token_ids": ()}, "allowed_token_ids"),
+    "an empty bad word": ({"bad_words": ("x", "")}, "bad_words"),
+    "a number for a list": ({"allowed_token_ids": 5}, "allowed_token_ids"),
+    "a bad word that is a number": ({"bad_words": (5,)}, "bad_words"),
+    "bad words that are a number": ({"bad_words": 5}, "bad_words"),
+    "too many bad words": ({"bad_words": tuple(map(str, range(2001)))}, "bad_words"),
     "grammar": ({"beam_width": 2, "grammar": Grammar.json()}, "grammar"),
 }
 

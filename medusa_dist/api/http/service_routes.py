@@ -86,11 +86,15 @@ def _add_tokenizer(app: FastAPI, get_service: GetService) -> None:
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:
         """Return the token ids of a prompt, or of messages after the chat template."""
         service = get_service()
-        if body.model is not None:
-            check_model(body.model, service)
+        check_model(body.model or None, service)
         if body.messages is not None:
             prompt = await chat_prompt(
-                body.messages, body.add_generation_prompt, service, bool(body.add_special_tokens)
+                body.messages,
+                body.add_generation_prompt,
+                service,
+                add_special_tokens=bool(body.add_special_tokens),
+                continue_final_message=body.continue_final_message,
+                chat_template_kwargs=body.chat_template_kwargs,
             )
         else:
             options = (body.add_special_tokens is not False, body.parse_special)
@@ -101,8 +105,7 @@ def _add_tokenizer(app: FastAPI, get_service: GetService) -> None:
     async def detokenize(body: DetokenizeRequest) -> DetokenizeReply:
         """Return the text of token ids, special tokens included."""
         service = get_service()
-        if body.model is not None:
-            check_model(body.model, service)
+        check_model(body.model or None, service)
         check_token_ids(body.tokens, service.vocab_size, "tokens")
         text = await off_loop(len(body.tokens), lambda: service.tokenizer.decode(body.tokens))
         return DetokenizeReply(prompt=text)

@@ -33,20 +33,38 @@ class Rule:
 FEW = 8  # known fields that fit into an error message
 _YES = Rule(Use.HONOURED)
 _LABEL = Rule(Use.ACCEPTED, "a label for the caller's own records")
+_NO_GUIDED = "there is one backend, llguidance"
 _TOOLS = "tool calling is not supported"
 _RECORD = "another service's own record of reasoning; send the text as reasoning_content"
 
 _SHARED: Mapping[str, Rule] = {
-    **dict.fromkeys(("model", "n", "stream", "stop", "temperature", "top_p"), _YES),
+    "model": Rule(Use.HONOURED, "may be left out or empty: there is one model"),
+    **dict.fromkeys(("n", "stream", "stop", "temperature", "top_p"), _YES),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "logit_bias", "logprobs"), _YES),
     "max_tokens": Rule(Use.HONOURED, "chat: null means as many as fit; completions: default 16"),
-    "stream_options": Rule(Use.HONOURED, "include_usage; include_obfuscation is refused"),
-    "seed": Rule(
-        Use.HONOURED, "null: random, reported in the response; choice i of n uses a seed derived from it and i"
+    "stream_options": Rule(
+        Use.HONOURED, "include_usage, continuous_usage_stats (usage in each chunk); include_obfuscation is refused"
     ),
-    "user": _LABEL,
+    "seed": Rule(
+        Use.HONOURED, "null or -1: random, reported in the response; choice i of n uses a seed derived from it and i"
+    ),
+    **dict.fromkeys(("user", "request_id", "session_id"), _LABEL),
+    "response_format": Rule(Use.HONOURED, "text, json_object or json_schema; always enforced, strict or not"),
     # Not in OpenAI's API; named as in vLLM.
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens"), _YES),
+    "allowed_token_ids": Rule(
+        Use.HONOURED, "only these; include the end-of-sequence token if the output may end early"
+    ),
+    "bad_words": Rule(
+        Use.HONOURED, "texts that are not generated, with and without a blank before; as the tokenizer writes them"
+    ),
+    "include_stop_str_in_output": Rule(Use.HONOURED, "the text that ended the output is part of it"),
+    "skip_special_tokens": Rule(Use.HONOURED, "false: special tokens are shown in the text"),
+    "spaces_between_special_tokens": Rule(Use.HONOURED, "false: no blanks that some tokenizers write between them"),
+    "return_token_ids": Rule(Use.HONOURED, "adds prompt_token_ids and token_ids"),
+    "return_tokens_as_token_ids": Rule(Use.HONOURED, 'tokens in logprobs are named "token_id:5"'),
+    "truncate_prompt_tokens": Rule(Use.HONOURED, "keeps the last k tokens of a longer prompt; -1: as many as fit"),
+    "truncation_side": Rule(Use.HONOURED, '"left" (default) cuts the start of the prompt, "right" its end'),
     "prompt_logprobs": Rule(Use.HONOURED, "in vLLM's format; not with stream"),
     "acceptance": Rule(Use.HONOURED, '"typical" is lossy (docs/exactness.md); the response names the rule used'),
     "beam_width": Rule(
@@ -66,6 +84,26 @@ _SHARED: Mapping[str, Rule] = {
         "whose template writes its own; a beginning is never written twice in chat",
     ),
     "structured_outputs": Rule(Use.HONOURED, "one of json, regex, choice, grammar, json_object"),
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        Rule(Use.HONOURED, "vLLM's former names of the kinds of structured_outputs"),
+    ),
+    "guided_decoding_backend": Rule(Use.REFUSED, _NO_GUIDED, ("auto", "guidance")),
+    "guided_whitespace_pattern": Rule(Use.REFUSED, "blanks in JSON are limited already"),
+    "logits_processors": Rule(Use.REFUSED, "code in requests is not run", ([],)),
+    **dict.fromkeys(
+        ("kv_transfer_params", "ec_transfer_params"),
+        Rule(Use.REFUSED, "prompt and output are computed in one service", ({},)),
+    ),
+    "vllm_xargs": Rule(Use.REFUSED, "there are no extensions to read them", ({},)),
+    "logprob_token_ids": Rule(Use.REFUSED, "ask for the most likely tokens, with top_logprobs or logprobs", ([],)),
+    "thinking_token_budget": Rule(Use.REFUSED, "thinking is not told from text", (-1,)),
+    "repetition_detection": Rule(Use.REFUSED, "use repetition_penalty, or stop reading"),
+    "stream_interval": Rule(Use.REFUSED, "a chunk is sent for each step", (1,)),
+    "watermarking": Rule(Use.REFUSED, "the output is the model's own", (False,)),
+    "routed_experts_prompt_start": Rule(Use.REFUSED, "experts are not reported", (0,)),
+    "return_token_offsets": Rule(Use.REFUSED, "ask for logprobs, which have text_offset in completions", (False,)),
+    "return_mm_kwargs": Rule(Use.REFUSED, "text only", (True, False)),
     "speculation": Rule(Use.HONOURED, '"off" decodes this request without draft tokens; the output is the same'),
 }
 
@@ -75,6 +113,18 @@ CHAT_FIELDS: Mapping[str, Rule] = {
     "max_completion_tokens": Rule(Use.HONOURED, "the newer name of max_tokens"),
     "top_logprobs": _YES,
     "add_generation_prompt": Rule(Use.HONOURED, "false: no assistant header after the last message"),
+    "continue_final_message": Rule(
+        Use.HONOURED, "the output continues the last message, blanks at its end included; it is not repeated"
+    ),
+    "chat_template_kwargs": Rule(
+        Use.HONOURED, "variables of the chat template; those that it does not read are refused unless null or false"
+    ),
+    "documents": Rule(Use.HONOURED, "refused if the chat template does not read them"),
+    "chat_template": Rule(Use.REFUSED, "templates from requests are not run; use the model's own"),
+    "echo": Rule(Use.REFUSED, "the message has the new text alone; put your own before it", (False,)),
+    "include_reasoning": Rule(Use.REFUSED, "reasoning is not told from text", (True,)),
+    "return_prompt_text": Rule(Use.REFUSED, "use return_token_ids", (False,)),
+    **dict.fromkeys(("mm_processor_kwargs", "media_io_kwargs"), Rule(Use.REFUSED, "text only", ({},))),
     **dict.fromkeys(("metadata", "store", "safety_identifier"), _LABEL),
     "service_tier": Rule(Use.ACCEPTED, "there is only one tier"),
     **dict.fromkeys(
@@ -86,7 +136,6 @@ CHAT_FIELDS: Mapping[str, Rule] = {
     "tool_choice": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
     "functions": Rule(Use.REFUSED, _TOOLS, ([],)),
     "function_call": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
-    "response_format": Rule(Use.HONOURED, "text, json_object or json_schema; always enforced, strict or not"),
     "modalities": Rule(Use.REFUSED, "text only", (["text"], [])),
     "audio": Rule(Use.REFUSED, "text only"),
     "prediction": Rule(Use.REFUSED, "draft tokens come from the Medusa heads"),
@@ -105,6 +154,7 @@ COMPLETION_FIELDS: Mapping[str, Rule] = {
     "parse_special": Rule(
         Use.HONOURED, "false: control tokens in a text prompt are plain text, as they always are in messages"
     ),
+    "prompt_embeds": Rule(Use.REFUSED, "send text or token ids"),
     "best_of": Rule(Use.REFUSED, "set n and choose", (1,)),
     "suffix": Rule(Use.REFUSED, "fill-in-the-middle is not supported", ("",)),
 }

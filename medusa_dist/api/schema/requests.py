@@ -12,19 +12,15 @@ from pydantic import ConfigDict, Field, model_validator
 from medusa_dist.api.beams import asked_beams
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, document, refuse
 from medusa_dist.api.schema.messages import ChatMessage
+from medusa_dist.api.schema.numbers import TokenIds, Whole, wholes, within
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
+from medusa_dist.api.schema.unserved import Unserved, UnservedInChat
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_PRIORITY
-from medusa_dist.sampling_fields import FIELDS
+from medusa_dist.sampling_fields import MAX_BAD_WORDS
 
 Stop = Annotated[Text, Field(min_length=1)]
-
-
-def within(name: str, low: float | None = None) -> Any:
-    """The range of a sampling field, for its annotation; low: another lower bound over HTTP."""
-    field = FIELDS[name]
-    return Field(ge=field.low if low is None else low, le=field.high)
 
 
 class StreamOptions(Body):
@@ -32,10 +28,23 @@ class StreamOptions(Body):
 
     place = "stream_options."
     include_usage: bool | None = Field(default=None, description="adds a chunk with the usage before [DONE]")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="adds the usage so far to each chunk; include_usage is then true unless set to false"
+    )
     include_obfuscation: bool | None = Field(default=None, description="true is refused: no padding is added")
+
+    @property
+    def usage_at_end(self) -> bool:
+        """Whether a chunk with the usage comes before [DONE]."""
+        return bool(self.continuous_usage_stats if self.include_usage is None else self.include_usage)
 
     @model_validator(mode="after")
     def _no_obfuscation(self) -> Self:
+        if self.continuous_usage_stats and self.include_usage is False:
+            raise RequestError(
+                "stream_options.continuous_usage_stats requires include_usage, which is false; remove one of them",
+                "stream_options",
+            )
         if self.include_obfuscation:
             raise RequestError(
                 "stream_options.include_obfuscation is not supported: no padding is added to chunks; remove it",
@@ -45,42 +54,55 @@ class StreamOptions(Body):
         return self
 
 
-class Sampled(Body):
+class Sampled(Unserved):
     """Fields of both generating routes. null always means the default."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
-    model: Text
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    model: Text | None = None
+    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, within("max_tokens", low=1)] | None = None
-    min_tokens: Annotated[int, within("min_tokens")] | None = None
+    max_tokens: Annotated[Whole, within("max_tokens", low=1)] | None = None
+    min_tokens: Annotated[Whole, within("min_tokens")] | None = None
     temperature: Annotated[float, within("temperature")] | None = None
     top_p: Annotated[float, within("top_p")] | None = None
-    top_k: Annotated[int, within("top_k", low=-1)] | None = None  # -1: all, as in vLLM
+    top_k: Annotated[Whole, within("top_k", low=-1)] | None = None  # -1: all, as in vLLM
     min_p: Annotated[float, within("min_p")] | None = None
     frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
     presence_penalty: Annotated[float, within("presence_penalty")] | None = None
     repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, within("seed")] | None = None
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    bad_words: Annotated[list[Stop], Field(max_length=MAX_BAD_WORDS)] | None = None
+    seed: Annotated[Whole, within("seed")] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     ignore_eos: bool | None = None
-    prompt_logprobs: Annotated[int, within("prompt_logprobs")] | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    prompt_logprobs: Annotated[Whole, within("prompt_logprobs")] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=2**31)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     speculation: Literal["auto", "off"] | None = None
     acceptance: Literal["exact", "typical"] | None = None
     typical_epsilon: Annotated[float, within("typical_epsilon")] | None = None
     typical_delta: Annotated[float, within("typical_delta")] | None = None
-    beam_width: Annotated[int, within("beam_width")] | None = None
+    beam_width: Annotated[Whole, within("beam_width")] | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, within("length_penalty")] | None = None
     early_stopping: bool | Literal["never"] | None = None
+    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    user: Any = None
+    guided_json: dict[str, Any] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
@@ -89,40 +111,30 @@ class Sampled(Body):
             raise RequestError("stream_options requires stream: true", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs is not available with stream; remove stream", "prompt_logprobs")
+        if self.truncate_prompt_tokens == 0:
+            raise RequestError(
+                "truncate_prompt_tokens: 0 leaves no prompt; send at least 1, or -1 for what fits",
+                "truncate_prompt_tokens",
+            )
+        if self.truncation_side is not None and self.truncate_prompt_tokens is None:
+            raise RequestError("truncation_side requires truncate_prompt_tokens", "truncation_side")
         asked_beams(self)
         return self
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Sampled, UnservedInChat):
     """Body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(json_schema_extra=document(CHAT_FIELDS))
     rules = CHAT_FIELDS
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, within("max_tokens", low=1)] | None = None
+    max_completion_tokens: Annotated[Whole, within("max_tokens", low=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, within("logprobs")] | None = None
+    top_logprobs: Annotated[Whole, within("logprobs")] | None = None
     add_generation_prompt: bool | None = None
-    metadata: Any = None
-    store: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    parallel_tool_calls: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    response_format: ResponseFormat | None = None
-    modalities: Any = None
-    audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-    moderation: Any = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -134,6 +146,11 @@ class ChatRequest(Sampled):
                 "max_tokens and max_completion_tokens are two names of one limit; set one, or both to the same value",
                 "max_tokens",
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other; remove add_generation_prompt",
+                "continue_final_message",
+            )
         return self
 
 
@@ -142,13 +159,14 @@ class CompletionRequest(Sampled):
 
     model_config = ConfigDict(json_schema_extra=document(COMPLETION_FIELDS))
     rules = COMPLETION_FIELDS
-    prompt: Text | list[Text] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, within("max_tokens")] | None = None
-    logprobs: Annotated[int, within("logprobs")] | None = None
+    prompt: Annotated[Text | list[Text] | list[int] | list[list[int]], wholes]
+    max_tokens: Annotated[Whole, within("max_tokens")] | None = None
+    logprobs: Annotated[Whole, within("logprobs")] | None = None
     echo: bool | None = None
     parse_special: bool | None = None
     best_of: Any = None
     suffix: Any = None
+    prompt_embeds: Any = None
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
@@ -169,7 +187,9 @@ class TokenizeRequest(Body):
     parse_special: bool = Field(
         default=True, description="applies to prompt; false: control tokens in it are plain text"
     )
-    add_generation_prompt: bool = Field(default=True, description="applies to messages")
+    add_generation_prompt: bool | None = Field(default=None, description="applies to messages; null: true")
+    continue_final_message: bool = Field(default=False, description="applies to messages, as in chat")
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="applies to messages, as in chat")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

@@ -107,6 +107,7 @@ class ChatChoice(ResponseModel):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReasonName
     stop_reason: StopReason = None
+    token_ids: list[int] | None = Field(default=None, description="with return_token_ids; the end token is the last")
 
 
 class PromptLogprob(ResponseModel):
@@ -144,6 +145,7 @@ class ChatReply(Head):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     prompt_logprobs: PromptLogprobList | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, description="with return_token_ids")
 
 
 class CompletionLogprobs(ResponseModel):
@@ -163,8 +165,11 @@ class CompletionChoice(ResponseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReasonName
     stop_reason: StopReason = None
-    token_ids: list[int] | None = Field(default=None, description="of the output, from a model without a tokenizer")
     prompt_logprobs: PromptLogprobList | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, description="with return_token_ids")
+    token_ids: list[int] | None = Field(
+        default=None, description="with return_token_ids, or without a tokenizer; the end token is the last"
+    )
 
 
 class CompletionReply(Head):

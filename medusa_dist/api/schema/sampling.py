@@ -38,15 +38,19 @@ def sampling_params(
             given["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if given.get("top_k") == -1:
         given["top_k"] = 0
+    if given.get("seed") == -1:
+        given["seed"] = None
     stop = body.stop or ()
-    grammar = asked_grammar(body.response_format if isinstance(body, ChatRequest) else None, body.structured_outputs)
+    grammar = asked_grammar(body)
     if grammar is not None and beam_width is not None:
-        field = "response_format" if body.structured_outputs is None else "structured_outputs"
+        field = grammar.param
         raise RequestError(f"{field} cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", field)
     return SamplingParams(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(_token_id(i, vocab_size, "stop_token_ids") for i in body.stop_token_ids or ()),
+        stop_token_ids=_token_ids(body.stop_token_ids, vocab_size, "stop_token_ids") or (),
         logit_bias=_logit_bias(body, vocab_size),
+        allowed_token_ids=_token_ids(body.allowed_token_ids, vocab_size, "allowed_token_ids"),
+        bad_words=tuple(body.bad_words or ()),
         speculation=body.speculation != "off",
         beam_width=beam_width,
         grammar=grammar,
@@ -57,6 +61,7 @@ def sampling_params(
 _PLAIN = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty"),
     *("presence_penalty", "repetition_penalty", "seed", "ignore_eos", "prompt_logprobs"),
+    *("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
     *("acceptance", "typical_epsilon", "typical_delta", "length_penalty", "early_stopping"),
 )
 
@@ -76,6 +81,10 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> No
     """Raise RequestError, naming the field, for a token id that the vocabulary does not have."""
     for token_id in token_ids:
         _token_id(token_id, vocab_size, field)
+
+
+def _token_ids(given: list[int] | None, vocab_size: int, field: str) -> tuple[int, ...] | None:
+    return None if given is None else tuple(_token_id(i, vocab_size, field) for i in given)
 
 
 def _token_id(token_id: int, vocab_size: int, field: str) -> int:

@@ -1,8 +1,9 @@
-"""Models of response_format (OpenAI) and structured_outputs (vLLM), and their grammar.
+"""Models of response_format (OpenAI) and structured_outputs (vLLM), and the grammar of a request.
 
-Owns these two fields, from types to meaning. Not here: grammars (medusa_dist/grammar.py).
+Owns these fields and the guided ones, from types to meaning. Not here: grammars (medusa_dist/grammar.py).
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -81,11 +82,26 @@ class StructuredOutputs(Body):
         return Grammar.json(_OUTPUTS)
 
 
-def asked_grammar(response_format: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:
-    """The grammar of a request. Raises RequestError if both fields request one, or for an invalid grammar."""
-    form = None if response_format is None else response_format.grammar()
-    if outputs is None:
-        return form
-    if form is not None:
-        raise RequestError(f"{_FORMAT} and {_OUTPUTS} both constrain the output; remove one of them", _OUTPUTS)
-    return outputs.grammar()
+_GUIDED: Mapping[str, Callable[[Any, str], Grammar]] = {
+    "guided_json": Grammar.json_schema,
+    "guided_regex": Grammar.regex,
+    "guided_choice": Grammar.choice,
+    "guided_grammar": Grammar.ebnf,
+}
+
+
+def asked_grammar(body: Any) -> Grammar | None:
+    """The grammar of a request body; its param is the field that asks for it.
+
+    Raises RequestError if two fields ask for one, or for an invalid grammar.
+    """
+    found = [
+        None if body.response_format is None else body.response_format.grammar(),
+        None if body.structured_outputs is None else body.structured_outputs.grammar(),
+        *(make(getattr(body, name), name) for name, make in _GUIDED.items() if getattr(body, name) is not None),
+    ]
+    asked = [grammar for grammar in found if grammar is not None]
+    if len(asked) > 1:
+        first, second = asked[0].param, asked[1].param
+        raise RequestError(f"{first} and {second} both constrain the output; remove one of them", second)
+    return asked[0] if asked else None

@@ -26,8 +26,15 @@ def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
     """Raise RequestError, naming the field, if a cache of num_blocks blocks can never serve the request."""
     params = request.params
     check_prompt(request.prompt_ids, limits.max_model_len, limits.vocab_size, params.max_tokens)
-    biased = [i for i, _ in params.logit_bias]
-    for name, ids in (("logit_bias", biased), ("stop_token_ids", params.stop_token_ids)):
+    if any(isinstance(word, str) for word in params.bad_words):
+        raise RequestError("bad_words: texts need a tokenizer, which this engine lacks; give token ids", "bad_words")
+    named = {
+        "logit_bias": [i for i, _ in params.logit_bias],
+        "stop_token_ids": params.stop_token_ids,
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "bad_words": [int(i) for ids in params.bad_words for i in ids],
+    }
+    for name, ids in named.items():
         bad = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
         if bad is not None:
             raise RequestError(f"{name} names token {bad}, the vocabulary has {limits.vocab_size}", name)

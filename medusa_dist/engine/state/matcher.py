@@ -59,15 +59,24 @@ class State:
 
 
 class Matcher:
-    """The position of one sequence in its grammar. Paths are tokens after those kept so far."""
+    """The position of one sequence in its grammar. Paths are tokens after those kept so far.
+
+    only: bool [V], the text tokens that the request allows; None = all. The text may end where the grammar allows it.
+    """
 
     def __init__(
-        self, grammar: Grammar, machine: LLMatcher, vocabulary: "Vocabulary", end_ids: tuple[int, ...]
+        self,
+        grammar: Grammar,
+        machine: LLMatcher,
+        vocabulary: "Vocabulary",
+        end_ids: tuple[int, ...],
+        only: Bools | None = None,
     ) -> None:
         self.grammar = grammar
         self._machine = machine
         self._vocabulary = vocabulary
         self._end_ids = list(end_ids)
+        self._only = only
         self._ahead: tuple[int, ...] = ()  # tokens the llguidance matcher has consumed beyond those kept
         self._states: dict[tuple[int, ...], State] = {}
 
@@ -120,8 +129,11 @@ class Matcher:
             error = _DEAD_END if "NoExtension" in reason else f"the text cannot continue: {reason}"
             return State(np.zeros_like(allowed), False, error)
         may_end = self._machine.is_accepting()
+        if self._only is not None:
+            allowed &= self._only
         if not allowed.any():
-            return State(allowed, may_end, "" if may_end else _DEAD_END)
+            end = _DEAD_END if self._only is None else "none of allowed_token_ids can come next"
+            return State(allowed, may_end, "" if may_end else end)
         allowed[self._end_ids] = may_end
         return State(allowed, False)
 
@@ -170,8 +182,15 @@ class GrammarCompiler:
         """Do the slow part of `start` now; errors are raised by `start`."""
         self._compile(grammar)
 
-    def start(self, grammar: Grammar, output_ids: tuple[int, ...] = (), ignore_eos: bool = False) -> Matcher:
-        """A matcher positioned after output_ids. ignore_eos: the text continues for as long as it can.
+    def start(
+        self,
+        grammar: Grammar,
+        output_ids: tuple[int, ...] = (),
+        ignore_eos: bool = False,
+        token_ids: tuple[int, ...] | None = None,
+    ) -> Matcher:
+        """A matcher positioned after output_ids. ignore_eos: the text continues for as long as it can. token_ids: of
+        which the text consists; None = all.
 
         Raises RequestError for a grammar that is invalid, too costly, or matches no text.
         """
@@ -180,7 +199,11 @@ class GrammarCompiler:
             raise grammar.error(" ".join(found.message.split())[:_MAX_REASON])
         assert isinstance(self._vocabulary, Vocabulary)
         ends = () if ignore_eos else tuple(i for i in self.eos_ids if i < self.vocab_size)
-        matcher = Matcher(grammar, found.deep_copy(), self._vocabulary, ends)
+        only = None
+        if token_ids is not None:
+            only = np.zeros(self.vocab_size, dtype=np.bool_)
+            only[[i for i in token_ids if 0 <= i < self.vocab_size]] = True  # others are refused by name later
+        matcher = Matcher(grammar, found.deep_copy(), self._vocabulary, ends, only)
         if output_ids:
             matcher.keep(output_ids)
         state = matcher.state()

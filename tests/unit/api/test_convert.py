@@ -34,7 +34,6 @@ BAD_CHATS = {
     "unknown field, no guess": (chat(zzz=3), "zzz", "unknown field zzz"),
     "unknown option": (chat(stream=True, stream_options={"usage": True}), "stream_options.usage", "include_usage"),
     "unknown in message": (say(nme="x"), "messages[].nme", "did you mean messages[].name?"),
-    "no model": ({"messages": chat()["messages"]}, "model", "model is required"),
     "no messages": ({"model": "org/tiny"}, "messages", "messages is required"),
     "empty messages": (chat(messages=[]), "messages", "at least 1 item"),
     "text for number": (chat(temperature="0.5"), "temperature", "temperature: Input should be a valid number"),

@@ -22,10 +22,15 @@ def history(prompt: list[int], output: list[int]) -> History:
 
 
 def slow_adjust(logits: list[float], p: SamplingParams, prompt: list[int], output: list[int]) -> list[float]:
-    """vLLM's order, one token at a time: bias, bans, penalties, temperature, min_p, top_k, top_p."""
+    """vLLM's order, one token at a time: allowed tokens, bias, bans, penalties, temperature, min_p, top_k, top_p."""
     row = list(logits)
+    if p.allowed_token_ids is not None:
+        row = [value if token in p.allowed_token_ids else NEVER for token, value in enumerate(row)]
     for token, bias in p.logit_bias:
         row[token] += bias
+    for word in p.bad_words:
+        if [*output, word[-1]][-len(word) :] == list(word):
+            row[word[-1]] = NEVER
     if len(output) < p.min_tokens:
         for token in (*p.stop_token_ids, *(() if p.ignore_eos else EOS)):
             row[token] = NEVER
@@ -72,6 +77,8 @@ def random_params(rng: random.Random, **fixed: object) -> SamplingParams:
         "frequency_penalty": [0.0, 0.9, -0.4],
         "repetition_penalty": [1.0, 1.3, 0.6],
         "logit_bias": [(), ((7, 5.0),), ((0, -100.0), (30, 2.5))],
+        "allowed_token_ids": [None, None, (1, 2, 7, 9, 17, 18, 19, 28, 29, 30)],
+        "bad_words": [(), ((8,), (7, 3, 19, 9), (4, 9)), ((3, 19, 1), (19, 2), (7, 7, 7, 3, 19, 6), (0,) * 7)],
         "min_tokens": [0, 5, 6],
         "stop_token_ids": [(), (7,), (0, 30)],
         "ignore_eos": [False, True],
@@ -103,6 +110,8 @@ def test_random_field_combinations_equal_the_plain_python_rules(seed: int) -> No
         {"min_tokens": 5, "stop_token_ids": (4,)},
         {"min_tokens": 6, "ignore_eos": True},
         {"logit_bias": ((6, -100.0), (7, 3.0))},
+        {"allowed_token_ids": (4,)},
+        {"bad_words": ((6,), (19, 8), (3, 19, 9), (7, 19, 10))},
     ],
     ids=str,
 )
@@ -274,5 +283,10 @@ def test_grammar_masks_first_and_bans_never_empty_what_it_allows() -> None:
     for fields in ({"min_tokens": 3}, {"logit_bias": ((2, NEVER),)}, {"stop_token_ids": (2,), "min_tokens": 9}):
         row = adjust(logits, SamplingParams(grammar=grammar, temperature=0.5, **fields), h, EOS, end_only)
         assert torch.isfinite(row).nonzero().flatten().tolist() == [2] and float(row[2]) == float(logits[2] / 0.5)
+    for fields in ({"min_tokens": 3}, {"logit_bias": ((2, NEVER),)}, {"bad_words": ((2,),)}):
+        row = adjust(logits, SamplingParams(allowed_token_ids=(2,), **fields), h, EOS)
+        assert torch.isfinite(row).nonzero().flatten().tolist() == [2], "bans that leave nothing do not apply"
+    every = SamplingParams(bad_words=tuple((token,) for token in range(V)))
+    assert torch.isfinite(adjust(logits, every, h, EOS)).all()
     row = adjust(logits, SamplingParams(grammar=grammar, min_tokens=3), h, EOS, mask)
     assert torch.isfinite(row).nonzero().flatten().tolist() == [7, 11]  # here the ban leaves something

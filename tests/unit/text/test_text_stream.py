@@ -1,6 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.sampling_params import SamplingParams
@@ -22,8 +24,8 @@ def whole(tokenizer, ids):
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def detokenize(tokenizer, ids, context=()):
-    detokenizer = Detokenizer(tokenizer, context)
+def detokenize(tokenizer, ids, context=(), **options):
+    detokenizer = Detokenizer(tokenizer, context, **options)
     parts = [detokenizer.push(i) for i in ids]
     return [*parts, detokenizer.flush()]
 
@@ -42,6 +44,44 @@ def test_detokenized_parts_join_to_the_encoded_text(tokenizer, text):
 @given(ids=st.lists(st.integers(0, len(BYTES) - 1), max_size=60))
 def test_detokenizer_equals_decode_for_any_ids(ids):
     assert "".join(detokenize(BYTES, ids)) == whole(BYTES, ids)
+
+
+@given(ids=st.lists(st.sampled_from([*range(97, 102), 195, 169, 256, 257, 258, 259, 262]), max_size=40))
+def test_special_tokens_that_are_shown_give_what_decode_gives(ids):
+    for joined in (True, False):  # this decoder writes no blanks
+        parts = detokenize(BYTES, ids, skip_special_tokens=False, spaces_between_special_tokens=joined)
+        assert "".join(parts) == BYTES.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_blanks_between_special_tokens_can_be_left_out():
+    core = Tokenizer(models.WordLevel(vocab={"<a>": 0, "<b>": 1, "x": 2, "?": 3}, unk_token="?"))
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    core.add_special_tokens(["<a>", "<b>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    ids = [2, 0, 1, 1, 2, 2, 0, 1]
+    shown = detokenize(tokenizer, ids, skip_special_tokens=False)
+    assert "".join(shown) == tokenizer.decode(ids) == "x <a> <b> <b> x x <a> <b>"
+    joined = detokenize(tokenizer, ids, skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert "".join(joined) == "x <a><b><b> x x <a><b>"
+    skipped = detokenize(tokenizer, ids, spaces_between_special_tokens=False)
+    assert "".join(skipped).split() == ["x", "x", "x"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 99])
+def test_the_text_that_ended_the_output_can_be_shown(size):
+    shown = {"include_stop_str_in_output": True}
+    splits = range(size, 99, size)
+    stream, _ = stream_all(
+        ids_of("ab the cat"), splits, SamplingParams(stop=("the", "e c"), **shown), FinishReason.LENGTH
+    )
+    assert (stream.text, stream.finish_reason) == ("ab the", FinishReason.STOP)
+    stream, _ = stream_all((*ids_of("ab"), 99), splits, SamplingParams(**shown), FinishReason.STOP)
+    assert stream.text == "ab" + BYTES.decode([99]), "a stop token with a text"
+    for skip, text in ((True, "ab"), (False, "ab<eos>")):
+        params = SamplingParams(skip_special_tokens=skip, **shown)
+        assert stream_all((*ids_of("ab"), EOS), splits, params, FinishReason.STOP)[0].text == text
+    params = SamplingParams(skip_special_tokens=False)
+    assert stream_all((*ids_of("ab"), 258, EOS), splits, params, FinishReason.STOP)[0].text == "ab<reserved>"
 
 
 def test_an_unfinished_character_waits_and_is_flushed_at_the_end():

@@ -8,7 +8,7 @@ from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Use
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
 from medusa_dist.grammar import Grammar
 from medusa_dist.sampling_params import SamplingParams
-from tests.support.fake_service import FakeService, chat, client_of, completion
+from tests.support.fake_service import FakeService, chat, client_of, completion, ids_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -38,18 +38,29 @@ SHOWS_IN_PARAMS = {
     "length_penalty": (0.5, {"length_penalty": 0.5}),
     "early_stopping": ("never", {"early_stopping": "never"}),
     "structured_outputs": ({"regex": "[ab]+"}, {"grammar": Grammar.regex("[ab]+")}),
+    "response_format": ({"type": "json_object"}, {"grammar": Grammar.json()}),
+    "guided_json": ({"type": "object"}, {"grammar": Grammar.json_schema({"type": "object"})}),
+    "guided_regex": ("[ab]+", {"grammar": Grammar.regex("[ab]+")}),
+    "guided_choice": (["a", "b"], {"grammar": Grammar.choice(["a", "b"])}),
+    "guided_grammar": ('root ::= "a"', {"grammar": Grammar.ebnf('root ::= "a"')}),
+    "allowed_token_ids": ([66, 65, 66], {"allowed_token_ids": (65, 66)}),
+    "bad_words": (["the"], {"bad_words": (ids_of("the"), ids_of(" the"))}),
+    "include_stop_str_in_output": (True, {"include_stop_str_in_output": True}),
+    "skip_special_tokens": (False, {"skip_special_tokens": False}),
+    "spaces_between_special_tokens": (False, {"spaces_between_special_tokens": False}),
 }
 CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "max_completion_tokens": (7, {"max_tokens": 7}),
     "logprobs": (True, {"logprobs": 0}),
-    "response_format": ({"type": "json_object"}, {"grammar": Grammar.json()}),
 }
 # Honoured fields that show in the Request itself.
 SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}
 COMPLETION_SHOWS = SHOWS_IN_PARAMS | {"logprobs": (3, {"logprobs": 3})}
-# Honoured fields that show elsewhere; each has its own test in test_routes.py.
+# Honoured fields that show elsewhere; each has its own test in test_routes.py or test_requests.py.
 ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs", "add_generation_prompt"}
 ELSEWHERE |= {"prompt", "echo", "add_special_tokens", "parse_special"}
+ELSEWHERE |= {"return_token_ids", "return_tokens_as_token_ids", "truncate_prompt_tokens"}
+ELSEWHERE |= {"truncation_side", "continue_final_message", "chat_template_kwargs", "documents"}
 
 ASKS = {  # a value that asks for something, per refused field
     "tools": [{"type": "function", "function": {"name": "f"}}],
@@ -63,6 +74,27 @@ ASKS = {  # a value that asks for something, per refused field
     "verbosity": "low",
     "web_search_options": {},
     "moderation": {"model": "m"},
+    "guided_decoding_backend": "xgrammar",
+    "guided_whitespace_pattern": " ",
+    "logits_processors": ["x.y"],
+    "kv_transfer_params": {"do_remote_decode": True},
+    "ec_transfer_params": {"x": 1},
+    "vllm_xargs": {"x": 1},
+    "logprob_token_ids": [1],
+    "thinking_token_budget": 9,
+    "repetition_detection": {"max_pattern_size": 3},
+    "stream_interval": 4,
+    "watermarking": True,
+    "routed_experts_prompt_start": 3,
+    "return_token_offsets": True,
+    "return_mm_kwargs": "x",
+    "chat_template": "{{ messages }}",
+    "echo": True,
+    "include_reasoning": False,
+    "return_prompt_text": True,
+    "mm_processor_kwargs": {"x": 1},
+    "media_io_kwargs": {"image": {}},
+    "prompt_embeds": "AAAA",
     "best_of": 2,
     "suffix": "end",
 }
@@ -94,6 +126,30 @@ def test_field_tables_cover_the_openai_client_and_match_the_schema(params, rules
     asked = set(typing.get_type_hints(params, include_extras=False)) | {"stream"}
     assert asked <= set(rules)
     assert set(model.model_fields) == set(rules)
+
+
+# Request fields of vLLM (entrypoints/openai/protocol.py of 2025); what is OpenAI's alone, or ours, is not in it.
+VLLM = {
+    *("model", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n", "presence_penalty"),
+    *("response_format", "seed", "stop", "stream", "stream_options", "temperature", "top_p", "user"),
+    *("use_beam_search", "top_k", "min_p", "repetition_penalty", "length_penalty", "stop_token_ids"),
+    *("include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "truncate_prompt_tokens", "prompt_logprobs", "allowed_token_ids"),
+    *("bad_words", "echo", "structured_outputs", "guided_json", "guided_regex", "guided_choice"),
+    *("guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "priority", "request_id"),
+    *("logits_processors", "return_tokens_as_token_ids", "return_token_ids", "cache_salt"),
+    *("kv_transfer_params", "vllm_xargs"),
+}
+VLLM_CHAT = {
+    *("messages", "top_logprobs", "max_completion_tokens", "tools", "tool_choice", "reasoning_effort"),
+    *("include_reasoning", "parallel_tool_calls", "add_generation_prompt", "continue_final_message"),
+    *("documents", "chat_template", "chat_template_kwargs", "mm_processor_kwargs"),
+}
+
+
+def test_the_table_covers_vllms_fields():
+    assert {*VLLM, *VLLM_CHAT} <= set(CHAT_FIELDS)
+    assert {*VLLM, "prompt", "suffix", "best_of", "prompt_embeds"} <= set(COMPLETION_FIELDS)
 
 
 def test_every_sampling_param_is_a_field_of_both_routes():

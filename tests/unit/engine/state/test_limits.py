@@ -14,6 +14,9 @@ BAD = {
     "context": ((3,) * 90, {"max_tokens": 11}, "max_tokens", "context length is 100"),
     "bias": ((3,), {"logit_bias": ((11, 1.0),)}, "logit_bias", "names token 11"),
     "stop": ((3,), {"stop_token_ids": (12,)}, "stop_token_ids", "names token 12"),
+    "allowed": ((3,), {"allowed_token_ids": (3, 11)}, "allowed_token_ids", "names token 11"),
+    "bad word": ((3,), {"bad_words": ((3, -1),)}, "bad_words", "names token -1"),
+    "bad word as text": ((3,), {"bad_words": ("x",)}, "bad_words", "give token ids"),
     "blocks": ((3,) * 40, {"max_tokens": 41}, "max_tokens", "need 6 KV blocks, the cache has 5"),
     "blocks without a limit": ((3,), {"max_tokens": None}, "max_tokens", "need 7 KV blocks"),
 }

@@ -161,6 +161,20 @@ def test_without_an_end_token_the_only_longer_text_is_completed() -> None:
     assert allowed(matcher) == [a] and allowed(matcher, (a,)) == [b] and matcher.state((a, b)).is_complete
 
 
+def test_a_text_of_allowed_tokens_ends_where_it_can_and_is_an_error_where_it_cannot() -> None:
+    grammars = grammars_of("bytes")
+    a, b = text_id("bytes", "a"), text_id("bytes", "b")
+    matcher = grammars.start(Grammar.regex("[ab]+"), token_ids=(a, 256, 10**6))
+    assert allowed(matcher) == [a]
+    assert allowed(matcher, (a,)) == sorted([a, 256]), "the end is the grammar's"
+    matcher = grammars.start(Grammar.regex("ab?"), token_ids=(a,))
+    assert matcher.state((a,)).allowed.nonzero()[0].tolist() == [] and matcher.state((a,)).is_complete
+    matcher = grammars.start(Grammar.regex("ab"), token_ids=(a,))
+    assert matcher.state((a,)).error == "none of allowed_token_ids can come next"
+    with pytest.raises(RequestError, match="none of allowed_token_ids"):
+        grammars.start(Grammar.regex("ab"), token_ids=(b,))
+
+
 def test_every_end_token_is_allowed_where_the_grammar_accepts() -> None:
     matcher = GrammarCompiler(byte_tokenizer, 263, (256, 258)).start(Grammar.regex("a*"))
     assert set(allowed(matcher)) == {text_id("bytes", "a"), 256, 258}
