@@ -1,16 +1,18 @@
 """Configuration: a frozen tree; each key has a type, unit, default and reason.
 
 Owns the keys under `args:` of a Serve config and of `LLM(...)`. Not here: machine or model facts (engine/, model/),
-Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py), the keys of HTTP
-(config_parts/http.py). Unknown keys are errors.
+Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_trees.py), groups of keys that stand for
+themselves (config_parts/). Unknown keys are errors.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from medusa_dist.config_parts.autoscaling import AutoscalingConfig
 from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.config_parts.strict import Strict
+from medusa_dist.config_parts.timeouts import TimeoutsConfig
 from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
 
@@ -98,84 +100,6 @@ class ResourcesConfig(Strict):
         description="CPU threads of each rank's tensor operations. None: when serving, one less than the node's cores, "
         "divided by the ranks; in LLM, all cores. More threads than free cores make a step many times slower.",
     )
-
-
-class TimeoutsConfig(Strict):
-    """Deadlines in seconds. Every wait has one, and an error that names what was awaited."""
-
-    placement_s: Annotated[float, Field(gt=0)] = Field(
-        default=120.0, description="Until Ray has placed and started all ranks."
-    )
-    load_s: Annotated[float, Field(gt=0)] = Field(
-        default=1800.0, description="Until all ranks have loaded and warmed up. Large models load for minutes."
-    )
-    step_s: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="Limit of a step's collectives; a rank that takes longer counts as dead."
-    )
-    heartbeat_s: Annotated[float, Field(gt=0)] = Field(
-        default=5.0,
-        description="Interval at which an idle engine sends a heartbeat to the other ranks; well below step_s.",
-    )
-    stall_s: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="A client that reads nothing for this long while output is pending is disconnected."
-    )
-    restart_s: Annotated[float, Field(gt=0)] = Field(
-        default=600.0,
-        description="A failed group must decode again within this time, otherwise Serve replaces the replica.",
-    )
-
-    @model_validator(mode="after")
-    def _heartbeat_below_step(self) -> "TimeoutsConfig":
-        if self.heartbeat_s * 2 > self.step_s:
-            raise ValueError(
-                f"timeouts.heartbeat_s ({self.heartbeat_s:g}) must be at most half of step_s ({self.step_s:g})"
-            )
-        return self
-
-
-class AutoscalingConfig(Strict):
-    """More replicas under load, fewer without. Load = running and waiting sequences, as counted by the replicas.
-
-    Desired replicas = load / target_sequences, rounded up. See docs/autoscaling.md.
-    """
-
-    min_replicas: Annotated[int, Field(ge=1)] = Field(
-        default=1,
-        description="Minimum number of replicas. Not 0: a large model loads for minutes, longer than the client whose "
-        "request started it would wait.",
-    )
-    max_replicas: Annotated[int, Field(ge=1)] = Field(
-        description="Maximum number of replicas. No default: it depends on the cluster's size and your budget."
-    )
-    target_sequences: float | None = Field(
-        gt=0,
-        default=None,
-        description="Running and waiting sequences per replica. None: max_running, so that a replica is added when the "
-        "others are full; a lower value keeps a reserve for bursts and makes each response faster.",
-    )
-    upscale_delay_s: Annotated[float, Field(ge=0)] = Field(
-        default=3.0,
-        description="Seconds for which the load must require more replicas before one is added. Serve's default of 30 "
-        "would add to the model's load time.",
-    )
-    downscale_delay_s: Annotated[float, Field(ge=0)] = Field(
-        default=300.0,
-        description="Seconds for which the load must require fewer replicas, without a break, before any is stopped. "
-        "Well above the model's load time.",
-    )
-    interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
-        default=1.0,
-        description="Seconds between two load reports of a replica. Serve's default of 10 would delay every reaction.",
-    )
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> "AutoscalingConfig":
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"autoscaling.max_replicas ({self.max_replicas}) is below autoscaling.min_replicas "
-                f"({self.min_replicas})"
-            )
-        return self
 
 
 class Config(Strict):

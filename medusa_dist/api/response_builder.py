@@ -82,7 +82,7 @@ class ResponseBuilder(ABC):
         has_details = self._sends_ids or self._facts.num_logprobs is not None
         if delta.text and last is not None:  # clients stop reading at a finish_reason and lose the text beside it
             yield self._chunk([self._part(index, replace(delta, finish_reason=None))])
-            delta = TextDelta(finish_reason=last, stopped=delta.stopped)
+            delta = TextDelta(finish_reason=last, stopped=delta.stopped, stop_reason=delta.stop_reason)
         if delta.text or last or (has_details and delta.token_ids):
             yield self._chunk([self._part(index, delta)])
 

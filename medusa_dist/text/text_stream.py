@@ -110,7 +110,7 @@ class TextStream:
                 break
         if output.finish_reason is not None and not self.stopped:
             self._reveal(self._detokenizer.flush())
-        if last_is_silent and not self.stopped and self.token_ids and self.token_ids[-1] in self._stop_token_ids:
+        if is_end and not self.stopped and self.token_ids and self.token_ids[-1] in self._stop_token_ids:
             self.stop_reason = self.token_ids[-1]
         self.finish_reason = FinishReason.STOP if self.stopped else output.finish_reason
         if self.finish_reason is not None and not self.stopped:
