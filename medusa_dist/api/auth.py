@@ -12,6 +12,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medusa_dist.api.messages.errors import is_messages_path
 from medusa_dist.errors import ConfigError, UnauthorizedError
 
 OPEN_PATHS = ("/health", "/ping", "/live")  # probes have no key, and learn no more than that the service is up
@@ -27,8 +28,9 @@ def check_api_key(key: str) -> str:
 
 
 class ApiKey:
-    """Refuses every request without `Authorization: Bearer <key>`, on any path except OPEN_PATHS.
+    """Refuses every request without the key, on any path except OPEN_PATHS.
 
+    The key comes as `Authorization: Bearer <key>`, or as `x-api-key: <key>`, as clients of the Messages API send it.
     OPTIONS passes: browsers send it without a key, and no route answers it with more than the methods of a path.
     """
 
@@ -42,12 +44,16 @@ class ApiKey:
         if scope["type"] == "lifespan" or path in OPEN_PATHS or scope.get("method") == "OPTIONS":
             await self._app(scope, receive, send)
             return
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._digest):
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if hmac.compare_digest(_digest(given.strip()), self._digest):
             await self._app(scope, receive, send)
             return
         raise UnauthorizedError(
-            "the API key is missing or wrong; send it as `Authorization: Bearer <key>`", None, "invalid_api_key"
+            "the API key is missing or wrong; send it as `Authorization: Bearer <key>` or `x-api-key: <key>`",
+            None,
+            "invalid_api_key",
         )
 
 
@@ -61,6 +67,7 @@ class RequestId:
 
     behind_serve: Ray Serve's HTTP server has done so, outside of this application. It adds the header to every response
     and replaces none, so here the id is only taken from the request, and the header is left to Serve.
+    Responses of the Messages API have it as request-id, too, where its clients look for it.
     """
 
     def __init__(self, app: ASGIApp, behind_serve: bool) -> None:
@@ -77,6 +84,7 @@ class RequestId:
             # What Serve returns to the client in any case is still the best to find it by in a log.
             given = _ODD.sub("?", given)[:128] if self._behind_serve else ""
         chosen = given or f"req-{uuid.uuid4().hex}"
+        is_messages = is_messages_path(scope)
         scope.setdefault("state", {})["request_id"] = chosen
 
         async def with_id(message: Message) -> None:
@@ -85,6 +93,8 @@ class RequestId:
                 del headers["x-request-id"]
                 if not self._behind_serve:
                     headers["x-request-id"] = chosen
+                if is_messages:
+                    headers["request-id"] = chosen
             await send(message)
 
         await self._app(scope, receive, with_id)

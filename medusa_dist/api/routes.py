@@ -1,8 +1,9 @@
 """The FastAPI application: OpenAI's routes over a Service.
 
 Owns the routes that generate, and the order of the layers around all routes. Not here: routes about the service
-(http/service_routes.py), the meaning of fields (convert.py), response bodies (response_builder.py), tasks and client
-disconnects (call.py). All handlers are async: a sync handler would not notice a disconnect.
+(http/service_routes.py), other APIs (responses/, messages/), the meaning of fields (convert.py), response bodies
+(response_builder.py), tasks and client disconnects (call.py). All handlers are async: a sync handler would not notice a
+disconnect.
 """
 
 import uuid
@@ -28,11 +29,14 @@ from medusa_dist.api.http.failures import Failures, Json, error_response, reques
 from medusa_dist.api.http.paths import HeadAsGet, PlainPaths
 from medusa_dist.api.http.service_routes import GetService, add_service_routes
 from medusa_dist.api.http.unknown_route import explain_route
+from medusa_dist.api.messages.route import add_messages
 from medusa_dist.api.response_builder import ChatAnswer, CompletionAnswer, Facts, ResponseBuilder
+from medusa_dist.api.responses.route import add_responses
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
 from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply
 from medusa_dist.api.service import Service
 from medusa_dist.api.sse import open_stream
+from medusa_dist.api.translation.answer_form import AnswerForm
 from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.errors import MedusaError
 from medusa_dist.text.text_stream import TextStream
@@ -56,6 +60,8 @@ def build_api(
         redirect_slashes=False,  # PlainPaths needs no redirect
     )
     _add_generation(app, get_service)
+    add_responses(app, get_service, _chat, _prompt_of_chat)
+    add_messages(app, get_service, _chat, _prompt_of_chat)
     add_service_routes(app, get_service)
     for kind in (MedusaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_failure)
@@ -87,18 +93,7 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
     @app.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": _STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Create a chat completion."""
-        service = get_service()
-        check_model(body.model or None, service)
-        prompt = await chat_prompt(
-            body.messages,
-            body.add_generation_prompt,
-            service,
-            add_special_tokens=bool(body.add_special_tokens),
-            continue_final_message=bool(body.continue_final_message),
-            chat_template_kwargs=body.chat_template_kwargs,
-            documents=body.documents,
-        )
-        return await _generate(body, [truncated(prompt, body, service)], request, service)
+        return await _chat(body, request, get_service())
 
     @app.post("/v1/completions", responses={200: {"model": CompletionReply, "content": _STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -108,10 +103,33 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
         return await _generate(body, await completion_prompts(body, service), request, service)
 
 
+async def _chat(body: ChatRequest, request: Request, service: Service, form: AnswerForm | None = None) -> Response:
+    """Respond to a chat request. form: of another API."""
+    check_model(body.model or None, service)
+    return await _generate(body, [await _prompt_of_chat(body, service)], request, service, form)
+
+
+async def _prompt_of_chat(body: ChatRequest, service: Service) -> EncodedPrompt:
+    prompt = await chat_prompt(
+        body.messages,
+        body.add_generation_prompt,
+        service,
+        add_special_tokens=bool(body.add_special_tokens),
+        continue_final_message=bool(body.continue_final_message),
+        chat_template_kwargs=body.chat_template_kwargs,
+        documents=body.documents,
+    )
+    return truncated(prompt, body, service)
+
+
 async def _generate(
-    body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], request: Request, service: Service
+    body: ChatRequest | CompletionRequest,
+    prompts: Sequence[EncodedPrompt],
+    request: Request,
+    service: Service,
+    form: AnswerForm | None = None,
 ) -> Response:
-    """Run all choices of a call, and respond with one body or a stream."""
+    """Run all choices of a call, and respond with one body or a stream. form: of another API; None: OpenAI's own."""
     is_chat = isinstance(body, ChatRequest)
     call_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
     seed, requests = make_requests(body, prompts, call_id, service)
@@ -143,8 +161,8 @@ async def _generate(
     call = Call(service, requests, streams)
     call.start(request.receive)
     if body.stream:
-        return await open_stream(call, builder, request_id(request.scope))
+        return await open_stream(call, builder, request_id(request.scope), None if form is None else form.events())
     async with call:
         while call.is_open:
             await call.next()
-    return Json(builder.whole())
+    return Json(builder.whole() if form is None else form.whole(builder.whole()))

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medusa_dist.api.convert import failure
+from medusa_dist.api.messages.errors import is_messages_path, messages_error
 
 
 class Json(JSONResponse):
@@ -27,9 +28,10 @@ def request_id(scope: Scope) -> str:
 
 
 def error_response(error: Exception, scope: Scope) -> Response:
-    """The response to an exception."""
+    """The response to an exception, in the shape of the API that the path belongs to."""
     found = failure(error, request_id(scope))
-    return Json(found.body, found.status, found.headers)
+    body = messages_error(found.status, found.body, request_id(scope)) if is_messages_path(scope) else found.body
+    return Json(body, found.status, found.headers)
 
 
 class Failures:

@@ -32,6 +32,22 @@ async def test_valid_key_opens_every_route(given):
         assert (await client.get("/nothing", headers={"authorization": given})).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "s3cret"}, 200),
+        ({"x-api-key": " s3cret "}, 200),
+        ({"x-api-key": "wrong"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"authorization": "Basic x", "x-api-key": "s3cret"}, 200),
+        ({"authorization": "Bearer wrong", "x-api-key": "s3cret"}, 401),
+    ],
+)
+async def test_the_key_may_come_as_x_api_key_if_there_is_no_bearer(headers, status):
+    async with client_of(FakeService(), api_key="s3cret") as client:
+        assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+
 async def test_non_ascii_authorization_header_is_401():
     async with client_of(FakeService(), api_key="s3cret") as client:
         reply = await client.get("/v1/models", headers={"authorization": b"Bearer \xe9\xff"})

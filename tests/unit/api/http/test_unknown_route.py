@@ -35,7 +35,7 @@ async def test_404_names_the_path_meant_and_the_fault_of_the_base_url(root, path
     assert text.startswith(f"there is no POST {path}; ") and hint in text and text.endswith(f"The path is {meant}")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/responses", "/v1/embeddings", "/nothing", "/v2/chat/completions"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/rerank", "/v1/embeddings", "/nothing", "/v2/chat/completions"])
 async def test_404_without_a_guess_lists_all_paths(path):
     text = await message("POST", path, 404)
     assert f"there is no POST {path};" in text and CHAT in text and "/detokenize" in text

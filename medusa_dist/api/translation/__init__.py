@@ -1,0 +1,1 @@
+"""What the translations between other HTTP APIs and chat completions have in common."""
