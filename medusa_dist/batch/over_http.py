@@ -1,6 +1,7 @@
 """Sends batch lines over HTTP to a medusa_dist service at a URL. Needs no Ray.
 
-Owns the client: concurrency and retries. Not here: what is done with the responses (job.py).
+Owns the client: concurrency, and waiting for a full or lost service. Not here: what is done with the responses
+(passes.py).
 """
 
 import asyncio

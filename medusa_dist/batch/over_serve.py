@@ -1,7 +1,7 @@
 """Sends batch lines to a Serve application, through Ray Data's ServeDeploymentProcessor.
 
 Owns finding the application, and the number of lines in flight. Not here: how a replica processes a line (batch_line
-in app.py), what is done with the responses (job.py).
+in app.py), what is done with the responses (passes.py), connecting to Ray (serve/ray_cluster.py).
 The processor's actors only pass lines on: they reserve nothing, and own no placement group, which Ray Data would leak.
 """
 
@@ -24,6 +24,7 @@ from ray.serve.schema import ApplicationStatus
 from medusa_dist.batch.files import BatchLine, LineAnswer
 from medusa_dist.batch.passes import Deliver
 from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.serve.ray_cluster import ClusterAddress, join_cluster
 
 BLOCKS = 3  # in flight per replica: one is decoded, one waits at the replica, one is in transit
 MIN_BLOCK = 8  # lines; Ray Data spends some ten milliseconds on a block
@@ -167,33 +168,18 @@ def only_application(deployment: str) -> str:
     return names[0]
 
 
-def join_cluster(address: str) -> None:
-    """Connect to a running cluster. Raises ConfigError if there is none, or it requires a token that is not set."""
-    if ray.is_initialized():
-        return
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}\n"
-            "Use --config to start a model for this job, --address http://... for the URL of a service, or the address "
-            "of a Ray cluster; a cluster with token authentication also requires RAY_AUTH_MODE=token in this shell"
-        ) from None
-
-
-def refuse_if_serving(address: str) -> None:
+def refuse_if_serving(address: ClusterAddress) -> None:
     """Raise ConfigError if the cluster serves anything: deploying a config removes all other applications."""
-    join_cluster(address)
+    if not ray.is_initialized():
+        join_cluster(address)
     try:
         names = sorted(serve.status().applications)
     finally:
         ray.shutdown()
     if names:
         raise ConfigError(
-            f"the Ray cluster at {address!r} already serves {', '.join(names)}, which --config would replace; remove "
-            "--config to use what is served"
+            f"the Ray cluster at {address.text!r} already serves {', '.join(names)}, which --config would replace; "
+            "remove --config to use what is served"
         )
 
 

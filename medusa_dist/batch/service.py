@@ -4,7 +4,6 @@ Owns this choice, and stopping what it started. Not here: sending (over_http.py,
 (job.py).
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from pathlib import Path
 import ray
 
 from medusa_dist.batch.over_http import HttpSender
-from medusa_dist.batch.over_serve import ServeSender, join_cluster, refuse_if_serving
+from medusa_dist.batch.over_serve import ServeSender, refuse_if_serving
 from medusa_dist.batch.passes import Sender
 from medusa_dist.errors import ConfigError
 from medusa_dist.serve.config_file import read_serve_file
 from medusa_dist.serve.launch import Launch
+from medusa_dist.serve.ray_cluster import ClusterAddress, cluster_address, join_cluster
 
 Say = Callable[[str], None]
+OTHER_TARGETS = "A job can also start a model (--config), or use a service at a URL (--address http://...)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def open_sender(target: Target, say: Say, note: Say) -> Iterator[Callable[[], Se
         raise ConfigError(
             "--app names an application on a Ray cluster, but --address is the URL of one application; remove --app"
         )
-    cluster = target.address or os.environ.get("RAY_ADDRESS")  # Ray sets it in a submitted job
+    cluster = None if is_url else cluster_address(target.address)
     with ExitStack() as ends:
 
         def connect() -> Sender:
@@ -61,14 +62,17 @@ def open_sender(target: Target, say: Say, note: Say) -> Iterator[Callable[[], Se
             if target.config is not None:
                 app = _start(target.config, target, cluster, say, ends)
             elif not ray.is_initialized():
-                join_cluster(cluster or "auto")
+                try:
+                    join_cluster(cluster or ClusterAddress("auto", "--address"))
+                except ConfigError as error:
+                    raise ConfigError(f"{error} {OTHER_TARGETS}") from None
                 ends.callback(ray.shutdown)
             return ServeSender(app, target.deployment, target.concurrency, note)
 
         yield connect
 
 
-def _start(path: Path, target: Target, cluster: str | None, say: Say, ends: ExitStack) -> str:
+def _start(path: Path, target: Target, cluster: ClusterAddress | None, say: Say, ends: ExitStack) -> str:
     """Deploy a config for this job; returns the application's name."""
     file = read_serve_file(path, target.deployment)
     names = sorted(file.configs)

@@ -54,19 +54,26 @@ def serve(
     config: Annotated[Path, typer.Argument(help="A Serve config; see serve_configs/.")],
     address: Annotated[
         str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to join. Default: start Ray on this machine."),
+        typer.Option(help="Ray cluster to join. Default: RAY_ADDRESS, or start Ray on this machine."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of the Ray that is started, for Prometheus. Default: 8080, or any if taken."
+        ),
     ] = None,
 ) -> None:
-    """Serve a model over HTTP, in the foreground, until Ctrl-C."""
-    with clear_errors():
+    """Serve a model over HTTP, in the foreground, until Ctrl-C or SIGTERM."""
+    with clear_errors(), stoppable():
         from medusa_dist.app import API_KEY_VARIABLE, DEPLOYMENT
         from medusa_dist.serve.config_file import read_serve_file
         from medusa_dist.serve.launch import Launch, sampling_note, wait_for_signal
+        from medusa_dist.serve.ray_cluster import cluster_address
         from medusa_dist.tools.progress import ProgressDisplay
 
         file = read_serve_file(config, DEPLOYMENT)
         progress = ProgressDisplay(console)
-        launch = Launch(file, address, progress.say)
+        launch = Launch(file, cluster_address(address), progress.say, metrics_port)
         try:
             with progress:
                 seconds = launch.start()
@@ -76,7 +83,7 @@ def serve(
                 defaults = sampling_note(file.url(name), os.environ.get(API_KEY_VARIABLE))
                 if defaults:
                     print(f"{defaults}\n")
-            print(_hints(launch.dashboard, started=address is None), flush=True)
+            print(_hints(launch.dashboard, launch.metrics), flush=True)
             console.print(f"{wait_for_signal()}: waiting for open streams to finish; press Ctrl-C again to stop now")
         finally:
             launch.stop()
@@ -225,7 +232,7 @@ def batch(
 ) -> None:
     """Process a file of requests. Exit code 0: all lines succeeded; 1: refused or aborted; 2: some lines failed;
     130, 143: stopped by Ctrl-C or SIGTERM. --resume continues a job that was aborted or stopped."""
-    with clear_errors(), stoppable() as stop:
+    with clear_errors(), stoppable():
         from medusa_dist.app import DEPLOYMENT
         from medusa_dist.batch.job import run_batch
         from medusa_dist.batch.service import Target, open_sender
@@ -241,9 +248,7 @@ def batch(
 
             def get_sender() -> Any:
                 with progress:
-                    sender = connect()
-                stop.arm()
-                return sender
+                    return connect()
 
             counts = run_batch(source, target, get_sender, console, seed, existing)
         note(f"{counts}; in {target}")
@@ -266,12 +271,16 @@ def _greeting(url: str, model: str) -> str:
 """
 
 
-def _hints(dashboard: str, started: bool) -> str:
+def _hints(dashboard: str, metrics: str) -> str:
+    """metrics: empty if Ray was not started here."""
     hints = f"Dashboard: http://{dashboard}\n" if dashboard else ""
-    if started:
+    if metrics:
         hints += (
-            "In another shell, first run `export RAY_AUTH_MODE=token`. Then `serve status`, `ray status` and other "
-            "Ray\ncommands use the token in ~/.ray/auth_token, which this cluster requires.\n"
+            f"Metrics for Prometheus: http://{metrics}/metrics\n"
+            "In another shell, first run\n"
+            "  export RAY_AUTH_MODE=token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0\n"
+            "Then `serve status`, `ray status` and other Ray commands use the token in ~/.ray/auth_token and the "
+            "loopback\naddress, which this cluster requires.\n"
         )
     return hints + "Press Ctrl-C to stop the service."
 

@@ -17,7 +17,7 @@ class Stop:
         self.number = 0
 
     def arm(self) -> None:
-        """Take over SIGTERM and SIGHUP; to be called again after `ray.init`, which takes SIGTERM for itself."""
+        """Take over SIGTERM and SIGHUP."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self._note)
@@ -33,13 +33,13 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[None]:
     """Within the block, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; leaving it then exits with 128 + signal."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     stop = Stop()
     stop.arm()
     try:
-        yield stop
+        yield
     except KeyboardInterrupt:
         sys.exit(128 + (stop.number or signal.SIGINT))
     finally:

@@ -5,7 +5,6 @@ Owns the Ray cluster it starts (or joins), deployment, progress and shutdown. No
 fails to start.
 """
 
-import logging
 import re
 import signal
 import socket
@@ -27,8 +26,8 @@ from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError, GroupError
 from medusa_dist.serve.config_file import ServeFile
 from medusa_dist.serve.http.proxy import request_hook
-from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import bundles, explain_room, resolve_device
+from medusa_dist.serve.ray_cluster import ClusterAddress, free_metrics_port, join_cluster, start_local_ray
 
 Say = Callable[[str], None]
 POLL_S = 0.5
@@ -39,14 +38,18 @@ ROOM_S = 5.0  # explain a placement that takes longer
 class Launch:
     """One run of a Serve config. address: of a Ray cluster to join; None starts one on this machine and stops it.
 
-    say: called with the current phase of the start.
+    say: called with the current phase of the start. metrics_port: of the Ray that is started; see free_metrics_port.
+    After the start, dashboard and metrics are the addresses of both; metrics is empty if Ray was not started here.
     """
 
-    def __init__(self, file: ServeFile, address: str | None, say: Say) -> None:
+    def __init__(
+        self, file: ServeFile, address: ClusterAddress | None, say: Say, metrics_port: int | None = None
+    ) -> None:
         self._file = file
         self._address = address
         self._say = say
-        self.dashboard = ""
+        self._metrics_port = metrics_port
+        self.dashboard = self.metrics = ""
 
     def start(self) -> float:
         """Deploy and wait until every application responds; returns the seconds it took. Raises MedusaError."""
@@ -67,12 +70,12 @@ class Launch:
 
     def _start_ray(self) -> None:
         if self._address is None:
+            port = free_metrics_port(self._metrics_port, {self._file.schema.http_options.port})
             request_hook()
-            context = start_local_ray(dashboard=True)
+            context = start_local_ray(dashboard=True, metrics_port=port)
+            self.metrics = f"127.0.0.1:{port}"
         else:
-            context = ray.init(
-                address=self._address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR
-            )
+            context = join_cluster(self._address)
         self.dashboard = context.dashboard_url
 
     def stop(self) -> None:
@@ -164,7 +167,7 @@ def sampling_note(url: str, api_key: str | None) -> str:
 
 
 def wait_for_signal() -> str:
-    """Block until SIGINT or SIGTERM and return its name. A second signal has its default effect."""
+    """Block until SIGINT, SIGTERM or SIGHUP and return its name. A second signal has its former effect."""
     received: list[int] = []
     event = threading.Event()
 
@@ -172,7 +175,10 @@ def wait_for_signal() -> str:
         received.append(number)
         event.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     while not event.wait(1.0):
         pass
     for number, handler in before.items():

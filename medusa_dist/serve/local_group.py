@@ -18,9 +18,9 @@ from medusa_dist.config import Config
 from medusa_dist.engine.messages import Command, EngineMessage, OutputBatch
 from medusa_dist.errors import GroupError
 from medusa_dist.serve.group import TPWorkerGroup
-from medusa_dist.serve.local_ray import start_local_ray
 from medusa_dist.serve.placement import reserve, resolve_device
 from medusa_dist.serve.rank import STACK
+from medusa_dist.serve.ray_cluster import start_local_ray
 
 
 def hold_group(config: Config, stack: str, holds: ExitStack) -> TPWorkerGroup:

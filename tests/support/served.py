@@ -15,6 +15,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
+
+
 def without_ray(**more: str) -> dict[str, str]:
     """The environment of this process without what the tests set for their own Ray, and with `more`."""
     return {**{key: value for key, value in os.environ.items() if not key.startswith("RAY_")}, **more}
