@@ -6,11 +6,14 @@ fails to start.
 """
 
 import re
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,10 +30,17 @@ from medusa_dist.errors import ConfigError, GroupError
 from medusa_dist.serve.config_file import ServeFile
 from medusa_dist.serve.http.proxy import request_hook
 from medusa_dist.serve.placement import bundles, explain_room, resolve_device
-from medusa_dist.serve.ray_cluster import ClusterAddress, free_metrics_port, join_cluster, start_local_ray
+from medusa_dist.serve.ray_cluster import (
+    ClusterAddress,
+    free_metrics_port,
+    join_cluster,
+    run_while_ray_lives,
+    start_local_ray,
+)
 
 Say = Callable[[str], None]
 POLL_S = 0.5
+STOP_POLL_S = 0.1
 PERMANENT = re.compile(r"medusa_dist\.errors\.(Config|Model|Heads)Error: ")  # a retry would fail the same way
 ROOM_S = 5.0  # explain a placement that takes longer
 
@@ -49,6 +59,7 @@ class Launch:
         self._address = address
         self._say = say
         self._metrics_port = metrics_port
+        self._ending = Path(tempfile.mkdtemp(prefix="medusa-dist-")) / "ending"
         self.dashboard = self.metrics = ""
 
     def start(self) -> float:
@@ -71,7 +82,7 @@ class Launch:
     def _start_ray(self) -> None:
         if self._address is None:
             port = free_metrics_port(self._metrics_port, {self._file.schema.http_options.port})
-            request_hook()
+            request_hook(self._ending)
             context = start_local_ray(dashboard=True, metrics_port=port)
             self.metrics = f"127.0.0.1:{port}"
         else:
@@ -79,15 +90,27 @@ class Launch:
         self.dashboard = context.dashboard_url
 
     def stop(self) -> None:
-        """Stop everything that was started. Open streams may finish within graceful_shutdown_timeout_s."""
-        if not ray.is_initialized():
-            return
+        """Stop everything that was started. Open streams may finish within graceful_shutdown_timeout_s.
+
+        New calls get 503 meanwhile, or 404 on a cluster that was joined.
+        """
+        self._ending.touch()
+        if ray.is_initialized():
+            run_while_ray_lives(self._stop_serve)
+            ray.shutdown()
+        shutil.rmtree(self._ending.parent, ignore_errors=True)
+
+    def _stop_serve(self) -> None:
+        """Delete the applications first: Serve's own shutdown ends the proxies at once, and with them open streams."""
+        names = list(self._file.configs)
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is None:
+            return  # not started yet
+        client.delete_apps(names, blocking=False)
+        while not set(names).isdisjoint(serve.status().applications):
+            time.sleep(STOP_POLL_S)
         if self._address is None:
-            serve.shutdown()
-        else:
-            for name in self._file.configs:
-                serve.delete(name)
-        ray.shutdown()
+            client.shutdown()
 
     def _check_room(self, config: Config) -> None:
         """Raise ConfigError at once for a replica that no node of the cluster could ever hold."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,31 @@ def start_local_ray(num_cpus: int | None = None, dashboard: bool = False, metric
             dashboard_host="127.0.0.1",
             _metrics_export_port=metrics_port,
         )
+
+
+def run_while_ray_lives(work: Callable[[], None]) -> bool:
+    """Run work in a thread; True when it is done, False as soon as a Ray that was started here has lost a process.
+
+    Calls to a Ray that was killed wait for half a minute or longer.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    node = ray._private.worker._global_node
+    while thread.is_alive():
+        thread.join(0.1)
+        if thread.is_alive() and node is not None and node.dead_processes():
+            return False
+    if failed:
+        raise failed[0]
+    return True
 
 
 def join_cluster(address: ClusterAddress) -> Any:

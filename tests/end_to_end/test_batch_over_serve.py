@@ -21,6 +21,7 @@ from medusa_dist.batch.over_http import HttpSender
 from medusa_dist.batch.over_serve import ServeSender, refuse_if_serving
 from medusa_dist.batch.service import Target, open_sender
 from medusa_dist.errors import ConfigError
+from medusa_dist.serve.ray_cluster import ClusterAddress
 from tests.support.batch_lines import records, write
 from tests.support.fake_stack import expected
 from tests.support.served_fake import STACK, config, folder  # noqa: F401 - a fixture
@@ -45,9 +46,14 @@ def completion(custom_id: str, prompt, max_tokens: int = 6, **more) -> dict:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
 
 
+def num_choices(i: int) -> int:
+    """Of line i: some have three, one has more than the service can ever hold at once."""
+    return 100 if i == 17 else 3 if i % 8 == 0 else 1
+
+
 def job(count: int) -> list:
-    """Good lines, of which every eighth has three choices, and one line for each way to be bad."""
-    lines: list = [completion(f"id{i}", [2, 0, i % 900], n=3 if i % 8 == 0 else 1) for i in range(count)]
+    """Good lines, some with several choices, and one line for each way to be bad."""
+    lines: list = [completion(f"id{i}", [2, 0, i % 900], n=num_choices(i)) for i in range(count)]
     lines[3:3] = [b"{", completion("no model", "t5 t0") | {"body": {"model": "other", "prompt": "t1 t0"}}]
     lines += [completion("bad field", [1, 0], top_p=7), completion("the engine refuses", [1])]
     return lines
@@ -74,7 +80,7 @@ def check(found: dict, lines: list) -> None:
             ids = expected((2, 0, int(name[2:]) % 900), 6)
             texts = [choice["text"] for choice in record["response"]["body"]["choices"]]
             assert [[int(word[1:]) for word in text.split()] for text in texts] == [ids] * len(texts)
-            assert len(texts) == (3 if int(name[2:]) % 8 == 0 else 1)
+            assert len(texts) == num_choices(int(name[2:]))
     assert found[None]["response"] is None
     assert {k: found[k]["response"]["status_code"] for k in ("no model", "bad field", "the engine refuses")} == {
         "no model": 404,
@@ -129,25 +135,29 @@ def test_contradicting_options_are_refused_before_a_sender_opens(target, message
 def test_a_config_is_not_deployed_over_what_a_cluster_serves(url, monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)  # the tests' own cluster
     with pytest.raises(ConfigError, match="already serves batch"):
-        refuse_if_serving("auto")
+        refuse_if_serving(ClusterAddress("auto", "--address"))
 
 
-def test_killed_job_resumes_where_it_was(url, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)], ids=["kill", "term"])
+def test_stopped_job_resumes_where_it_was(url, tmp_path, number, code):
     """kill -9 in the middle, then --resume: each id exactly once, and little done twice."""
     lines = [completion(f"id{i}", [5, 0, i], 20) for i in range(80)]
     write(tmp_path / "in.jsonl", lines)
     command = [sys.executable, "-m", "medusa_dist.cli.main", "batch", "in.jsonl", "out.jsonl", "--address", url]
     partial = tmp_path / "out.jsonl.partial"
     here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}}
-    first = subprocess.Popen(command, **here)
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **here)
     deadline = time.monotonic() + 60
     while not (partial.exists() and len(partial.read_bytes().splitlines()) >= 30):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.send_signal(number)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode == code
     done = len(partial.read_bytes().splitlines())
     assert done < 80
+    if number == signal.SIGTERM:
+        assert f"stopped: {done} of 80 lines are done and kept in out.jsonl.partial; the same command with" in told
     command.append("--resume")
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **here)
     assert resumed.returncode == 0, resumed.stderr

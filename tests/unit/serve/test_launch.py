@@ -1,14 +1,17 @@
 """`medusa-dist serve` as a user runs it: real Ray with its default security, real engine, a tiny model, two ranks."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -78,6 +81,52 @@ def check_http(url: str, port: int, key: str) -> None:
     until(lambda: "ray_medusa_dist_tokens_total{" in httpx.get(f"{url}/metrics", headers=headers, timeout=10).text, 30)
 
 
+def check_listeners(command: Served) -> None:
+    """All on the loopback address, but for one port that Serve opens in each replica."""
+    wide = []
+    for pid in {command.process.pid, *command.offspring()}:
+        with contextlib.suppress(psutil.Error):
+            for one in psutil.Process(pid).net_connections("inet"):
+                ip = ip_address(one.laddr.ip.removeprefix("::ffff:"))
+                if one.status == psutil.CONN_LISTEN and not ip.is_loopback:
+                    wide.append(command_line(pid)[:40])
+    assert len(wide) == 1 and "ServeReplica" in wide[0], wide
+
+
+def check_orderly_end(command: Served, url: str, key: str) -> None:
+    """SIGTERM to the whole process group: a new call is refused, the open stream is finished, nothing is left."""
+    body = {"model": "tiny-llama", "prompt": "Once", "max_tokens": 110, "ignore_eos": True, "stream": True}
+    headers = {"authorization": f"Bearer {key}"}
+    started = command.offspring()
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=HANG_S) as response:
+        lines = response.iter_lines()
+        events = [next(lines)]
+        os.killpg(command.process.pid, signal.SIGTERM)
+        command.read_until("waiting for open streams to finish")
+        refused: set[object] = set()
+
+        def is_refused() -> bool:
+            try:
+                refused.add(httpx.get(f"{url}/health", timeout=10).status_code)
+            except httpx.TransportError as error:
+                refused.add(type(error))
+            return bool(refused - {200})
+
+        until(is_refused, 10)
+        events += lines
+    assert events[-2:] == ["data: [DONE]", ""] and refused & {503, httpx.ConnectError}
+    assert command.process.wait(60) == 0
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 15)
+
+
+def test_ray_address_without_a_cluster_is_named_within_seconds(model, tmp_path):
+    command = served(write_config(tmp_path, model, free_port()), tmp_path, RAY_ADDRESS="127.0.0.1:9")
+    output, _ = command.process.communicate(timeout=HANG_S)
+    assert command.process.returncode == 1
+    assert "error: RAY_ADDRESS '127.0.0.1:9': no Ray cluster responds at this address: Connection refused" in output
+    assert "Traceback" not in output and "ray" not in output.split("error:")[0].replace("starting Ray", "")
+
+
 def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_path):
     port = free_port()
     command = served(write_config(tmp_path, model, port), tmp_path, MEDUSA_DIST_API_KEY="secret")
@@ -97,8 +146,11 @@ def test_serve_command_answers_survives_a_killed_rank_and_exits_0(model, tmp_pat
         assert len(ranks) == 2
         os.kill(ranks[0], signal.SIGKILL)
         assert answer(url, "secret").json()["choices"][0]["text"] == before
-        command.end(signal.SIGTERM)
-        assert command.process.returncode == 0
+        port_of_metrics = re.search(r"Metrics for Prometheus: http://127.0.0.1:(\d+)/metrics", command.output)
+        assert port_of_metrics is not None
+        assert "ray_" in httpx.get(f"http://127.0.0.1:{port_of_metrics[1]}/metrics", timeout=10).text
+        check_listeners(command)
+        check_orderly_end(command, url, "secret")
     finally:
         if command.process.poll() is None:
             command.end()

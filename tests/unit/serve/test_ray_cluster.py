@@ -1,13 +1,24 @@
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from medusa_dist.errors import ConfigError
 from medusa_dist.serve import ray_cluster as module
-from medusa_dist.serve.ray_cluster import ClusterAddress, cluster_address, free_metrics_port, join_cluster
+from medusa_dist.serve.ray_cluster import (
+    ClusterAddress,
+    cluster_address,
+    free_metrics_port,
+    join_cluster,
+    run_while_ray_lives,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +107,70 @@ def test_metrics_port_is_8080_or_a_free_one_and_never_the_services_own(monkeypat
 
 def test_default_metrics_port_is_that_of_the_cluster_files():
     assert module.METRICS_PORT == 8080
+
+
+class Node:
+    """Stands for ray's own record of the processes that it started."""
+
+    def __init__(self) -> None:
+        self.dead: list[object] = []
+
+    def dead_processes(self) -> list[object]:
+        return self.dead
+
+
+@pytest.fixture
+def node(monkeypatch) -> Node:
+    node = Node()
+    monkeypatch.setattr(module.ray._private.worker, "_global_node", node)
+    return node
+
+
+def test_work_on_a_living_ray_is_waited_for_and_raises_its_error(node):
+    done = []
+    assert run_while_ray_lives(lambda: done.append(time.sleep(0.3))) and done
+    with pytest.raises(KeyError, match="x"):
+        run_while_ray_lives(lambda: {}["x"])
+
+
+def test_work_on_a_dead_ray_is_left_behind(node):
+    released = threading.Event()
+    threading.Timer(0.2, lambda: node.dead.append("gcs_server")).start()
+    began = time.monotonic()
+    assert not run_while_ray_lives(lambda: released.wait(60))
+    assert time.monotonic() - began < 30
+    released.set()
+
+
+def test_processes_started_for_ray_have_their_own_session_address_and_path(monkeypatch, tmp_path):
+    """Of a stand-in for ray.init that starts a process as Ray does."""
+    seen = {}
+
+    def init(**options):
+        child = module.services.ConsolePopen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        seen.update(options, session=os.getsid(child.pid), environment=dict(os.environ), address=node_address())
+        child.kill()
+        child.wait()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def node_address() -> str:
+        return module.services.get_node_ip_address()
+
+    monkeypatch.setattr(module.ray, "init", init)
+    monkeypatch.setattr(module.ray._private.worker, "_global_node", None)
+    monkeypatch.setenv("PATH", "/somewhere")
+    monkeypatch.delenv(module.LOOPBACK_VARIABLE, raising=False)
+    outside, popen = node_address(), module.services.ConsolePopen
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        module.start_local_ray(dashboard=True, metrics_port=8123)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert seen["session"] != os.getsid(0) and seen["_metrics_export_port"] == 8123
+    assert seen["environment"]["PATH"].split(":") == [str(Path(sys.executable).parent), "/somewhere"]
+    assert seen["environment"][module.LOOPBACK_VARIABLE] == "0" and node_address() == outside
+    assert seen["address"] == "127.0.0.1"
+    assert os.environ["PATH"] == "/somewhere" and module.LOOPBACK_VARIABLE not in os.environ
+    assert module.services.ConsolePopen is popen

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +11,15 @@ import uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 
 from medusa_dist.api.routes import build_api
-from medusa_dist.serve.http.proxy import IMPORT_PATH, VARIABLE, Live, configure, request_hook
+from medusa_dist.serve.http.proxy import (
+    ENDING_VARIABLE,
+    IMPORT_PATH,
+    VARIABLE,
+    Ending,
+    Live,
+    configure,
+    request_hook,
+)
 from tests.support.fake_service import FakeService, completion
 from tests.support.raw_http import H2C, request, talk
 
@@ -95,3 +104,34 @@ def test_hook_variable_names_configure_and_keeps_a_users_value(monkeypatch):
     monkeypatch.setenv(VARIABLE, "mine:mine")
     request_hook()
     assert os.environ[VARIABLE] == "mine:mine"
+
+
+async def test_new_calls_get_503_once_the_service_ends_and_an_open_stream_goes_on(tmp_path):
+    file = tmp_path / "ending"
+    service = FakeService()
+    service.pause_s = 0.05
+    transport = httpx.ASGITransport(Ending(build_api(lambda: service), file))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        open_call = asyncio.create_task(client.post("/v1/completions", json=completion(stream=True)))
+        while not service.requests:
+            await asyncio.sleep(0)
+        file.touch()
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models")):
+            reply = await client.request(method, path, headers={"x-request-id": "mine"})
+            assert reply.status_code == 503 and reply.json()["error"]["message"] == "the service is shutting down"
+            assert (reply.headers["retry-after"], reply.headers["x-request-id"]) == ("1", "mine")
+            assert reply.headers["connection"] == "close"
+        health = await client.get("/health")
+        assert (health.status_code, health.text) == (503, "the service is shutting down")
+        assert (await open_call).text.endswith("data: [DONE]\n\n")
+
+
+def test_proxies_know_the_ending_only_of_a_service_that_names_a_file(monkeypatch, tmp_path):
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    monkeypatch.setenv(VARIABLE, "kept")
+    monkeypatch.delenv(ENDING_VARIABLE, raising=False)
+    assert [layer.cls for layer in configure()] == [Live]
+    request_hook(tmp_path / "ending")
+    assert [layer.cls for layer in configure()] == [Live, Ending]
+    assert configure()[1].kwargs == {"file": tmp_path / "ending"}
+    monkeypatch.delenv(ENDING_VARIABLE)
