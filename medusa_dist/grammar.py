@@ -1,7 +1,7 @@
 """Grammar: a constraint on a request's output.
 
 Owns the Grammar class, its kinds, and the checks that need no tokenizer. Not here: matching tokens
-(engine/state/matcher.py), the HTTP fields (api/schema/structured_outputs.py). Imports only errors.
+(engine/state/matcher.py), the HTTP fields (api/schema/structured_outputs.py). Imports only errors and json_schema.
 """
 
 import json
@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Any
 
 from medusa_dist.errors import RequestError
+from medusa_dist.json_schema import enforceable
 
 MAX_CHARS = 65_536  # of a grammar's text: compiling takes about 1.5 us per character
+MAX_ANSWER_CHARS = 262_144  # agents send dozens of tools
 MAX_CHOICES = 2_000
 _OUTPUTS = "structured_outputs"
 
@@ -25,22 +27,26 @@ class GrammarKind(StrEnum):
     REGEX = "regex"  # a regular expression in the syntax of Rust's regex, matched against the whole output
     CHOICE = "choice"  # a JSON list of texts, one of which is the output
     EBNF = "ebnf"  # a context-free grammar: Lark as llguidance reads it, or llama.cpp's GBNF
+    ANSWER = "answer"  # Lark for reasoning and tool calls; @body stands for another grammar
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """All outputs that are valid for a request. Created by the functions below, each of which raises RequestError.
 
-    param: the request field it came from; errors name it, and equality ignores it.
+    param: the request field it came from; errors name it, and equality ignores it. body: the grammar that an ANSWER
+    refers to, if any.
     """
 
     kind: GrammarKind
     text: str = ""
     param: str = field(default="grammar", compare=False)
+    body: "Grammar | None" = None
 
     def __post_init__(self) -> None:
-        if len(self.text) > MAX_CHARS:
-            raise self.error(f"its text has {len(self.text)} characters; the maximum is {MAX_CHARS}")
+        most = MAX_ANSWER_CHARS if self.kind is GrammarKind.ANSWER else MAX_CHARS
+        if len(self.text) > most:
+            raise self.error(f"its text has {len(self.text)} characters; the maximum is {most}")
         if not self.text and self.kind is not GrammarKind.JSON_OBJECT:
             raise self.error("it is empty")
 
@@ -60,7 +66,7 @@ class Grammar:
         if not isinstance(schema, Mapping):
             raise RequestError(f"{param}: a JSON schema must be an object (or true)", param)
         try:
-            text = json.dumps(schema, allow_nan=False)
+            text = json.dumps(enforceable(schema, param), allow_nan=False)
         except (ValueError, TypeError, RecursionError) as error:
             raise RequestError(f"{param}: the schema cannot be written as JSON: {error}", param) from None
         return cls(GrammarKind.JSON_SCHEMA, text, param)
@@ -90,6 +96,10 @@ class Grammar:
         """The output is a sentence of a context-free grammar, in llguidance's Lark syntax or GBNF."""
         return cls(GrammarKind.EBNF, text, param)
 
+    @classmethod
+    def answer(cls, lark: str, param: str, body: "Grammar | None" = None) -> "Grammar":
+        """The output is an answer with reasoning or tool calls. body: what @body in the text stands for."""
+        return cls(GrammarKind.ANSWER, lark, param, body)
 
 def _any_json(_: bool, param: str) -> Grammar:
     return Grammar.json(param)

@@ -42,6 +42,7 @@ LAYERS = [
     {"outputs"},
     {"sampling_fields"},
     {"grammar", "named_trees"},
+    {"json_schema"},
     {"errors"},
 ]
 PARTS = [part for row in LAYERS for part in row]

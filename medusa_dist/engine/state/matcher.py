@@ -243,6 +243,11 @@ def _compile(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher | RequestErr
 
 def _to_llguidance(grammar: Grammar) -> str:
     """The grammar in llguidance's format."""
+    if grammar.kind is GrammarKind.ANSWER:
+        parts = [{"name": "answer", "lark_grammar": grammar.text}]
+        if grammar.body is not None:
+            parts.append(_part(grammar.body) | {"name": "body"})
+        return json.dumps({"grammars": parts})
     if grammar.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.JSON_OBJECT):
         schema = grammar.text or '{"type": "object"}'
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_BLANKS})
@@ -255,6 +260,15 @@ def _to_llguidance(grammar: Grammar) -> str:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return llguidance.grammar_from("ebnf", grammar.text)
+
+
+def _part(grammar: Grammar) -> dict[str, Any]:
+    """A grammar as one of several that refer to each other."""
+    text = _to_llguidance(grammar)
+    if not text.startswith('{"grammars"'):
+        return {"lark_grammar": text}
+    part: dict[str, Any] = json.loads(text)["grammars"][0]
+    return part
 
 
 def _without_anchors(pattern: str) -> str:
