@@ -129,7 +129,8 @@ class _Rewriter:
         """The names of a record (zod's z.record, pydantic's dict) as properties or patternProperties."""
         names = schema.pop("propertyNames", True)
         if isinstance(names, Mapping):
-            known = {key: value for key, value in names.items() if key not in _DESCRIBES | {"type", "format"}}
+            resolved = self._resolve(names)
+            known = {key: value for key, value in resolved.items() if key not in _DESCRIBES | {"type", "format"}}
             if not known:
                 return  # any string, and every name is one
         elif names is True:

@@ -1,0 +1,1 @@
+"""Answers with reasoning and tool calls: formats, grammars, and reading them. No torch."""

@@ -1,7 +1,7 @@
 """Lark rules for the arguments of a call: JSON, Python keyword arguments, XML elements.
 
 Owns how a JSON schema constrains the arguments in each format. Not here: the texts around them (tool_grammar.py),
-reading them (arguments.py). A Python argument that is a list or an object is any Python literal of that kind, and an XML
+reading them (arguments.py). A Python argument that is a list or an object is any literal of that kind, and an XML
 argument that is a text is any text: these formats have no schema language of their own.
 """
 

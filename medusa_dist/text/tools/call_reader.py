@@ -13,7 +13,6 @@ from medusa_dist.text.tools.arguments import ArgumentsReader, arguments_reader
 from medusa_dist.text.tools.formats import ToolFormat
 from medusa_dist.text.tools.parts import CallArguments, CallStart, Part
 
-
 _LONGEST_NAME = 256
 
 
