@@ -4,10 +4,11 @@ Owns the table of formats and which one a chat template implies. Not here: gramm
 (call_reader.py). Sources: the chat templates that the models' authors publish.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Arguments = Literal["json", "python", "xml"]
 
@@ -53,6 +54,21 @@ class ToolFormat:
     def texts(self) -> tuple[str, ...]:
         """All literal texts of the format."""
         return (self.bare_mark, self.opening, self.begin, self.middle, self.end, self.separator, self.closing)
+
+    def write(self, calls: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+        """Calls, each a name and arguments, as a model with this format writes them."""
+        texts = [f"{self.begin}{name}{self.middle}{self._arguments(values)}{self.end}" for name, values in calls]
+        return self.opening + self.separator.join(texts) + self.closing
+
+    def _arguments(self, values: Mapping[str, Any]) -> str:
+        match self.arguments:
+            case "json":
+                return json.dumps(values, ensure_ascii=False)
+            case "python":
+                return ", ".join(f"{key}={value!r}" for key, value in values.items())
+            case "xml":
+                texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+                return "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in texts.items())
 
 
 FORMATS = {

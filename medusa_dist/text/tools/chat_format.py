@@ -1,0 +1,72 @@
+"""ChatFormat: how the served model writes tool calls and reasoning, by its chat template and the config.
+
+Owns that choice. Not here: the formats (formats.py, reasoning.py), rendering (text/chat_template.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jinja2 import TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from medusa_dist.errors import ConfigError, RequestError
+from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
+from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
+
+V = TypeVar("V")
+
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """form: of calls; None: unknown or off. marks: of the reasoning; None: the model does not reason, or off.
+
+    renders_tools: the chat template has a place for tools; without it they are described in a system message.
+    """
+
+    form: ToolFormat | None = None
+    marks: ReasoningMarks | None = None
+    renders_tools: bool = False
+
+    def tool_format(self) -> ToolFormat:
+        """The format for a request with tools. Raises RequestError where there is none."""
+        if self.form is None:
+            known = ", ".join(FORMATS)
+            raise RequestError(
+                "tools: this model's chat template has no tool format that is known; the config key tool_format can "
+                f"name one ({known})",
+                "tools",
+            )
+        return self.form
+
+
+def chat_format(chat_template: str | None, tool_format: str, reasoning_format: str) -> ChatFormat:
+    """The format of a model. tool_format, reasoning_format: the config keys. Raises ConfigError for unknown values."""
+    template = chat_template or ""
+    renders_tools = has_variable(template, "tools")
+    if tool_format == AUTO:
+        form = implied_format(template) if renders_tools else None
+    else:
+        form = None if tool_format == NONE else _named(FORMATS, tool_format, "tool_format")
+    if reasoning_format == AUTO:
+        marks = implied_reasoning(template)
+    else:
+        marks = None if reasoning_format == NONE else _named(REASONING, reasoning_format, "reasoning_format")
+    return ChatFormat(form, marks, renders_tools)
+
+
+def _named(table: Mapping[str, V], name: str, key: str) -> V:
+    if name not in table:
+        raise ConfigError(f"{key}: {name!r} is unknown; use {AUTO}, {NONE}, {', '.join(table)}")
+    return table[name]
+
+
+def has_variable(template: str, name: str) -> bool:
+    """Whether a Jinja template reads a variable that it does not set itself."""
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return name in meta.find_undeclared_variables(environment.parse(template))
+    except TemplateError:  # such as transformers' {% generation %}
+        return name in template
