@@ -101,6 +101,7 @@ class Grammar:
         """The output is an answer with reasoning or tool calls. body: what @body in the text stands for."""
         return cls(GrammarKind.ANSWER, lark, param, body)
 
+
 def _any_json(_: bool, param: str) -> Grammar:
     return Grammar.json(param)
 
