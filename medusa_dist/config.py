@@ -17,6 +17,20 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
 
 Paths = tuple[tuple[int, ...], ...]
+ToolFormatName = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "qwen3_coder",
+    "llama3_json",
+    "pythonic",
+    "mistral",
+    "mistral_v3",
+    "mistral_args",
+    "deepseek_v3",
+    "deepseek_v31",
+]
+ReasoningFormatName = Literal["auto", "none", "think", "mistral", "seed"]
 
 
 def _paths_of(tree: object) -> object:
@@ -136,6 +150,16 @@ class Config(Strict):
         description="Control tokens in messages, such as <|im_start|>, are plain text to the model; only the chat "
         "template writes real ones. false: they are parsed, so that whoever writes a message, a tool's result or a "
         "document can forge a turn of any role. Only for messages that you write yourself.",
+    )
+    tool_format: ToolFormatName = Field(
+        default="auto",
+        description="How the model writes tool calls: auto (by its chat template), none, or one of docs/tools.md. "
+        "Naming one also gives tools to a model whose chat template has no place for them.",
+    )
+    reasoning_format: ReasoningFormatName = Field(
+        default="auto",
+        description="How the model marks its reasoning, which is then returned as reasoning_content: auto (by its "
+        "chat template), none, or one of docs/tools.md.",
     )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
+from medusa_dist.text.tools.chat_format import ChatFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class Service(Protocol):
     @property
     def requests_per_call(self) -> int:
         """Requests of one call that may be here at a time, at least 1; a call with more sends them as these end."""
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the model writes tool calls and reasoning."""
 
     @property
     def system_fingerprint(self) -> str:

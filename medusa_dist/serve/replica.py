@@ -27,6 +27,7 @@ from medusa_dist.serve.rank import STACK
 from medusa_dist.serve.supervisor import Supervisor
 from medusa_dist.text.control_tokens import literal_encoder
 from medusa_dist.text.no_tokenizer import NoTokenizer
+from medusa_dist.text.tools.chat_format import ChatFormat, chat_format
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,6 +50,7 @@ class LLMReplica:
         facts = self._facts = self._supervisor.facts
         # Bundle 0 holds rank 0 and this process, so both see the same folder.
         self._tokenizer = load_tokenizer(facts["folder"], config)
+        self._chat_format = chat_format(self._tokenizer, config.tool_format, config.reasoning_format)
         if not isinstance(self._tokenizer, NoTokenizer):
             # Takes seconds for large vocabularies: not while the first message with a control token waits.
             await asyncio.to_thread(literal_encoder(self._tokenizer).prepare)
@@ -104,6 +106,11 @@ class LLMReplica:
         return self._config.sanitize_control_tokens
 
     @property
+    def chat_format(self) -> ChatFormat:
+        """How the model writes tool calls and reasoning."""
+        return self._chat_format
+
+    @property
     def system_fingerprint(self) -> str:
         """A hash of all that determines the tokens of a seed: weights, dtype, device, noise, library versions."""
         decisive = ("fingerprint", "noise_version", "device", "torch", "transformers")
@@ -132,6 +139,8 @@ class LLMReplica:
             "max_running": self._config.max_running,
             "max_queued": self._config.max_queued,
             "max_replicas": scaling.max_replicas if scaling is not None else None,  # None: a fixed number
+            "tool_format": None if self._chat_format.form is None else self._chat_format.form.name,
+            "reasoning": self._chat_format.marks is not None,
             "system_fingerprint": self.system_fingerprint,
         }
 

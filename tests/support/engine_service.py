@@ -9,6 +9,7 @@ from medusa_dist.api.service import Health
 from medusa_dist.llm import LLM
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
+from medusa_dist.text.tools.chat_format import ChatFormat
 
 
 class EngineService:
@@ -17,6 +18,7 @@ class EngineService:
     name = "tiny"
     system_fingerprint = "tiny-noise1"
     sanitize_control_tokens = True
+    chat_format = ChatFormat()
     created = 1_700_000_000
     requests_per_call = 1000
 

@@ -9,6 +9,7 @@ from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health
 from medusa_dist.errors import OverloadedError
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.text.tools.chat_format import ChatFormat
 from tests.support.tiny_tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -26,6 +27,7 @@ class FakeService:
     tokenizer = TOKENIZER
     system_fingerprint = "fp-noise1"
     sanitize_control_tokens = True
+    chat_format = ChatFormat()
     created = 1_700_000_000
 
     def __init__(self, text="Hello thé 😀!", portion=3):

@@ -34,7 +34,7 @@ FEW = 8  # known fields that fit into an error message
 _YES = Rule(Use.HONOURED)
 _LABEL = Rule(Use.ACCEPTED, "a label for the caller's own records")
 _NO_GUIDED = "there is one backend, llguidance"
-_TOOLS = "tool calling is not supported"
+_FUNCTIONS = "use tools, its newer name"
 _RECORD = "another service's own record of reasoning; send the text as reasoning_content"
 
 _SHARED: Mapping[str, Rule] = {
@@ -109,7 +109,7 @@ _SHARED: Mapping[str, Rule] = {
 
 CHAT_FIELDS: Mapping[str, Rule] = {
     **_SHARED,
-    "messages": Rule(Use.HONOURED, "text only; roles: system, developer (treated as system), user, assistant"),
+    "messages": Rule(Use.HONOURED, "text only; roles: system, developer (treated as system), user, assistant, tool"),
     "max_completion_tokens": Rule(Use.HONOURED, "the newer name of max_tokens"),
     "top_logprobs": _YES,
     "add_generation_prompt": Rule(Use.HONOURED, "false: no assistant header after the last message"),
@@ -131,11 +131,11 @@ CHAT_FIELDS: Mapping[str, Rule] = {
         ("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
         Rule(Use.ACCEPTED, "prefix caching is automatic"),
     ),
-    "parallel_tool_calls": Rule(Use.ACCEPTED, "no effect without tools, which are refused"),
-    "tools": Rule(Use.REFUSED, _TOOLS, ([],)),
-    "tool_choice": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
-    "functions": Rule(Use.REFUSED, _TOOLS, ([],)),
-    "function_call": Rule(Use.REFUSED, _TOOLS, ("none", "auto")),
+    "tools": Rule(Use.HONOURED, "functions; calls always match their schemas (docs/tools.md)"),
+    "tool_choice": Rule(Use.HONOURED, "none, auto, required, a function, or allowed_tools"),
+    "parallel_tool_calls": Rule(Use.HONOURED, "false: one call at most; no effect without tools"),
+    "functions": Rule(Use.REFUSED, _FUNCTIONS, ([],)),
+    "function_call": Rule(Use.REFUSED, _FUNCTIONS, ("none", "auto")),
     "modalities": Rule(Use.REFUSED, "text only", (["text"], [])),
     "audio": Rule(Use.REFUSED, "text only"),
     "prediction": Rule(Use.REFUSED, "draft tokens come from the Medusa heads"),
@@ -175,9 +175,9 @@ MESSAGE_FIELDS: Mapping[str, Rule] = {
     **dict.fromkeys(("annotations", "citations"), Rule(Use.ACCEPTED, "about content; not part of it")),
     **dict.fromkeys(("cache_control", "prompt_cache_breakpoint"), Rule(Use.ACCEPTED, "prefix caching is automatic")),
     "type": Rule(Use.REFUSED, "all messages are text", ("text", "message")),
-    "tool_calls": Rule(Use.REFUSED, _TOOLS, ([],)),
-    "tool_call_id": Rule(Use.REFUSED, _TOOLS),
-    "function_call": Rule(Use.REFUSED, _TOOLS),
+    "tool_calls": Rule(Use.HONOURED, "of an assistant's earlier answer; arguments must be a JSON object"),
+    "tool_call_id": Rule(Use.HONOURED, "of role tool: the call that the message is the result of"),
+    "function_call": Rule(Use.REFUSED, _FUNCTIONS),
     "audio": Rule(Use.REFUSED, "text only"),
     "images": Rule(Use.REFUSED, "text only", ([],)),
     "refusal": Rule(Use.REFUSED, "put the text in content", ("",)),

@@ -5,13 +5,14 @@ Owns their types, and what the chat template gets of them. Not here: the rule fo
 is taken as absent, and labels are taken and dropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
 from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Rule, Use, document, refuse, refuse_unknown
 from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.tools import CalledTool
 from medusa_dist.errors import RequestError
 
 PART_TYPES = ("text", "input_text", "output_text")
@@ -61,28 +62,32 @@ class ChatMessage(Replayed):
     model_config = ConfigDict(json_schema_extra=document(MESSAGE_FIELDS))
     place = "messages[]."
     rules = MESSAGE_FIELDS
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     name: Text | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _no_tool_role(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("role") in ("tool", "function"):
-            raise RequestError(
-                f"messages with role {data['role']!r} are not supported: tool calling is not supported", "messages"
-            )
+    def _no_function_role(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("role") == "function":
+            raise RequestError("messages with role 'function' are not supported; use role 'tool'", "messages")
         return data
 
     @model_validator(mode="after")
     def _by_role(self) -> Self:
+        if self.tool_call_id is not None and self.role != "tool":
+            raise RequestError(f"messages[].tool_call_id belongs to role 'tool', not {self.role!r}", "messages")
         if self.role == "assistant":
             return self
         if self.content is None:
             raise RequestError(f"a message with role {self.role!r} needs content", "messages")
-        for name in ("reasoning_content", "reasoning"):
+        if self.role == "tool" and self.tool_call_id is None:
+            raise RequestError("a message with role 'tool' needs tool_call_id", "messages")
+        for name in ("reasoning_content", "reasoning", "tool_calls"):
             if getattr(self, name):
                 raise RequestError(f"messages[].{name} belongs to role 'assistant', not {self.role!r}", "messages")
         return self
@@ -94,9 +99,35 @@ class ChatMessage(Replayed):
             return PART_SEPARATOR.join(part.text for part in self.content)
         return self.content or ""
 
-    def turn(self) -> dict[str, str]:
-        """The message as the chat template gets it; keys without a value are left out."""
+    def turn(self) -> dict[str, Any]:
+        """The message as the chat template gets it; keys without a value are left out. Raises RequestError."""
         reasoning = self.reasoning_content or self.reasoning
-        options = {"name": self.name, "reasoning_content": reasoning}
+        options = {
+            "name": self.name,
+            "reasoning_content": reasoning,
+            "tool_calls": [call.turn() for call in self.tool_calls or ()],
+            "tool_call_id": self.tool_call_id,
+        }
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": self.text} | {key: value for key, value in options.items() if value}
+
+
+def turns_of(messages: Sequence[ChatMessage], id_length: int | None = None) -> list[dict[str, Any]]:
+    """All messages as the chat template gets them. A tool's result has the name of its tool, which some templates need.
+
+    id_length: the length of ids that the template accepts; longer ones are cut alike in calls and results.
+    """
+    turns = [message.turn() for message in messages]
+    names = {call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())}
+    for turn in turns:
+        for call in turn.get("tool_calls", ()):
+            call["id"] = _end_of(call["id"], id_length)
+        if turn["role"] == "tool":
+            if turn["tool_call_id"] in names:
+                turn.setdefault("name", names[turn["tool_call_id"]])
+            turn["tool_call_id"] = _end_of(turn["tool_call_id"], id_length)
+    return turns
+
+
+def _end_of(text: str, length: int | None) -> str:
+    return text if length is None else text[-length:]

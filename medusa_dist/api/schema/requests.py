@@ -15,6 +15,7 @@ from medusa_dist.api.schema.messages import ChatMessage
 from medusa_dist.api.schema.numbers import TokenIds, Whole, wholes, within
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
+from medusa_dist.api.schema.tools import MAX_TOOLS, Tool, ToolChoice
 from medusa_dist.api.schema.unserved import Unserved, UnservedInChat
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_PRIORITY
@@ -135,6 +136,9 @@ class ChatRequest(Sampled, UnservedInChat):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

@@ -119,6 +119,11 @@ class CalledTool(Body):
             data = {key: value for key, value in data.items() if value is not None}
         return _only_functions(data, "messages[].tool_calls")
 
+    def turn(self) -> dict[str, Any]:
+        """The call as chat templates get it: arguments as an object. Raises RequestError unless they are one."""
+        function = {"name": self.function.name, "arguments": self.function.values}
+        return {"id": self.id or "", "type": "function", "function": function}
+
 
 @dataclass(frozen=True, slots=True)
 class AskedTools:

@@ -3,18 +3,15 @@
 Owns that choice. Not here: the formats (formats.py, reasoning.py), rendering (text/chat_template.py).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from medusa_dist.errors import ConfigError, RequestError
+from medusa_dist.errors import RequestError
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
-
-V = TypeVar("V")
 
 AUTO, NONE = "auto", "none"
 
@@ -42,25 +39,21 @@ class ChatFormat:
         return self.form
 
 
-def chat_format(chat_template: str | None, tool_format: str, reasoning_format: str) -> ChatFormat:
-    """The format of a model. tool_format, reasoning_format: the config keys. Raises ConfigError for unknown values."""
-    template = chat_template or ""
-    renders_tools = has_variable(template, "tools")
+def chat_format(tokenizer: Any, tool_format: str, reasoning_format: str) -> ChatFormat:
+    """The format of a model. tool_format, reasoning_format: the config keys, which are names of the tables."""
+    found = getattr(tokenizer, "chat_template", None) or ""
+    templates = list(found.values()) if isinstance(found, dict) else [found]
+    whole = "\n".join(templates)
+    renders_tools = any(has_variable(template, "tools") for template in templates)
     if tool_format == AUTO:
-        form = implied_format(template) if renders_tools else None
+        form = implied_format(whole) if renders_tools else None
     else:
-        form = None if tool_format == NONE else _named(FORMATS, tool_format, "tool_format")
+        form = None if tool_format == NONE else FORMATS[tool_format]
     if reasoning_format == AUTO:
-        marks = implied_reasoning(template)
+        marks = implied_reasoning(whole)
     else:
-        marks = None if reasoning_format == NONE else _named(REASONING, reasoning_format, "reasoning_format")
+        marks = None if reasoning_format == NONE else REASONING[reasoning_format]
     return ChatFormat(form, marks, renders_tools)
-
-
-def _named(table: Mapping[str, V], name: str, key: str) -> V:
-    if name not in table:
-        raise ConfigError(f"{key}: {name!r} is unknown; use {AUTO}, {NONE}, {', '.join(table)}")
-    return table[name]
 
 
 def has_variable(template: str, name: str) -> bool:

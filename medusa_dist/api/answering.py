@@ -1,0 +1,89 @@
+"""Answering: how the answers of one chat call are written and read, if the model reasons or has tools.
+
+Owns the joining of a request's tools with the model's format. Not here: the fields (schema/tools.py), formats, grammars
+and readers (text/tools/), the message (chat_message.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medusa_dist.api.chat_message import ChatMessageBuilder
+from medusa_dist.api.schema.messages import turns_of
+from medusa_dist.api.schema.requests import ChatRequest
+from medusa_dist.api.schema.tools import AskedTools, asked_tools
+from medusa_dist.grammar import Grammar
+from medusa_dist.text.token_text import special_texts
+from medusa_dist.text.tools.answer_reader import AnswerReader
+from medusa_dist.text.tools.chat_format import ChatFormat
+from medusa_dist.text.tools.formats import ToolFormat
+from medusa_dist.text.tools.plain_tools import without_tools
+from medusa_dist.text.tools.tool_grammar import AnswerShape, answer_grammar, token_marks
+
+ID_LENGTH = 24  # of calls, where the template accepts any
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the chat template renders. tools: None where it has no place for them, or there are none."""
+
+    turns: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """asked: the tools of the request; None: no calls. form: of calls, if there are tools."""
+
+    asked: AskedTools | None
+    form: ToolFormat | None
+    chat_format: ChatFormat
+
+    def conversation(self, body: ChatRequest) -> Conversation:
+        """The messages and tools of a request. Raises RequestError if the model's template has no place for them."""
+        cut = self.chat_format.form.id_length if self.chat_format.form is not None else ID_LENGTH
+        turns = turns_of(body.messages, cut if cut < ID_LENGTH else None)
+        shown = self.asked.shown if self.asked is not None else []
+        has_calls = any("tool_calls" in turn or turn["role"] == "tool" for turn in turns)
+        if self.chat_format.renders_tools or not (shown or has_calls):
+            return Conversation(turns, shown or None)
+        return Conversation(without_tools(turns, shown, self.chat_format.tool_format()), None)
+
+    def grammar(self, body: Grammar | None, prompt: str, tokenizer: Any) -> Grammar | None:
+        """The grammar of the whole answer. body: of its text, if the request asks for one. prompt: as rendered."""
+        marks = self.chat_format.marks
+        if self.asked is None and (body is None or marks is None):
+            return body
+        shape = AnswerShape(
+            form=self.form,
+            schemas={} if self.asked is None else self.asked.schemas,
+            must_call=self.asked is not None and self.asked.must_call,
+            one_call=self.asked is not None and self.asked.one_call,
+            marks=marks,
+            is_reasoning=marks is not None and marks.is_open_after(prompt),
+            has_body=body is not None,
+        )
+        param = body.param if self.asked is None and body is not None else "tools"
+        return Grammar.answer(answer_grammar(shape, token_marks(tokenizer)), param, body)
+
+    def message(self, prompt: str) -> ChatMessageBuilder:
+        """A new message, for one choice. prompt: as rendered."""
+        marks = self.chat_format.marks
+        is_reasoning = marks is not None and marks.is_open_after(prompt)
+        schemas = None if self.asked is None else self.asked.schemas
+        reader = AnswerReader(marks, is_reasoning, self.form, schemas)
+        return ChatMessageBuilder(reader, marks is not None, ID_LENGTH if self.form is None else self.form.id_length)
+
+    def shown_ids(self, tokenizer: Any) -> frozenset[int]:
+        """Special tokens that the reader must see in the text: the marks of calls and reasoning."""
+        marks = self.chat_format.marks
+        texts = [*(self.form.texts if self.form is not None else ()), *((marks.open, marks.close) if marks else ())]
+        if not texts:
+            return frozenset()
+        return frozenset(i for i, name in special_texts(tokenizer).items() if any(name in text for text in texts))
+
+
+def answering(body: ChatRequest, chat_format: ChatFormat) -> Answering:
+    """How a request is answered. Raises RequestError for tools that cannot be used."""
+    asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)
