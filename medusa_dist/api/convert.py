@@ -15,7 +15,7 @@ import anyio.to_thread
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from medusa_dist.api.schema.messages import ChatMessage
+from medusa_dist.api.chat.answering import Answering, Conversation
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, Sampled
 from medusa_dist.api.schema.sampling import sampling_params, with_own_limit
 from medusa_dist.api.schema.validation import explain
@@ -58,20 +58,20 @@ def check_model(name: str | None, service: Service) -> None:
 
 
 async def chat_prompt(
-    messages: Sequence[ChatMessage], add_generation_prompt: bool | None, service: Service, **template: Any
+    conversation: Conversation, add_generation_prompt: bool | None, service: Service, **template: Any
 ) -> EncodedPrompt:
-    """Messages through the model's chat template. Raises RequestError where there is none or it objects.
+    """A conversation through the model's chat template. Raises RequestError where there is none or it objects.
 
     add_generation_prompt: None = unless the last message is to be continued. template: as in encode_chat.
     """
     if add_generation_prompt is None:
         add_generation_prompt = not template.get("continue_final_message")
-    turns = [m.turn() for m in messages]
 
     def render() -> EncodedPrompt:
         text, ids = encode_chat(
             service.tokenizer,
-            turns,
+            conversation.turns,
+            tools=conversation.tools,
             add_generation_prompt=add_generation_prompt,
             instead="/v1/completions",
             sanitize=service.sanitize_control_tokens,
@@ -148,14 +148,22 @@ def _decoded(ids: Sequence[int], tokenizer: Any) -> str:
 
 
 def make_requests(
-    body: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt], call_id: str, service: Service
+    body: ChatRequest | CompletionRequest,
+    prompts: Sequence[EncodedPrompt],
+    call_id: str,
+    service: Service,
+    plan: Answering | None = None,
 ) -> tuple[int, list[Request]]:
     """The reported seed, and one Request per choice, by prompt and then by n. A beam search is one Request.
+
+    plan: how a chat is answered.
 
     Choice i of every prompt uses choice_seed(seed, i), so a prompt in a list gets the same output as if sent alone.
     """
     own, n = service.default_sampling_params, body.n or 1
     params = with_bad_word_ids(sampling_params(body, service.vocab_size, own), service.tokenizer)
+    if plan is not None:
+        params = plan.constrained(params, prompts[0].text, service.tokenizer)
     if len(prompts) * n > MAX_CHOICES:
         raise RequestError(
             f"{len(prompts)} prompts x n = {n} exceed {MAX_CHOICES} choices in one call; send several calls",

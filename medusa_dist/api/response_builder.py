@@ -12,11 +12,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from medusa_dist.api.convert import EncodedPrompt
-from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, token_name, top_table
-from medusa_dist.outputs import SpeculationStats, TokenLogprobs
+from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
+from medusa_dist.outputs import SpeculationStats
 from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.text_stream import TextDelta, TextStream
-from medusa_dist.text.token_text import token_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +76,9 @@ class ResponseBuilder(ABC):
             for choice in self._opening(index):
                 yield self._chunk([choice])
             self._opened.add(index)
-        last = delta.finish_reason
         self._num_sent += len(delta.token_ids)
-        has_details = self._sends_ids or self._facts.num_logprobs is not None
-        if delta.text and last is not None:  # clients stop reading at a finish_reason and lose the text beside it
-            yield self._chunk([self._part(index, replace(delta, finish_reason=None))])
-            delta = TextDelta(finish_reason=last, stopped=delta.stopped, stop_reason=delta.stop_reason)
-        if delta.text or last or (has_details and delta.token_ids):
-            yield self._chunk([self._part(index, delta)])
+        for choice in self._parts(index, delta):
+            yield self._chunk([choice])
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
         """The usage chunk, if requested."""
@@ -100,8 +94,13 @@ class ResponseBuilder(ABC):
         """What a streamed choice sends before its first token."""
 
     @abstractmethod
-    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        """One choice of a chunk."""
+    def _parts(self, index: int, delta: TextDelta) -> Iterator[dict[str, Any]]:
+        """A delta as choices of chunks. Text and finish_reason are apart: clients stop reading at a finish_reason."""
+
+    @property
+    def _has_details(self) -> bool:
+        """Whether tokens are sent that have no text yet."""
+        return self._sends_ids or self._facts.num_logprobs is not None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -154,49 +153,6 @@ class ResponseBuilder(ABC):
         return {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
 
 
-class ChatAnswer(ResponseBuilder):
-    """/v1/chat/completions."""
-
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def whole(self) -> dict[str, Any]:
-        """Adds prompt logprobs, if requested, next to the choices, which all have the same prompt."""
-        return {**super().whole(), **self._prompt_logprobs(0), **self._prompt_ids(0)}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds the token ids of the prompt to the first chunk, if requested."""
-        ids = {} if self._has_begun else self._prompt_ids(0)
-        return {**super()._chunk(choices), **ids}
-
-    def _choice(self, index: int, delta: TextDelta, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, **self._end(delta), **self._token_ids(delta)}
-
-    def _opening(self, index: int) -> Iterator[dict[str, Any]]:
-        role = {"role": "assistant", "content": ""}
-        yield {"index": index, "delta": role, "logprobs": None, "finish_reason": None, "stop_reason": None}
-
-    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        content = {"content": delta.text} if delta.text else {}
-        return {"index": index, "delta": content, **self._end(delta, streamed=True), **self._token_ids(delta)}
-
-    def _end(self, delta: TextDelta, streamed: bool = False) -> dict[str, Any]:
-        logprobs = None
-        if self._facts.num_logprobs is not None and (delta.token_ids or not streamed):
-            logprobs = {"content": [self._entry(entry) for entry in delta.logprobs], "refusal": None}
-        return {"logprobs": logprobs, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-
-    def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
-        top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-        return {**self._scored(entry.token_id, entry.logprob), "top_logprobs": [self._scored(i, p) for i, p in top]}
-
-    def _scored(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text, raw = token_text(self._tokenizer, token_id)
-        text = token_name(token_id) if self._facts.names_ids else text
-        return {"token": text, "bytes": list(raw), "logprob": max(logprob, LOWEST_LOGPROB)}
-
-
 class CompletionAnswer(ResponseBuilder):
     """/v1/completions. echoes[i]: the prompt that choice i repeats before its output, None without echo."""
 
@@ -235,8 +191,12 @@ class CompletionAnswer(ResponseBuilder):
         if echo is not None:
             yield self._echo(index, echo)
 
-    def _part(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        return self._piece(index, delta.text, delta)
+    def _parts(self, index: int, delta: TextDelta) -> Iterator[dict[str, Any]]:
+        if delta.text and delta.finish_reason is not None:
+            yield self._piece(index, delta.text, without_end(delta))
+            delta = end_of(delta)
+        if delta.text or delta.finish_reason or (self._has_details and delta.token_ids):
+            yield self._piece(index, delta.text, delta)
 
     def _echo(self, index: int, echo: EncodedPrompt) -> dict[str, Any]:
         """The echoed prompt as a separate chunk."""
@@ -285,6 +245,16 @@ def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
         "num_draft_tokens": stats.num_drafted,
         "num_spec_tokens": len(stats.accepted_per_head),
     }
+
+
+def without_end(delta: TextDelta) -> TextDelta:
+    """The delta as one in the middle of a stream."""
+    return replace(delta, finish_reason=None, stop_reason=None)
+
+
+def end_of(delta: TextDelta) -> TextDelta:
+    """What remains of the last delta once its text and tokens were sent."""
+    return TextDelta(finish_reason=delta.finish_reason, stopped=delta.stopped, stop_reason=delta.stop_reason)
 
 
 def _everything(stream: TextStream) -> TextDelta:

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 from medusa_dist.api.auth import ApiKey, RequestId, check_api_key
 from medusa_dist.api.call import Call, ClientGone
+from medusa_dist.api.chat.answering import Answering, answering
+from medusa_dist.api.chat.chat_answer import ChatAnswer
 from medusa_dist.api.convert import (
     EncodedPrompt,
     chat_prompt,
@@ -30,7 +32,7 @@ from medusa_dist.api.http.paths import HeadAsGet, PlainPaths
 from medusa_dist.api.http.service_routes import GetService, add_service_routes
 from medusa_dist.api.http.unknown_route import explain_route
 from medusa_dist.api.messages.route import add_messages
-from medusa_dist.api.response_builder import ChatAnswer, CompletionAnswer, Facts, ResponseBuilder
+from medusa_dist.api.response_builder import CompletionAnswer, Facts, ResponseBuilder
 from medusa_dist.api.responses.route import add_responses
 from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest
 from medusa_dist.api.schema.responses import ERRORS, ChatReply, CompletionReply
@@ -106,12 +108,13 @@ def _add_generation(app: FastAPI, get_service: GetService) -> None:
 async def _chat(body: ChatRequest, request: Request, service: Service, form: AnswerForm | None = None) -> Response:
     """Respond to a chat request. form: of another API."""
     check_model(body.model or None, service)
-    return await _generate(body, [await _prompt_of_chat(body, service)], request, service, form)
+    plan = answering(body, service.chat_format)
+    return await _generate(body, [await _prompt_of_chat(body, service)], request, service, plan, form)
 
 
 async def _prompt_of_chat(body: ChatRequest, service: Service) -> EncodedPrompt:
     prompt = await chat_prompt(
-        body.messages,
+        answering(body, service.chat_format).conversation(body.messages),
         body.add_generation_prompt,
         service,
         add_special_tokens=bool(body.add_special_tokens),
@@ -127,16 +130,21 @@ async def _generate(
     prompts: Sequence[EncodedPrompt],
     request: Request,
     service: Service,
+    plan: Answering | None = None,
     form: AnswerForm | None = None,
 ) -> Response:
-    """Run all choices of a call, and respond with one body or a stream. form: of another API; None: OpenAI's own."""
+    """Run all choices of a call, and respond with one body or a stream.
+
+    plan: how a chat is answered. form: of another API; None: OpenAI's own.
+    """
     is_chat = isinstance(body, ChatRequest)
     call_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
-    seed, requests = make_requests(body, prompts, call_id, service)
+    seed, requests = make_requests(body, prompts, call_id, service, plan)
     tokenizer = service.tokenizer
     num_each = len(prompts) * (body.n or 1) // len(requests)  # choices per request: n with beams, else 1
     contexts = [(r.params, () if is_chat else r.prompt_ids) for r in requests for _ in range(num_each)]
-    streams = [TextStream(tokenizer, *context) for context in contexts]
+    shown_ids = frozenset() if plan is None else plan.shown_ids(tokenizer)
+    streams = [TextStream(tokenizer, *context, shown_ids) for context in contexts]
     facts = Facts(
         call_id=call_id,
         model=service.name,
@@ -153,8 +161,8 @@ async def _generate(
         names_ids=bool(body.return_tokens_as_token_ids),
     )
     builder: ResponseBuilder
-    if isinstance(body, ChatRequest):
-        builder = ChatAnswer(facts, streams, tokenizer)
+    if plan is not None:
+        builder = ChatAnswer(facts, streams, tokenizer, [plan.message(prompts[0].text) for _ in streams])
     else:
         echoes = [prompt if body.echo else None for prompt in prompts for _ in range(body.n or 1)]
         builder = CompletionAnswer(facts, streams, tokenizer, echoes)

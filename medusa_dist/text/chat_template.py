@@ -18,7 +18,7 @@ from medusa_dist.text.tracked_template import render_marked
 from medusa_dist.text.user_text import Marks
 
 Messages = Sequence[Mapping[str, Any]]
-_FROM_REQUEST = ("chat_template_kwargs", "documents")  # arguments of render_chat with texts of the client
+_FROM_REQUEST = ("chat_template_kwargs", "documents", "tools")  # arguments of render_chat with texts of the client
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -66,9 +66,9 @@ def select_template(templates: str | Mapping[str, str], has_tools: bool = False)
     )
 
 
-def _source(tokenizer: Any, chat_template: str | None) -> str:
+def _source(tokenizer: Any, chat_template: str | None, has_tools: bool) -> str:
     """The template's text: one that the request brings, or the model's."""
-    return select_template(tokenizer.chat_template) if chat_template is None else chat_template
+    return select_template(tokenizer.chat_template, has_tools) if chat_template is None else chat_template
 
 
 def render_chat(  # noqa: PLR0913 - what transformers' function has
@@ -81,14 +81,15 @@ def render_chat(  # noqa: PLR0913 - what transformers' function has
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The prompt's text, all special tokens written by the template.
 
     messages: {"role", "content"} each. add_generation_prompt: end with the assistant's cue. instead: what to use with a
     model without a template. chat_template: in place of the model's own. continue_final_message: end inside the last
     message, after its text as it is, blanks included; not with add_generation_prompt. chat_template_kwargs, documents:
-    further variables for the template. Raises RequestError where there is no template, or it refuses the messages, or
-    does not read a variable.
+    further variables for the template. tools: as OpenAI's API has them. Raises RequestError where there is no template,
+    or it refuses the messages, or does not read a variable.
     """
     if chat_template is None and not has_chat_template(tokenizer):
         raise RequestError(f"this model has no chat template; use {instead}", "messages")
@@ -98,8 +99,9 @@ def render_chat(  # noqa: PLR0913 - what transformers' function has
             "add_generation_prompt to false",
             "continue_final_message",
         )
-    source = _source(tokenizer, chat_template)
+    source = _source(tokenizer, chat_template, bool(tools))
     variables = template_variables(tokenizer, chat_template_kwargs, documents, source) | {"chat_template": source}
+    variables |= {"tools": [dict(tool) for tool in tools]} if tools else {}
     turns = [dict(message) for message in messages]
     # Marks where the text ends. Templates strip blanks, but not those before the mark; the user cannot guess it.
     mark = secrets.token_hex(16) if continue_final_message else ""
@@ -178,7 +180,7 @@ def _render_marked(tokenizer: Any, marks: Marks, messages: Messages, template: M
     if end and isinstance(turns[-1].get("content"), str):
         turns[-1]["content"] += end
     variables = {
-        "tools": None,
+        "tools": marks.mark(template.get("tools")),
         "documents": marks.mark(template.get("documents")),
         "add_generation_prompt": template.get("add_generation_prompt", True),
         **tokenizer.special_tokens_map,
@@ -186,7 +188,9 @@ def _render_marked(tokenizer: Any, marks: Marks, messages: Messages, template: M
         **marks.mark(template.get("chat_template_kwargs") or {}),
     }
     try:
-        marked = render_marked(_source(tokenizer, template.get("chat_template")), marks, variables)
+        marked = render_marked(
+            _source(tokenizer, template.get("chat_template"), bool(template.get("tools"))), marks, variables
+        )
     except TEMPLATE_FAILURES:
         return ""
     return marked[: marked.rindex(end)] if end and end in marked else marked

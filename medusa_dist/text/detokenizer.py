@@ -23,7 +23,8 @@ class Detokenizer:
     (the prompt, for text completion), so that sentencepiece models keep the space before the first word; empty if the
     output is a separate text (chat).
     skip_special_tokens: special tokens have no text. spaces_between_special_tokens: False writes one that follows
-    another as it is in the vocabulary, without blanks that the decoder puts between them.
+    another as it is in the vocabulary, without blanks that the decoder puts between them. shown_ids: special tokens
+    that are shown even if the others are skipped.
     Each new token decodes a short window: the last tokens that produced text, and those since. Concatenated results
     equal `tokenizer.decode` of all tokens, with or without special ones.
     """
@@ -34,20 +35,22 @@ class Detokenizer:
         context: Sequence[int] = (),
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._is_silent = isinstance(tokenizer, NoTokenizer)
-        self._skips = skip_special_tokens
+        self._skips = skip_special_tokens and not shown_ids
+        self._hidden = frozenset() if self._is_silent or not skip_special_tokens else special_ids(tokenizer) - shown_ids
         self._joins = not (skip_special_tokens or spaces_between_special_tokens)
         self._follows_special = False
         self._special = frozenset() if self._is_silent else special_ids(tokenizer)
-        self._window = list(context[-CONTEXT_TOKENS:])
+        self._window = [i for i in context[-CONTEXT_TOKENS:] if not shown_ids or i not in self._hidden]
         self._settled = len(self._window)  # window[:settled]: tokens whose text was returned completely
         self._shown = len(self._decode(self._window).rstrip(UNFINISHED))  # characters of the window returned so far
 
     def hides(self, token_id: int) -> bool:
         """Whether a token is special and has no text."""
-        return token_id in self._special and not self._decode([token_id])
+        return token_id in self._hidden or (token_id in self._special and not self._decode([token_id]))
 
     @property
     def pending(self) -> str:

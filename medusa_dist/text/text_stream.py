@@ -54,10 +54,17 @@ class TextStream:
     string completed within the first min_tokens tokens is ordinary text.
     text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. stop_reason: the stop string, or
     the id of stop_token_ids, that ended the text; None after an end-of-sequence token. num_cached_tokens,
-    prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search.
+    prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search. shown_ids: special tokens that are
+    part of the text though others are not.
     """
 
-    def __init__(self, tokenizer: Any, params: SamplingParams, context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        params: SamplingParams,
+        context: Sequence[int] = (),
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
         if params.stop and isinstance(tokenizer, NoTokenizer):
             raise RequestError(
                 "stop: strings are found in the text, and this model is served without a tokenizer "
@@ -69,6 +76,7 @@ class TextStream:
             context,
             params.skip_special_tokens,
             params.spaces_between_special_tokens,
+            shown_ids,
         )
         self._shows_stop = params.include_stop_str_in_output
         self._stop = params.stop

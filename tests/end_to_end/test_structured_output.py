@@ -40,11 +40,11 @@ KINDS: dict[str, list[dict]] = {
         {"stop_token_ids": (10, 11), "temperature": 1.2, "min_tokens": 2},
     ],
 }
-COUNT = 12
+COUNT = 14
 
 
 def requests(kind: str) -> list[Request]:
-    """Twelve: each grammar with two ways of sampling, some of which no grammar binds."""
+    """Fourteen: each grammar with two ways of sampling, some of which no grammar binds."""
     rng = random.Random(2)
     made = []
     for i in range(COUNT):

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from medusa_dist import __version__
+from medusa_dist.api.chat.answering import answering
 from medusa_dist.api.convert import chat_prompt, check_model, off_loop, text_prompt
 from medusa_dist.api.http.paths import without_extra_slashes
 from medusa_dist.api.schema.requests import DetokenizeRequest, TokenizeRequest
@@ -89,7 +90,7 @@ def _add_tokenizer(app: FastAPI, get_service: GetService) -> None:
         check_model(body.model or None, service)
         if body.messages is not None:
             prompt = await chat_prompt(
-                body.messages,
+                answering(body, service.chat_format).conversation(body.messages),
                 body.add_generation_prompt,
                 service,
                 add_special_tokens=bool(body.add_special_tokens),

@@ -194,6 +194,9 @@ class TokenizeRequest(Body):
     add_generation_prompt: bool | None = Field(default=None, description="applies to messages; null: true")
     continue_final_message: bool = Field(default=False, description="applies to messages, as in chat")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="applies to messages, as in chat")
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = Field(
+        default=None, description="applies to messages, as in chat"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

@@ -91,12 +91,29 @@ StopReason = Annotated[
 ]
 
 
+class CalledFunction(ResponseModel):
+    """What is called."""
+
+    name: str
+    arguments: str = Field(description="JSON that matches the tool's schema, unless it was cut by the token limit")
+
+
+class ToolCall(ResponseModel):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(ResponseModel):
     """The model's message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null if the message consists of tool calls")
     refusal: None
+    reasoning_content: str | None = Field(default=None, description="of a model that marks its reasoning")
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(ResponseModel):
@@ -105,7 +122,7 @@ class ChatChoice(ResponseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReasonName
+    finish_reason: FinishReasonName | Literal["tool_calls"]
     stop_reason: StopReason = None
     token_ids: list[int] | None = Field(default=None, description="with return_token_ids; the end token is the last")
 

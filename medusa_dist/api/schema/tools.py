@@ -7,7 +7,7 @@ Owns these fields, from types to meaning. Not here: how calls are written and re
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,10 +57,10 @@ class FunctionChoice(Body):
     name: FunctionName
 
 
-class NamedChoice(Body):
-    """A tool that must be called."""
+class NamedTool(Body):
+    """A tool by its name."""
 
-    place = "tool_choice."
+    place = "tool_choice.allowed_tools.tools[]."
     type: Literal["function"]
     function: FunctionChoice
 
@@ -70,18 +70,26 @@ class AllowedTools(Body):
 
     place = "tool_choice.allowed_tools."
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
 
 
-class AllowedChoice(Body):
-    """Some of the tools may be called, or one of them must be."""
+class Choice(Body):
+    """A tool that must be called, or the tools that may be."""
 
     place = "tool_choice."
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
+    type: Literal["function", "allowed_tools"]
+    function: FunctionChoice | None = None
+    allowed_tools: AllowedTools | None = None
+
+    @model_validator(mode="after")
+    def _by_type(self) -> Self:
+        other = "allowed_tools" if self.type == "function" else "function"
+        if getattr(self, self.type) is None or getattr(self, other) is not None:
+            raise RequestError(f"tool_choice of type {self.type!r} needs {self.type}, and nothing else", "tool_choice")
+        return self
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+ToolChoice = Literal["none", "auto", "required"] | Choice
 
 
 class CalledFunction(Body):
@@ -155,21 +163,22 @@ def asked_tools(
         return None
     schemas = {name: _parameters(functions[name]) for name in chosen}
     shown = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-    is_named = isinstance(choice, NamedChoice)
+    is_named = isinstance(choice, Choice) and choice.function is not None
     return AskedTools(shown, schemas, must_call, one_call=is_named or parallel_tool_calls is False)
 
 
 def _chosen(choice: ToolChoice | None, functions: Mapping[str, Function]) -> tuple[list[str], bool]:
     """The names that may be called, and whether one must be."""
-    if isinstance(choice, NamedChoice):
-        names, must_call = [choice.function.name], True
-    elif isinstance(choice, AllowedChoice):
-        allowed = choice.allowed_tools
-        names, must_call = list(dict.fromkeys(tool.function.name for tool in allowed.tools)), allowed.mode == "required"
-    else:
+    if not isinstance(choice, Choice):
         if choice == "required" and not functions:
             raise RequestError('tool_choice: "required" needs tools', "tool_choice")
         return list(functions), choice == "required"
+    if choice.function is not None:
+        names, must_call = [choice.function.name], True
+    else:
+        assert choice.allowed_tools is not None
+        names = list(dict.fromkeys(tool.function.name for tool in choice.allowed_tools.tools))
+        must_call = choice.allowed_tools.mode == "required"
     for name in names:
         if name not in functions:
             raise RequestError(f"tool_choice: there is no tool {name!r} in tools", "tool_choice")

@@ -6,10 +6,8 @@ Owns that choice. Not here: the formats (formats.py, reasoning.py), rendering (t
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from medusa_dist.errors import RequestError
+from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
 
@@ -44,7 +42,7 @@ def chat_format(tokenizer: Any, tool_format: str, reasoning_format: str) -> Chat
     found = getattr(tokenizer, "chat_template", None) or ""
     templates = list(found.values()) if isinstance(found, dict) else [found]
     whole = "\n".join(templates)
-    renders_tools = any(has_variable(template, "tools") for template in templates)
+    renders_tools = any("tools" in variables_of(template) for template in templates)
     if tool_format == AUTO:
         form = implied_format(whole) if renders_tools else None
     else:
@@ -54,12 +52,3 @@ def chat_format(tokenizer: Any, tool_format: str, reasoning_format: str) -> Chat
     else:
         marks = None if reasoning_format == NONE else REASONING[reasoning_format]
     return ChatFormat(form, marks, renders_tools)
-
-
-def has_variable(template: str, name: str) -> bool:
-    """Whether a Jinja template reads a variable that it does not set itself."""
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        return name in meta.find_undeclared_variables(environment.parse(template))
-    except TemplateError:  # such as transformers' {% generation %}
-        return name in template

@@ -5,14 +5,17 @@ and readers (text/tools/), the message (chat_message.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from medusa_dist.api.chat_message import ChatMessageBuilder
-from medusa_dist.api.schema.messages import turns_of
-from medusa_dist.api.schema.requests import ChatRequest
+from medusa_dist.api.chat.message import ChatMessageBuilder
+from medusa_dist.api.schema.messages import ChatMessage, turns_of
+from medusa_dist.api.schema.requests import ChatRequest, TokenizeRequest
 from medusa_dist.api.schema.tools import AskedTools, asked_tools
+from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
+from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
+from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.token_text import special_texts
 from medusa_dist.text.tools.answer_reader import AnswerReader
 from medusa_dist.text.tools.chat_format import ChatFormat
@@ -39,10 +42,10 @@ class Answering:
     form: ToolFormat | None
     chat_format: ChatFormat
 
-    def conversation(self, body: ChatRequest) -> Conversation:
+    def conversation(self, messages: Sequence[ChatMessage]) -> Conversation:
         """The messages and tools of a request. Raises RequestError if the model's template has no place for them."""
         cut = self.chat_format.form.id_length if self.chat_format.form is not None else ID_LENGTH
-        turns = turns_of(body.messages, cut if cut < ID_LENGTH else None)
+        turns = turns_of(messages, cut if cut < ID_LENGTH else None)
         shown = self.asked.shown if self.asked is not None else []
         has_calls = any("tool_calls" in turn or turn["role"] == "tool" for turn in turns)
         if self.chat_format.renders_tools or not (shown or has_calls):
@@ -66,6 +69,15 @@ class Answering:
         param = body.param if self.asked is None and body is not None else "tools"
         return Grammar.answer(answer_grammar(shape, token_marks(tokenizer)), param, body)
 
+    def constrained(self, params: SamplingParams, prompt: str, tokenizer: Any) -> SamplingParams:
+        """The params with the grammar of the whole answer. Raises RequestError for tools in a beam search."""
+        if self.asked is not None and params.beam_width is not None:
+            raise RequestError(
+                f"tools cannot be used with beam_width: {GRAMMAR_WITH_BEAMS}; remove one of them", "tools"
+            )
+        grammar = self.grammar(params.grammar, prompt, tokenizer)
+        return params if grammar is params.grammar else replace(params, grammar=grammar)
+
     def message(self, prompt: str) -> ChatMessageBuilder:
         """A new message, for one choice. prompt: as rendered."""
         marks = self.chat_format.marks
@@ -83,7 +95,10 @@ class Answering:
         return frozenset(i for i, name in special_texts(tokenizer).items() if any(name in text for text in texts))
 
 
-def answering(body: ChatRequest, chat_format: ChatFormat) -> Answering:
+def answering(body: ChatRequest | TokenizeRequest, chat_format: ChatFormat) -> Answering:
     """How a request is answered. Raises RequestError for tools that cannot be used."""
-    asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if isinstance(body, ChatRequest):
+        asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    else:
+        asked = asked_tools(body.tools, None, None)
     return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)

@@ -1,0 +1,1 @@
+"""Chat answers: tools and reasoning, the message, the response."""
