@@ -34,6 +34,7 @@ from medusa_dist.serve.rank import Rank, RankInfo
 from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.serve.supervisor import Supervisor
 from medusa_dist.text.chat_template import choose_template, render_chat
+from medusa_dist.text.tools.chat_format import chat_format
 from tests.support.config_checks_engine import World, request
 from tests.support.fake_groups import Silent
 from tests.support.tiny_tokenizers import byte_tokenizer
@@ -56,13 +57,28 @@ def chat_template(world: World) -> None:
         assert render_chat(tokenizer, [{"role": "user", "content": "x"}]) == value
 
 
+def tool_format(world: World) -> None:
+    tokenizer = byte_tokenizer()
+    for value, name in (("auto", None), ("none", None), ("hermes", "hermes"), ("pythonic", "pythonic")):
+        form = chat_format(tokenizer, world.config("tool_format", value).tool_format, "none").form
+        assert (None if form is None else form.name) == name
+
+
+def reasoning_format(world: World) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content.split('</think>')[-1] }}"
+    for value, close in (("auto", "</think>"), ("none", None), ("mistral", "[/THINK]")):
+        marks = chat_format(tokenizer, "none", world.config("reasoning_format", value).reasoning_format).marks
+        assert (None if marks is None else marks.close) == close
+
+
 def sanitize_control_tokens(world: World) -> None:
     says = [{"role": "user", "content": "<eos>"}]
     for value, num in ((True, 1), (False, 2)):
         config = world.config("sanitize_control_tokens", value)
         assert LLMReplica.sanitize_control_tokens.fget(SimpleNamespace(_config=config)) is value
         llm = SimpleNamespace(config=config, tokenizer=byte_tokenizer())
-        assert LLM.chat_ids(llm, says).count(llm.tokenizer.eos_token_id) == num
+        assert LLM._chat_ids(llm, says).count(llm.tokenizer.eos_token_id) == num
 
 
 def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:
@@ -311,6 +327,8 @@ CHECKS: dict[str, Callable[..., None]] = {
     "served_model_name": served_model_name,
     "chat_template": chat_template,
     "sanitize_control_tokens": sanitize_control_tokens,
+    "tool_format": tool_format,
+    "reasoning_format": reasoning_format,
     "tensor_parallel_size": tensor_parallel_size,
     "max_queued": max_queued,
     "autoscaling.min_replicas": option("min_replicas", "min_replicas", 1, 3),

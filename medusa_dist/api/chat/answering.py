@@ -1,7 +1,7 @@
 """Answering: how the answers of one chat call are written and read, if the model reasons or has tools.
 
 Owns the joining of a request's tools with the model's format. Not here: the fields (schema/tools.py), formats, grammars
-and readers (text/tools/), the message (chat_message.py).
+and readers (text/tools/), the message (message.py).
 """
 
 from collections.abc import Mapping, Sequence

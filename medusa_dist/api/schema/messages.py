@@ -12,7 +12,7 @@ from pydantic import ConfigDict, model_validator
 
 from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Rule, Use, document, refuse, refuse_unknown
 from medusa_dist.api.schema.strict_model import Body, Text
-from medusa_dist.api.schema.tools import CalledTool
+from medusa_dist.api.schema.tools import ReplayedCall
 from medusa_dist.errors import RequestError
 
 PART_TYPES = ("text", "input_text", "output_text")
@@ -67,7 +67,7 @@ class ChatMessage(Replayed):
     name: Text | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: list[ReplayedCall] | None = None
     tool_call_id: Text | None = None
 
     @model_validator(mode="before")

@@ -73,7 +73,7 @@ class AllowedTools(Body):
     tools: Annotated[list[NamedTool], Field(min_length=1)]
 
 
-class Choice(Body):
+class ChoiceObject(Body):
     """A tool that must be called, or the tools that may be."""
 
     place = "tool_choice."
@@ -89,10 +89,10 @@ class Choice(Body):
         return self
 
 
-ToolChoice = Literal["none", "auto", "required"] | Choice
+ToolChoice = Literal["none", "auto", "required"] | ChoiceObject
 
 
-class CalledFunction(Body):
+class ReplayedFunction(Body):
     """A call of a history. arguments: JSON text, as it was answered."""
 
     place = "messages[].tool_calls[].function."
@@ -111,13 +111,13 @@ class CalledFunction(Body):
         return values
 
 
-class CalledTool(Body):
+class ReplayedCall(Body):
     """A tool call of an assistant message."""
 
     place = "messages[].tool_calls[]."
     id: Text | None = None
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: ReplayedFunction
     index: int | None = Field(default=None, description="a label of streamed calls, no effect")
 
     @model_validator(mode="before")
@@ -163,13 +163,13 @@ def asked_tools(
         return None
     schemas = {name: _parameters(functions[name]) for name in chosen}
     shown = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-    is_named = isinstance(choice, Choice) and choice.function is not None
+    is_named = isinstance(choice, ChoiceObject) and choice.function is not None
     return AskedTools(shown, schemas, must_call, one_call=is_named or parallel_tool_calls is False)
 
 
 def _chosen(choice: ToolChoice | None, functions: Mapping[str, Function]) -> tuple[list[str], bool]:
     """The names that may be called, and whether one must be."""
-    if not isinstance(choice, Choice):
+    if not isinstance(choice, ChoiceObject):
         if choice == "required" and not functions:
             raise RequestError('tool_choice: "required" needs tools', "tool_choice")
         return list(functions), choice == "required"

@@ -69,8 +69,12 @@ BAD_CHATS = {
     "empty salt": (chat(cache_salt=""), "cache_salt", "cache_salt: "),
     "an image": (say(content=[{"type": "image_url", "image_url": {}}]), "messages", "'image_url'"),
     "a part without text": (say(content=[{"type": "text"}]), "messages", "messages"),
-    "a tool's message": (say(role="tool"), "messages", "tool calling is not supported"),
-    "a tool call": (say(role="assistant", tool_calls=[{"id": "1"}]), "messages", "messages[].tool_calls"),
+    "a tool's message without an id": (say(role="tool"), "messages", "needs tool_call_id"),
+    "a tool call without a function": (
+        say(role="assistant", tool_calls=[{"id": "1"}]),
+        "messages",
+        "messages[0].tool_calls[0].function is required",
+    ),
     "unknown role": (say(role="judge"), "messages", "messages[0].role"),
     "no content": (say(content=None), "messages", "needs content"),
     "messages that the template rejects": (

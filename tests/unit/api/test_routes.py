@@ -304,7 +304,7 @@ async def test_openapi_document_lists_field_uses_and_all_statuses():
         document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     assert schemas["ChatRequest"]["additionalProperties"] is False
-    assert schemas["ChatRequest"]["properties"]["tools"]["description"] == "refused: tool calling is not supported"
+    assert schemas["ChatRequest"]["properties"]["tools"]["description"].startswith("honoured: functions")
     assert schemas["CompletionRequest"]["properties"]["seed"]["description"].startswith("honoured")
     for path in (CHAT, COMPLETIONS):
         responses = document["paths"][path]["post"]["responses"]

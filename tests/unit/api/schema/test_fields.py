@@ -60,11 +60,10 @@ COMPLETION_SHOWS = SHOWS_IN_PARAMS | {"logprobs": (3, {"logprobs": 3})}
 ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs", "add_generation_prompt"}
 ELSEWHERE |= {"prompt", "echo", "add_special_tokens", "parse_special"}
 ELSEWHERE |= {"return_token_ids", "return_tokens_as_token_ids", "truncate_prompt_tokens"}
+ELSEWHERE |= {"tools", "tool_choice", "parallel_tool_calls"}  # in chat/test_chat_answer.py
 ELSEWHERE |= {"truncation_side", "continue_final_message", "chat_template_kwargs", "documents"}
 
 ASKS = {  # a value that asks for something, per refused field
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "required",
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
     "modalities": ["text", "audio"],
@@ -98,7 +97,7 @@ ASKS = {  # a value that asks for something, per refused field
     "best_of": 2,
     "suffix": "end",
 }
-LABELS = {"metadata": {"a": "b"}, "store": True, "service_tier": "flex", "parallel_tool_calls": True}
+LABELS = {"metadata": {"a": "b"}, "store": True, "service_tier": "flex"}
 
 
 def cases(use):

@@ -125,4 +125,4 @@ async def test_the_openapi_document_has_the_rule_of_each_key():
     message, part = schemas["ChatMessage"]["properties"], schemas["TextPart"]["properties"]
     assert set(message) == set(MESSAGE_FIELDS) and set(part) == set(PART_FIELDS)
     assert message["opts"]["description"] == "accepted, no effect on the output: a label for the caller's own records"
-    assert message["tool_calls"]["description"] == "refused: tool calling is not supported"
+    assert message["tool_calls"]["description"].startswith("honoured: of an assistant's earlier answer")
