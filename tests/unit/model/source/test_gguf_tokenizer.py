@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Phi3Config
 
 from medusa_dist.errors import ModelError
 from medusa_dist.model.source.eos import eos_token_ids
 from medusa_dist.model.source.gguf import MARKER, convert, is_converted
-from medusa_dist.model.source.gguf_rope import llama3
+from medusa_dist.model.source.gguf_rope import llama3, rope_parameters
 from medusa_dist.model.source.gguf_tokenizer import Metadata, end_token_ids, read_tokenizer
 from medusa_dist.model.source.pre_tokenizers import pre_tokenizer
 from medusa_dist.model.support_check import read_config
@@ -226,3 +226,23 @@ def test_llama_3_scaling_is_read_from_its_divisors_others_are_refused(tmp_path: 
     assert llama3(np.ones(8), 10000.0, 16) == {}
     with pytest.raises(ModelError, match=r"rope_freqs.weight\) by a rule that is not Llama 3's"):
         llama3(np.linspace(1.0, 8.0, 8), 10000.0, 16)
+
+
+def test_longrope_factors_and_a_partly_rotated_head_are_read(tmp_path: Path) -> None:
+    """As Phi-4-mini's file has them, which the tiny Llama stands in for."""
+    keys = {"llama.rope.scaling.original_context_length": 32, "llama.rope.scaling.attn_factor": 1.19}
+    factors = {"rope_factors_short.weight": np.full(6, 1.5), "rope_factors_long.weight": np.full(6, 4.0)}
+    path = write_gguf(tmp_path / "m.gguf", keys, factors)
+    config = Phi3Config(hidden_size=32, num_attention_heads=2, max_position_embeddings=256)
+    found = rope_parameters(PartlyRotated(path), config)
+    assert found is not None and found["partial_rotary_factor"] == 0.75
+    assert (found["rope_type"], found["original_max_position_embeddings"]) == ("longrope", 32)
+    assert (found["short_factor"], found["long_factor"]) == ([1.5] * 6, [4.0] * 6)
+    assert found["attention_factor"] == pytest.approx(1.19)
+
+
+class PartlyRotated(Metadata):
+    """12 of the 16 dimensions of a head turn."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return 12 if key == "llama.rope.dimension_count" else super().get(key, default)
