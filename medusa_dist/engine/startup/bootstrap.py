@@ -209,7 +209,9 @@ class EngineRank:
 
     def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
         config = self.config
-        eos_ids = eos_token_ids(folder, model.vocab_size, config.trust_remote_code)
+        eos_ids = eos_token_ids(
+            folder, model.vocab_size, config.trust_remote_code, with_tokenizer=not config.skip_tokenizer_init
+        )
         cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
         policy = TreePolicy(config.speculation, cost, self._attention(model).tree_alignment)
         limits = Limits(

@@ -11,16 +11,19 @@ from transformers import AutoTokenizer
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
-def eos_token_ids(folder: Path, vocab_size: int, trust_remote_code: bool = False) -> tuple[int, ...]:
+def eos_token_ids(
+    folder: Path, vocab_size: int, trust_remote_code: bool = False, with_tokenizer: bool = True
+) -> tuple[int, ...]:
     """Ids that end generation: the union of what generation_config.json, config.json and the tokenizer name.
 
     A fine-tune often changes one of the three alone; vLLM, too, stops at the tokenizer's token and at those of the
-    generation config. Ascending, below vocab_size, may be empty.
+    generation config. with_tokenizer: False leaves the tokenizer unread (skip_tokenizer_init). Ascending, below
+    vocab_size, may be empty.
     """
     found = {
         *_named(folder / "generation_config.json"),
         *_named(folder / "config.json"),
-        *_of_tokenizer(folder, trust_remote_code),
+        *(_of_tokenizer(folder, trust_remote_code) if with_tokenizer else ()),
     }
     return tuple(sorted(i for i in found if 0 <= i < vocab_size))
 

@@ -45,6 +45,7 @@ def test_the_tokenizers_token_counts_with_those_of_the_configs(tmp_path: Path) -
     (tmp_path / "generation_config.json").unlink()
     assert eos_token_ids(tmp_path, V) == (256, 257)
     assert eos_token_ids(tmp_path, 257) == (256,)
+    assert eos_token_ids(tmp_path, V, with_tokenizer=False) == (257,)
 
 
 def test_a_tokenizer_without_an_eos_token_adds_nothing(tmp_path: Path) -> None:
