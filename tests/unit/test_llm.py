@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -347,7 +348,7 @@ def test_chat_honours_many_conversations_and_template_arguments(plain: LLM) -> N
 def test_the_key_chat_template_chooses_the_template(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_module, "start_backend", lambda config: None)
+    monkeypatch.setattr(llm_module, "start_backend", lambda config: SimpleNamespace(facts={}))
     (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
     one = LLM(str(folder), chat_template=str(tmp_path / "own.jinja"))
     assert one.tokenizer.decode(one.chat_ids([{"role": "user", "content": "hi"}])) == "hi!"

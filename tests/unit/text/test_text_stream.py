@@ -77,6 +77,8 @@ def test_the_text_that_ended_the_output_can_be_shown(size):
     assert (stream.text, stream.finish_reason) == ("ab the", FinishReason.STOP)
     stream, _ = stream_all((*ids_of("ab"), 99), splits, SamplingParams(**shown), FinishReason.STOP)
     assert stream.text == "ab" + BYTES.decode([99]), "a stop token with a text"
+    params = SamplingParams(stop_token_ids=(99,), **shown)
+    assert stream_all((*ids_of("ab"), 99), splits, params, FinishReason.STOP)[0].stop_reason == 99
     for skip, text in ((True, "ab"), (False, "ab<eos>")):
         params = SamplingParams(skip_special_tokens=skip, **shown)
         assert stream_all((*ids_of("ab"), EOS), splits, params, FinishReason.STOP)[0].text == text
