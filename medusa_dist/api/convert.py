@@ -75,11 +75,12 @@ async def chat_prompt(
             add_generation_prompt=add_generation_prompt,
             instead="/v1/completions",
             sanitize=service.sanitize_control_tokens,
+            run=run_bounded,
             **template,
         )
         return EncodedPrompt(text, tuple(ids))
 
-    return await anyio.to_thread.run_sync(run_bounded, render)
+    return await anyio.to_thread.run_sync(render)
 
 
 async def text_prompt(

@@ -6,7 +6,7 @@ control tokens. Not here: the fields of a message (api/schema/messages.py), limi
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medusa_dist.text.user_text import Marks
 
 Messages = Sequence[Mapping[str, Any]]
 _FROM_REQUEST = ("chat_template_kwargs", "documents", "tools")  # arguments of render_chat with texts of the client
+Run = Callable[[Callable[[], str]], str]
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -125,19 +126,30 @@ def render_chat(  # noqa: PLR0913 - what transformers' function has
     return text[: text.rindex(mark)]
 
 
+def _at_once(work: Callable[[], str]) -> str:
+    return work()
+
+
 def encode_chat(
-    tokenizer: Any, messages: Messages, *, sanitize: bool = True, add_special_tokens: bool = False, **template: Any
+    tokenizer: Any,
+    messages: Messages,
+    *,
+    sanitize: bool = True,
+    add_special_tokens: bool = False,
+    run: Run = _at_once,
+    **template: Any,
 ) -> tuple[str, list[int]]:
     """Text and token ids of a conversation, by default ready for the assistant's answer. Raises RequestError.
 
     sanitize: control tokens in the messages and variables become plain text; only those that the template itself writes
     become tokens. add_special_tokens: also add what the tokenizer adds to a text; a beginning that the template has
-    written is not repeated. template: as in `render_chat`.
+    written is not repeated. run: runs each rendering, and nothing else (bounded_render.py). template: as in
+    `render_chat`.
     """
-    text = render_chat(tokenizer, messages, **template)
+    text = run(lambda: render_chat(tokenizer, messages, **template))
     encoder = literal_encoder(tokenizer)
     if sanitize:
-        text, ids = _encode_sanitized(tokenizer, text, messages, template)
+        text, ids = _encode_sanitized(tokenizer, text, messages, run, template)
     else:
         ids = encoder.encode(text)
     return text, encoder.add_affixes(ids) if add_special_tokens else ids
@@ -151,7 +163,7 @@ def encode_question(tokenizer: Any, text: str) -> list[int]:
 
 
 def _encode_sanitized(
-    tokenizer: Any, text: str, messages: Messages, template: Mapping[str, Any]
+    tokenizer: Any, text: str, messages: Messages, run: Run, template: Mapping[str, Any]
 ) -> tuple[str, list[int]]:
     """Text and token ids, with control tokens only where all characters are the template's.
 
@@ -160,12 +172,13 @@ def _encode_sanitized(
     encoder = literal_encoder(tokenizer)
     given = {name: template[name] for name in _FROM_REQUEST if template.get(name)}
     marks = Marks([*messages, *given.values()], text)
-    marked = _render_marked(tokenizer, marks, messages, template)
+    marked = run(lambda: _render_marked(tokenizer, marks, messages, template))
     if marks.plain(marked).startswith(text):
         return text, encoder.encode_tracked(text, marked[: len(text)], marks.is_marked)
     # The template looks into its input in a way that cannot be followed here: it gets to see marked text.
     rest = {name: marks.mark(value) for name, value in given.items()}
-    marked = render_chat(tokenizer, marks.mark_messages(messages), **{**template, **rest})
+    options, turns = {**template, **rest}, marks.mark_messages(messages)
+    marked = run(lambda: render_chat(tokenizer, turns, **options))
     opaque = marks.plain(marked)
     ids, whole = encoder.encode_tracked(opaque, marked, marks.is_marked), encoder.encode(text)
     if encoder.control_in(ids) == encoder.control_in(whole):

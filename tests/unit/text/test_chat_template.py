@@ -22,7 +22,7 @@ from medusa_dist.text.chat_template import (
     render_chat,
     select_template,
 )
-from medusa_dist.text.control_tokens import control_tokens
+from medusa_dist.text.control_tokens import LiteralEncoder, control_tokens
 from tests.support.tiny_tokenizers import (
     byte_tokenizer,
     metaspace_tokenizer,
@@ -283,6 +283,28 @@ def test_given_template_is_protected_as_the_models_own() -> None:
         tokenizer, [{"role": "user", "content": "<s>"}], chat_template="<s>{{ messages[0].content }}"
     )
     assert (text, control(tokenizer, ids)) == ("<s><s>", ["<s>"])
+
+
+def test_bounds_of_a_run_hold_for_renderings_and_not_for_encoding(monkeypatch: Any) -> None:
+    """Encoding a text as long as the context takes longer than a template may."""
+    running, runs = [False], []
+
+    def run(work: Any) -> str:
+        running[0] = True
+        runs.append(work())
+        running[0] = False
+        return str(runs[-1])
+
+    def encode(*_: Any) -> list[int]:
+        assert not running[0]
+        return [1]
+
+    tokenizer = ALL["byte level", "plain"]
+    for name in ("encode", "encode_tracked"):
+        monkeypatch.setattr(LiteralEncoder, name, encode)
+    messages = [{"role": "user", "content": EVIL}]
+    assert encode_chat(tokenizer, messages, run=run) == (runs[0], [1])
+    assert len(runs) == 2 and len(runs[0]) == len(runs[1]) and runs[0] != runs[1]
 
 
 def test_tokenizer_without_a_fast_backend_adds_no_control_token() -> None:
