@@ -3,10 +3,19 @@
 import asyncio
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 
 from medusa_dist.cli.signals import stoppable
+
+
+@contextmanager
+def restored(number, handler):
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +24,7 @@ from medusa_dist.cli.signals import stoppable
 @pytest.mark.parametrize("is_async", [False, True])
 def test_each_signal_raises_keyboard_interrupt_and_exits_with_its_code(number, code, is_async):
     cleaned = []
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     async def work() -> None:
         try:
@@ -24,7 +34,7 @@ def test_each_signal_raises_keyboard_interrupt_and_exits_with_its_code(number, c
             cleaned.append("task")
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as error, stoppable():
+    with pytest.raises(SystemExit) as error, restored(signal.SIGINT, inherited), stoppable():
         try:
             if is_async:
                 asyncio.run(work())
