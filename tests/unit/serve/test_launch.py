@@ -28,7 +28,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
-    save_tiny("llama", folder)
+    config = save_tiny("llama", folder).config
+    config.max_position_embeddings = 128
+    config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.9}')
     return folder
