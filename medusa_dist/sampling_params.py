@@ -25,7 +25,7 @@ __all__ = ["SamplingParams", "StructuredOutputsParams"]  # both are in vLLM's mo
 BadWord = str | tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # by value, as a Request is; a key must not be assigned to afterwards
 class SamplingParams:
     """How output tokens are chosen. Follows vLLM's class of the same name: names, meanings, and their order.
 

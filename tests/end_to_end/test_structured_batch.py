@@ -74,7 +74,7 @@ BAD = {
     "no JSON": (COMPLETIONS, outputs(json="{"), "structured_outputs: the schema is not valid JSON"),
     "unclosed group": (COMPLETIONS, outputs(regex="(a"), "structured_outputs: this regex cannot be used"),
     "two kinds": (CHAT, outputs(regex="a", choice=["b"]), "exactly one of"),
-    "old name": (CHAT, {"guided_json": SCHEMA}, "guided_json"),
+    "unserved option": (CHAT, {"guided_json": SCHEMA, "guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
 }
 
 
