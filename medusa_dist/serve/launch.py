@@ -101,7 +101,10 @@ class Launch:
         shutil.rmtree(self._ending.parent, ignore_errors=True)
 
     def _stop_serve(self) -> None:
-        """Delete the applications first: Serve's own shutdown ends the proxies at once, and with them open streams."""
+        """Delete the applications, which lets open streams finish.
+
+        Not serve.shutdown: it ends the proxies at once, and with them open streams. The rest of Serve ends with Ray.
+        """
         names = list(self._file.configs)
         client = _get_global_client(raise_if_no_controller_running=False)
         if client is None:
@@ -109,8 +112,6 @@ class Launch:
         client.delete_apps(names, blocking=False)
         while not set(names).isdisjoint(serve.status().applications):
             time.sleep(STOP_POLL_S)
-        if self._address is None:
-            client.shutdown()
 
     def _check_room(self, config: Config) -> None:
         """Raise ConfigError at once for a replica that no node of the cluster could ever hold."""

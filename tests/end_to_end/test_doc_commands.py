@@ -145,8 +145,8 @@ def check_answers(path: Path) -> None:
 @pytest.mark.real
 def test_commands_that_need_a_service_run_as_they_stand_on_the_pages(folder):
     """The service is started as `make serve` does, without its programs in PATH."""
-    if not all(map(is_free, (8000, 8265))):
-        pytest.skip("the pages' ports 8000 and 8265 are in use")
+    if not all(map(is_free, (8000, 8265, 52365))):
+        pytest.skip("ports of the pages (8000, 8265) or of Ray (52365, for jobs) are in use")
     exports = found("export", "RAY_AUTH_MODE=token")
     served = Served([str(PROGRAMS / "medusa-dist")], folder / "serve_configs/smollm2-cpu.yaml", folder, without_ray())
     try:
