@@ -7,7 +7,7 @@ themselves (config_parts/). Unknown keys are errors.
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from medusa_dist.config_parts.autoscaling import AutoscalingConfig
 from medusa_dist.config_parts.http import HttpConfig
@@ -17,6 +17,9 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.named_trees import NAMED_TREES
 
 Paths = tuple[tuple[int, ...], ...]
+DrafterName = Literal["heads", "lookup"]
+HEADS: DrafterName = "heads"
+LOOKUP: DrafterName = "lookup"
 ToolFormatName = Literal[
     "auto",
     "none",
@@ -48,7 +51,7 @@ class HeadsConfig(Strict):
     source: str | None = Field(
         default=None,
         description="Folder or hub id of a head file (safetensors + JSON). None: the demo model uses its own heads; "
-        "any other model is served without speculation and reports this.",
+        "any other model drafts by lookup alone (speculation.drafters) and reports this.",
     )
     placement: Literal["rank0"] = Field(
         default="rank0", description="Where the heads are loaded. rank0: only on rank 0."
@@ -67,6 +70,13 @@ class SpeculationConfig(Strict):
         default="auto",
         description="auto: each step verifies the most promising draft tokens, at most max_nodes per sequence. "
         "static: always the tree below. off: one token per step.",
+    )
+    drafters: tuple[DrafterName, ...] = Field(
+        default=(HEADS, LOOKUP),
+        min_length=1,
+        description="Who drafts; their guesses form one tree. heads: trained heads, if there are any for the model. "
+        "lookup: what followed the last tokens where they occurred before in the prompt or the output; needs nothing. "
+        "Each is verified only as far as it pays. With mode static, heads alone.",
     )
     max_nodes: Annotated[int, Field(ge=0, le=255)] = Field(
         default=7,
@@ -91,6 +101,19 @@ class SpeculationConfig(Strict):
     def _tree_belongs_to_static(self) -> "SpeculationConfig":
         if (self.mode == "static") != (self.tree is not None):
             raise ValueError("speculation.tree is required with mode 'static' and not allowed with any other mode")
+        return self
+
+    @field_validator("drafters")
+    @classmethod
+    def _each_once(cls, drafters: tuple[DrafterName, ...]) -> tuple[DrafterName, ...]:
+        if len(set(drafters)) != len(drafters):
+            raise ValueError("each drafter may be named once")
+        return drafters
+
+    @model_validator(mode="after")
+    def _static_needs_heads(self) -> "SpeculationConfig":
+        if self.mode == "static" and HEADS not in self.drafters:
+            raise ValueError("mode 'static' verifies a tree of the heads; add 'heads' to speculation.drafters")
         return self
 
     @property

@@ -3,6 +3,8 @@
 Owns what leaves the engine. Not here: requests (request.py), text (text/). No torch.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import zip_longest
@@ -41,14 +43,18 @@ class Hypothesis:
 class SpeculationStats:
     """Speculation counts of a request or a step: draft tokens verified and accepted.
 
-    num_steps: steps that chose at least one token. accepted_per_head[k]: accepted tokens guessed by head k + 1.
-    drafted_per_head[k]: guesses of this head among the num_drafted.
+    num_steps: steps that chose at least one token. accepted_per_head[k]: accepted tokens at depth k + 1, which is
+    where head k + 1 guesses. drafted_per_head[k]: draft tokens at this depth among the num_drafted.
+    drafted_by, accepted_by: the same tokens by drafter ("heads", "lookup"); a token that both guessed counts for both,
+    one that a grammar forced for none.
     """
 
     num_steps: int = 0
     num_drafted: int = 0
     accepted_per_head: tuple[int, ...] = ()
     drafted_per_head: tuple[int, ...] = ()
+    drafted_by: Mapping[str, int] = field(default_factory=Counter)
+    accepted_by: Mapping[str, int] = field(default_factory=Counter)
 
     @property
     def num_accepted(self) -> int:
@@ -69,6 +75,8 @@ class SpeculationStats:
             self.num_drafted + other.num_drafted,
             added(self.accepted_per_head, other.accepted_per_head),
             added(self.drafted_per_head, other.drafted_per_head),
+            Counter(self.drafted_by) + Counter(other.drafted_by),
+            Counter(self.accepted_by) + Counter(other.accepted_by),
         )
 
 

@@ -233,7 +233,8 @@ def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
     """Acceptance of one request in vLLM's format (metrics.speculative_decoding), which benchmark clients read.
 
     acceptance_histogram[j]: steps that accepted exactly j draft tokens. A step accepts tokens along one path, so the
-    steps that accepted at least k are those in which the guess of head k was accepted.
+    steps that accepted at least k are those in which the guess at depth k was accepted.
+    drafters: ours: who drafted what; a token that several drafters guessed counts for each.
     """
     at_least = (stats.num_steps, *stats.accepted_per_head, 0)
     return {
@@ -244,6 +245,10 @@ def speculation_metrics(stats: SpeculationStats) -> dict[str, Any]:
         "num_accepted_draft_tokens": stats.num_accepted,
         "num_draft_tokens": stats.num_drafted,
         "num_spec_tokens": len(stats.accepted_per_head),
+        "drafters": {
+            name: {"num_draft_tokens": drafted, "num_accepted_draft_tokens": stats.accepted_by.get(name, 0)}
+            for name, drafted in stats.drafted_by.items()
+        },
     }
 
 

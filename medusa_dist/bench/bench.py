@@ -20,11 +20,12 @@ from medusa_dist.bench.machine import machine, read_bandwidth
 from medusa_dist.bench.peers import Answers, Peer
 from medusa_dist.bench.report import PEER_TIMED, TIMED, BenchReport, PeerRow, Row, Side
 from medusa_dist.bench.timed_run import TimedRun, run_prompts
-from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.errors import EngineError
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.chat_template import encode_question
 from medusa_dist.tools.progress import ProgressText
+from medusa_dist.tools.prompts import read_prompts
 
 PROMPTS = Path(__file__).parents[1] / "data" / "bench_prompts.txt"
 _BOOTSTRAP_ROUNDS = 2000
@@ -35,9 +36,8 @@ _ORDERS: tuple[tuple[str | bool, ...], ...] = tuple(permutations(("theirs", True
 class Setting:
     """What to measure. pairs: per batch size and temperature. waves: prompts per run / batch, for batches above 1.
 
-    prompts: file with one prompt per line. If a run needs more, they are repeated with a number in front, so that no
-    two
-    prompts of a run share a prefix (beyond the chat template).
+    prompts: file with one prompt per line, or .jsonl. If a run needs more, they are repeated with a number in front, so
+    that no two prompts of a run share a prefix (beyond the chat template).
     """
 
     batches: Sequence[int]
@@ -58,9 +58,7 @@ class PromptSource:
 
     def __init__(self, llm: LLM, path: Path) -> None:
         self._llm = llm
-        self._texts = [line for line in path.read_text().splitlines() if line.strip()]
-        if not self._texts:
-            raise ConfigError(f"{path} contains no prompts")
+        self._texts = [question.text for question in read_prompts(path)]
 
     def take(self, start: int, count: int) -> list[list[int]]:
         """Prompts start, start + 1, ... of the file; repeated ones are numbered."""

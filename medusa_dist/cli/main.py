@@ -162,7 +162,9 @@ def bench(
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per batch size.")] = 10,
     waves: Annotated[int, typer.Option(min=1, help="Prompts per run / batch size, for batches above 1.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
-    prompts: Annotated[Path | None, typer.Option(help="One prompt per line; default: the shipped prompts.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="One prompt per line, or .jsonl; default: the shipped prompts.")
+    ] = None,
     peer: Annotated[list[str] | None, typer.Option(help="Also compare with this engine: transformers or vllm.")] = None,
     peer_python: Annotated[str | None, typer.Option(help="Python executable of the environment with vLLM.")] = None,
     peer_batches: Annotated[str, typer.Option(help="Batch sizes for the comparison with vLLM.")] = "8,32",

@@ -17,7 +17,9 @@ console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
 HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo model has its own.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-SpeculationOption = Annotated[str, typer.Option(help="auto, off, a number of draft tokens per step, or a named tree.")]
+SpeculationOption = Annotated[
+    str, typer.Option(help="auto, off, heads or lookup alone, a number of draft tokens per step, or a named tree.")
+]
 
 
 @contextmanager
@@ -43,12 +45,14 @@ def parse_speculation(text: str) -> Any:
     from medusa_dist.errors import ConfigError
     from medusa_dist.named_trees import NAMED_TREES
 
-    if text in ("auto", "off", *NAMED_TREES):
+    if text in ("auto", "off", "heads", "lookup", *NAMED_TREES):
         return text
     if text.isdigit():
         return int(text)
     known = ", ".join(NAMED_TREES)
-    raise ConfigError(f"--speculation takes auto, off, a number of draft tokens, or a tree ({known}), not {text!r}")
+    raise ConfigError(
+        f"--speculation takes auto, off, heads, lookup, a number of draft tokens, or a tree ({known}), not {text!r}"
+    )
 
 
 def parse_sizes(text: str, option: str) -> list[int]:

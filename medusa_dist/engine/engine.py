@@ -5,6 +5,7 @@ All methods are called from one thread, except `prepare`.
 """
 
 import time
+from collections.abc import Mapping
 
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
@@ -22,21 +23,25 @@ from medusa_dist.request import Request
 
 
 class Engine:
-    """Rank 0's engine. drafter: None serves without speculation. grammars: None refuses requests with a grammar."""
+    """Rank 0's engine.
+
+    drafters: by name, in the order in which they draft; none: no speculation. grammars: None refuses requests with a
+    grammar.
+    """
 
     def __init__(
         self,
         scheduler: Scheduler,
         ranks: RankGroup,
         token_selector: TokenSelector,
-        drafter: Drafter | None,
+        drafters: Mapping[str, Drafter],
         policy: DraftPolicy,
         grammars: GrammarCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
         self.token_selector = token_selector
-        self.drafter = drafter
+        self.drafters = dict(drafters)
         self.policy = policy
         self.grammars = grammars
         self.clock = PhaseTimer()
@@ -108,6 +113,8 @@ class Engine:
             num_drafted=self._totals.num_drafted,
             num_expected=self.policy.counts.num_expected,
             accepted_per_head=self._totals.accepted_per_head,
+            drafted_by=self._totals.drafted_by,
+            accepted_by=self._totals.accepted_by,
             num_sequence_steps=self._totals.num_steps,
             num_steps_without_drafts=self.policy.counts.num_steps_without_drafts,
             num_paused_sequence_steps=self.policy.counts.num_paused_sequence_steps,
@@ -146,9 +153,11 @@ class Engine:
         return outputs
 
     def _draft(self, results: list[StepResult], scores: Scores) -> None:
-        if self.drafter is not None and (selected := self.policy.select_for_drafting(results)):
-            begin = time.perf_counter()
-            for result, candidates in zip(selected, self.drafter.draft(selected, scores), strict=True):
-                result.sequence.candidates = candidates
-            self.policy.observe_drafting(len(results), time.perf_counter() - begin)
+        for name, drafter in self.drafters.items():
+            if selected := self.policy.select_for_drafting(name, results):
+                begin = time.perf_counter()
+                for result, candidates in zip(selected, drafter.draft(selected, scores), strict=True):
+                    if candidates is not None:
+                        result.sequence.candidates[name] = candidates
+                self.policy.observe_drafting(name, len(results), time.perf_counter() - begin)
         self.clock.lap("draft")

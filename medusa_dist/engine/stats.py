@@ -3,6 +3,7 @@
 Owns the numbers. Not here: how they are exported (serve/metrics.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -17,6 +18,8 @@ class EngineStats:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     num_drafted: int = 0
+    drafted_by: Mapping[str, int] = field(default_factory=dict)  # verified draft tokens by drafter
+    accepted_by: Mapping[str, int] = field(default_factory=dict)  # those accepted
     num_expected: float = 0.0  # accepted draft tokens predicted by the calibrated confidences
     accepted_per_head: tuple[int, ...] = ()
     num_sequence_steps: int = 0  # steps that emitted at least one token, summed over sequences

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from medusa_dist.config import LOOKUP
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta
@@ -72,4 +73,6 @@ def summary(deltas: list[TextDelta], first_s: float, total_s: float) -> str:
         f"{num_tokens} tokens in {stats.num_steps} steps = {num_tokens / max(1, stats.num_steps):.2f} tokens/step; "
         f"{num_tokens / total_s:.1f} tokens/s, first after {first_s:.2f} s"
     )
-    return f"{line}; {stats.num_accepted} of {stats.num_drafted} drafts accepted" + (f" ({heads})" if heads else "")
+    drafts = f"{stats.num_accepted} of {stats.num_drafted} drafts accepted" + (f" ({heads})" if heads else "")
+    lookup = stats.accepted_by.get(LOOKUP, 0)
+    return f"{line}; {drafts}" + (f", {lookup} of them found by lookup" if lookup else "")

@@ -7,6 +7,7 @@ Each step runs the heads but verifies no drafts, so that no position of an answe
 
 from collections.abc import Callable, Sequence
 
+from medusa_dist.config import HEADS
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.draft_policy import DraftCounts, DraftPolicy, PlannedTree
@@ -15,8 +16,8 @@ from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.errors import ConfigError
 from medusa_dist.llm import LLM
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.replay import RecordedAnswer
-from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.tools.progress import ProgressText
@@ -34,20 +35,20 @@ class _Recording:
         """No trees: nothing is verified."""
         return []
 
-    def select_for_drafting(self, results: list[StepResult]) -> list[StepResult]:
+    def select_for_drafting(self, drafter: str, results: list[StepResult]) -> list[StepResult]:
         """All: the guesses after a last token are evaluated too."""
         return results
 
     def learn(self, results: Sequence[StepResult]) -> None:
         """The candidates were drafted after the last token known before this step."""
         for sequence in (result.sequence for result in results):
-            if sequence.candidates is not None:
-                self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates
+            if HEADS in sequence.candidates:
+                self.guesses[sequence.request.request_id, sequence.num_output_tokens] = sequence.candidates[HEADS]
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
         """Ignored."""
 
-    def observe_drafting(self, num_sequences: int, seconds: float) -> None:
+    def observe_drafting(self, drafter: str, num_sequences: int, seconds: float) -> None:
         """Ignored."""
 
     def is_paused(self, sequence: Running) -> bool:
@@ -57,8 +58,10 @@ class _Recording:
 
 def engine_with_heads(llm: LLM) -> Engine:
     """The engine of this process. Raises ConfigError if it has no heads."""
-    if llm.engine.drafter is None:
-        raise ConfigError(f"this command needs heads, and there are none: speculation is {llm.facts['speculation']}")
+    if HEADS not in llm.engine.drafters:
+        raise ConfigError(
+            f"this command needs heads, and there are none for this model: speculation is {llm.facts['speculation']}"
+        )
     return llm.engine
 
 
@@ -66,7 +69,7 @@ def watched_engine(engine: Engine, policy: DraftPolicy) -> Engine:
     """Another engine over the same model, KV blocks and heads, with its own policy; the first one must be idle."""
     assert not engine.has_work
     scheduler = Scheduler(engine.scheduler.limits, engine.scheduler.pool, policy, engine.ranks.generation)
-    return Engine(scheduler, engine.ranks, engine.token_selector, engine.drafter, policy)
+    return Engine(scheduler, engine.ranks, engine.token_selector, engine.drafters, policy)
 
 
 def record(

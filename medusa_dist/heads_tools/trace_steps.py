@@ -6,13 +6,12 @@ Owns the tracing, through the engine's own step. Not here: how it is drawn (expl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from medusa_dist.config import SpeculationConfig
+from medusa_dist.config import HEADS, SpeculationConfig
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.heads_tools.record_drafts import watched_engine
-from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
-from medusa_dist.medusa.trees.replay import believed, node_chances
+from medusa_dist.medusa.trees.replay import node_chances
 from medusa_dist.medusa.trees.tree import Tree, check_paths
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -21,13 +20,15 @@ from medusa_dist.sampling_params import SamplingParams
 @dataclass(frozen=True)
 class TracedStep:
     """tree: the draft tokens below the root. chances[i]: of node i, given that its parent is accepted. nodes: the
-    accepted ones. tokens: emitted by the step: the accepted tokens, then the model's own choice."""
+    accepted ones. tokens: emitted by the step: the accepted tokens, then the model's own choice. drafters[i]: who
+    guessed node i."""
 
     root: int
     tree: Tree
     chances: tuple[float, ...]
     nodes: tuple[int, ...]
     tokens: tuple[int, ...]
+    drafters: tuple[tuple[str, ...], ...] = ()
 
     @property
     def values(self) -> list[float]:
@@ -56,16 +57,13 @@ class _Watching:
         """Look before the calibration changes and the tree is dropped."""
         for result in results:
             sequence, accepted = result.sequence, result.accepted
-            guesses, tree = sequence.candidates, sequence.tree
-            band = SAMPLED if sequence.request.params.temperature > 0 else GREEDY
             self.last = TracedStep(
                 root=sequence.tokens[-1],
-                tree=tree,
-                chances=()
-                if guesses is None
-                else tuple(node_chances(tree, believed(guesses, self._policy.calibration, band))),
+                tree=sequence.tree,
+                chances=tuple(node_chances(sequence.tree, sequence.tree_values[: len(sequence.tree)])),
                 nodes=accepted.nodes,
                 tokens=accepted.tokens,
+                drafters=tuple(sequence.tree_drafters[: len(sequence.tree)]),
             )
         self._policy.learn(results)
 
@@ -77,8 +75,8 @@ def watch(
 
     Raises ConfigError for a static tree that these heads cannot draft, RequestError for an invalid prompt.
     """
-    if config.tree is not None and engine.drafter is not None:
-        check_paths(config.tree, engine.drafter.max_depth, engine.drafter.top_k)
+    if config.tree is not None and HEADS in engine.drafters:
+        check_paths(config.tree, engine.drafters[HEADS].max_depth, engine.drafters[HEADS].top_k)
     watching = _Watching(config)
     watched = watched_engine(engine, watching)
     watched.submit(Request(request_id="watched", prompt_ids=tuple(prompt), params=params, seed=params.seed or 0))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medusa_dist.config import Config, parse_config
+from medusa_dist.config import HEADS, LOOKUP, Config, parse_config
 from medusa_dist.errors import ConfigError
 
 SpeculationSpec = str | int | Sequence[Sequence[int]] | Mapping[str, Any]
@@ -128,7 +128,8 @@ def _check_fixed(name: str, value: Any) -> None:
 
 
 def _take_speculative_config(options: dict[str, Any]) -> None:
-    """vLLM's speculative_config as heads and speculation: at most num_speculative_tokens draft tokens per step."""
+    """vLLM's speculative_config as heads and speculation: at most num_speculative_tokens draft tokens per step; method
+    "ngram" is lookup alone."""
     given = options.pop("speculative_config", None)
     if given is None:
         return
@@ -141,18 +142,25 @@ def _take_speculative_config(options: dict[str, Any]) -> None:
         raise ConfigError(
             f"speculative_config.{unknown[0]}: not supported; docs/config.md lists the keys of speculation"
         )
-    if given.get("method", "medusa") != "medusa":
-        raise ConfigError(f'speculative_config.method: {given["method"]!r} is not supported; only "medusa" is')
+    method = given.get("method", "medusa")
+    if method not in ("medusa", "ngram"):
+        raise ConfigError(f'speculative_config.method: {method!r} is not supported; "medusa" and "ngram" are')
     if given.get("draft_tensor_parallel_size", 1) != 1:
         raise ConfigError("speculative_config.draft_tensor_parallel_size: heads run on rank 0; remove it")
+    if given.get("model") is not None and method == "ngram":
+        raise ConfigError('speculative_config.model: method "ngram" uses no heads; remove it')
     if given.get("model") is not None:
         options["heads"] = {"source": given["model"]}
     if given.get("num_speculative_tokens") is not None:
         options["speculation"] = speculation_keys(given["num_speculative_tokens"])
+    if method == "ngram" and options["speculation"]["mode"] == "auto":
+        options["speculation"]["drafters"] = [LOOKUP]
 
 
 def speculation_keys(speculation: SpeculationSpec) -> dict[str, Any]:
     """LLM's short forms of `speculation` as config keys."""
+    if speculation in (HEADS, LOOKUP):
+        return {"mode": "auto", "drafters": [speculation]}
     if isinstance(speculation, str):
         return {"mode": speculation} if speculation in ("auto", "off") else {"mode": "static", "tree": speculation}
     if isinstance(speculation, Mapping):

@@ -53,10 +53,14 @@ class ServiceMetrics:
             self._token.observe((now - pending.last_token_at) / count)
         self._count("tokens", "Output tokens.", count)
         for head, drafted in enumerate(output.stats.drafted_per_head, start=1):
-            self._count("drafted_tokens", "Draft tokens that were verified, by head.", drafted, head=str(head))
+            self._count("drafted_tokens", "Draft tokens that were verified, by depth.", drafted, head=str(head))
         self._count("sequence_steps", "Steps that chose at least one token, per sequence.", output.stats.num_steps)
         for head, accepted in enumerate(output.stats.accepted_per_head, start=1):
-            self._count("accepted_tokens", "Accepted draft tokens, by head.", accepted, head=str(head))
+            self._count("accepted_tokens", "Accepted draft tokens, by depth.", accepted, head=str(head))
+        for name, drafted in output.stats.drafted_by.items():
+            self._count("drafter_drafted_tokens", "Draft tokens that were verified, by drafter.", drafted, drafter=name)
+        for name, accepted in output.stats.accepted_by.items():
+            self._count("drafter_accepted_tokens", "Accepted draft tokens, by drafter.", accepted, drafter=name)
         self._recent_tokens = self._recent_tokens * MEMORY + count
         self._recent_steps = self._recent_steps * MEMORY + output.stats.num_steps
 

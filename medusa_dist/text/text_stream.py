@@ -192,7 +192,7 @@ def _num_open(text: str, stops: Sequence[str]) -> int:
 
 
 def _without(stats: SpeculationStats, surplus_heads: Sequence[int]) -> SpeculationStats:
-    """The counts without accepted tokens that were dropped as surplus."""
+    """The counts without accepted tokens that were dropped as surplus; those by drafter include them."""
     if not any(surplus_heads):
         return stats
     accepted = list(stats.accepted_per_head)

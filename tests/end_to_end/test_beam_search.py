@@ -98,7 +98,7 @@ class Model:
 
     def oracle(self, skill: float = 0.9, **setting: object) -> Engine:
         made = self.engine(**{"nodes": 40, "max_batched_tokens": 400} | setting)
-        made.drafter = BeamOracle(self.plain()[1], skill)
+        made.drafters = {"heads": BeamOracle(self.plain()[1], skill)}
         return made
 
 
@@ -289,7 +289,7 @@ def _rank(rank: int, folder: Path, root: Path, port: int) -> None:
         for nodes, blocks in ((0, 128), (40, 12)):
             engine = engine_over(made, Setting(nodes=nodes, max_running=24, max_batched_tokens=400, num_blocks=blocks))
             if nodes:
-                engine.drafter = BeamOracle(traces, 0.9)
+                engine.drafters = {"heads": BeamOracle(traces, 0.9)}
             outputs = search(engine, requests()[:4])
             results.append(
                 (ids(outputs), sum(o.stats.num_steps for o in outputs.values()), engine.scheduler.num_preemptions)

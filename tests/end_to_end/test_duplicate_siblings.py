@@ -109,10 +109,10 @@ def planted(case: Draft) -> list[tuple[Sequence, Tree]]:
     verdicts = [StepResult(sequence, Accepted((), ()), (), i) for i, sequence in enumerate(sequences)]
     made = drafter.draft(verdicts, Scores(torch.zeros(0).numpy(), {}, hidden))
     for sequence, candidates in zip(sequences, made, strict=True):
-        sequence.candidates = candidates
+        sequence.candidates = {} if candidates is None else {"heads": candidates}
     mode = {"mode": "auto", "max_nodes": case.max_nodes} if not paths else {"mode": "static", "tree": paths}
     speculation = TreePolicy(SpeculationConfig.model_validate(mode), COSTS[case.cost])
-    return [(sequence, tree) for sequence, tree, _ in speculation.trees(sequences, rng.choice([0, 5]), 256)]
+    return [(planned.sequence, planned.tree) for planned in speculation.trees(sequences, rng.choice([0, 5]), 256)]
 
 
 def _sequence(number: int, rng: random.Random) -> Sequence:

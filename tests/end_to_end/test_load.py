@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from medusa_dist.config import SpeculationConfig
+from medusa_dist.config import HEADS, SpeculationConfig
 from medusa_dist.engine import engine as engine_module
 from medusa_dist.engine.engine import Engine
 from medusa_dist.medusa.trees.budget import StepCost
@@ -73,14 +73,14 @@ class Town:
             return verify(plan, *clock)
 
         self.engine.ranks.verify = timed_verify
-        if self.engine.drafter is not None:
-            draft = self.engine.drafter.draft
+        if HEADS in self.engine.drafters:
+            draft = self.engine.drafters[HEADS].draft
 
             def timed_draft(verdicts, scores):
                 self.timer.now += COST.drafting(len(verdicts))
                 return draft(verdicts, scores)
 
-            self.engine.drafter.draft = timed_draft
+            self.engine.drafters[HEADS].draft = timed_draft
         self.tokens: dict[str, list[int]] = {}
 
     def step(self) -> Step:

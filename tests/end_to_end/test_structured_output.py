@@ -79,7 +79,7 @@ class Model:
         def trees(*given: object) -> list:
             """Nothing is verified that the grammar forbids."""
             planted = plant(*given)
-            for sequence, tree, _ in planted:
+            for sequence, tree, *_ in planted:
                 if sequence.matcher is None:
                     continue
                 output = tuple(sequence.tokens[sequence.num_prompt_tokens :])

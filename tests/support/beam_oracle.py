@@ -9,9 +9,9 @@ import numpy as np
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.state.sequence import StepResult
+from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.beam import search as beam
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from tests.support.tiny_engine import VOCAB
@@ -53,14 +53,15 @@ class BeamOracle:
             self.coming[name] = table
 
     def draft(self, verdicts: list[StepResult], _scores: Scores) -> list[Candidates | None]:
+        made: dict[Sequence, Candidates] = {}
         for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
             if sequence.request.request_id not in self.coming or not sequence.request.params.speculation:
                 continue
             output = tuple(sequence.tokens[sequence.num_prompt_tokens :])
             lists = [self._guesses(tokens) for tokens in self.coming[sequence.request.request_id][output]]
             chances = np.linspace(0.95, 0.6, self.num_guesses, dtype=np.float32)
-            sequence.candidates = Candidates(np.array(lists), np.tile(chances, (self.num_heads, 1)))
-        return [v.sequence.candidates for v in verdicts]
+            made[sequence] = Candidates(np.array(lists), np.tile(chances, (self.num_heads, 1)))
+        return [made.get(v.sequence) for v in verdicts]
 
     def _guesses(self, true: set[int]) -> list[int]:
         guesses = [token for token in sorted(true) if self.rng.random() < self.skill][: self.num_guesses]

@@ -147,7 +147,7 @@ def skip_tokenizer_init(world: World) -> None:
 def heads_source(world: World) -> None:
     assert find_heads(world.config("heads.source", None)) is None
     assert find_heads(world.config("heads.source", str(world.folder / "heads"))) == world.folder / "heads"
-    assert world.rank(world.config("heads.source", None)).facts["speculation"] == "off: no heads for this model"
+    assert world.rank(world.config("heads.source", None)).facts["speculation"].startswith("lookup, at most")
     found = world.rank(world.config("heads.source", str(world.folder / "heads"))).facts["speculation"]
     assert found.startswith("medusa: 2 heads")
 
@@ -156,7 +156,7 @@ def heads_placement(world: World) -> None:
     """There is one value so far, and it is what happens: only the first rank reads heads."""
     with pytest.raises(ConfigError, match=r"heads\.placement"):
         world.config("heads.placement", "sharded")
-    assert world.engine("heads.placement", "rank0").drafter is not None
+    assert "heads" in world.engine("heads.placement", "rank0").drafters
 
 
 def heads_allow_untrained(world: World, tmp_path: Path) -> None:
@@ -174,8 +174,18 @@ def heads_allow_untrained(world: World, tmp_path: Path) -> None:
 # --- how much is drafted ---
 
 
+def speculation_drafters(world: World) -> None:
+    for drafters in (["heads"], ["lookup"], ["heads", "lookup"]):
+        assert set(world.engine("speculation.drafters", drafters).drafters) == set(drafters)
+    for wrong in ([], ["heads", "heads"], ["ngram"]):
+        with pytest.raises(ConfigError, match=r"speculation\.drafters"):
+            world.config("speculation.drafters", wrong)
+    with pytest.raises(ConfigError, match=r"speculation\.drafters"):
+        world.config("speculation.drafters", ["lookup"], speculation={"mode": "static", "tree": [[0]]})
+
+
 def speculation_mode(world: World) -> None:
-    assert world.engine("speculation.mode", "off").drafter is None
+    assert not world.engine("speculation.mode", "off").drafters
     auto = run(world.engine("speculation.mode", "auto"), request("a", temperature=0.0, max_tokens=12))
     assert max(nodes for *_, nodes in auto) == 7  # the default of max_nodes
     tree = {"speculation": {"tree": [[0], [1], [2]]}}
@@ -296,6 +306,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "heads.source": heads_source,
     "heads.placement": heads_placement,
     "heads.allow_untrained": heads_allow_untrained,
+    "speculation.drafters": speculation_drafters,
     "speculation.mode": speculation_mode,
     "speculation.max_nodes": speculation_max_nodes,
     "speculation.tree": speculation_tree,

@@ -14,7 +14,7 @@ from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.trees.accept import Frontier, accept
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, SCRATCH_BLOCK
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -140,7 +140,7 @@ class FakeEngine:
         self.scheduler.check_integrity()
         for sequence in sequences:
             if sequence.finish_reason is None and sequence.request.params.speculation:
-                sequence.candidates = self.draft(sequence)
+                sequence.candidates = {"heads": self.draft(sequence)}
         for output in outputs:
             before = self.outputs.get(output.request_id)
             self.outputs[output.request_id] = output if before is None else before.merged(output)

@@ -100,7 +100,7 @@ def markov_engine(
     )
     scheduler = Scheduler(limits, BlockPool(num_blocks), speculation, 0)
     drafter = None if heads is None else HeadDrafter(heads, torch.eye(vocab), vocab)
-    return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), drafter, speculation)
+    return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), {"heads": drafter}, speculation)
 
 
 def finished(engine: Engine, requests: Iterator[Request]) -> Iterator[Output]:

@@ -19,7 +19,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.sequence import StepResult
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -106,7 +106,11 @@ class Oracle:
         self.rng = random.Random(5)
 
     def draft(self, verdicts: list[StepResult], _scores: Scores) -> list[Candidates | None]:
-        for sequence in (v.sequence for v in verdicts if v.sequence.finish_reason is None):
+        made: list[Candidates | None] = []
+        for sequence in (v.sequence for v in verdicts):
+            if sequence.finish_reason is not None:
+                made.append(None)
+                continue
             done = sequence.num_output_tokens
             coming = self.truth[sequence.request.request_id][done : done + self.num_heads]
             tokens = [[self.rng.randrange(VOCAB) for _ in range(self.num_guesses)] for _ in range(self.num_heads)]
@@ -114,8 +118,8 @@ class Oracle:
                 if self.rng.random() < self.skill:
                     guesses[self.rng.randrange(3)] = token
             chances = [sorted((self.rng.random() for _ in guesses), reverse=True) for guesses in tokens]
-            sequence.candidates = Candidates(np.array(tokens), np.array(chances, dtype=np.float32))
-        return [v.sequence.candidates for v in verdicts]
+            made.append(Candidates(np.array(tokens), np.array(chances, dtype=np.float32)))
+        return made
 
 
 def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, ...]] | None = None) -> Engine:
@@ -137,12 +141,12 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
         eos_ids=old_limits.eos_ids,
     )
     scheduler = Scheduler(limits, BlockPool(setting.num_blocks), speculation, old.ranks.generation)
-    drafter = old.drafter if setting.nodes != 0 else None
+    drafters = dict(old.drafters) if setting.nodes != 0 else {}
     if setting.skill is not None:
         assert truth is not None
         widest = max(max(path) for path in setting.paths) if setting.nodes is None else 2
-        drafter = Oracle(truth, setting.skill, max(3, widest + 1))
-    return Engine(scheduler, old.ranks, old.token_selector, drafter, speculation, old.grammars)
+        drafters |= {"heads": Oracle(truth, setting.skill, max(3, widest + 1))}
+    return Engine(scheduler, old.ranks, old.token_selector, drafters, speculation, old.grammars)
 
 
 def request(name: str, prompt: Iterable[int], seed: int = 0, **params: object) -> Request:

@@ -23,7 +23,7 @@ from medusa_dist.medusa.beam.beam_tree import MAX_DEPTH, num_followed
 from medusa_dist.medusa.beam.search import Ranked
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import SequentialHeads
-from medusa_dist.medusa.trees.tree import NOWHERE, Candidates
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
 
 _NEVER = -80.0  # log-probabilities below this are 0 as a float32 confidence
 

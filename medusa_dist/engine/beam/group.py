@@ -104,7 +104,7 @@ class BeamGroup(SequenceGroup):
         for one in sorted(beam_results, key=lambda v: v.sequence is v.source):
             _fork(one, pool)  # those that continue in place come last: they are read before they change
         for one in beam_results:
-            one.sequence.candidates, one.sequence.tree = None, EMPTY
+            one.sequence.candidates, one.sequence.tree = {}, EMPTY
         self.beams, self.idle = [one.sequence for one in beam_results], []
         return None
 

@@ -6,6 +6,7 @@ Owns the learned completion probabilities of each beam width, and how deep group
 
 from collections.abc import Sequence as Seq
 
+from medusa_dist.config import HEADS
 from medusa_dist.engine.beam.group import BeamGroup, beam_groups
 from medusa_dist.engine.beam.result import BeamResult
 from medusa_dist.engine.state.sequence import Sequence, StepResult
@@ -31,7 +32,7 @@ class BeamPolicy:
         limits = dict(drafted)
         planted: RankedTrees = []
         for group in beam_groups(limits):
-            guesses = [beam.candidates if beam in limits else None for beam in group.beams]
+            guesses = [beam.candidates.get(HEADS) if beam in limits else None for beam in group.beams]
             most, depth = next(limits[beam] for beam in group.beams if beam in limits)
             group.levels = rank_guesses(guesses, group.search.scores, group.rules.ends, depth)
             runs = self._completion(group).runs
@@ -39,14 +40,17 @@ class BeamPolicy:
             planted += [(b, *tree) for b, tree in zip(group.beams, trees, strict=True) if b in limits]
         return planted
 
-    def round(self, ranked: Seq[tuple[Sequence, Tree, Seq[float]]], sizes: list[int]) -> None:
-        """Remove nodes of runs that the budget covers only in part: part of a run completes no level."""
+    def round(self, ranked: Seq[tuple[Sequence, Seq[float]]], sizes: list[int]) -> None:
+        """Remove nodes of runs that the budget covers only in part: part of a run completes no level.
+
+        ranked: sequences and the values of their trees, others than beams included.
+        """
         indices: dict[BeamGroup, list[int]] = {}
-        for index, (sequence, _, _) in enumerate(ranked):
+        for index, (sequence, _) in enumerate(ranked):
             if isinstance(sequence.group, BeamGroup):
                 indices.setdefault(sequence.group, []).append(index)
         for own in indices.values():
-            whole = whole_runs([sizes[index] for index in own], [ranked[index][2] for index in own])
+            whole = whole_runs([sizes[index] for index in own], [ranked[index][1] for index in own])
             for index, size in zip(own, whole, strict=True):
                 sizes[index] = size
 

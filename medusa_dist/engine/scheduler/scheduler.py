@@ -233,11 +233,13 @@ class Scheduler:
         for sequence, _ in chosen:
             sequence.tree = EMPTY
         num_other_rows = sum(num_new for _, num_new in chosen) - len(decoding)
-        for sequence, tree, values in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
+        for planned in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
+            sequence, tree = planned.sequence, planned.tree
             size = min(len(tree), budget)
             while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:
                 size -= 1
-            sequence.tree, sequence.tree_values = tree.first(size), values[:size]
+            sequence.tree, sequence.tree_values = tree.first(size), planned.values[:size]
+            sequence.tree_drafters = planned.drafters[:size]
             self._extend(sequence, len(sequence.tokens) + size)
             budget -= size
 

@@ -25,15 +25,17 @@ class CostModel:
             self._correction.learn(num_sequences, num_nodes, seconds, expected)
 
     def observe_drafting(self, num_sequences: int, seconds: float) -> None:
-        """Record the time of drafting in a step with this many sequences."""
+        """Record the time of the heads in a step with this many sequences."""
         before = self._drafting_s.get(num_sequences, seconds)
         self._drafting_s[num_sequences] = before + _SMOOTHING * (seconds - before)
 
-    def of(self, num_sequences: int) -> StepCost:
-        """The curve for steps with this many sequences; requires a measured curve."""
+    def of(self, num_sequences: int, with_heads: bool = True) -> StepCost:
+        """The curve for steps with this many sequences, after which the heads run or not; requires a measured curve."""
         assert self.measured is not None, "no cost curve was measured"
         cost = self.measured
-        if self._drafting_s:
+        if not with_heads:
+            cost = cost.with_drafting(0.0)
+        elif self._drafting_s:
             known = nearest_size(self._drafting_s, num_sequences)
             further = cost.drafting(num_sequences) - cost.drafting(known)
             cost = cost.with_drafting(max(0.0, self._drafting_s[known] + further))

@@ -1,7 +1,8 @@
-"""DraftGate: whether drafting pays for a batch of this size.
+"""DraftGate: whether running the heads pays for a batch of this size.
 
 Owns the predicted gain, its threshold, and the rare probe steps that keep it up to date. Not here: how many drafts a
-step verifies (tree_policy.py), sequences with low acceptance (state/acceptance_tracker.py).
+step verifies (tree_policy.py), sequences with low acceptance (state/acceptance_tracker.py). Lookup has no gate: a
+search costs some ten microseconds, and only what pays is verified. So the heads must pay over lookup alone.
 """
 
 from collections import deque
@@ -27,7 +28,8 @@ class DraftGate:
     def __init__(self, cost: CostModel, is_static: bool) -> None:
         self._cost = cost
         self._is_static = is_static  # a static tree is always verified
-        self._recent: deque[Seq[float]] = deque(maxlen=_REMEMBERED)  # values of recently drafted trees
+        # Values of recently drafted trees, and of those that the same steps would have had without heads.
+        self._recent: deque[tuple[Seq[float], Seq[float]]] = deque(maxlen=_REMEMBERED)
         self._decisions: dict[int, tuple[bool, int]] = {}  # batch size -> do drafts pay, steps until asked again
         self._since_probe = 0
         self.num_asked = 0  # steps in which drafting was considered
@@ -39,9 +41,9 @@ class DraftGate:
         """Record how many nodes this step's trees have, before the scheduler cuts them."""
         self._num_planned = num_nodes
 
-    def drafted(self, values: Seq[float]) -> None:
-        """Record the values of a tree that could have been verified in full."""
-        self._recent.append(values)
+    def drafted(self, values: Seq[float], without_heads: Seq[float] = ()) -> None:
+        """Record the values of a tree that could have been verified in full, and of the tree without the heads."""
+        self._recent.append((values, without_heads))
 
     def verified(self, num_nodes: int) -> None:
         """Record how many of the planned nodes the scheduler had room for."""
@@ -66,7 +68,7 @@ class DraftGate:
         return [factor * value for value in values]
 
     def should_draft(self, num_sequences: int) -> bool:
-        """Whether to run the drafter for a batch of this size.
+        """Whether to run the heads for a batch of this size.
 
         Rare probe steps do the opposite of the decision, to measure the real cost of drafting. While prompts use all
         tokens, or sequences all blocks, no tree can be verified.
@@ -90,14 +92,19 @@ class DraftGate:
         return pays
 
     def gain(self, num_sequences: int) -> float:
-        """Predicted speed-up of this many sequences with drafts as good as the recent ones: the mean over batches
-        formed of them."""
+        """Predicted speed-up by the heads, for this many sequences with drafts as good as the recent ones: the mean
+        over batches formed of them."""
         assert self._recent, "nothing was drafted yet"
-        cost = self._cost.of(num_sequences)
         trees = list(self._recent) * -(-num_sequences // len(self._recent))
         batches = [trees[i : i + num_sequences] for i in range(0, len(trees) - num_sequences + 1, num_sequences)]
-        gains = [
-            best_budget(self.discounted(sorted(chain.from_iterable(batch), reverse=True)), num_sequences, 0, cost)[1]
-            for batch in batches[-_BATCHES:]
-        ]
+        gains = []
+        for batch in batches[-_BATCHES:]:
+            with_heads = self._speed_up([values for values, _ in batch], num_sequences, True)
+            without = self._speed_up([values for _, values in batch], num_sequences, False)
+            gains.append(with_heads / without)
         return sum(gains) / len(gains)
+
+    def _speed_up(self, trees: Seq[Seq[float]], num_sequences: int, with_heads: bool) -> float:
+        """Predicted speed-up of these trees over no drafts at all."""
+        values = self.discounted(sorted(chain.from_iterable(trees), reverse=True))
+        return best_budget(values, num_sequences, 0, self._cost.of(num_sequences, with_heads))[1]

@@ -14,11 +14,12 @@ from medusa_dist.medusa.trees.tree import Tree
 
 
 class PlannedTree(NamedTuple):
-    """A tree to verify. values[i]: expected acceptance of node i, calibrated; () if unknown."""
+    """A tree to verify. values[i]: expected acceptance of node i, drafters[i]: who guessed it; () if unknown."""
 
     sequence: Sequence
     tree: Tree
     values: Seq[float]
+    drafters: Seq[tuple[str, ...]] = ()
 
 
 @dataclass
@@ -26,8 +27,8 @@ class DraftCounts:
     """Totals since the engine started."""
 
     num_expected: float = 0.0  # accepted draft tokens predicted by the values of verified trees
-    num_steps_without_drafts: int = 0  # steps after which the drafter did not run: no gain was predicted
-    num_paused_sequence_steps: int = 0  # sequence-steps without drafts because recent acceptance was too low
+    num_steps_without_drafts: int = 0  # steps after which the heads did not run: no gain was predicted
+    num_paused_sequence_steps: int = 0  # sequence-steps without heads because recent acceptance was too low
 
 
 class DraftPolicy(Protocol):
@@ -52,11 +53,11 @@ class DraftPolicy(Protocol):
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
         """Record the time of a step without prompt tokens, drafting excluded."""
 
-    def select_for_drafting(self, results: list[StepResult]) -> list[StepResult]:
-        """The results whose sequences are drafted for now."""
+    def select_for_drafting(self, drafter: str, results: list[StepResult]) -> list[StepResult]:
+        """The results whose sequences this drafter drafts for now."""
 
-    def observe_drafting(self, num_sequences: int, seconds: float) -> None:
-        """Record the time of drafting in a step with this many sequences."""
+    def observe_drafting(self, drafter: str, num_sequences: int, seconds: float) -> None:
+        """Record the time of this drafter in a step with this many sequences."""
 
     def is_paused(self, sequence: Sequence) -> bool:
         """Whether the sequence's recent acceptance is too low to draft for it."""

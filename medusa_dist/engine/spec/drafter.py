@@ -10,7 +10,7 @@ import torch
 
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import StepResult
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 
 
 class Drafter(Protocol):

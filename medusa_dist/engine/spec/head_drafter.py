@@ -17,8 +17,8 @@ from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import Growth, SequentialHeads, draft_paths
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
-from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 
 

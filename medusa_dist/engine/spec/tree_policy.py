@@ -1,14 +1,14 @@
 """TreePolicy: which trees a step verifies, chosen over the whole batch within the budget.
 
 Owns the use of trees and budget (medusa/trees/) for a batch. Not here: whether drafting pays (draft_gate.py), what a
-step costs (cost_model.py), running the heads (head_drafter.py), blocks and tokens (scheduler/scheduler.py).
+step costs (cost_model.py), drafting (head_drafter.py, lookup_drafter.py), blocks and tokens (scheduler/scheduler.py).
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
-from medusa_dist.config import SpeculationConfig
+from medusa_dist.config import HEADS, LOOKUP, SpeculationConfig
 from medusa_dist.engine.beam.policy import BeamPolicy
 from medusa_dist.engine.spec.cost_model import CostModel
 from medusa_dist.engine.spec.draft_gate import DraftGate
@@ -16,7 +16,9 @@ from medusa_dist.engine.spec.draft_policy import DraftCounts, PlannedTree
 from medusa_dist.engine.state.acceptance_tracker import RETRY_EVERY
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
-from medusa_dist.medusa.trees.calibration import Calibration, labels_of
+from medusa_dist.medusa.trees.calibration import Calibration, labels_of, lookup_calibration
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.merged import MergedCandidates, drafters_of
 from medusa_dist.medusa.trees.tree import any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 
@@ -35,7 +37,7 @@ class TreePolicy:
         self.counts = DraftCounts()
         self.cost_model = CostModel(cost)
         self.gate = DraftGate(self.cost_model, is_static=config.mode == "static")
-        self.calibration = Calibration()
+        self.calibrations: dict[str, Calibration] = {HEADS: Calibration(), LOOKUP: lookup_calibration()}
         self._key_chunk = key_chunk
         self._beams = BeamPolicy(config.max_nodes)
 
@@ -48,35 +50,37 @@ class TreePolicy:
         """A tree for each sequence that has candidates and can use them."""
         self.gate.planned(0)
         limits = [self._limits(s, max_model_len) for s in decoding]
-        drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates is not None and at[1]]
+        drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates and at[1]]
         if not drafted:
             return []
         if self.config.mode == "static":
-            return [self._static(s, *limit) for s, limit in drafted]
+            return [self._static(s, *limit) for s, limit in drafted if HEADS in s.candidates]
         ranked = [self._dynamic(s, *limit) for s, limit in drafted if not s.is_beam]
         beams = self._beams.trees([(s, limit) for s, limit in drafted if s.is_beam])
-        ranked += [PlannedTree(*one) for one in beams]
+        ranked += [PlannedTree(*one, [(HEADS,)] * len(one[1])) for one in beams]
         if self.cost_model.measured is None:
             return ranked
         sizes = self._sizes(ranked, len(decoding), num_other_rows)
         self.gate.planned(sum(sizes))
         return [
-            PlannedTree(s, tree.first(size), values[:size])
-            for (s, tree, values), size in zip(ranked, sizes, strict=True)
+            PlannedTree(s, tree.first(size), values[:size], drafters[:size])
+            for (s, tree, values, drafters), size in zip(ranked, sizes, strict=True)
         ]
 
     def _sizes(self, ranked: list[PlannedTree], num_decoding: int, num_other_rows: int) -> list[int]:
         """How many nodes of each tree the budget covers."""
         # The values of each sequence are in falling order, so the best n of all are the first few of each.
-        values = sorted((-value, index) for index, (_, _, values) in enumerate(ranked) for value in values)
+        values = sorted((-value, index) for index, planned in enumerate(ranked) for value in planned.values)
         predicted = self.gate.discounted([-value for value, _ in values])
-        count, _ = best_budget(predicted, num_decoding, num_other_rows, self.cost_model.of(num_decoding))
-        for planned in ranked:
-            self.gate.drafted(planned.values)
+        with_heads = [planned for planned in ranked if HEADS in planned.sequence.candidates]
+        cost = self.cost_model.of(num_decoding, bool(with_heads))
+        count, _ = best_budget(predicted, num_decoding, num_other_rows, cost)
+        for planned in with_heads:
+            self.gate.drafted(planned.values, self._values_without_heads(planned))
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
-        self._beams.round(ranked, sizes)
+        self._beams.round([(planned.sequence, planned.values) for planned in ranked], sizes)
         return sizes
 
     def learn(self, results: Seq[StepResult]) -> None:
@@ -88,30 +92,36 @@ class TreePolicy:
             expected = sum(sequence.tree_values[: len(sequence.tree)])
             sequence.tree_values = ()
             self.counts.num_expected += expected
-            sequence.acceptance.learn(len(hits), self.config.min_accepted)
+            if HEADS in sequence.candidates:
+                sequence.acceptance.learn(len(hits), self.config.min_accepted)
             # Trees under a grammar contain forced tokens and lack guesses that do not fit; typical acceptance has other
             # acceptance probabilities.
             is_usual = sequence.matcher is None and sequence.request.params.acceptance == "exact"
-            if sequence.candidates is not None and is_usual:
+            if sequence.candidates and is_usual:
                 self.gate.accepted(expected, len(hits))
-                self.calibration.learn(labels_of(sequence.tree, hits, sequence.candidates), sequence.sampling_mode)
+                for name, own in sequence.candidates.items():
+                    self.calibrations[name].learn(labels_of(sequence.tree, hits, own), sequence.sampling_mode)
 
     def observe(self, num_sequences: int, num_nodes: int, seconds: float) -> None:
         """Record the time of a step without prompt tokens, drafting excluded."""
         self.cost_model.observe(num_sequences, num_nodes, seconds)
 
-    def observe_drafting(self, num_sequences: int, seconds: float) -> None:
+    def observe_drafting(self, drafter: str, num_sequences: int, seconds: float) -> None:
         """Record the time of drafting in a step with this many sequences."""
-        self.cost_model.observe_drafting(num_sequences, seconds)
+        if drafter == HEADS:
+            self.cost_model.observe_drafting(num_sequences, seconds)
 
-    def select_for_drafting(self, results: list[StepResult]) -> list[StepResult]:
-        """The sequences to draft for: none if drafting does not pay for the batch, else all but the paused ones."""
+    def select_for_drafting(self, drafter: str, results: list[StepResult]) -> list[StepResult]:
+        """The sequences to draft for. With the heads: none if they do not pay for the batch, else all but the paused
+        ones."""
         if not results:
             return []
+        useful = [r for r in results if _num_left(r.sequence) > 1]  # a last token needs no draft
+        if drafter == LOOKUP:
+            return useful
         if not self.gate.should_draft(len(results)):
             self.counts.num_steps_without_drafts += 1
             return []
-        useful = [r for r in results if _num_left(r.sequence) > 1]  # a last token needs no draft
         is_retry = self.gate.num_asked % RETRY_EVERY == 0
         selected = [r for r in useful if is_retry or not self._group_is_paused(r.sequence)]
         self.counts.num_paused_sequence_steps += len(useful) - len(selected)
@@ -137,23 +147,34 @@ class TreePolicy:
         return self.config.most_nodes if chunk is None else chunk - known % chunk, left - 1
 
     def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
-        assert sequence.candidates is not None
-        calibrated = self.calibration.calibrated(sequence.candidates, sequence.sampling_mode)
-        if sequence.matcher is not None:
-            calibrated = calibrated.with_forced_prefix(sequence.matcher.forced()[:max_depth])
+        calibrated = self._calibrated(sequence, sequence.candidates)
+        if sequence.matcher is not None and (forced := sequence.matcher.forced()[:max_depth]):
+            calibrated = [part.with_forced_prefix(forced) for part in calibrated]
         most = min(max_nodes, self.config.max_nodes)
-        return PlannedTree(sequence, *best_tree(calibrated, most, max_depth, may_follow=_fits(sequence)))
+        tree, values = best_tree(MergedCandidates(calibrated), most, max_depth, may_follow=_fits(sequence))
+        return PlannedTree(sequence, tree, values, drafters_of(tree.tokens, tree.parents, sequence.candidates))
+
+    def _calibrated(self, sequence: Sequence, candidates: Mapping[str, Candidates]) -> list[Candidates]:
+        return [self.calibrations[name].calibrated(part, sequence.sampling_mode) for name, part in candidates.items()]
+
+    def _values_without_heads(self, planned: PlannedTree) -> Seq[float]:
+        """The values of the tree that this step would have without the heads. Beams have no other drafter."""
+        sequence, tree, _, _ = planned
+        others = {name: part for name, part in sequence.candidates.items() if name != HEADS}
+        if not others:
+            return ()
+        merged = MergedCandidates(self._calibrated(sequence, others))
+        return best_tree(merged, len(tree), max(tree.depths, default=0), may_follow=_fits(sequence))[1]
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
-        assert sequence.candidates is not None and self.config.tree is not None
-        tree = static_tree(sequence.candidates, self.config.tree, max_nodes, max_depth, _fits(sequence))
+        assert self.config.tree is not None
+        candidates = sequence.candidates[HEADS]
+        tree = static_tree(candidates, self.config.tree, max_nodes, max_depth, _fits(sequence))
+        drafters = [(HEADS,)] * len(tree)
         if sequence.matcher is not None:
-            return PlannedTree(sequence, tree, ())
-        return PlannedTree(
-            sequence,
-            tree,
-            values_of(tree, self.calibration.calibrated(sequence.candidates, sequence.sampling_mode)),
-        )
+            return PlannedTree(sequence, tree, (), drafters)
+        calibrated = self.calibrations[HEADS].calibrated(candidates, sequence.sampling_mode)
+        return PlannedTree(sequence, tree, values_of(tree, calibrated), drafters)
 
 
 def _fits(sequence: Sequence) -> Callable[[tuple[int, ...]], bool]:

@@ -6,7 +6,7 @@ The same code runs on every rank, and all ranks call it together; only rank 0 ad
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch.distributed as dist
 import transformers
 from torch._C._distributed_c10d import Store
 
-from medusa_dist.config import Config
+from medusa_dist.config import HEADS, LOOKUP, Config
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
@@ -26,7 +26,7 @@ from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
-from medusa_dist.engine.startup.find_heads import find_heads, make_drafter
+from medusa_dist.engine.startup.find_heads import find_heads, make_drafters
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.startup.process_group import choose_device, join_group, join_store, open_store
@@ -93,22 +93,22 @@ class EngineRank:
                 trust_remote_code=config.trust_remote_code,
                 aux_layers=() if heads is None else heads.description.aux_layers,
             )
-            drafter = None if heads is None else make_drafter(heads, model, config.speculation.tree)
+            drafters = make_drafters(config.speculation, heads, model) if rank == 0 else {}
         with self._phase("warm up", progress):
-            memory = self._memory(model, drafter, control, generation)
+            memory = self._memory(model, drafters, control, generation)
             num_blocks = self._num_blocks(model, memory)
             self._max_model_len = self._fit_cache((num_blocks - 1) * BLOCK_TOKENS)
             self._ranks = RankGroup(self._make_worker(model, num_blocks), control, generation)
             if self._device.type == "cpu":
                 use_huge_pages()
             if rank == 0:
-                self._heads_check = self._check_heads(drafter, folder)
-                self._build_engine(model, drafter, folder)
+                self._heads_check = self._check_heads(drafters.get(HEADS), folder)
+                self._build_engine(model, drafters, folder)
             else:
                 self._ranks.follower_loop(until=Op.READY)
-        self.facts = self._facts(model, drafter, folder)
+        self.facts = self._facts(model, drafters, folder)
 
-    def _facts(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> dict[str, Any]:
+    def _facts(self, model: ShardedModel, drafters: Mapping[str, Drafter], folder: Path) -> dict[str, Any]:
         return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -118,7 +118,7 @@ class EngineRank:
             "kv_blocks": self._ranks.worker.pool.num_blocks,
             "max_model_len": self._max_model_len,
             "vocab_size": model.vocab_size,
-            "speculation": self._describe(drafter),
+            "speculation": self._describe(drafters),
             "default_sampling_params": self._sampling_defaults,
             "heads_check": self._heads_check,
             "fingerprint": fingerprint(folder),
@@ -153,7 +153,7 @@ class EngineRank:
         return file
 
     def _memory(
-        self, model: ShardedModel, drafter: Drafter | None, control: dist.ProcessGroup | None, generation: int
+        self, model: ShardedModel, drafters: Mapping[str, Drafter], control: dist.ProcessGroup | None, generation: int
     ) -> DeviceMemory | None:
         """GPU memory left for the KV cache on this rank; None on a CPU, or where the config sets the cache size."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
@@ -162,7 +162,7 @@ class EngineRank:
         free, _ = torch.cuda.mem_get_info(self._device)
         small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.all_reduce_min(free)))
         ranks = RankGroup(self._make_worker(model, small + 1), control, generation)
-        workspace = workspace_bytes(ranks, self.config, drafter, PeakMeter(self._device))
+        workspace = workspace_bytes(ranks, self.config, drafters.values(), PeakMeter(self._device))
         del ranks
         torch.cuda.empty_cache()
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
@@ -207,12 +207,12 @@ class EngineRank:
         found.refuse_chance()
         return str(found)
 
-    def _build_engine(self, model: ShardedModel, drafter: Drafter | None, folder: Path) -> None:
+    def _build_engine(self, model: ShardedModel, drafters: Mapping[str, Drafter], folder: Path) -> None:
         config = self.config
         eos_ids = eos_token_ids(
             folder, model.vocab_size, config.trust_remote_code, with_tokenizer=not config.skip_tokenizer_init
         )
-        cost = measure_step_cost(self._ranks, config, self._max_model_len, drafter)
+        cost = measure_step_cost(self._ranks, config, self._max_model_len, drafters)
         policy = TreePolicy(config.speculation, cost, self._attention(model).tree_alignment)
         limits = Limits(
             max_running=config.max_running,
@@ -226,14 +226,14 @@ class EngineRank:
         token_selector = TokenSelector(model.vocab_size, eos_ids, self._device)
         read = partial(load_tokenizer, folder, config)
         grammars = None if config.skip_tokenizer_init else GrammarCompiler(read, model.vocab_size, eos_ids)
-        self.engine = Engine(scheduler, self._ranks, token_selector, drafter, policy, grammars)
+        self.engine = Engine(scheduler, self._ranks, token_selector, drafters, policy, grammars)
 
-    def _describe(self, drafter: Drafter | None) -> str:
-        if drafter is not None:
-            return (
-                f"medusa: {drafter.max_depth} heads, at most {self.config.speculation.most_nodes} draft tokens per step"
-            )
-        return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
+    def _describe(self, drafters: Mapping[str, Drafter]) -> str:
+        if not drafters:
+            return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
+        parts = [f"medusa: {drafters[HEADS].max_depth} heads"] if HEADS in drafters else []
+        parts += ["lookup"] if LOOKUP in drafters else []
+        return f"{' and '.join(parts)}, at most {self.config.speculation.most_nodes} draft tokens per step"
 
 
 # The RankFactory that serve/rank.py looks up in this module.

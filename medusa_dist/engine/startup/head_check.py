@@ -25,7 +25,8 @@ from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.trees.accept import Accepted
-from medusa_dist.medusa.trees.tree import Candidates, best_tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import best_tree
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.request import Request

@@ -4,10 +4,11 @@ Owns the measurement. Not here: what the curve is used for (medusa/trees/budget.
 """
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from medusa_dist.config import Config
+from medusa_dist.config import HEADS, Config
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.spec.drafter import Drafter
@@ -22,18 +23,20 @@ _ROUNDS = 4
 _MANY = 16  # sequences, to measure the cost of drafting per sequence
 
 
-def measure_step_cost(ranks: RankGroup, config: Config, max_model_len: int, drafter: Drafter | None) -> StepCost | None:
-    """Seconds of a step by number of scored rows; None without heads, where nothing depends on it.
+def measure_step_cost(
+    ranks: RankGroup, config: Config, max_model_len: int, drafters: Mapping[str, Drafter]
+) -> StepCost | None:
+    """Seconds of a step by number of scored rows; None without drafters, where nothing depends on it.
 
     Call it before any request: it uses batch index 0 and the first KV blocks. Ends the followers' wait (Op.READY). The
-    first pass at each size warms up its kernels and is not counted; without heads, one pass of two sizes each does only
-    that.
+    first pass at each size warms up its kernels and is not counted; without drafters, one pass of two sizes each does
+    only that.
     """
     worker = ranks.worker
     columns = min(max_model_len, (worker.pool.num_blocks - 1) * BLOCK_TOKENS)
     most = min(columns, config.max_batched_tokens, config.max_running * (1 + config.speculation.most_nodes))
     sizes = [n for n in _ROWS if n <= most] or [1]
-    if drafter is None:
+    if not drafters:
         for size in sizes[:2]:
             ranks.verify(rows_plan(ranks, size, 0))
         ranks.announce(Op.READY)
@@ -43,7 +46,9 @@ def measure_step_cost(ranks: RankGroup, config: Config, max_model_len: int, draf
     ranks.announce(Op.READY)
     if len(sizes) == 1:
         return None
-    lone, many = (drafter.measure(count, worker.model.dtype) for count in (1, _MANY))
+    if HEADS not in drafters:
+        return StepCost(tuple(sizes), tuple(seconds))
+    lone, many = (drafters[HEADS].measure(count, worker.model.dtype) for count in (1, _MANY))
     each = max(0.0, (many - lone) / (_MANY - 1))
     return StepCost(tuple(sizes), tuple(seconds), max(0.0, lone - each), each)
 

@@ -8,6 +8,7 @@ sequences. What attention gathers for other sequences grows with the cache and i
 (kv_sizing.gathered_block_bytes).
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -71,7 +72,7 @@ def worst_plan(ranks: RankGroup, config: Config) -> Plan:
     )
 
 
-def workspace_bytes(ranks: RankGroup, config: Config, drafter: Drafter | None, meter: PeakMeter) -> int:
+def workspace_bytes(ranks: RankGroup, config: Config, drafters: Iterable[Drafter], meter: PeakMeter) -> int:
     """Bytes of workspace that this rank needs; called by all ranks together, with a cache of profile_blocks blocks
     each.
 
@@ -84,7 +85,7 @@ def workspace_bytes(ranks: RankGroup, config: Config, drafter: Drafter | None, m
         return int(_MARGIN * meter.read())
     ranks.verify(worst_plan(ranks, config))
     ranks.announce(Op.READY)
-    if drafter is not None:
+    for drafter in drafters:
         drafter.measure(config.max_running, model.dtype, num_rounds=1)
     choice = _CHOICE_COPIES * config.max_running * model.vocab_size * torch.float32.itemsize
     return int(_MARGIN * meter.read()) + choice

@@ -18,9 +18,11 @@ from medusa_dist.engine.state.block_pool import BlockPool, blocks_for, chain_has
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.errors import RequestError
+from medusa_dist.medusa.lookup.suffix_index import SuffixIndex
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED
-from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import EMPTY, Tree
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.request import Request
@@ -41,9 +43,11 @@ class Sequence:
     num_hashed_blocks: int = 0  # leading blocks that the prefix cache knows or provided
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     num_broadcast_blocks: int = 0  # leading blocks that all ranks know
-    candidates: Candidates | None = None  # the heads' guesses after the root; None: nothing drafted
+    candidates: dict[str, Candidates] = field(default_factory=dict)  # drafter -> its guesses after the root
     tree: Tree = EMPTY  # draft tokens verified in this step
     tree_values: Seq[float] = ()  # expected acceptance of each node, calibrated
+    tree_drafters: Seq[tuple[str, ...]] = ()  # who guessed each node
+    suffixes: SuffixIndex = field(default_factory=SuffixIndex, repr=False)  # where its last tokens occurred before
     pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) KV indices, not yet copied
     wants_prompt_logprobs: bool = False  # prompt logprobs are requested and not yet delivered
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...; until delivered
@@ -143,7 +147,7 @@ class Sequence:
             0,
             0,
         )
-        self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = None, EMPTY, [], []
+        self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = {}, EMPTY, [], []
         self.fork_slots = []
         return blocks
 

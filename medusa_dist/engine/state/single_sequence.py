@@ -4,6 +4,7 @@ Owns how a step's result changes the sequence: tokens, KV to keep, finish reason
 accepted (spec/token_selector.py), when it runs (scheduler/scheduler.py).
 """
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 
 from medusa_dist.engine.state.block_pool import BlockPool
@@ -38,14 +39,14 @@ class SingleSequence(SequenceGroup):
         prompt_logprobs = sequence.take_prompt_logprobs()
         tokens = self._append(result.accepted, limits)
         nodes = result.accepted.nodes[: len(tokens)]
-        stats = _count(sequence, len(nodes), len(tokens))
+        stats = _count(sequence, nodes, len(tokens))
         sequence.stats += stats
         if sequence.finish_reason is None:
             # Accepted node i is at KV index known + nodes[i] and belongs at known + i.
             moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
             sequence.pending_copies = moves
             sequence.num_computed_tokens += len(nodes)
-            sequence.candidates, sequence.tree = None, EMPTY
+            sequence.candidates, sequence.tree = {}, EMPTY
             if sequence.matcher is not None:
                 sequence.matcher.keep(tokens)
         return Output(
@@ -75,8 +76,16 @@ class SingleSequence(SequenceGroup):
         return accepted.tokens
 
 
-def _count(sequence: Sequence, num_accepted: int, num_tokens: int) -> SpeculationStats:
-    """Counts of this step: draft tokens and accepted ones, per head."""
+def _count(sequence: Sequence, accepted: Seq[int], num_tokens: int) -> SpeculationStats:
+    """Counts of this step: draft tokens and accepted ones, per depth and per drafter."""
     hits = [0] * max(sequence.tree.depths, default=0)
-    hits[:num_accepted] = [1] * num_accepted
-    return SpeculationStats(int(num_tokens > 0), len(sequence.tree), tuple(hits), sequence.tree.num_per_depth)
+    hits[: len(accepted)] = [1] * len(accepted)
+    drafters = sequence.tree_drafters[: len(sequence.tree)]  # the scheduler may have cut the tree
+    return SpeculationStats(
+        int(num_tokens > 0),
+        len(sequence.tree),
+        tuple(hits),
+        sequence.tree.num_per_depth,
+        Counter(name for names in drafters for name in names),
+        Counter(name for node in accepted for name in (drafters[node] if drafters else ())),
+    )

@@ -13,7 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
+from medusa_dist.medusa.trees.tree import ROOT, Tree
 
 WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # c: runs of guesses end at c W
 FOLLOWED = (2, 1)  # multiples of W: guesses extended at depth 1, 2, ...; the last one applies beyond

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from medusa_dist.config import Paths
 from medusa_dist.medusa.heads.heads_file import HeadsDescription, HeadsFile
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
+from medusa_dist.medusa.trees.candidates import NOWHERE
 from medusa_dist.medusa.trees.draft import guess
-from medusa_dist.medusa.trees.tree import NOWHERE
 from medusa_dist.ops.linear import Linear
 
 FOLLOWED = (3, 2, 1)  # guesses per sequence that are extended at depth 1, 2, ...; beyond: 1

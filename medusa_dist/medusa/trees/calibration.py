@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medusa_dist.medusa.trees.tree import ROOT, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
+from medusa_dist.medusa.trees.tree import ROOT, Tree
 from medusa_dist.ops.arrays import Floats, Ints
 
 _EDGE = 1e-4  # confidences are clipped to this distance from 0 and 1
 _FIRST_RATE, _LAST_RATE, _RATE_HALVES_AFTER = 0.2, 0.005, 50
-_MAX_HEADS = 16  # most heads of a head file
+MAX_DEPTH = 16  # of candidates: most heads of a head file, longest chain of lookup
 GREEDY, SAMPLED, BEAMS = 0, 1, 2  # sampling modes: temperature 0, above 0, and beams, where several guesses are right
 
 
@@ -34,7 +35,7 @@ class Label:
 class Calibration:
     """Starts near the values to which the demo heads converge: heads are overconfident."""
 
-    def __init__(self, num_heads: int = _MAX_HEADS) -> None:
+    def __init__(self, num_heads: int = MAX_DEPTH) -> None:
         self.slopes = [0.8, 0.6, 0.8]
         self.intercepts = [[start] * num_heads for start in (-0.6, -1.0, -0.6)]
         self._counts = [[0] * num_heads for _ in (GREEDY, SAMPLED, BEAMS)]
@@ -67,21 +68,28 @@ class Calibration:
             self.slopes[band] = min(2.0, max(0.2, self.slopes[band] + 0.1 * rate * error * x))
 
 
-def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> list[Label]:
-    """The labels of a verified tree: every child of the root and of the accepted nodes.
+def lookup_calibration() -> Calibration:
+    """For lookup: it starts near the values to which answers that copy parts of their prompts converge."""
+    made = Calibration()
+    made.slopes = [1.1, 1.1, 1.1]
+    made.intercepts = [[-0.3] * MAX_DEPTH for _ in made.intercepts]
+    return made
 
-    candidates: those the tree was built from, with raw confidences.
+
+def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> list[Label]:
+    """The labels of a verified tree for one drafter: its guesses among the children of the root and of accepted nodes.
+
+    candidates: those of the drafter, with raw confidences.
     """
     hits = set(accepted)
     lists = {ROOT: 0}  # the root and the accepted nodes -> the list drafted after each
     labels = []
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
         if parent in lists:
-            list_index = lists[parent]
-            guess_index = int(np.flatnonzero(candidates.tokens[list_index] == token)[0])
-            labels.append(
-                Label(tree.depths[node], float(candidates.confidences[list_index, guess_index]), node in hits)
-            )
+            guess_index = candidates.index_of(lists[parent], token)
+            if guess_index != NOWHERE:
+                confidence = float(candidates.confidences[lists[parent], guess_index])
+                labels.append(Label(tree.depths[node], confidence, node in hits))
             if node in hits:
-                lists[node] = candidates.list_after(list_index, guess_index)
+                lists[node] = candidates.list_after_token(lists[parent], token)
     return labels

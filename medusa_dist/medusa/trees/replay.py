@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_dist.medusa.trees.calibration import Calibration, Label, labels_of
-from medusa_dist.medusa.trees.tree import NOWHERE, ROOT, Candidates, Tree, best_tree, order_paths, values_of
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
+from medusa_dist.medusa.trees.tree import ROOT, Tree, best_tree, order_paths
 from medusa_dist.ops.arrays import Floats
 
 Path = tuple[int, ...]
@@ -58,9 +59,8 @@ def truth_nodes(tree: Tree, truth: Sequence[int]) -> list[int]:
     return nodes
 
 
-def node_chances(tree: Tree, guesses: Candidates) -> list[float]:
-    """The confidence of each node, given that its parent is accepted."""
-    values = values_of(tree, guesses)
+def node_chances(tree: Tree, values: Sequence[float]) -> list[float]:
+    """The confidence of each node, given that its parent is accepted. values: as defined in best_tree (tree.py)."""
     above = [1.0 if parent == ROOT else values[parent] for parent in tree.parents]
     return [value / before if before else 0.0 for value, before in zip(values, above, strict=True)]
 

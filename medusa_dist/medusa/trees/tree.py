@@ -1,20 +1,21 @@
-"""Tree and Candidates: what is drafted for one sequence in one step, and how it is chosen.
+"""Tree: the draft tokens that one sequence verifies in a step, and how they are chosen.
 
-Owns Tree, its invariants, best-N selection and static trees. Not here: confidences (draft.py, calibration.py), which
+Owns Tree, its invariants, best-N selection and static trees. Not here: candidates (candidates.py), which
 draft tokens are accepted (accept.py), masks and rows (engine/runner/batch_builder.py).
 root = the last emitted token, whose KV is not computed yet; it is not a node. Nodes are numbered 0..N-1 in the order of
 their rows after the root: parents before children, highest value first.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from medusa_dist.errors import ConfigError
-from medusa_dist.ops.arrays import Floats, Ints
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
+from medusa_dist.medusa.trees.merged import MergedCandidates
 
 ROOT = -1
 
@@ -64,91 +65,13 @@ class Tree:
 EMPTY = Tree()
 
 
-NOWHERE = -1  # index of a missing list: nothing was drafted there
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The heads' guesses after one sequence's root: lists of guesses, and which list follows which guess.
-
-    tokens, confidences: [lists, R], each list in falling order; list 0 follows the root. confidences[i, r]: probability
-    that this guess is the model's own choice, given that its parent is: the head's raw value, or the calibrated one
-    (calibration.py).
-    follows: [lists, R], the list after each guess (NOWHERE: none), parents before children. None: Medusa's own heads,
-    which do not see each other's guesses; list i + 1 follows every guess of list i.
-    """
-
-    tokens: Ints
-    confidences: Floats
-    follows: Ints | None = None
-
-    def list_after(self, place: int, guess_index: int) -> int:
-        """The list after guess `guess_index` of list `place`, or NOWHERE."""
-        if self.follows is not None:
-            return int(self.follows[place, guess_index])
-        return place + 1 if place + 1 < len(self.tokens) else NOWHERE
-
-    def list_after_token(self, place: int, token: int) -> int:
-        """The list after `token` of list `place`; heads that see no guesses have one next list for any token."""
-        if place == NOWHERE or self.follows is None:
-            return place if place == NOWHERE else self.list_after(place, 0)
-        found = np.flatnonzero(self.tokens[place] == token)
-        return self.list_after(place, int(found[0])) if found.size else NOWHERE
-
-    @cached_property
-    def depths(self) -> Ints:
-        """[lists]: which head made each list; 1 is the first."""
-        if self.follows is None:
-            return np.arange(1, len(self.tokens) + 1)
-        depths = np.ones(len(self.tokens), dtype=np.int64)
-        for index, followers in enumerate(self.follows):
-            depths[followers[followers != NOWHERE]] = depths[index] + 1
-        return depths
-
-    def top_k_indices(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """Indices of the tokens after the root in their lists, as far as they were drafted."""
-        indices: list[int] = []
-        index = 0
-        for token in tokens:
-            found = np.flatnonzero(self.tokens[index] == token) if index != NOWHERE else np.zeros(0)
-            if not found.size:
-                break
-            indices.append(int(found[0]))
-            index = self.list_after(index, indices[-1])
-        return tuple(indices)
-
-    def with_forced_prefix(self, tokens: Sequence[int]) -> "Candidates":
-        """These guesses with `tokens` forced at the first depths; they may reach deeper than the heads."""
-        if not tokens:
-            return self
-        num_forced, num_guesses = len(tokens), self.tokens.shape[1]
-        sure: Ints = np.zeros((num_forced, num_guesses), dtype=np.int64)
-        sure[:, 0] = tokens
-        chances: Floats = np.zeros((num_forced, num_guesses), dtype=np.float32)
-        chances[:, 0] = 1.0
-        if self.follows is None:
-            tails = self.tokens[num_forced:], self.confidences[num_forced:]
-            return Candidates(np.concatenate([sure, tails[0]]), np.concatenate([chances, tails[1]]))
-        next_list = 0
-        for token in tokens:
-            next_list = self.list_after_token(next_list, token)
-        chain = np.full((num_forced, num_guesses), NOWHERE, dtype=np.int64)
-        chain[:, 0] = [*range(1, num_forced), NOWHERE if next_list == NOWHERE else next_list + num_forced]
-        moved = np.where(self.follows == NOWHERE, NOWHERE, self.follows + num_forced)
-        return Candidates(
-            np.concatenate([sure, self.tokens]),
-            np.concatenate([chances, self.confidences]),
-            np.concatenate([chain, moved]),
-        )
-
-
 def any_path(_path: tuple[int, ...]) -> bool:
     """Allows every path."""
     return True
 
 
 def best_tree(
-    candidates: Candidates,
+    candidates: Candidates | MergedCandidates,
     max_nodes: int,
     max_depth: int,
     floor: float = 0.0,
@@ -163,7 +86,6 @@ def best_tree(
     Excluded: nodes whose value is not above `floor`, and nodes whose path (the tokens below the root) fails may_follow,
     with their descendants.
     """
-    num_guesses = candidates.tokens.shape[1]
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
@@ -171,10 +93,16 @@ def best_tree(
     # A heap entry is a node not yet in the tree: (-value, depth, index in list, parent node, list, value of the
     # parent).
     heap: list[tuple[float, int, int, int, int, float]] = []
+    lists: dict[int, tuple[list[int], list[float]]] = {}  # those reached
 
     def offer(depth: int, guess_index: int, parent: int, list_index: int, parent_value: float) -> None:
-        if depth <= max_depth and guess_index < num_guesses and list_index != NOWHERE:
-            value = parent_value * float(candidates.confidences[list_index, guess_index])
+        if depth > max_depth or list_index == NOWHERE:
+            return
+        if list_index not in lists:
+            lists[list_index] = candidates.guesses(list_index)
+        confidences = lists[list_index][1]
+        if guess_index < len(confidences):
+            value = parent_value * confidences[guess_index]
             if value > floor:
                 heapq.heappush(heap, (-value, depth, guess_index, parent, list_index, parent_value))
 
@@ -182,7 +110,7 @@ def best_tree(
     while heap and len(tokens) < max_nodes:
         negative, depth, guess_index, parent, list_index, parent_value = heapq.heappop(heap)
         offer(depth, guess_index + 1, parent, list_index, parent_value)  # the next sibling
-        path = (*paths[parent], int(candidates.tokens[list_index, guess_index]))
+        path = (*paths[parent], lists[list_index][0][guess_index])
         if not may_follow(path):
             continue
         node = len(tokens)

@@ -15,8 +15,9 @@ from medusa_dist.check.check import CheckReport, Options, check
 from medusa_dist.check.memory import CONTEXT_BYTES
 from medusa_dist.check.roofline import GPU
 from medusa_dist.cli.main import app
+from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.engine.startup.find_heads import make_drafter
+from medusa_dist.engine.startup.find_heads import make_drafters
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
@@ -107,7 +108,7 @@ def test_draft_bytes_equal_the_tensors_that_the_drafter_holds(
     assert draft.output_rows == (known or VOCAB) * HIDDEN * 2
     assert draft.embedding == VOCAB * HIDDEN * 2
     loaded = load_model(model, dtype=torch.float16, device=torch.device("cpu"), parallel=TPGroup())
-    drafter = make_drafter(read_heads(heads), loaded)
+    drafter = make_drafters(SpeculationConfig(), read_heads(heads), loaded)["heads"]
     held = [drafter._embedding, *drafter._heads.buffers(), *drafter._heads.parameters()]
     assert draft.total == sum(t.nbytes for t in held if t is not None)
     assert not form or draft.heads == 2 * (5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * 2 * HIDDEN)
@@ -134,7 +135,7 @@ def test_draft_bytes_use_the_dtype_that_the_drafter_uses(tmp_path: Path, model: 
     save_heads(tmp_path / "heads", None, **(TAPPED | {"draft_vocab_size": 13, "dtype": "bfloat16"}))
     found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
     loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"), parallel=TPGroup(), aux_layers=(0, 1))
-    drafter = make_drafter(read_heads(tmp_path / "heads"), loaded)
+    drafter = make_drafters(SpeculationConfig(), read_heads(tmp_path / "heads"), loaded)["heads"]
     assert found.memory is not None
     assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize
 

@@ -71,7 +71,7 @@ def test_tokens_changed_by_speculation_are_an_error(llm: LLM, folder: Path, monk
 def test_eval_heads_without_heads_is_a_config_error(folder: Path) -> None:
     with (
         LLM(str(folder), kv_cache_tokens=512) as llm,
-        pytest.raises(ConfigError, match="there are none: speculation is off: no heads for this model"),
+        pytest.raises(ConfigError, match="there are none for this model: speculation is lookup"),
     ):
         eval_heads(llm, "none", Asked(folder / "prompts.jsonl", PARAMS), lambda _: None)
 

@@ -44,6 +44,14 @@ def test_dtype_aliases_and_torch_dtypes_are_read(dtype: object, expected: str) -
     assert config_of("m", {}).dtype == "float32"
 
 
+def test_ngram_method_is_lookup_alone() -> None:
+    config = config_of("m", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5}})
+    assert (config.speculation.drafters, config.speculation.max_nodes) == (("lookup",), 5)
+    assert config.speculation == config_of("m", {"speculation": {"drafters": ["lookup"], "max_nodes": 5}}).speculation
+    assert config_of("m", {"speculation": "lookup"}).speculation.drafters == ("lookup",)
+    assert config_of("m", {"speculation": "heads"}).speculation.drafters == ("heads",)
+
+
 def test_speculative_config_sets_heads_and_speculation() -> None:
     given = {"method": "medusa", "model": "owner/heads", "num_speculative_tokens": 5}
     config = config_of("m", {"speculative_config": given})
@@ -55,7 +63,8 @@ def test_speculative_config_sets_heads_and_speculation() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"speculative_config": {"method": "ngram"}}, "speculative_config.method: 'ngram' is not supported"),
+        ({"speculative_config": {"method": "eagle"}}, "speculative_config.method: 'eagle' is not supported"),
+        ({"speculative_config": {"method": "ngram", "model": "h"}}, 'speculative_config.model: method "ngram"'),
         ({"speculative_config": {"prompt_lookup_max": 3}}, "speculative_config.prompt_lookup_max: not supported"),
         ({"speculative_config": "medusa"}, "speculative_config must be a dict"),
         ({"speculative_config": {"model": "h"}, "heads": "h"}, "both are given"),

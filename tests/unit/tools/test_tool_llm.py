@@ -22,7 +22,7 @@ def test_open_llm_uses_the_configs_keys_and_overrides(tmp_path: Path) -> None:
     )
     config = read_config(file, None, DEPLOYMENT)
     with open_llm(config) as llm:
-        assert llm.config == config and llm.engine.drafter is not None
+        assert llm.config == config and "heads" in llm.engine.drafters
     with open_llm(config, speculation=5, max_running=2) as llm:
         assert (llm.config.speculation.max_nodes, llm.config.max_running) == (5, 2)
         assert llm.config.kv_cache_tokens == 512

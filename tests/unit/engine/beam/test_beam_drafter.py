@@ -13,7 +13,7 @@ from medusa_dist.medusa.beam.beam_tree import num_followed, rank_guesses
 from medusa_dist.medusa.beam.search import BeamRules, Ranked, Search
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import SequentialHeads, build_heads
-from medusa_dist.medusa.trees.tree import NOWHERE, Candidates
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from tests.support.tiny_heads import HIDDEN, VOCAB, random_heads
@@ -87,14 +87,13 @@ def test_every_list_is_what_the_heads_guess_after_its_own_path(form: str, rememb
         first = known(7)
         groups[0].memory = {(0, ()): first, (0, (first.ranked[1][0],)): known(8)}
         groups[2].memory = {(1, ()): known(9)}
-    for beam, candidates in drafter.draft(groups, rows).items():
-        beam.candidates = candidates
+    made = drafter.draft(groups, rows)
     deepest = 0
     for group, of_group in zip(groups, rows, strict=True):
         for b, (beam, row) in enumerate(zip(group.beams, of_group, strict=True)):
-            assert beam.candidates is not None
-            places = lists_of(beam.candidates)
-            assert sorted(places.values()) == list(range(len(beam.candidates.tokens))), "no list is lost or shared"
+            candidates = made[beam]
+            places = lists_of(candidates)
+            assert sorted(places.values()) == list(range(len(candidates.tokens))), "no list is lost or shared"
             for path, place in places.items():
                 at, anchor = max(
                     ((len(p), p) for owner, p in group.memory if owner == b and path[: len(p)] == p), default=(-1, ())
@@ -107,10 +106,10 @@ def test_every_list_is_what_the_heads_guess_after_its_own_path(form: str, rememb
                     assert len(tail) <= HEADS
                     ranked = naive(heads, embeddings, ids, start, tail)
                 count = len(ranked)
-                assert beam.candidates.tokens[place, :count].tolist() == [token for token, _ in ranked]
+                assert candidates.tokens[place, :count].tolist() == [token for token, _ in ranked]
                 chances = [math.exp(log_p) for _, log_p in ranked]
-                assert beam.candidates.confidences[place, :count].tolist() == pytest.approx(chances, abs=1e-5)
-                assert not beam.candidates.confidences[place, count:].any()
+                assert candidates.confidences[place, :count].tolist() == pytest.approx(chances, abs=1e-5)
+                assert not candidates.confidences[place, count:].any()
                 deepest = max(deepest, len(path) + 1)
     assert deepest > HEADS if remembered else deepest == HEADS, "from what is known, the heads see as far again"
 
@@ -120,9 +119,8 @@ def test_best_guesses_of_the_group_are_drafted_further(reach: int) -> None:
     drafter, *_ = made_drafter("sequential")
     group, rows = group_of(3, 5, reach)
     group.memory = {(1, ()): known(4)}
-    for beam, candidates in drafter.draft([group], [rows]).items():
-        beam.candidates = candidates
-    made = [beam.candidates for beam in group.beams]
+    drafted = drafter.draft([group], [rows])
+    made = [drafted.get(beam) for beam in group.beams]
     levels = rank_guesses(made, group.search.scores, group.rules.ends, 9)
     assert len(levels) == reach
     for depth, level in enumerate(levels[:-1], start=1):

@@ -18,7 +18,7 @@ from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.beam.search import BeamRules, Search, advance
 from medusa_dist.medusa.trees.calibration import BEAMS, GREEDY, SAMPLED
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -88,9 +88,8 @@ class BeamEngine(FakeEngine):
         self.most_shared = max(self.most_shared, len(owned) - len(set(owned)))
         for sequence in (v.sequence for v in verdicts):
             if sequence.finish_reason is None:
-                sequence.candidates = (
-                    self.draft(sequence) if sequence.request.params.beam_width is None else self.guess(sequence)
-                )
+                is_single = sequence.request.params.beam_width is None
+                sequence.candidates = {"heads": self.draft(sequence) if is_single else self.guess(sequence)}
         for output in outputs:
             assert output.finish_reason is not None or not output.hypotheses
             before = self.outputs.get(output.request_id)

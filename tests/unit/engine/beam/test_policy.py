@@ -13,7 +13,8 @@ from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.beam.search import BeamRules, BeamTraversal, Search
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost
-from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import EMPTY, Tree
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 
@@ -30,7 +31,7 @@ def group_of(name: str = "x", likely: int = 0) -> BeamGroup:
     chances = np.tile(0.5 * 0.7 ** np.arange(10, dtype=np.float32), (3, 1))
     for number, beam in enumerate(group.beams):
         beam.tokens = [1, 2, 3, number]
-        beam.candidates = Candidates(tokens, chances)
+        beam.candidates = {"heads": Candidates(tokens, chances)}
     group.search = Search(tuple((n,) for n in range(W)), tuple(0.0 if n == likely else -20.0 for n in range(W)))
     return group
 
@@ -50,7 +51,7 @@ def verdicts(group: BeamGroup, num_levels: int, hit: bool) -> list[BeamResult]:
 def plant(made: TreePolicy, beams: list[Sequence]) -> int:
     for beam in beams:
         beam.tree = EMPTY
-    for beam, tree, values in made.trees(beams, 0, MAX_LEN):
+    for beam, tree, values, _ in made.trees(beams, 0, MAX_LEN):
         beam.tree, beam.tree_values = tree, values
     return sum(len(beam.tree) for beam in beams)
 
@@ -81,16 +82,16 @@ def test_budget_takes_whole_runs_only(kink: int) -> None:
 def test_beam_groups_and_single_sequences_share_a_budget() -> None:
     request = Request(request_id="y", prompt_ids=(1, 2), params=SamplingParams(max_tokens=90), seed=0)
     group, alone = group_of(), SingleSequence(request, (5,)).root
-    alone.candidates = Candidates(np.arange(10)[None], np.full((1, 10), 0.09, dtype=np.float32))
+    alone.candidates = {"heads": Candidates(np.arange(10)[None], np.full((1, 10), 0.09, dtype=np.float32))}
     made = TreePolicy(SpeculationConfig(max_nodes=9), StepCost((1, W + 1, W + 7, W + 8), (1.0, 1.0, 1.01, 90.0)))
     assert plant(made, [*group.beams, alone]) == 6 and not len(alone.tree)
-    alone.candidates = Candidates(np.arange(10)[None], np.full((1, 10), 0.9, dtype=np.float32))
+    alone.candidates = {"heads": Candidates(np.arange(10)[None], np.full((1, 10), 0.9, dtype=np.float32))}
     assert plant(made, [*group.beams, alone]) <= 6 and len(alone.tree) > 0 == sum(len(b.tree) for b in group.beams)
 
 
 def test_beam_without_candidates_gets_no_tree() -> None:
     group = group_of(likely=1)
-    group.beams[1].candidates = None
+    group.beams[1].candidates = {}
     made = TreePolicy(SpeculationConfig(max_nodes=9))
     plant(made, group.beams)
     assert len(group.beams[1].tree) == 0 < len(group.beams[0].tree)

@@ -12,7 +12,8 @@ from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import BEAMS, SAMPLED
-from medusa_dist.medusa.trees.tree import Candidates, Tree, values_of
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import Tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -29,7 +30,7 @@ def sequence(known: int = 20, chance: float = 0.6, heads: int = 4, **params: obj
     made = SingleSequence(request, (5,) * (known - 3)).root
     tokens = 10 * np.arange(1, heads + 1)[:, None] + np.arange(5)
     chances = np.full((heads, 1), chance) * 0.5 ** np.arange(5)
-    made.candidates = Candidates(tokens.astype(np.int64), chances.astype(np.float32))
+    made.candidates = {"heads": Candidates(tokens.astype(np.int64), chances.astype(np.float32))}
     return made
 
 
@@ -38,15 +39,15 @@ def policy(nodes: int = 7, cost: StepCost | None = None) -> TreePolicy:
 
 
 def only_tree(made: TreePolicy, one: Sequence, max_len: int = MAX_LEN) -> Tree:
-    ((found, tree, one.tree_values),) = made.trees([one], 0, max_len)
+    ((found, tree, one.tree_values, _),) = made.trees([one], 0, max_len)
     assert found is one
     return tree
 
 
 def test_sequences_without_candidates_get_no_tree() -> None:
     drafted, bare = sequence(), sequence()
-    bare.candidates = None
-    assert [s for s, _, _ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
+    bare.candidates = {}
+    assert [s for s, *_ in policy().trees([bare, drafted], 0, MAX_LEN)] == [drafted]
     assert policy().trees([bare], 0, MAX_LEN) == policy().trees([], 0, MAX_LEN) == []
 
 
@@ -85,12 +86,12 @@ def test_static_tree_ignores_max_nodes_and_costs() -> None:
 
 def test_budget_goes_to_the_likelier_sequence() -> None:
     likely, unlikely = sequence(chance=0.95), sequence(chance=0.02)
-    sizes = {s: len(tree) for s, tree, _ in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
+    sizes = {s: len(tree) for s, tree, *_ in policy(7, FLAT).trees([unlikely, likely], 0, MAX_LEN)}
     assert sizes == {likely: 7, unlikely: 7}  # rows cost nothing
     kinked = StepCost((2, 6, 7), (1.0, 1.0, 3.0), 0.1)  # four rows are free, the fifth costs a step
-    sizes = {s: len(tree) for s, tree, _ in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
+    sizes = {s: len(tree) for s, tree, *_ in policy(7, kinked).trees([unlikely, likely], 0, MAX_LEN)}
     assert sizes == {likely: 4, unlikely: 0}
-    assert all(len(tree) == 0 for _, tree, _ in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
+    assert all(len(tree) == 0 for _, tree, *_ in policy(7, STEEP).trees([likely, unlikely], 0, MAX_LEN))
 
 
 def test_prompt_rows_lower_the_budget() -> None:
@@ -123,7 +124,8 @@ def test_gain_equals_that_of_best_budget() -> None:
     for _ in range(64):
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
     values = values_of(
-        only_tree(made, one := sequence(chance=0.9)), made.calibration.calibrated(one.candidates, SAMPLED)
+        only_tree(made, one := sequence(chance=0.9)),
+        made.calibrations["heads"].calibrated(one.candidates["heads"], SAMPLED),
     )
     assert made.gate.gain(1) == pytest.approx(best_budget(values, 1, 0, FLAT)[1])
     assert made.gate.gain(2) == pytest.approx(best_budget(sorted([*values, *values], reverse=True), 2, 0, FLAT)[1])
@@ -165,13 +167,13 @@ def test_sequence_of_low_acceptance_is_not_drafted_for() -> None:
     bad.sequence.tree = Tree((10,), (-1,))
     for _ in range(20):
         made.learn([bad])
-    assert made.select_for_drafting([good, bad]) == [good] and (
+    assert made.select_for_drafting("heads", [good, bad]) == [good] and (
         made.counts.num_paused_sequence_steps,
         made.counts.num_steps_without_drafts,
     ) == (1, 0)
-    assert made.select_for_drafting([]) == [] and made.counts.num_steps_without_drafts == 0
+    assert made.select_for_drafting("heads", []) == [] and made.counts.num_steps_without_drafts == 0
     never = TreePolicy(SpeculationConfig(min_accepted=0.0), FLAT)
-    assert never.select_for_drafting([good, bad]) == [good, bad]
+    assert never.select_for_drafting("heads", [good, bad]) == [good, bad]
 
 
 def test_paused_sequences_are_probed_together_every_64_steps() -> None:
@@ -182,7 +184,7 @@ def test_paused_sequences_are_probed_together_every_64_steps() -> None:
         one.sequence.tree = Tree((10,), (-1,))
         for _ in range(20 + number):
             made.learn([one])
-    asked = [len(made.select_for_drafting(resting)) for _ in range(640)]
+    asked = [len(made.select_for_drafting("heads", resting)) for _ in range(640)]
     assert sorted(set(asked)) == [0, 5] and asked.count(5) == 10
 
 
@@ -194,16 +196,18 @@ def test_beams_of_a_group_are_paused_together() -> None:
         beam.sequence.group = SimpleNamespace(**group)
         beam.sequence.tree = Tree((10,), (-1,))
     for number in (0, 1):
-        assert made.select_for_drafting(beams) == beams  # while one of them does well
+        assert made.select_for_drafting("heads", beams) == beams  # while one of them does well
         for _ in range(20):
             made.learn(beams[number : number + 1])
-    assert made.select_for_drafting(beams) == []
+    assert made.select_for_drafting("heads", beams) == []
 
 
 def test_nothing_is_drafted_after_the_last_token() -> None:
     made = policy(7, FLAT)
     last, other = (verdict(sequence(20, max_tokens=17 + left)) for left in (1, 2))
-    assert made.select_for_drafting([last, other]) == [other] and made.select_for_drafting([last]) == []
+    assert (
+        made.select_for_drafting("heads", [last, other]) == [other] and made.select_for_drafting("heads", [last]) == []
+    )
 
 
 def test_heads_are_paused_while_no_tree_fits_the_batch() -> None:
@@ -214,7 +218,8 @@ def test_heads_are_paused_while_no_tree_fits_the_batch() -> None:
         ran = 0
         for _ in range(count):
             one = sequence(chance=0.9)
-            one.candidates = one.candidates if (drafts := bool(made.select_for_drafting([verdict(one)]))) else None
+            drafts = bool(made.select_for_drafting("heads", [verdict(one)]))
+            one.candidates = one.candidates if drafts else {}
             trees = made.trees([one], 0, MAX_LEN)
             one.tree = trees[0][1] if trees and room else Tree((), ())
             made.learn([StepResult(one, Accepted(one.tree.tokens[:1], (5,)), (), 0)])
@@ -231,10 +236,10 @@ def served(made: TreePolicy, count: int, hidden: float = 0.0, hits: float = 0.6,
     drafted, owed = [], 0.0
     for _ in range(count):
         batch = [sequence(chance=0.3) for _ in range(size)]
-        if not made.select_for_drafting([verdict(one) for one in batch]):
+        if not made.select_for_drafting("heads", [verdict(one) for one in batch]):
             for one in batch:
-                one.candidates = None
-        for one, tree, one.tree_values in made.trees(batch, 0, MAX_LEN):
+                one.candidates = {}
+        for one, tree, one.tree_values, _ in made.trees(batch, 0, MAX_LEN):
             one.tree = tree
         nodes = sum(len(one.tree) for one in batch)
         verdicts = []
@@ -258,7 +263,7 @@ def test_drafts_of_unforeseen_cost_are_given_up(hidden: float) -> None:
 
 def test_drafts_that_are_never_accepted_are_given_up() -> None:
     made = TreePolicy(SpeculationConfig(mode="auto", max_nodes=7, min_accepted=0.0), FLAT)
-    made.calibration.learn = lambda *_: None  # confidences that stay wrong
+    made.calibrations["heads"].learn = lambda *_: None  # confidences that stay wrong
     assert sum(served(made, 6000, hits=0.0)[-3000:]) < 0.05 * 3000
 
 
@@ -266,7 +271,7 @@ def test_steps_without_drafts_are_counted() -> None:
     made = policy(7, STEEP)
     ran = 0
     for _ in range(300):
-        if made.select_for_drafting([verdict(sequence())]):
+        if made.select_for_drafting("heads", [verdict(sequence())]):
             ran += 1
             made.trees([sequence()], 0, MAX_LEN)
     assert made.counts.num_steps_without_drafts == 300 - ran > 250
@@ -280,7 +285,7 @@ def test_expected_tokens_count_only_the_verified_nodes(made: TreePolicy) -> None
     """The scheduler cuts trees where rows or blocks are short."""
     one = sequence(chance=0.8)
     tree = only_tree(made, one)
-    chances = made.calibration.calibrated(one.candidates, SAMPLED).confidences
+    chances = made.calibrations["heads"].calibrated(one.candidates["heads"], SAMPLED).confidences
     one.tree = tree.first(3)
     assert one.tree == Tree((10, 11, 20), (-1, -1, 0))
     expected = chances[0, 0] + chances[0, 1] + chances[0, 0] * chances[1, 0]
@@ -294,8 +299,8 @@ def test_expected_tokens_count_only_the_verified_nodes(made: TreePolicy) -> None
 def test_measured_drafting_time_decides_whether_to_draft() -> None:
     made = policy(7, FLAT)
     for _ in range(40):
-        made.observe_drafting(1, 100.0)  # the curve was measured with a tenth of a second
-        made.observe_drafting(30, 0.1)
+        made.observe_drafting("heads", 1, 100.0)  # the curve was measured with a tenth of a second
+        made.observe_drafting("heads", 30, 0.1)
         made.trees([sequence(chance=0.9)], 0, MAX_LEN)
     assert not any(made.gate.should_draft(1) for _ in range(50))
     assert made.gate.should_draft(30)

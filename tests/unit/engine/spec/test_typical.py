@@ -86,11 +86,11 @@ def test_exact_requests_beside_typical_ones_stay_exact(rank: EngineRank) -> None
 
 def test_typical_acceptance_does_not_change_the_calibration(rank: EngineRank) -> None:
     engine = engine_over(rank, Setting(nodes=15))
-    before = [list(band) for band in engine.policy.calibration.intercepts]
+    before = [list(band) for band in engine.policy.calibrations["heads"].intercepts]
     decode(engine, requests())
-    assert before == engine.policy.calibration.intercepts
+    assert before == engine.policy.calibrations["heads"].intercepts
     decode(engine, requests(acceptance="exact"))
-    assert before != engine.policy.calibration.intercepts
+    assert before != engine.policy.calibrations["heads"].intercepts
 
 
 def test_weights_are_log_softmax_and_entropy() -> None:

@@ -31,7 +31,7 @@ def test_engine_rank_reports_phases_sizes_and_speculation(folder: Path) -> None:
     assert phases == list(rank.facts["seconds"]) == ["connect", "load", "warm up"]
     assert rank.facts["vocab_size"] == VOCAB and rank.facts["max_model_len"] == 96
     assert rank.facts["kv_blocks"] == 2048 // 16 + 1 == rank.engine.scheduler.pool.num_blocks
-    assert rank.facts["speculation"] == "medusa: 3 heads, at most 15 draft tokens per step"
+    assert rank.facts["speculation"] == "medusa: 3 heads and lookup, at most 15 draft tokens per step"
     assert rank.engine.scheduler.limits.eos_ids == (EOS,)
     assert rank.engine.policy.measured_cost is not None and rank.engine.policy.measured_cost.draft_s > 0
 
@@ -62,11 +62,11 @@ def test_context_beyond_the_model_or_the_cache_is_refused_not_cut(folder: Path) 
 
 def test_engine_without_heads_or_speculation_decodes_without_drafts(folder: Path) -> None:
     for keys, words in (
-        ({"heads": {}}, "off: no heads for this model"),
+        ({"heads": {}, "speculation": {"drafters": ["heads"]}}, "off: no heads for this model"),
         ({"speculation": {"mode": "off"}}, "off"),
     ):
         rank = EngineRank(tiny_config(folder, **keys), folder)
-        assert rank.facts["speculation"] == words and rank.engine.drafter is None
+        assert rank.facts["speculation"] == words and not rank.engine.drafters
         run = decode(rank.engine, [request("x", [3, 4], max_tokens=5, ignore_eos=True)])
         assert len(run.outputs["x"].token_ids) == 5 and run.drafted == 0
 

@@ -37,22 +37,22 @@ def test_right_heads_hit_every_position(folder: Path, form: str) -> None:
     # A head that sees the token just emitted stands one place further than one that sees the hidden state alone.
     save_heads(folder / "heads", [shifted(k + (form == "hidden")) for k in (1, 2, 3)], form)
     rank = EngineRank(tiny_config(folder), folder)
-    assert check_heads(rank.engine.ranks, rank.engine.drafter, COUNTED, 64) == HeadsCheck(39, 39, 2)
+    assert check_heads(rank.engine.ranks, rank.engine.drafters["heads"], COUNTED, 64) == HeadsCheck(39, 39, 2)
 
 
 def test_check_in_many_small_passes_equals_one_pass(folder: Path) -> None:
     rank = build(folder, 1)
     broken = [*COUNTED[:20], 5, *COUNTED[20:]]
-    once = check_heads(rank.engine.ranks, rank.engine.drafter, broken, 64)
+    once = check_heads(rank.engine.ranks, rank.engine.drafters["heads"], broken, 64)
     # 40 steps of 41 ids; the model would not go on with the odd 5, nor from 5 to 20.
     assert once == HeadsCheck(38, 38, 2)
-    assert check_heads(rank.engine.ranks, rank.engine.drafter, broken, 7) == once
+    assert check_heads(rank.engine.ranks, rank.engine.drafters["heads"], broken, 7) == once
 
 
 def test_only_positions_where_the_model_continues_the_text_count(folder: Path) -> None:
     rank = build(folder, 1)
     few = [*COUNTED[:MIN_PLACES], *[3] * 30]
-    found = check_heads(rank.engine.ranks, rank.engine.drafter, few, 64)
+    found = check_heads(rank.engine.ranks, rank.engine.drafters["heads"], few, 64)
     assert found.places == MIN_PLACES - 1 and not found.is_judged
     found.refuse_chance()
     assert "continues like the self-check's text at only 15 positions" in str(found)

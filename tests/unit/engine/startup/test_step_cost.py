@@ -70,7 +70,7 @@ def measured(
     ranks: FakeRanks, monkeypatch: pytest.MonkeyPatch, drafter: FakeDrafter | None, longest: int = 4096, **keys: object
 ) -> StepCost | None:
     monkeypatch.setattr(measure, "time", ranks)
-    cost = measure_step_cost(ranks, config(**keys), longest, drafter)
+    cost = measure_step_cost(ranks, config(**keys), longest, {} if drafter is None else {"heads": drafter})
     assert ranks.said == [(Op.READY, len(ranks.plans))]  # the followers' wait ends, once and after the last pass
     return cost
 

@@ -59,7 +59,7 @@ def ranks(tmp_path: Path) -> RankGroup:
 
 def test_worst_step_runs_with_all_rows_logits_and_prompt_logprobs(ranks: RankGroup) -> None:
     speculation = {"max_nodes": 7}
-    got = workspace_bytes(ranks, config(speculation=speculation), None, Meter())
+    got = workspace_bytes(ranks, config(speculation=speculation), [], Meter())
     worker = ranks.worker
     assert isinstance(worker, Recorder) and worker.scores is not None
     plan, wanted = worker.plan, 4 * (1 + 7)
@@ -84,7 +84,7 @@ def test_workspace_includes_drafting_for_max_running_sequences(
     calls = []
     drafter = object.__new__(HeadDrafter)
     monkeypatch.setattr(HeadDrafter, "measure", lambda _self, count, *_args, **_options: calls.append(count))
-    workspace_bytes(ranks, config(), drafter, Meter())
+    workspace_bytes(ranks, config(), [drafter], Meter())
     assert calls == [4]
 
 

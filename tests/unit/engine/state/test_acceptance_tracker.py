@@ -8,7 +8,7 @@ import pytest
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.acceptance_tracker import MIN_TRIES, AcceptanceTracker
-from medusa_dist.medusa.trees.tree import Candidates
+from medusa_dist.medusa.trees.candidates import Candidates
 from tests.support.tiny_engine import VOCAB, Oracle, Setting, decode, engine_over, request, save_model, tiny_config
 
 FLOOR = 0.05
@@ -51,16 +51,15 @@ class Halves(Oracle):
         self.asked: dict[str, int] = {}
 
     def draft(self, verdicts: list, scores: Scores) -> list[Candidates | None]:
-        super().draft(verdicts, scores)
-        for sequence in (v.sequence for v in verdicts if v.sequence.candidates is not None):
+        made = super().draft(verdicts, scores)
+        for i, sequence in ((i, v.sequence) for i, v in enumerate(verdicts) if made[i] is not None):
             name = sequence.request.request_id
             self.asked[name] = self.asked.get(name, 0) + 1
             if name == "bad":
                 coming = self.truth[name][sequence.num_output_tokens :][:1] or (0,)
                 wrong = (coming[0] + 1 + np.arange(self.num_guesses)) % VOCAB
-                chances = sequence.candidates.confidences
-                sequence.candidates = Candidates(np.tile(wrong, (self.num_heads, 1)), chances)
-        return [v.sequence.candidates for v in verdicts]
+                made[i] = Candidates(np.tile(wrong, (self.num_heads, 1)), made[i].confidences)
+        return made
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -72,7 +71,8 @@ def test_sequence_without_accepted_drafts_is_paused_and_others_are_not(tmp_path:
     plain = decode(engine_over(rank, Setting()), each)
     truth = {name: output.token_ids for name, output in plain.outputs.items()}
     engine = engine_over(rank, Setting(nodes=nodes))
-    engine.drafter = oracle = Halves(truth)  # type: ignore[assignment]
+    oracle = Halves(truth)
+    engine.drafters = {"heads": oracle}
     resting: list[int] = []
     run = decode(engine, each, after_step=lambda made: resting.append(made.stats().num_paused_sequences))
     assert {name: output.token_ids for name, output in run.outputs.items()} == truth

@@ -5,7 +5,8 @@ import pytest
 
 from medusa_dist.engine.state.sequence import NOT_IN_BATCH, Sequence
 from medusa_dist.engine.state.single_sequence import SingleSequence
-from medusa_dist.medusa.trees.tree import EMPTY, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import EMPTY, Tree
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -38,7 +39,7 @@ def test_columns_map_to_slots_and_blocks_to_allocate() -> None:
 def test_release_kv_keeps_the_tokens_only() -> None:
     made = sequence(20, 2)
     made.batch_index, made.num_computed_tokens, made.block_table, made.num_broadcast_blocks = 3, 21, [4, 5], 2
-    made.candidates = Candidates(np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.float32))
+    made.candidates = {"heads": Candidates(np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.float32))}
     made.tree, made.pending_copies = Tree((1,), (-1,)), [(23, 22)]
     made.check_integrity()
     assert made.release_kv() == [4, 5]
@@ -48,7 +49,7 @@ def test_release_kv_keeps_the_tokens_only() -> None:
         [],
         0,
     )
-    assert (made.candidates, made.tree, made.pending_copies) == (None, EMPTY, []) and made.num_uncomputed_tokens == 22
+    assert (made.candidates, made.tree, made.pending_copies) == ({}, EMPTY, []) and made.num_uncomputed_tokens == 22
     made.check_integrity()
 
 

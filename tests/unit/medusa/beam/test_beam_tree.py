@@ -17,7 +17,8 @@ from medusa_dist.medusa.beam.beam_tree import (
     rank_guesses,
     whole_runs,
 )
-from medusa_dist.medusa.trees.tree import Candidates, Tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import Tree
 
 R = 4
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED, Calibration, Label, labels_of
-from medusa_dist.medusa.trees.tree import ROOT, Candidates, Tree
+from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.tree import ROOT, Tree
 
 
 def sigmoid(x: float) -> float:

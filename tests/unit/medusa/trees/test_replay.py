@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from medusa_dist.medusa.trees.calibration import GREEDY, Calibration
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.replay import (
     Bin,
     RecordedAnswer,
@@ -23,7 +24,7 @@ from medusa_dist.medusa.trees.replay import (
     truth_guess_indices,
     truth_nodes,
 )
-from medusa_dist.medusa.trees.tree import Candidates, Tree
+from medusa_dist.medusa.trees.tree import Tree, values_of
 
 ODDS = np.array([[0.6, 0.3], [0.5, 0.2]], dtype=np.float32)
 
@@ -145,6 +146,7 @@ def test_guesses_that_depend_on_the_path_are_replayed_by_path() -> None:
 
 
 def test_node_chances_are_the_confidences_on_their_path() -> None:
-    assert node_chances(Tree((11, 8, 12), (-1, 0, 0)), ANSWER.guesses[0]) == pytest.approx([0.6, 0.5, 0.2])
+    tree = Tree((11, 8, 12), (-1, 0, 0))
+    assert node_chances(tree, values_of(tree, ANSWER.guesses[0])) == pytest.approx([0.6, 0.5, 0.2])
     tree = Tree(tokens=(11, 7, 12, 12), parents=(-1, -1, 1, 0))
-    assert node_chances(tree, SEEN) == pytest.approx([0.6, 0.3, 0.4, 0.2])
+    assert node_chances(tree, values_of(tree, SEEN)) == pytest.approx([0.6, 0.3, 0.4, 0.2])

@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.trees.tree import (
-    NOWHERE,
-    ROOT,
-    Candidates,
-    Tree,
-    best_tree,
-    check_paths,
-    order_paths,
-    static_tree,
-    values_of,
-)
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
+from medusa_dist.medusa.trees.tree import ROOT, Tree, best_tree, check_paths, order_paths, static_tree, values_of
 
 Path = tuple[int, ...]
 

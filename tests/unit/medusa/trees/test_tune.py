@@ -5,8 +5,8 @@ import pytest
 
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.medusa.trees.calibration import GREEDY, Calibration
+from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.replay import RecordedAnswer, dynamic_curve
-from medusa_dist.medusa.trees.tree import Candidates
 from medusa_dist.medusa.trees.tune import Point, budgeted, fastest, fixed, plain
 
 # 10 ms up to 8 rows, then 1 ms a row; drafting 1 ms and 0.5 ms a sequence.

@@ -1,0 +1,1 @@
+"""Lookup: drafts copied from earlier text of the same sequence, for models with and without heads"""
