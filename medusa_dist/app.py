@@ -5,25 +5,33 @@ the keys under `args` (config.py). A Serve config may override the defaults unde
 Serve calls build_app by its type annotation, so this module must not postpone annotations.
 """
 
+import asyncio
 import json
+import math
 import os
 from collections.abc import AsyncGenerator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from medusa_dist.api.auth import check_api_key
-from medusa_dist.api.in_process_client import Inside
+from medusa_dist.api.batches.low_priority import LowPriority, places
+from medusa_dist.api.batches.run import Lines
+from medusa_dist.api.batches.worker import BatchWorker
+from medusa_dist.api.in_process_client import InProcessReply, Inside
 from medusa_dist.api.routes import build_api
-from medusa_dist.api.service import Health
+from medusa_dist.api.service import Health, Service
 from medusa_dist.config import Config
+from medusa_dist.errors import StorageOffError
 from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
 from medusa_dist.serve.replica import LLMReplica
+from medusa_dist.storage.store import Store, open_store
 
 DEPLOYMENT = "Medusa"
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs in its dashboard and API
@@ -31,7 +39,22 @@ STALE_S = 10.0  # a replica's report may be this late: node clocks differ, and a
 
 
 class Medusa(LLMReplica):
-    """The replica as an api Service."""
+    """The replica as an api Service, with a worker for batches."""
+
+    async def __init__(self, config: Config, stack: str = STACK) -> None:  # type: ignore[misc]  # Serve awaits it
+        await super().__init__(config, stack)
+        store = files_of(config)
+        self._worker: BatchWorker | None = None
+        if isinstance(store, Store):
+            self._worker = BatchWorker(store, self._batch_lines(), self._metrics)
+            self._worker.start()
+
+    async def __del__(self) -> None:
+        """Called once by Serve when the replica stops: first the batches, whose lines go on in the next replica."""
+        worker: BatchWorker | None = getattr(self, "_worker", None)
+        if worker is not None:
+            await worker.stop()
+        await super().__del__()
 
     def health(self) -> Health:
         """Whether the model decodes now."""
@@ -46,6 +69,18 @@ class Medusa(LLMReplica):
         """
         reply = await self._inside.post(line["url"], json.loads(line["body"]))
         yield {"reply": json.dumps(reply.as_dict())}
+
+    def _batch_lines(self) -> Lines:
+        """How lines of /v1/batches are processed: by the routes of HTTP, behind all other requests."""
+        config = self._config
+        num_places = places(config.max_running, config.max_queued)
+        behind = cast(Service, LowPriority(self, num_places))
+        inside = Inside(build_api(lambda: behind, http=config.http))
+
+        async def send(url: str, body: dict[str, Any]) -> InProcessReply:
+            return await inside.post(url, body, busy_s=math.inf)  # a batch has a time limit of its own
+
+        return Lines(send, lambda: self.health().ok, asyncio.Semaphore(num_places))
 
     @cached_property
     def _inside(self) -> Inside:
@@ -64,8 +99,10 @@ def assemble(args: Config, stack: str) -> Application:
     if api_key is not None:
         check_api_key(api_key)
 
+    open_store(config.files, config.name)  # raises here, rather than in each replica
+
     def api() -> FastAPI:
-        return build_api(current_front, api_key, config.http, behind_serve=True)
+        return build_api(current_front, api_key, config.http, behind_serve=True, store=files_of(config))
 
     deployment = serve.deployment(
         serve.ingress(api)(Medusa),
@@ -82,6 +119,12 @@ def assemble(args: Config, stack: str) -> Application:
         max_constructor_retry_count=2,
     )
     return deployment.bind(config, stack)
+
+
+def files_of(config: Config) -> Store | StorageOffError:
+    """The store of files and batches, as this replica sees it."""
+    num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return open_store(config.files, config.name, num_nodes)
 
 
 def replicas(config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from medusa_dist.config_parts.autoscaling import AutoscalingConfig
+from medusa_dist.config_parts.files import FilesConfig
 from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.config_parts.strict import Strict
 from medusa_dist.config_parts.timeouts import TimeoutsConfig
@@ -237,6 +238,7 @@ class Config(Strict):
         description="Scale replicas by load. None: a fixed number, num_replicas in the Serve config; set only one.",
     )
     http: HttpConfig = Field(default_factory=HttpConfig)
+    files: FilesConfig = Field(default_factory=FilesConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
 

@@ -65,6 +65,12 @@ class NotFoundError(RequestError):
     status = 404
 
 
+class ConflictError(RequestError):
+    """The named thing is in a state in which this cannot be done."""
+
+    status = 409
+
+
 class BodyTooLargeError(RequestError):
     """The request body exceeds the limit."""
 
@@ -75,6 +81,18 @@ class ContentEncodingError(RequestError):
     """The request body is encoded in a way that the service does not decode."""
 
     status = 415
+
+
+class StorageError(MedusaError):
+    """The store of files and batches is off, cannot be reached, or is full; names the key or the cause."""
+
+    status = 507
+
+
+class StorageOffError(StorageError):
+    """There is no store of files and batches; names the key that makes one."""
+
+    status = 501
 
 
 class EngineError(MedusaError):

@@ -23,6 +23,8 @@ LAYERS = [
     {"llm"},
     {"llm_backend", "offline"},
     {"api", "serve"},
+    {"storage"},
+    {"batch_lines"},
     {"engine.startup"},
     {"engine"},
     {"engine.scheduler"},

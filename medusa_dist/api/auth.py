@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medusa_dist.api.messages.errors import is_messages_path
 from medusa_dist.errors import ConfigError, UnauthorizedError
+from medusa_dist.storage.store import tenant_of
 
 OPEN_PATHS = ("/health", "/ping", "/live")  # probes have no key, and learn no more than that the service is up
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -30,6 +31,7 @@ def check_api_key(key: str) -> str:
 class ApiKey:
     """Refuses every request without the key, on any path except OPEN_PATHS.
 
+    Files and batches belong to the key that they came with (`tenant` in the scope's state).
     The key comes as `Authorization: Bearer <key>`, or as `x-api-key: <key>`, as clients of the Messages API send it.
     OPTIONS passes: browsers send it without a key, and no route answers it with more than the methods of a path.
     """
@@ -37,6 +39,7 @@ class ApiKey:
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
         self._digest = _digest(key)
+        self._tenant = tenant_of(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -48,6 +51,7 @@ class ApiKey:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if hmac.compare_digest(_digest(given.strip()), self._digest):
+            scope.setdefault("state", {})["tenant"] = self._tenant
             await self._app(scope, receive, send)
             return
         raise UnauthorizedError(

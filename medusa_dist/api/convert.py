@@ -20,7 +20,7 @@ from medusa_dist.api.schema.requests import ChatRequest, CompletionRequest, Samp
 from medusa_dist.api.schema.sampling import sampling_params, with_own_limit
 from medusa_dist.api.schema.validation import explain
 from medusa_dist.api.service import Service
-from medusa_dist.errors import EngineError, GroupError, NotFoundError, RequestError
+from medusa_dist.errors import ConflictError, EngineError, GroupError, NotFoundError, RequestError, StorageError
 from medusa_dist.request import Request, check_prompt, choice_seed
 from medusa_dist.sampling_fields import default
 from medusa_dist.text.bad_words import with_bad_word_ids
@@ -221,6 +221,8 @@ def failure(error: Exception, request_id: str) -> Failure:
     if isinstance(error, RequestError):
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if isinstance(error, ConflictError):  # clients retry a 409
+            headers["x-should-retry"] = "false"
         return Failure(error.status, error_body(error.message, error.kind, error.param, error.code), headers)
     if isinstance(error, EngineError):
         seconds = max(error.retry_after_s, 0.001)
@@ -230,6 +232,10 @@ def failure(error: Exception, request_id: str) -> Failure:
             logger.warning("request %s: %s", request_id, error.message)
             message = "the model is restarting; try again"
         return Failure(error.status, error_body(message, error.kind), headers)
+    if isinstance(error, StorageError):
+        logger.warning("request %s: %s", request_id, error.message)
+        headers["x-should-retry"] = "false"  # somebody has to make room, or to set a key
+        return Failure(error.status, error_body(error.message, error.kind), headers)
     if isinstance(error, HTTPException):
         headers |= dict(error.headers or {})
         return Failure(error.status_code, error_body(str(error.detail), RequestError.kind), headers)

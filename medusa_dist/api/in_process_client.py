@@ -38,13 +38,13 @@ class Inside:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://inside", timeout=None)
 
-    async def post(self, path: str, body: Any) -> InProcessReply:
-        """Make one call. Waits and retries while the service is full (429), for BUSY_S."""
+    async def post(self, path: str, body: Any, busy_s: float | None = None) -> InProcessReply:
+        """Make one call. Waits and retries while the service is full (429), for busy_s (None: BUSY_S)."""
         content = json.dumps(body).encode()  # ASCII: a text may be no valid Unicode
         began = time.monotonic()
         while True:
             response = await self._client.post(path, content=content, headers={"content-type": "application/json"})
-            if response.status_code != 429 or time.monotonic() - began >= BUSY_S:
+            if response.status_code != 429 or time.monotonic() - began >= (BUSY_S if busy_s is None else busy_s):
                 return InProcessReply(response.status_code, response.headers["x-request-id"], response.json())
             hint_s = float(response.headers.get("retry-after", 1))
             await asyncio.sleep(min(hint_s, MAX_WAIT_S) * random.uniform(0.5, 1.0))

@@ -1,9 +1,9 @@
 """The FastAPI application: OpenAI's routes over a Service.
 
 Owns the routes that generate, and the order of the layers around all routes. Not here: routes about the service
-(http/service_routes.py), other APIs (responses/, messages/), the meaning of fields (convert.py), response bodies
-(response_builder.py), tasks and client disconnects (call.py). All handlers are async: a sync handler would not notice a
-disconnect.
+(http/service_routes.py), other APIs (responses/, messages/, files/, batches/), the meaning of fields (convert.py),
+response bodies (response_builder.py), tasks and client disconnects (call.py). All handlers are async: a sync handler
+would not notice a disconnect.
 """
 
 import uuid
@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from medusa_dist.api.auth import ApiKey, RequestId, check_api_key
+from medusa_dist.api.batches.route import add_batches
 from medusa_dist.api.call import Call, ClientGone
 from medusa_dist.api.chat.answering import Answering, answering
 from medusa_dist.api.chat.chat_answer import ChatAnswer
@@ -25,6 +26,7 @@ from medusa_dist.api.convert import (
     make_requests,
     truncated,
 )
+from medusa_dist.api.files.route import add_files
 from medusa_dist.api.http.bodies import Bodies
 from medusa_dist.api.http.cors import allow_origins
 from medusa_dist.api.http.failures import Failures, Json, error_response, request_id
@@ -40,18 +42,24 @@ from medusa_dist.api.service import Service
 from medusa_dist.api.sse import open_stream
 from medusa_dist.api.translation.answer_form import AnswerForm
 from medusa_dist.config_parts.http import HttpConfig
-from medusa_dist.errors import MedusaError
+from medusa_dist.errors import MedusaError, StorageOffError
+from medusa_dist.storage.store import Store
 from medusa_dist.text.text_stream import TextStream
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; OpenAI's chunks"}}}
 
 
 def build_api(
-    get_service: GetService, api_key: str | None = None, http: HttpConfig | None = None, behind_serve: bool = False
+    get_service: GetService,
+    api_key: str | None = None,
+    http: HttpConfig | None = None,
+    behind_serve: bool = False,
+    store: Store | StorageOffError | None = None,
 ) -> FastAPI:
     """Build the application. get_service: called per request; may raise EngineError while there is no service.
 
     api_key: None = no authentication. http: None = its defaults. behind_serve: Ray Serve's HTTP server is in front.
+    store: of files and batches, or why there is none.
     Raises ConfigError for a key that cannot be sent in a header.
     """
     http = http or HttpConfig()
@@ -65,6 +73,14 @@ def build_api(
     add_responses(app, get_service, _chat, _prompt_of_chat)
     add_messages(app, get_service, _chat, _prompt_of_chat)
     add_service_routes(app, get_service)
+
+    def get_store() -> Store:
+        if isinstance(store, Store):
+            return store
+        raise StorageOffError("files and batches are off here") if store is None else StorageOffError(store.message)
+
+    add_files(app, get_store)
+    add_batches(app, get_store)
     for kind in (MedusaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_failure)
     app.add_exception_handler(ClientGone, _answer_nobody)

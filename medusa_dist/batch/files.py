@@ -1,7 +1,8 @@
 """Input and output files of a batch job, in OpenAI's format: one output line per input line.
 
-Owns parsing, checks before the start, output lines, and the partial output of a killed job, to resume from.
-Not here: how lines are stored (input_file.py), sending (over_serve.py, over_http.py), the course of a job (job.py).
+Owns checks before the start, and the partial output of a killed job, to resume from. Not here: what a line means
+(batch_lines.py), how lines are stored (input_file.py), sending (over_serve.py, over_http.py), the course of a job
+(job.py).
 """
 
 import fcntl
@@ -10,89 +11,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from medusa_dist.batch.input_file import MAX_LINE_BYTES, InputFile, RawLine
+from medusa_dist.batch.input_file import InputFile
+from medusa_dist.batch_lines import BatchLine, parse_line
 from medusa_dist.errors import ConfigError
-from medusa_dist.request import choice_seed
 
-URLS = ("/v1/chat/completions", "/v1/completions")
 Existing = Literal["refuse", "overwrite", "resume"]
 _COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip"}
-_KEYS = {"custom_id", "method", "url", "body"}
-NO_RESPONSE = 0  # in place of a status
 _MAX_NAMED = 5  # duplicates listed in one error
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLine:
-    """One input line. id: of its output line, the same in every run with this file and this seed.
-
-    number: line number in the file, from 1. problem: why it cannot be sent, else None. body has a seed: its own, or one
-    derived from the job's.
-    """
-
-    id: str
-    number: int
-    custom_id: str | None
-    url: str = ""
-    body: dict[str, Any] | None = None
-    problem: str | None = None
 
 
 def read_lines(source: InputFile, seed: int) -> Iterator[BatchLine]:
     """Iterate over the lines of an input file; blank lines are skipped."""
     return (parse_line(raw, seed) for raw in source.lines())
-
-
-def parse_line(raw: RawLine, seed: int) -> BatchLine:
-    """Parse one input line. seed: the job's, for lines without one."""
-    number = raw.number
-    digest = hashlib.blake2b(f"{seed}/{number}/".encode() + raw.data, digest_size=12).hexdigest()
-    name = f"batch_req_{digest}"
-    if not raw.is_whole:
-        return BatchLine(name, number, None, problem=f"line {number} is longer than {MAX_LINE_BYTES >> 20} MiB")
-    try:
-        given = json.loads(raw.data.decode(), parse_constant=_no_constant)
-    except ValueError as error:
-        return BatchLine(name, number, None, problem=f"line {number} is not valid JSON: {error}")
-    except RecursionError:
-        return BatchLine(name, number, None, problem=f"line {number} is nested too deeply")
-    if not isinstance(given, dict):
-        return BatchLine(name, number, None, problem=f"line {number} is not a JSON object")
-    custom_id = given.get("custom_id")
-    if not isinstance(custom_id, str) or not custom_id:
-        return BatchLine(name, number, None, problem=f"line {number}: custom_id must be a non-empty string")
-    problem = _problem(given)
-    if problem is not None:
-        return BatchLine(name, number, custom_id, problem=f"line {number}: {problem}")
-    body = given["body"]
-    if body.get("seed") is None:
-        # 53 bits, like seeds drawn by the service: JavaScript rounds larger numbers when it reads the response.
-        body = {**body, "seed": choice_seed(seed, custom_id) % 2**53}
-    return BatchLine(name, number, custom_id, given["url"], body)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _problem(given: dict[str, Any]) -> str | None:
-    unknown = sorted(set(given) - _KEYS)
-    if unknown:
-        return f"unknown key {unknown[0]!r}; a line has custom_id, method, url and body"
-    if given.get("method", "POST") != "POST":
-        return f"method must be POST, got {given['method']!r}"
-    if given.get("url") not in URLS:
-        return f"url must be {' or '.join(URLS)}, got {given.get('url')!r}"
-    if not isinstance(given.get("body"), dict):
-        return "body must be a JSON object"
-    if given["body"].get("stream"):
-        return "body.stream: batch lines are not streamed; remove it"
-    return None
 
 
 def check_input(source: InputFile, seed: int) -> int:
@@ -115,47 +49,6 @@ def check_input(source: InputFile, seed: int) -> int:
             f"{source.name}: custom_ids must be unique; repeated: {', '.join(duplicates[:_MAX_NAMED])}{more}"
         )
     return count
-
-
-@dataclass(frozen=True, slots=True)
-class LineAnswer:
-    """The response to a line. body: the same JSON as over HTTP, including errors.
-
-    status: of HTTP, or NO_RESPONSE; body is then our own error.
-    """
-
-    id: str
-    custom_id: str | None
-    status: int
-    request_id: str
-    body: dict[str, Any]
-
-    @property
-    def is_ok(self) -> bool:
-        """True for a completion, False for an error."""
-        return NO_RESPONSE < self.status < 400
-
-    def record(self) -> dict[str, Any]:
-        """The output line. A failed line has OpenAI's response with the status, and a summary in `error`."""
-        error = None
-        if not self.is_ok:
-            said = self.body.get("error") or {}
-            error = {"code": said.get("code") or said.get("type") or str(self.status), "message": said.get("message")}
-        response: dict[str, Any] | None = None
-        if self.status != NO_RESPONSE:
-            response = {"status_code": self.status, "request_id": self.request_id, "body": self.body}
-        return {"id": self.id, "custom_id": self.custom_id, "response": response, "error": error}
-
-
-def no_response(line_id: str, custom_id: str | None, why: str) -> LineAnswer:
-    """The answer to a line that was sent and got no response."""
-    return LineAnswer(line_id, custom_id, NO_RESPONSE, "", {"error": {"code": "no_response", "message": why}})
-
-
-def refusal(line: BatchLine) -> dict[str, Any]:
-    """The output line of an input line that was not sent."""
-    error = {"code": "invalid_line", "message": line.problem}
-    return {"id": line.id, "custom_id": line.custom_id, "response": None, "error": error}
 
 
 class OutputFile:

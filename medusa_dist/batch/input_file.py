@@ -1,7 +1,7 @@
 """InputFile: the bytes of a batch job's input as lines, whatever it is stored in.
 
-Owns byte order marks, encodings that are refused, compression, line lengths, and standard input. Not here: what a line
-means (files.py). A job reads its input several times, so what can be read only once is copied to a temporary file.
+Owns encodings that are refused, compression, and standard input. Not here: where lines end and what they mean
+(batch_lines.py). A job reads its input several times, so what can be read only once is copied to a temporary file.
 """
 
 import gzip
@@ -12,19 +12,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow
 
+from medusa_dist.batch_lines import RawLine, raw_lines
 from medusa_dist.errors import ConfigError
 
-MAX_LINE_BYTES = 64 * 2**20  # a longer line is neither kept in memory nor sent
-KEPT_BYTES = 1024  # of a line that is too long
 BUFFER_BYTES = 2**20
 STDIN = Path("-")
-_BOM = b"\xef\xbb\xbf"
 # By their first bytes, because names are often wrong; longer ones before their own beginnings.
 _ENCODINGS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -42,17 +39,6 @@ _REFUSED = {
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-@dataclass(frozen=True, slots=True)
-class RawLine:
-    """A line that is not blank. number: from 1. data: without white space around it; of a line that is too long, only
-    its beginning.
-    """
-
-    number: int
-    data: bytes
-    is_whole: bool = True
-
-
 class InputFile:
     """path: of a regular file. name: for messages."""
 
@@ -64,10 +50,7 @@ class InputFile:
         """All lines but blank ones. Raises ConfigError for a file that cannot be read, or is no UTF-8 text."""
         try:
             with closing(self._open()) as file:
-                for number, (part, is_whole) in enumerate(_split(file), start=1):
-                    data = part.removeprefix(_BOM).strip()  # files with a mark may have been joined
-                    if data:
-                        yield RawLine(number, data, is_whole)
+                yield from raw_lines(file)
         except (EOFError, zlib.error, OSError) as error:
             raise ConfigError(f"{self.name} cannot be read: {_cause(error)}") from None
 
@@ -107,17 +90,6 @@ def _encoding(head: bytes) -> str | None:
     if b"\0" not in head[:4]:
         return None
     return "UTF-32" if head[:4].count(0) == 3 else "UTF-16"
-
-
-def _split(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """(line, whether it is whole): a line beyond MAX_LINE_BYTES is read in parts, of which the first is kept."""
-    while data := file.readline(MAX_LINE_BYTES + 1):
-        is_whole = data.endswith(b"\n") or len(data) <= MAX_LINE_BYTES
-        if not is_whole:
-            data = data[:KEPT_BYTES]
-            while (part := file.readline(BUFFER_BYTES)) and not part.endswith(b"\n"):
-                pass
-        yield data, is_whole
 
 
 def _cause(error: Exception) -> str:

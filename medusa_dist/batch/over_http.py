@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from medusa_dist.api.in_process_client import BUSY_S
-from medusa_dist.batch.files import BatchLine, LineAnswer, no_response
 from medusa_dist.batch.passes import Deliver
+from medusa_dist.batch_lines import BatchLine, LineAnswer, no_response
 from medusa_dist.errors import ConfigError, EngineError
 
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"

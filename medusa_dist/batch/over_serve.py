@@ -21,8 +21,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
-from medusa_dist.batch.files import BatchLine, LineAnswer
 from medusa_dist.batch.passes import Deliver
+from medusa_dist.batch_lines import BatchLine, LineAnswer
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.serve.ray_cluster import ClusterAddress, join_cluster
 

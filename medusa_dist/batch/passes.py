@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from medusa_dist.batch.files import NO_RESPONSE, BatchLine, LineAnswer, OutputFile, no_response, read_lines, refusal
+from medusa_dist.batch.files import OutputFile, read_lines
 from medusa_dist.batch.input_file import InputFile
+from medusa_dist.batch_lines import NO_RESPONSE, BatchLine, LineAnswer, no_response, refusal
 from medusa_dist.errors import EngineError
 
 Deliver = Callable[[LineAnswer], None]

@@ -25,7 +25,7 @@ FORMER_NAMES = {
 
 
 class ServiceMetrics:
-    """Called by the supervisor, on its event loop. model: the name clients use."""
+    """Called by the supervisor and the worker of batches, on their event loop. model: the name clients use."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -41,6 +41,7 @@ class ServiceMetrics:
         )
         self._generation = -1
         self._before = EngineStats()
+        self._batch_states: set[str] = set()
         self._recent_tokens = self._recent_steps = 0.0
         self._recent_expected = self._recent_verified = 0.0
 
@@ -126,6 +127,21 @@ class ServiceMetrics:
             1,
             reason=pending.outcome or "cancelled",
         )
+
+    def on_batches(self, states: dict[str, int]) -> None:
+        """The batches of /v1/batches that are not over, by status; for the replica that runs them."""
+        for status in self._batch_states | states.keys():
+            self._gauge("batches", "Batches that are not over, by status.", states.get(status, 0), status=status)
+        self._batch_states |= states.keys()
+
+    def on_batch_line(self, is_ok: bool) -> None:
+        """A line of a batch is finished."""
+        outcome = "completed" if is_ok else "failed"
+        self._count("batch_lines", "Finished lines of batches, completed or failed.", 1, outcome=outcome)
+
+    def on_batch_end(self, status: str) -> None:
+        """A batch is over."""
+        self._count("batches_ended", "Batches that ended, by their last status.", 1, status=status)
 
     def on_failure(self, error: GroupError) -> None:
         """The group failed."""

@@ -43,8 +43,9 @@ class LLMReplica:
     async def __init__(self, config: Config, stack: str = STACK) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = config
         placement = check_bundles(ray.util.get_current_placement_group(), config)
+        self._metrics = ServiceMetrics(config.name)
         self._supervisor = Supervisor(
-            config, lambda generation: TPWorkerGroup(config, placement, generation, stack), ServiceMetrics(config.name)
+            config, lambda generation: TPWorkerGroup(config, placement, generation, stack), self._metrics
         )
         await self._supervisor.start()
         facts = self._facts = self._supervisor.facts

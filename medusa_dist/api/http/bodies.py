@@ -1,6 +1,7 @@
 """Request bodies: their size limit, Content-Encoding, and UTF-8.
 
-Owns the layer that reads a body before anything parses it. Not here: JSON and its fields (api/schema/).
+Owns the layer that reads a body before anything parses it. Not here: JSON and its fields (api/schema/), uploads
+(api/files/upload.py).
 The limit holds for what is sent and for what it decodes to, so a small body cannot become a large one.
 """
 
@@ -15,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medusa_dist.api.files.route import is_upload
 from medusa_dist.errors import BodyTooLargeError, ContentEncodingError, RequestError
 
 KEY = "http.max_body_bytes"
@@ -104,7 +106,9 @@ class Bodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "OPTIONS"):  # no such route reads a body
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        # No route reads the body of GET or OPTIONS, and uploads are read with limits of their own.
+        if scope["type"] != "http" or scope["method"] in ("GET", "OPTIONS") or is_upload(scope["method"], path):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

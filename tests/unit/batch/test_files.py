@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medusa_dist.batch.files import LineAnswer, OutputFile, check_input, parse_line, read_lines, refusal
-from medusa_dist.batch.input_file import InputFile, RawLine
+from medusa_dist.batch.files import OutputFile, check_input, read_lines
+from medusa_dist.batch.input_file import InputFile
+from medusa_dist.batch_lines import LineAnswer, RawLine, parse_line, refusal
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import choice_seed
 from tests.support.batch_lines import BODY, line, records, write
@@ -45,7 +46,11 @@ def test_line_id_depends_on_content_line_number_and_job_seed():
         (b"[1]", None, "not a JSON object"),
         (line(""), None, "custom_id must be"),
         (line(custom_id=3), None, "custom_id must be"),
-        (line(url="/v1/embeddings"), "a", "url must be /v1/chat/completions or /v1/completions, got '/v1/embeddings'"),
+        (
+            line(url="/v1/embeddings"),
+            "a",
+            "url must be /v1/chat/completions, /v1/completions or /v1/responses, got '/v1/embeddings'",
+        ),
         (line(method="GET"), "a", "method must be POST, got 'GET'"),
         (line(body=[]), "a", "body must be a JSON object"),
         (line(body={**BODY, "stream": True}), "a", "body.stream"),

@@ -13,9 +13,10 @@ import zipfile
 import pyarrow
 import pytest
 
-from medusa_dist.batch import input_file as module
+from medusa_dist import batch_lines as module
 from medusa_dist.batch.files import check_input, read_lines
-from medusa_dist.batch.input_file import InputFile, RawLine, open_input
+from medusa_dist.batch.input_file import InputFile, open_input
+from medusa_dist.batch_lines import RawLine
 from medusa_dist.errors import ConfigError
 from tests.support.batch_lines import line, write
 

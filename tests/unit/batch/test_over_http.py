@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from medusa_dist.batch import over_http as module
-from medusa_dist.batch.files import NO_RESPONSE, parse_line
-from medusa_dist.batch.input_file import RawLine
 from medusa_dist.batch.over_http import HttpSender
+from medusa_dist.batch_lines import NO_RESPONSE, RawLine, parse_line
 from medusa_dist.errors import EngineError
 from tests.support.batch_lines import BODY, line
 

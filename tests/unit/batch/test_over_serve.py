@@ -4,9 +4,8 @@ import json
 
 import pyarrow
 
-from medusa_dist.batch.files import parse_line
-from medusa_dist.batch.input_file import RawLine
 from medusa_dist.batch.over_serve import portions
+from medusa_dist.batch_lines import RawLine, parse_line
 from tests.support.batch_lines import BODY, line
 
 

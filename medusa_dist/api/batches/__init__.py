@@ -1,0 +1,1 @@
+"""OpenAI's Batch API: its routes, and what runs batches in a replica."""
