@@ -4,7 +4,9 @@ The environment is set before ray is imported anywhere: Ray reads it at import.
 """
 
 import os
+import tempfile
 
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="medusa-dist-tests-")  # where files of /v1/files are by default
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -1,6 +1,7 @@
 """Batch jobs on a real Serve with the stand-in engine: through Ray Data, through HTTP, and what both must refuse."""
 
 import io
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import ray
 from ray import serve
@@ -23,6 +25,7 @@ from medusa_dist.batch.service import Target, open_sender
 from medusa_dist.errors import ConfigError
 from medusa_dist.serve.ray_cluster import ClusterAddress
 from tests.support.batch_lines import records, write
+from tests.support.batch_server import wait_until
 from tests.support.fake_stack import expected
 from tests.support.served_fake import STACK, config, folder  # noqa: F401 - a fixture
 
@@ -30,11 +33,12 @@ WORDS = "t5 t0"  # token 5: 5 ms a step
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster, folder):  # noqa: F811
+def url(ray_cluster, folder, tmp_path_factory):  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    small = config(folder, tensor_parallel_size=1, max_running=4, max_queued=4)
+    files = {"store": str(tmp_path_factory.mktemp("store"))}
+    small = config(folder, tensor_parallel_size=1, max_running=4, max_queued=4, files=files)
     serve.run(assemble(small, STACK), name="batch", route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.delete("batch")
@@ -166,12 +170,16 @@ def test_stopped_job_resumes_where_it_was(url, tmp_path, number, code):
     assert f"80 lines, job seed 0, {done} already done" in resumed.stderr
 
 
+def replica_actor():
+    names = ray.util.list_named_actors(all_namespaces=True)
+    replica = next(n for n in names if n["name"].startswith("SERVE_REPLICA::batch#"))
+    return ray.get_actor(replica["name"], namespace=replica["namespace"])
+
+
 @pytest.mark.slow
 def test_replica_killed_during_a_job_loses_no_line(url, tmp_path):
     lines = [completion(f"id{i}", [20, 0, i], 50) for i in range(60)]
-    names = ray.util.list_named_actors(all_namespaces=True)
-    replica = next(n for n in names if n["name"].startswith("SERVE_REPLICA::batch#"))
-    handle = ray.get_actor(replica["name"], namespace=replica["namespace"])
+    handle = replica_actor()
     killed = []
 
     class Killing(ServeSender):
@@ -186,3 +194,31 @@ def test_replica_killed_during_a_job_loses_no_line(url, tmp_path):
 
     counts, found, _ = run(Killing(None, DEPLOYMENT, None, print), tmp_path, lines)
     assert killed and counts.num_failed == 0 and len(found) == 60
+
+
+def test_batch_of_the_openai_client_survives_the_kill_of_its_replica(url, tmp_path):
+    write(tmp_path / "in.jsonl", [completion(f"id{i}", [5, 0, i], 20) for i in range(60)])
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+
+        def batch_now() -> openai.types.Batch | None:
+            try:
+                return client.batches.retrieve(batch.id)
+            except openai.APIError:
+                return None  # there is no replica
+
+        with (tmp_path / "in.jsonl").open("rb") as file:
+            uploaded = client.files.create(file=file, purpose="batch")
+        batch = client.batches.create(
+            input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h", metadata={"a": "b"}
+        )
+        wait_until(lambda: batch_now().request_counts.completed >= 4)
+        ray.kill(replica_actor(), no_restart=True)
+        wait_until(lambda: (now := batch_now()) and now.status == "completed", 60.0)
+        ended = client.batches.retrieve(batch.id)
+        assert (ended.request_counts.total, ended.request_counts.completed) == (60, 60)
+        text = client.files.content(ended.output_file_id).text
+    found = {record["custom_id"]: record for record in map(json.loads, text.splitlines())}
+    assert len(text.splitlines()) == len(found) == 60, "no line is lost or doubled"
+    for i in (0, 30, 59):
+        answer = found[f"id{i}"]["response"]["body"]["choices"][0]["text"]
+        assert [int(word[1:]) for word in answer.split()] == expected((5, 0, i), 20)

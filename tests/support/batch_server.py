@@ -5,13 +5,8 @@ python -m tests.support.batch_server FOLDER PAUSE_S
 
 import asyncio
 import math
-import socket
-import sys
 import time
 from collections import Counter
-from pathlib import Path
-
-import uvicorn
 
 from medusa_dist.api.batches.low_priority import LowPriority
 from medusa_dist.api.batches.run import Lines
@@ -20,7 +15,6 @@ from medusa_dist.api.in_process_client import Inside
 from medusa_dist.api.routes import build_api
 from medusa_dist.config_parts.files import FilesConfig
 from medusa_dist.storage.store import open_store
-from tests.support.fake_service import FakeService
 
 POLL_S = 0.02
 
@@ -92,16 +86,3 @@ def wait_until(condition, seconds=20.0):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
     return found
-
-
-def main(folder: Path, pause_s: float) -> None:
-    service = FakeService(portion=1000)
-    service.pause_s = pause_s
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    app = Application(service, store_in(folder))
-    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
