@@ -27,6 +27,7 @@ from medusa_dist.api.in_process_client import InProcessReply, Inside
 from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health, Service
 from medusa_dist.config import Config
+from medusa_dist.config_parts.files import AUTO
 from medusa_dist.errors import StorageOffError
 from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
@@ -74,7 +75,7 @@ class Medusa(LLMReplica):
         """How lines of /v1/batches are processed: by the routes of HTTP, behind all other requests."""
         config = self._config
         num_places = places(config.max_running, config.max_queued)
-        behind = cast(Service, LowPriority(self, num_places))
+        behind = cast(Service, LowPriority(self, num_places, config.max_running))
         inside = Inside(build_api(lambda: behind, http=config.http))
 
         async def send(url: str, body: dict[str, Any]) -> InProcessReply:
@@ -123,7 +124,7 @@ def assemble(args: Config, stack: str) -> Application:
 
 def files_of(config: Config) -> Store | StorageOffError:
     """The store of files and batches, as this replica sees it."""
-    num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    num_nodes = sum(bool(node["Alive"]) for node in ray.nodes()) if config.files.store == AUTO else 1
     return open_store(config.files, config.name, num_nodes)
 
 

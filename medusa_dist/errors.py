@@ -65,6 +65,12 @@ class NotFoundError(RequestError):
     status = 404
 
 
+class ForbiddenError(RequestError):
+    """A web page that may not do this has sent the request."""
+
+    status = 403
+
+
 class ConflictError(RequestError):
     """The named thing is in a state in which this cannot be done."""
 

@@ -79,7 +79,7 @@ def build_api(
             return store
         raise StorageOffError("files and batches are off here") if store is None else StorageOffError(store.message)
 
-    add_files(app, get_store)
+    add_files(app, get_store, http.cors_origins)
     add_batches(app, get_store)
     for kind in (MedusaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_failure)

@@ -5,6 +5,8 @@ A store of objects shows a new object when all of it is there; anything else get
 """
 
 import json
+import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -18,6 +20,8 @@ from medusa_dist.errors import ConfigError, StorageError
 from medusa_dist.storage.folder import STALE_S, TMP
 
 WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "hf"}
+SPOOL_BYTES = 8 * 2**20
+COPY_BYTES = 2**20
 LEASE = "worker.lease"
 LEASE_S = 60.0
 SETTLE_S = 3.0  # between writing a lease and reading it again: another process may have written one, too
@@ -46,16 +50,17 @@ class RemoteFolder:
         """See Folder."""
         target = self._path(name)
         first = target if self._is_whole else self._path(f"{TMP}/{uuid.uuid4().hex}")
-        size = 0
-        with self._says("write"):
-            for path in {target, first}:
-                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with self._files.open(first, "wb") as file:
-                for part in data:
-                    size += len(part)
-                    file.write(part)
-            if first != target:
-                self._files.mv(first, target)
+        # First to this machine: an object whose writer raises would be kept as far as it came.
+        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as whole:
+            size = sum(map(whole.write, data))
+            whole.seek(0)
+            with self._says("write"):
+                for path in {target, first}:
+                    self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                with self._files.open(first, "wb") as file:
+                    shutil.copyfileobj(whole, file, COPY_BYTES)
+                if first != target:
+                    self._files.mv(first, target)
         return size
 
     def append(self, name: str, data: bytes) -> None:

@@ -43,7 +43,7 @@ def store_in(folder, **keys):
 
 def worker_of(store, service, num_places=4, observer=None):
     """A worker over the routes of a service, as in app.py. Calls that it makes are in `sent`."""
-    behind = LowPriority(service, num_places)
+    behind = LowPriority(service, num_places, 1000)
     inside = Inside(build_api(lambda: behind))
     sent = []
 

@@ -6,7 +6,9 @@ Part of tests/end_to_end/test_config_keys.py, as tests/support/config_checks_eng
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +19,13 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from medusa_dist import llm_backend
-from medusa_dist.app import Medusa, replicas
+from medusa_dist.app import Medusa, files_of, replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import process_group
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.errors import GroupError, OverloadedError
+from medusa_dist.errors import BodyTooLargeError, GroupError, OverloadedError, RequestError, StorageOffError
 from medusa_dist.llm import LLM
 from medusa_dist.serve import placement
 from medusa_dist.serve import supervisor as supervisor_module
@@ -33,6 +35,7 @@ from medusa_dist.serve.placement import bundles
 from medusa_dist.serve.rank import Rank, RankInfo
 from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.serve.supervisor import Supervisor
+from medusa_dist.storage.store import Store
 from medusa_dist.text.chat_template import choose_template, render_chat
 from medusa_dist.text.tools.chat_format import chat_format
 from tests.support.config_checks_engine import World, request
@@ -315,6 +318,42 @@ def cors_origins(world: World) -> None:
         assert ("access-control-allow-origin" in reply.headers) is is_allowed
 
 
+def files_store(world: World) -> None:
+    found = {value: files_of(world.config("files.store", value)) for value in ("off", str(world.folder / "kept"))}
+    kept, off = found.pop(str(world.folder / "kept")), found.pop("off")
+    assert isinstance(off, StorageOffError) and isinstance(kept, Store)
+    assert str(kept.files.folder).startswith(str(world.folder / "kept"))
+
+
+def _store(world: World, key: str, value: int) -> Store:
+    others = {"store": f"memory://{uuid.uuid4().hex}"}
+    if key == "files.max_total_bytes":
+        others["max_file_bytes"] = 1024
+    found = files_of(world.config(key, value, files=others))
+    assert isinstance(found, Store)
+    return found
+
+
+def max_file_bytes(world: World) -> None:
+    for value, fits in ((2000, False), (4000, True)):
+        store = _store(world, "files.max_file_bytes", value)
+        with nullcontext() if fits else pytest.raises(BodyTooLargeError):
+            store.files.upload("t", "a", [b"x" * 3000], 3000)
+
+
+def max_total_bytes(world: World) -> None:
+    for value, fits in ((1024, False), (4000, True)):
+        store = _store(world, "files.max_total_bytes", value)
+        with nullcontext() if fits else pytest.raises(RequestError):
+            for _ in range(2):
+                store.files.upload("t", "a", [b"x" * 1000], 1000)
+
+
+def max_batch_lines(world: World) -> None:
+    for value in (3, 5):
+        assert _store(world, "files.max_batch_lines", value).batches.max_lines == value
+
+
 def replica_of(config: Config) -> Medusa:
     replica = Medusa.__new__(Medusa)
     replica._config = config
@@ -324,6 +363,10 @@ def replica_of(config: Config) -> Medusa:
 CHECKS: dict[str, Callable[..., None]] = {
     "http.max_body_bytes": max_body_bytes,
     "http.cors_origins": cors_origins,
+    "files.store": files_store,
+    "files.max_file_bytes": max_file_bytes,
+    "files.max_total_bytes": max_total_bytes,
+    "files.max_batch_lines": max_batch_lines,
     "served_model_name": served_model_name,
     "chat_template": chat_template,
     "sanitize_control_tokens": sanitize_control_tokens,

@@ -10,6 +10,7 @@ from typing import Any
 
 from medusa_dist.api.batches.validate import batch_lines
 from medusa_dist.batch_lines import NO_RESPONSE, LineAnswer
+from medusa_dist.errors import StorageError
 from medusa_dist.storage.batch_record import BatchRecord
 from medusa_dist.storage.store import Store
 
@@ -32,8 +33,14 @@ def write_outputs(store: Store, batch: BatchRecord) -> BatchRecord:
     assert batch.output_id is not None and batch.error_id is not None
     journal = store.batches.journal(batch)
 
-    def finished(is_ok: bool) -> Iterator[bytes]:
-        return (line.record + b"\n" for line in journal.lines() if line.is_ok is is_ok)
+    def finished(is_ok: bool, count: int) -> Iterator[bytes]:
+        found = 0
+        for line in journal.lines():
+            if line.is_ok is is_ok:
+                found += 1
+                yield line.record + b"\n"
+        if found != count:  # another process has ended the batch, and its files are whole
+            raise StorageError(f"the journal of {batch.id} changed while its output was written")
 
     completed = 0
     done: set[int] = set()
@@ -44,14 +51,14 @@ def write_outputs(store: Store, batch: BatchRecord) -> BatchRecord:
     left = max(0, batch.total - len(done))
 
     def with_errors() -> Iterator[bytes]:
-        yield from finished(False)
+        yield from finished(False, failed)
         if left:
             yield from _unprocessed(store, batch, done)
 
     write, tenant, after_s = store.files.write, batch.tenant, batch.output_expires_after_s
     if completed:
         name = f"{batch.id}_output.jsonl"
-        write(tenant, batch.output_id, name, "batch_output", finished(True), after_s)
+        write(tenant, batch.output_id, name, "batch_output", finished(True, completed), after_s)
     if failed + left:
         name = f"{batch.id}_error.jsonl"
         write(tenant, batch.error_id, name, "batch_output", with_errors(), after_s)

@@ -11,8 +11,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from anyio.to_thread import run_sync
-
+from medusa_dist.api.batches.in_thread import in_thread
 from medusa_dist.api.batches.outputs import success_or_failure, write_outputs
 from medusa_dist.api.batches.validate import batch_lines, check_lines
 from medusa_dist.api.in_process_client import InProcessReply
@@ -64,9 +63,9 @@ class BatchRun:
 
     async def run(self) -> None:
         """Return when the batch is over. Raises StorageError; the next run goes on from there."""
-        batch = await run_sync(self._batches.load, self._mark.tenant, self._mark.id)
+        batch = await in_thread(self._batches.load, self._mark.tenant, self._mark.id)
         if batch is None:
-            await run_sync(self._batches.drop_orphan, self._mark)
+            await in_thread(self._batches.drop_orphan, self._mark)
             return
         self.status = batch.status
         if not batch.is_over:
@@ -77,28 +76,28 @@ class BatchRun:
             if batch.status in ("finalizing", "cancelling"):
                 batch = await self._finish(batch)
             self._observer.on_batch_end(batch.status)
-        await run_sync(self._batches.close, batch)
+        await in_thread(self._batches.close, batch)
 
     async def fail(self, code: str, text: str) -> None:
         """End the batch with an error that is not about a line. Finished lines are in its files."""
-        batch = await run_sync(self._batches.load, self._mark.tenant, self._mark.id)
+        batch = await in_thread(self._batches.load, self._mark.tenant, self._mark.id)
         if batch is not None and not batch.is_over:
             if batch.total:
-                batch = await run_sync(write_outputs, self._store, _with_ids(batch))
+                batch = await in_thread(write_outputs, self._store, _with_ids(batch))
             batch = await self._save(batch.to("failed", self._batches.clock(), errors=(LineError(code, text),)))
             self._observer.on_batch_end(batch.status)
         if batch is not None:
-            await run_sync(self._batches.close, batch)
+            await in_thread(self._batches.close, batch)
 
     async def note_trouble(self, text: str) -> None:
         """Say in the batch why it does not go on, if even that can be written."""
         with suppress(StorageError):
-            batch = await run_sync(self._batches.load, self._mark.tenant, self._mark.id)
+            batch = await in_thread(self._batches.load, self._mark.tenant, self._mark.id)
             if batch is not None and not batch.is_over:
                 await self._save(replace(batch, errors=(LineError("storage_unavailable", text),)))
 
     async def _save(self, batch: BatchRecord) -> BatchRecord:
-        await run_sync(self._batches.save, batch)
+        await in_thread(self._batches.save, batch)
         self.status = batch.status
         return batch
 
@@ -112,23 +111,23 @@ class BatchRun:
 
         if await self._is_cancelled(batch):
             return await self._cancelling(batch)
-        total, errors = await run_sync(check)
+        total, errors = await in_thread(check)
         now = self._batches.clock()
         if errors:
             return await self._save(batch.to("failed", now, errors=tuple(errors)))
         return await self._save(batch.to("in_progress", now, total=total))
 
     async def _is_cancelled(self, batch: BatchRecord) -> bool:
-        return await run_sync(self._batches.cancel_asked_at, batch.tenant, batch.id) is not None
+        return await in_thread(self._batches.cancel_asked_at, batch.tenant, batch.id) is not None
 
     async def _cancelling(self, batch: BatchRecord) -> BatchRecord:
-        asked_at = await run_sync(self._batches.cancel_asked_at, batch.tenant, batch.id)
+        asked_at = await in_thread(self._batches.cancel_asked_at, batch.tenant, batch.id)
         return await self._save(_with_ids(batch.to("cancelling", asked_at or self._batches.clock())))
 
     async def _process(self, batch: BatchRecord) -> BatchRecord:
         """Send all lines that have no entry in the journal, until they are done, cancelled, or out of time."""
         journal = self._batches.journal(batch)
-        done = await run_sync(self._read_journal, journal)
+        done = await in_thread(self._read_journal, journal)
         work = asyncio.create_task(self._send_all(batch, journal, done))
         watch = asyncio.create_task(self._watch(batch))
         try:
@@ -140,7 +139,7 @@ class BatchRun:
             for task in (work, watch):
                 task.cancel()
             await asyncio.wait({work, watch})
-            await run_sync(journal.flush)
+            await in_thread(journal.flush)
         if end == "cancelling":
             return await self._cancelling(batch)
         ended = batch.to("finalizing", self._batches.clock(), expired=end == "expired", errors=())
@@ -182,14 +181,14 @@ class BatchRun:
             raise errors.exceptions[0] from None
 
     async def _unfinished(self, batch: BatchRecord, done: set[int]) -> AsyncGenerator[BatchLine, None]:
-        file = await run_sync(self._store.files.open, batch.tenant, batch.input_file_id)
+        file = await in_thread(self._store.files.open, batch.tenant, batch.input_file_id)
         lines = batch_lines(file, batch.id)
 
         def following() -> BatchLine | None:
             return next((line for line in lines if line.number not in done), None)
 
         try:
-            while (line := await run_sync(following)) is not None:
+            while (line := await in_thread(following)) is not None:
                 yield line
         finally:
             file.close()
@@ -199,7 +198,7 @@ class BatchRun:
         reply = await self._answer(line.url, line.body)
         answer = LineAnswer(line.id, line.custom_id, reply.status, reply.request_id, reply.body)
         record = json.dumps(success_or_failure(answer), separators=(",", ":")).encode()
-        await run_sync(journal.add, Finished(line.number, answer.is_ok, record))
+        await in_thread(journal.add, Finished(line.number, answer.is_ok, record))
         self._completed += answer.is_ok
         self._failed += not answer.is_ok
         self._observer.on_batch_line(answer.is_ok)
@@ -215,7 +214,7 @@ class BatchRun:
         return reply
 
     async def _finish(self, batch: BatchRecord) -> BatchRecord:
-        written = await run_sync(write_outputs, self._store, batch)
+        written = await in_thread(write_outputs, self._store, batch)
         end: Status = "cancelled" if batch.status == "cancelling" else "expired" if batch.expired else "completed"
         return await self._save(written.to(end, self._batches.clock(), errors=()))
 

@@ -9,8 +9,7 @@ import logging
 import time
 from collections import Counter
 
-from anyio.to_thread import run_sync
-
+from medusa_dist.api.batches.in_thread import in_thread
 from medusa_dist.api.batches.run import BatchRun, Lines, Observer
 from medusa_dist.errors import StorageError
 from medusa_dist.storage.batch_store import OpenBatch
@@ -51,11 +50,11 @@ class BatchWorker:
         lock = self._folder.alone()
         while True:
             try:
-                if await run_sync(lock.acquire):
+                if await in_thread(lock.acquire):
                     try:
                         await self._work(lock)
                     finally:
-                        await run_sync(lock.release)
+                        await in_thread(lock.release)
             except StorageError as error:
                 logger.warning("batches: %s", error.message)
             except Exception:
@@ -65,7 +64,7 @@ class BatchWorker:
     async def _work(self, lock: Lock) -> None:
         """Run batches as long as the lock is held."""
         try:
-            while await run_sync(lock.renew):
+            while await in_thread(lock.renew):
                 await self._look()
                 await asyncio.sleep(self._folder.poll_s)
         finally:
@@ -80,7 +79,7 @@ class BatchWorker:
         """Start what can start; count; clean up from time to time."""
         self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
         self._runs = {name: run for name, run in self._runs.items() if name in self._tasks}
-        marks = await run_sync(lambda: list(self._store.batches.open_batches()))
+        marks = await in_thread(lambda: list(self._store.batches.open_batches()))
         for mark in marks:
             if mark.id not in self._tasks and len(self._tasks) < MAX_ACTIVE:
                 self._tasks[mark.id] = asyncio.create_task(self._run(mark))
@@ -88,7 +87,7 @@ class BatchWorker:
         self._observer.on_batches(dict(states))
         if self._swept_at is None or time.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = time.monotonic()
-            await run_sync(
+            await in_thread(
                 self._store.files.sweep, lambda tenant, name: self._store.batches.uses(tenant, name) is not None
             )
 

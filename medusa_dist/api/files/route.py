@@ -4,17 +4,17 @@ Owns their paths. Not here: forms (upload.py), where files are kept (storage/).
 """
 
 import mimetypes
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, BinaryIO
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from medusa_dist.api.files.upload import CHUNK_BYTES, read_upload
-from medusa_dist.errors import ConflictError, NotFoundError
+from medusa_dist.errors import ConflictError, ForbiddenError, NotFoundError
 from medusa_dist.storage.file_store import FileStore
 from medusa_dist.storage.pages import Order
 from medusa_dist.storage.store import NO_KEY, Store
@@ -57,12 +57,23 @@ def is_upload(method: str, path: str) -> bool:
     return method == "POST" and path == PATH
 
 
-def add_files(app: FastAPI, get_store: GetStore) -> None:
-    """Add the routes. get_store: raises StorageError where there is none."""
+def check_origin(request: Request, origins: Sequence[str]) -> None:
+    """Raise ForbiddenError for an upload by a web page of another origin than this service's own and those listed.
+
+    Browsers send forms anywhere without asking first, unlike JSON.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and origin not in origins and urlsplit(origin).netloc != request.headers.get("host"):
+        raise ForbiddenError(f"pages of {origin[:200]!r} may not upload here; see http.cors_origins")
+
+
+def add_files(app: FastAPI, get_store: GetStore, origins: Sequence[str]) -> None:
+    """Add the routes. get_store: raises StorageError where there is none. origins: the key http.cors_origins."""
 
     @app.post(PATH, openapi_extra=_FORM)
     async def create(request: Request) -> dict[str, Any]:
         """Upload a file of batch lines."""
+        check_origin(request, origins)
         files = get_store().files
         async with read_upload(request, files.max_file_bytes) as upload:
             keep = partial(files.upload, tenant(request), upload.filename, upload.chunks())

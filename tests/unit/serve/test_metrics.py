@@ -84,3 +84,16 @@ def test_paused_sequences_and_steps_without_drafts_are_counted(samples: Samples)
     assert old == [7, 6, 1], "the former names go on with the same values"
     made.on_batch(batch(generation=1, num_steps_without_drafts=2), 1)  # a new group counts from zero
     assert samples["steps_without_drafts_total",] == 9
+
+
+def test_batches_are_counted_by_status_and_one_that_is_empty_again_is_zero(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    made.on_batches({"validating": 1, "in_progress": 2})
+    assert samples["batches", "validating"] == 1 and samples["batches", "in_progress"] == 2
+    made.on_batches({"in_progress": 1})
+    assert samples["batches", "validating"] == 0 and samples["batches", "in_progress"] == 1
+    for is_ok in (True, True, False):
+        made.on_batch_line(is_ok)
+    made.on_batch_end("cancelled")
+    assert samples["batch_lines_total", "completed"] == 2 and samples["batch_lines_total", "failed"] == 1
+    assert samples["batches_ended_total", "cancelled"] == 1

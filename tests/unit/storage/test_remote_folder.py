@@ -36,6 +36,18 @@ def test_written_files_are_listed_read_counted_and_deleted(folder):
         folder.open("a/y")
 
 
+def test_a_write_that_fails_half_way_leaves_the_old_object(folder):
+    folder.write("a/x", [b"old"])
+
+    def broken():
+        yield b"new"
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        folder.write("a/x", broken())
+    assert content(folder, "a/x") == b"old" and folder.names("tmp") == []
+
+
 def test_trouble_of_the_file_system_names_the_key(folder, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("the bucket is gone")

@@ -138,6 +138,20 @@ async def test_limits_of_a_file_hold_with_and_without_a_length_and_not_that_of_b
         assert full["code"] == "storage_limit_exceeded" and "files.max_total_bytes" in full["message"]
 
 
+async def test_a_web_page_uploads_only_if_its_origin_is_listed_or_the_services_own(store):
+    async with client_of(store, http=HttpConfig(cors_origins=("https://chat.example.com",))) as client:
+        for origin, status in (
+            ("https://chat.example.com", 200),
+            ("http://test", 200),
+            ("https://evil.example", 403),
+            ("null", 403),
+        ):
+            form = {"files": {"file": FILE}, "data": {"purpose": "batch"}, "headers": {"origin": origin}}
+            reply = await client.post("/v1/files", **form)
+            assert reply.status_code == status, origin
+        assert "http.cors_origins" in reply.json()["error"]["message"]
+
+
 async def test_one_key_never_sees_the_files_of_another(store):
     async with client_of(store, "one") as one, client_of(store, "two") as two, client_of(store) as open_to_all:
         mine = await upload(one)
