@@ -24,7 +24,6 @@ LAYERS = [
     {"llm_backend", "offline"},
     {"api", "serve"},
     {"storage"},
-    {"batch_lines"},
     {"engine.startup"},
     {"engine"},
     {"engine.scheduler"},

@@ -1,8 +1,8 @@
 """Input and output files of a batch job, in OpenAI's format: one output line per input line.
 
 Owns checks before the start, and the partial output of a killed job, to resume from. Not here: what a line means
-(batch_lines.py), how lines are stored (input_file.py), sending (over_serve.py, over_http.py), the course of a job
-(job.py).
+(storage/batch_lines.py), how lines are stored (input_file.py), sending (over_serve.py, over_http.py), the course of a
+job (job.py).
 """
 
 import fcntl
@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from medusa_dist.batch.input_file import InputFile
-from medusa_dist.batch_lines import BatchLine, parse_line
 from medusa_dist.errors import ConfigError
+from medusa_dist.storage.batch_lines import BatchLine, parse_line
 
 Existing = Literal["refuse", "overwrite", "resume"]
 _COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip"}

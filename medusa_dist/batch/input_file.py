@@ -1,7 +1,8 @@
 """InputFile: the bytes of a batch job's input as lines, whatever it is stored in.
 
 Owns encodings that are refused, compression, and standard input. Not here: where lines end and what they mean
-(batch_lines.py). A job reads its input several times, so what can be read only once is copied to a temporary file.
+(storage/batch_lines.py). A job reads its input several times, so what can be read only once is copied to a temporary
+file.
 """
 
 import gzip
@@ -17,8 +18,8 @@ from typing import BinaryIO
 
 import pyarrow
 
-from medusa_dist.batch_lines import RawLine, raw_lines
 from medusa_dist.errors import ConfigError
+from medusa_dist.storage.batch_lines import RawLine, raw_lines
 
 BUFFER_BYTES = 2**20
 STDIN = Path("-")

@@ -15,8 +15,8 @@ import httpx
 
 from medusa_dist.api.in_process_client import BUSY_S
 from medusa_dist.batch.passes import Deliver
-from medusa_dist.batch_lines import BatchLine, LineAnswer, no_response
 from medusa_dist.errors import ConfigError, EngineError
+from medusa_dist.storage.batch_lines import BatchLine, LineAnswer, no_response
 
 API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"
 PATIENCE_S = 120.0  # how long to retry a service that cannot be reached

@@ -22,9 +22,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from medusa_dist.batch.passes import Deliver
-from medusa_dist.batch_lines import BatchLine, LineAnswer
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.serve.ray_cluster import ClusterAddress, join_cluster
+from medusa_dist.storage.batch_lines import BatchLine, LineAnswer
 
 BLOCKS = 3  # in flight per replica: one is decoded, one waits at the replica, one is in transit
 MIN_BLOCK = 8  # lines; Ray Data spends some ten milliseconds on a block

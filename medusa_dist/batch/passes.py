@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from medusa_dist.batch.files import OutputFile, read_lines
 from medusa_dist.batch.input_file import InputFile
-from medusa_dist.batch_lines import NO_RESPONSE, BatchLine, LineAnswer, no_response, refusal
 from medusa_dist.errors import EngineError
+from medusa_dist.storage.batch_lines import NO_RESPONSE, BatchLine, LineAnswer, no_response, refusal
 
 Deliver = Callable[[LineAnswer], None]
 MAX_TRIES = 3  # per line

@@ -2,7 +2,7 @@
 
 import json
 
-from medusa_dist.batch_lines import LineAnswer
+from medusa_dist.storage.batch_lines import LineAnswer
 
 BODY = {"model": "m", "prompt": "x"}
 

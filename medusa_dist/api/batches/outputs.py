@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from medusa_dist.api.batches.validate import batch_lines
-from medusa_dist.batch_lines import NO_RESPONSE, LineAnswer
 from medusa_dist.errors import StorageError
+from medusa_dist.storage.batch_lines import NO_RESPONSE, LineAnswer
 from medusa_dist.storage.batch_record import BatchRecord
 from medusa_dist.storage.store import Store
 

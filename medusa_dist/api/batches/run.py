@@ -15,8 +15,8 @@ from medusa_dist.api.batches.in_thread import in_thread
 from medusa_dist.api.batches.outputs import success_or_failure, write_outputs
 from medusa_dist.api.batches.validate import batch_lines, check_lines
 from medusa_dist.api.in_process_client import InProcessReply
-from medusa_dist.batch_lines import BatchLine, LineAnswer
 from medusa_dist.errors import StorageError
+from medusa_dist.storage.batch_lines import BatchLine, LineAnswer
 from medusa_dist.storage.batch_record import BatchRecord, LineError, Status
 from medusa_dist.storage.batch_store import OpenBatch
 from medusa_dist.storage.file_store import PREFIX

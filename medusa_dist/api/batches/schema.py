@@ -1,6 +1,6 @@
 """Request body of POST /v1/batches, as a pydantic model.
 
-Owns types and ranges. Not here: lines of an input file (batch_lines.py).
+Owns types and ranges. Not here: lines of an input file (storage/batch_lines.py).
 """
 
 import re
@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from medusa_dist.api.schema.strict_model import Body, Text
-from medusa_dist.batch_lines import URLS
 from medusa_dist.errors import RequestError
+from medusa_dist.storage.batch_lines import URLS
 
 MAX_PAIRS = 16
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}

@@ -1,14 +1,14 @@
 """Checks of an input file before a batch begins.
 
-Owns which files are refused as a whole, with OpenAI's codes. Not here: what a line means (batch_lines.py), fields of
-bodies, which the routes check line by line.
+Owns which files are refused as a whole, with OpenAI's codes. Not here: what a line means
+(storage/batch_lines.py), fields of bodies, which the routes check line by line.
 """
 
 import hashlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from medusa_dist.batch_lines import BatchLine, parse_line, raw_lines
+from medusa_dist.storage.batch_lines import BatchLine, parse_line, raw_lines
 from medusa_dist.storage.batch_record import LineError
 
 MAX_ERRORS = 100

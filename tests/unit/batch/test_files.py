@@ -9,9 +9,9 @@ import pytest
 
 from medusa_dist.batch.files import OutputFile, check_input, read_lines
 from medusa_dist.batch.input_file import InputFile
-from medusa_dist.batch_lines import LineAnswer, RawLine, parse_line, refusal
 from medusa_dist.errors import ConfigError
 from medusa_dist.request import choice_seed
+from medusa_dist.storage.batch_lines import LineAnswer, RawLine, parse_line, refusal
 from tests.support.batch_lines import BODY, line, records, write
 
 

@@ -13,11 +13,11 @@ import zipfile
 import pyarrow
 import pytest
 
-from medusa_dist import batch_lines as module
 from medusa_dist.batch.files import check_input, read_lines
 from medusa_dist.batch.input_file import InputFile, open_input
-from medusa_dist.batch_lines import RawLine
 from medusa_dist.errors import ConfigError
+from medusa_dist.storage import batch_lines as module
+from medusa_dist.storage.batch_lines import RawLine
 from tests.support.batch_lines import line, write
 
 TEXT = b'{"custom_id": "\xc3\xa9"}\n\n  \n{"b": 2}\n{"c": 3}'
@@ -125,7 +125,7 @@ def test_a_line_beyond_the_limit_fails_alone_and_is_never_in_memory(tmp_path, mo
         first, long, last = read_lines(InputFile(tmp_path / "in.jsonl"), 0)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert long.problem == "line 2 is longer than 64 MiB" and peak < 5_000_000
+        assert long.problem == "line 2 is longer than 1 MiB" and peak < 5_000_000
         assert (first.number, last.number) == (1, 3) and first.problem is last.problem is None
     exact = b"x" * 2**20
     assert [one.is_whole for one in lines_of(tmp_path, exact + b"\n" + exact + b"x\n" + exact)] == [True, False, True]

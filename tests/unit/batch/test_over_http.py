@@ -8,8 +8,8 @@ import pytest
 
 from medusa_dist.batch import over_http as module
 from medusa_dist.batch.over_http import HttpSender
-from medusa_dist.batch_lines import NO_RESPONSE, RawLine, parse_line
 from medusa_dist.errors import EngineError
+from medusa_dist.storage.batch_lines import NO_RESPONSE, RawLine, parse_line
 from tests.support.batch_lines import BODY, line
 
 OK = (200, b'{"choices": []}')

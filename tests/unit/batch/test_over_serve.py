@@ -5,7 +5,7 @@ import json
 import pyarrow
 
 from medusa_dist.batch.over_serve import portions
-from medusa_dist.batch_lines import RawLine, parse_line
+from medusa_dist.storage.batch_lines import RawLine, parse_line
 from tests.support.batch_lines import BODY, line
 
 

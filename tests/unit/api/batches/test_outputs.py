@@ -5,8 +5,8 @@ import json
 import pytest
 
 from medusa_dist.api.batches.outputs import success_or_failure, write_outputs
-from medusa_dist.batch_lines import NO_RESPONSE, LineAnswer
 from medusa_dist.errors import StorageError
+from medusa_dist.storage.batch_lines import NO_RESPONSE, LineAnswer
 from medusa_dist.storage.batch_record import BatchRecord
 from medusa_dist.storage.journal import Finished, Journal
 from tests.support.batch_lines import line
