@@ -34,9 +34,10 @@ class LLM:
     model: hub id, folder, GGUF file, or demo:smollm2-135m. heads: folder or hub id of a head file; None: the demo
     model's own heads, otherwise none. speculation: "auto" (dynamic trees), "off", "heads" or "lookup" (dynamic trees of
     one drafter), a number of draft tokens per step (dynamic trees of at most that size), or a static tree, by name
-    ("mc_sim_7b_63") or as paths of top-k indices. Both also accept the config's own keys, as in heads={"source": ..., "allow_untrained": True}. seed: of the seeds that are
-    drawn for requests without one; None: random. Further keyword arguments: any key of `Config`, for example
-    max_model_len=2048, or an argument of vLLM's class, which is honoured or refused by name (offline/arguments.py).
+    ("mc_sim_7b_63") or as paths of top-k indices. Both also accept the config's own keys, as in heads={"source": ...,
+    "allow_untrained": True}. seed: of the seeds that are drawn for requests without one; None: random. Further keyword
+    arguments: any key of `Config`, for example max_model_len=2048, or an argument of vLLM's class, which is honoured or
+    refused by name (offline/arguments.py).
     Raises ConfigError (also for unknown keys), ModelError or HeadsError.
     """
 
