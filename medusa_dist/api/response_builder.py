@@ -24,7 +24,7 @@ class Facts:
 
     num_logprobs, num_prompt_logprobs: most likely tokens per output and prompt token; None: no logprobs.
     continuous_usage: whether each chunk has the usage so far. prompt_ids: of each choice, if token ids are returned.
-    names_ids: whether logprobs name tokens by their ids.
+    names_ids: whether logprobs name tokens by their ids. warnings: what of the request has no effect, in sentences.
     """
 
     call_id: str
@@ -40,6 +40,13 @@ class Facts:
     continuous_usage: bool = False
     prompt_ids: tuple[tuple[int, ...], ...] | None = None
     names_ids: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the client has to know to repeat or judge an answer."""
+        warnings = {"warnings": list(self.warnings)} if self.warnings else {}
+        return {"seed": self.seed, "acceptance": self.acceptance, **warnings}
 
 
 class ResponseBuilder(ABC):
@@ -65,8 +72,7 @@ class ResponseBuilder(ABC):
             **self._head(self.whole_object),
             "choices": [self._choice(i, _everything(stream), stream.text) for i, stream in enumerate(self._streams)],
             "usage": self._usage(sum(len(stream.token_ids) for stream in self._streams)),
-            "seed": self._facts.seed,
-            "acceptance": self._facts.acceptance,
+            **self._facts.notes,
             "metrics": self._metrics(),
         }
 
@@ -117,7 +123,7 @@ class ResponseBuilder(ABC):
             chunk["usage"] = self._usage(self._num_sent) if self._facts.continuous_usage else None
         if not self._has_begun:
             # In the first chunk, so that the client has them even if the stream fails.
-            chunk |= {"seed": self._facts.seed, "acceptance": self._facts.acceptance}
+            chunk |= self._facts.notes
             self._has_begun = True
         return chunk
 

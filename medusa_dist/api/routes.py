@@ -125,17 +125,21 @@ async def _chat(body: ChatRequest, request: Request, service: Service, form: Ans
     """Respond to a chat request. form: of another API."""
     check_model(body.model or None, service)
     plan = answering(body, service.chat_format)
-    return await _generate(body, [await _prompt_of_chat(body, service)], request, service, plan, form)
+    return await _generate(body, [await _encode_chat(body, service, plan)], request, service, plan, form)
 
 
 async def _prompt_of_chat(body: ChatRequest, service: Service) -> EncodedPrompt:
+    return await _encode_chat(body, service, answering(body, service.chat_format))
+
+
+async def _encode_chat(body: ChatRequest, service: Service, plan: Answering) -> EncodedPrompt:
     prompt = await chat_prompt(
-        answering(body, service.chat_format).conversation(body.messages),
+        plan.conversation(body.messages),
         body.add_generation_prompt,
         service,
         add_special_tokens=bool(body.add_special_tokens),
         continue_final_message=bool(body.continue_final_message),
-        chat_template_kwargs=body.chat_template_kwargs,
+        chat_template_kwargs=plan.template_kwargs(body.chat_template_kwargs),
         documents=body.documents,
     )
     return truncated(prompt, body, service)
@@ -175,6 +179,7 @@ async def _generate(
         continuous_usage=bool(body.stream_options and body.stream_options.continuous_usage_stats),
         prompt_ids=tuple(p.ids for p in prompts for _ in range(body.n or 1)) if body.return_token_ids else None,
         names_ids=bool(body.return_tokens_as_token_ids),
+        warnings=() if plan is None else plan.thinking.warnings,
     )
     builder: ResponseBuilder
     if plan is not None:

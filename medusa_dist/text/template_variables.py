@@ -33,11 +33,24 @@ class _Generation(Extension):
 @lru_cache(maxsize=8)
 def variables_of(template: str) -> frozenset[str]:
     """Names that a template takes from outside, `messages` among them. Empty for a template that cannot be parsed."""
+    parsed = _parsed(template)
+    return frozenset() if parsed is None else frozenset(meta.find_undeclared_variables(parsed))
+
+
+@lru_cache(maxsize=8)
+def texts_of(template: str) -> frozenset[str]:
+    """The texts in quotes in a template's expressions. Empty for a template that cannot be parsed."""
+    parsed = _parsed(template)
+    constants = () if parsed is None else parsed.find_all(nodes.Const)
+    return frozenset(constant.value for constant in constants if isinstance(constant.value, str))
+
+
+def _parsed(template: str) -> nodes.Template | None:
     environment = ImmutableSandboxedEnvironment(extensions=[_Generation, loopcontrols])
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+        return environment.parse(template)
     except TemplateError:
-        return frozenset()
+        return None
 
 
 def template_variables(

@@ -110,8 +110,8 @@ def test_pydantic_response_format_is_parsed_by_the_client(client, service):
 
 def test_errors_become_the_clients_exception_classes(client, service, url):
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="org/tiny", messages=SAY, reasoning_effort="low")
-    assert caught.value.param == "reasoning_effort" and caught.value.code == "unsupported_parameter"
+        client.chat.completions.create(model="org/tiny", messages=SAY, verbosity="low")
+    assert caught.value.param == "verbosity" and caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.NotFoundError, match="org/tiny"):
         client.chat.completions.create(model="other", messages=SAY)
     with pytest.raises(openai.AuthenticationError):

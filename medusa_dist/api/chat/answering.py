@@ -1,11 +1,11 @@
 """Answering: how the answers of one chat call are written and read, if the model reasons or has tools.
 
-Owns the joining of a request's tools with the model's format. Not here: the fields (schema/tools.py), formats, grammars
-and readers (text/tools/), the message (message.py).
+Owns the joining of a request's tools and its wishes about thinking with the model's format. Not here: the fields
+(schema/), formats, grammars and readers (text/tools/), the message (message.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medusa_dist.api.chat.message import ChatMessageBuilder
@@ -21,6 +21,7 @@ from medusa_dist.text.tools.answer_reader import AnswerReader
 from medusa_dist.text.tools.chat_format import ChatFormat
 from medusa_dist.text.tools.formats import ToolFormat
 from medusa_dist.text.tools.plain_tools import without_tools
+from medusa_dist.text.tools.thinking import ThinkingChoice, ThinkingWish
 from medusa_dist.text.tools.tool_grammar import AnswerShape, answer_grammar, token_marks
 
 ID_LENGTH = 24  # of calls, where the template accepts any
@@ -36,11 +37,20 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """asked: the tools of the request; None: no calls. form: of calls, if there are tools."""
+    """asked: the tools of the request; None: no calls. form: of calls, if there are tools.
+
+    thinking: what the chat template is told about it. shows_reasoning: whether the message has the reasoning.
+    """
 
     asked: AskedTools | None
     form: ToolFormat | None
     chat_format: ChatFormat
+    thinking: ThinkingChoice = field(default_factory=lambda: ThinkingChoice({}))
+    shows_reasoning: bool = True
+
+    def template_kwargs(self, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Variables of the chat template. given: those of the request, which count where both have one."""
+        return {**self.thinking.variables, **(given or {})}
 
     def conversation(self, messages: Sequence[ChatMessage]) -> Conversation:
         """The messages and tools of a request. Raises RequestError if the model's template has no place for them."""
@@ -84,7 +94,8 @@ class Answering:
         is_reasoning = marks is not None and marks.is_open_after(prompt)
         schemas = None if self.asked is None else self.asked.schemas
         reader = AnswerReader(marks, is_reasoning, self.form, schemas)
-        return ChatMessageBuilder(reader, marks is not None, ID_LENGTH if self.form is None else self.form.id_length)
+        has_reasoning = marks is not None and self.shows_reasoning
+        return ChatMessageBuilder(reader, has_reasoning, ID_LENGTH if self.form is None else self.form.id_length)
 
     def shown_ids(self, tokenizer: Any) -> frozenset[int]:
         """Special tokens that the reader must see in the text: the marks of calls and reasoning."""
@@ -97,8 +108,17 @@ class Answering:
 
 def answering(body: ChatRequest | TokenizeRequest, chat_format: ChatFormat) -> Answering:
     """How a request is answered. Raises RequestError for tools that cannot be used."""
-    if isinstance(body, ChatRequest):
-        asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    else:
+    if not isinstance(body, ChatRequest):
         asked = asked_tools(body.tools, None, None)
-    return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)
+        return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)
+    asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    form = None if asked is None else chat_format.tool_format()
+    thinking = chat_format.thinking.choose(_wish(body), chat_format.marks is not None)
+    return Answering(asked, form, chat_format, thinking, body.include_reasoning is not False)
+
+
+def _wish(body: ChatRequest) -> ThinkingWish:
+    options = body.thinking
+    if options is None:
+        return ThinkingWish(body.reasoning_effort)
+    return ThinkingWish(body.reasoning_effort, options.type != "disabled", options.budget_tokens)

@@ -18,8 +18,8 @@ Delta = dict[str, Any]
 class ChatMessageBuilder:
     """Takes the visible text of one choice, in order.
 
-    has_reasoning: the model reasons, so the message has the field reasoning_content. id_length: letters and digits in
-    the ids of calls, after "call_"; 9: an id of just nine, which Mistral's templates demand.
+    has_reasoning: the message has the field reasoning_content; else the reasoning is left out. id_length: letters and
+    digits in the ids of calls, after "call_"; 9: an id of just nine, which Mistral's templates demand.
     """
 
     def __init__(self, reader: AnswerReader, has_reasoning: bool = False, id_length: int = 24) -> None:
@@ -56,7 +56,8 @@ class ChatMessageBuilder:
         match part:
             case Reasoning(text):
                 self._reasoning += text
-                deltas.append({"reasoning_content": text})
+                if self._has_reasoning:
+                    deltas.append({"reasoning_content": text})
             case Content(text):
                 self._content += text
                 deltas.append({"content": text})

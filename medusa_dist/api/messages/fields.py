@@ -23,8 +23,8 @@ COUNT_FIELDS: Mapping[str, Rule] = {
     "tool_choice": Rule(Use.HONOURED, "auto, any, tool or none; disable_parallel_tool_use"),
     "thinking": Rule(
         Use.HONOURED,
-        "disabled: chat templates that read enable_thinking get false. enabled, adaptive: the template decides, and "
-        "models that reason return thinking blocks; budget_tokens is a wish, and max_tokens the limit",
+        "type as thinking in chat: a hint for the chat template; budget_tokens is a wish, and max_tokens the limit; "
+        "display: omitted leaves thinking out of the message",
     ),
     "output_config": Rule(Use.HONOURED, "format: a JSON schema, enforced; effort as reasoning_effort in chat"),
     "cache_control": Rule(Use.ACCEPTED, "prefix caching is automatic"),

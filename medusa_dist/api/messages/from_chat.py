@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 # What the API calls a signature proves who wrote a thinking block. Nothing here is signed, and none is checked.
 SIGNATURE = "unsigned"
-EXTRAS = ("system_fingerprint", "seed", "acceptance")  # of chat, not in Anthropic's API
+EXTRAS = ("system_fingerprint", "seed", "acceptance", "warnings")  # of chat, not in Anthropic's API
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 

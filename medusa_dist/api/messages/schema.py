@@ -12,7 +12,7 @@ from medusa_dist.api.messages.blocks import CACHING, Block, SystemBlock, TextBlo
 from medusa_dist.api.messages.fields import COUNT_FIELDS, MESSAGES_FIELDS
 from medusa_dist.api.schema.fields import Rule, document, refuse
 from medusa_dist.api.schema.numbers import Whole, within
-from medusa_dist.api.schema.requests import Stop
+from medusa_dist.api.schema.requests import Stop, ThinkingOptions
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
@@ -77,13 +77,12 @@ class ToolSelection(Body):
         return self
 
 
-class Thinking(Body):
+class Thinking(ThinkingOptions):
     """Value of `thinking`."""
 
-    place = "thinking."
-    type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: Annotated[Whole, Field(ge=1)] | None = Field(default=None, description="a wish; not enforced")
-    display: Literal["summarized"] | None = Field(default=None, description="thinking is returned whole")
+    display: Literal["summarized", "omitted"] | None = Field(
+        default=None, description="thinking is returned whole, or not at all"
+    )
 
 
 class OutputFormat(Body):

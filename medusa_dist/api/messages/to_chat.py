@@ -41,6 +41,8 @@ def chat_body(request: CountTokensRequest) -> dict[str, Any]:
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
         "response_format": request.output_config and _response_format(request.output_config),
         "reasoning_effort": None if request.output_config is None else request.output_config.effort,
+        "thinking": request.thinking and request.thinking.model_dump(exclude={"display"}, exclude_none=True),
+        "include_reasoning": False if request.thinking and request.thinking.display == "omitted" else None,
         "continue_final_message": request.ends_with_answer or None,
     }
     if isinstance(request, MessagesRequest):
@@ -54,8 +56,6 @@ def chat_body(request: CountTokensRequest) -> dict[str, Any]:
             "stream_options": {"include_usage": True, "continuous_usage_stats": True} if request.stream else None,
             **given_extras(request),
         }
-    if request.thinking is not None and request.thinking.type == "disabled":
-        body["chat_template_kwargs"] = {"enable_thinking": False, **body.get("chat_template_kwargs", {})}
     return {name: value for name, value in body.items() if value is not None}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from medusa_dist.api.responses.schema import ResponsesRequest
 
 COMPLETED, INCOMPLETE, IN_PROGRESS, FAILED = "completed", "incomplete", "in_progress", "failed"
-EXTRAS = ("system_fingerprint", "seed", "acceptance")  # of chat, not in OpenAI's API
+EXTRAS = ("system_fingerprint", "seed", "acceptance", "warnings")  # of chat, not in OpenAI's API
 _ECHOED = (
     *("instructions", "max_output_tokens", "max_tool_calls", "temperature", "top_p", "top_logprobs", "service_tier"),
     *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "reasoning"),

@@ -107,13 +107,16 @@ class TextOptions(Body):
     verbosity: Text | None = Field(default=None, description="as in chat completions")
 
 
+Summary = Literal["auto", "concise", "detailed"]
+
+
 class ReasoningOptions(Body):
     """Value of `reasoning`."""
 
     place = "reasoning."
     effort: Text | None = Field(default=None, description="as reasoning_effort in chat completions")
-    summary: Literal["auto"] | None = Field(default=None, description="reasoning is returned whole; no summary is made")
-    generate_summary: Literal["auto"] | None = Field(default=None, description="the older name of summary")
+    summary: Summary | None = Field(default=None, description="reasoning is returned whole; no summary is made")
+    generate_summary: Summary | None = Field(default=None, description="the older name of summary")
     context: Literal["auto"] | None = Field(default=None, description="the chat template decides")
     mode: Literal["standard"] | None = Field(default=None, description="there is only one mode")
 

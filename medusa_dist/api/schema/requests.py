@@ -20,6 +20,7 @@ from medusa_dist.api.schema.unserved import Unserved, UnservedInChat
 from medusa_dist.errors import RequestError
 from medusa_dist.request import MAX_PRIORITY
 from medusa_dist.sampling_fields import MAX_BAD_WORDS
+from medusa_dist.text.tools.thinking import Effort
 
 Stop = Annotated[Text, Field(min_length=1)]
 
@@ -53,6 +54,16 @@ class StreamOptions(Body):
                 "unsupported_parameter",
             )
         return self
+
+
+class ThinkingOptions(Body):
+    """Value of `thinking`, as in the APIs of DeepSeek, Z.ai and Anthropic."""
+
+    place = "thinking."
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: Annotated[Whole, Field(ge=1)] | None = Field(
+        default=None, description="a wish, for chat templates that read thinking_budget; not enforced"
+    )
 
 
 class Sampled(Unserved):
@@ -139,6 +150,9 @@ class ChatRequest(Sampled, UnservedInChat):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    thinking: ThinkingOptions | None = None
+    include_reasoning: bool | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

@@ -152,6 +152,9 @@ class Head(ResponseModel):
     acceptance: Literal["exact", "typical"] = Field(
         description="the acceptance rule for draft tokens; typical is lossy"
     )
+    warnings: list[str] | None = Field(
+        default=None, description="what of the request has no effect, such as reasoning_effort; absent: nothing"
+    )
     usage: Usage
     metrics: Metrics
 

@@ -45,13 +45,11 @@ class UnservedInChat(Unserved):
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
     moderation: Any = None
     chat_template: Any = None
     echo: Any = None
-    include_reasoning: Any = None
     mm_processor_kwargs: Any = None
     media_io_kwargs: Any = None
     return_prompt_text: Any = None

@@ -3,13 +3,14 @@
 Owns that choice. Not here: the formats (formats.py, reasoning.py), rendering (text/chat_template.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from medusa_dist.errors import RequestError
 from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
+from medusa_dist.text.tools.thinking import ThinkingVariables, thinking_variables
 
 AUTO, NONE = "auto", "none"
 
@@ -19,11 +20,13 @@ class ChatFormat:
     """form: of calls; None: unknown or off. marks: of the reasoning; None: the model does not reason, or off.
 
     renders_tools: the chat template has a place for tools; without it they are described in a system message.
+    thinking: what the chat template reads about thinking.
     """
 
     form: ToolFormat | None = None
     marks: ReasoningMarks | None = None
     renders_tools: bool = False
+    thinking: ThinkingVariables = field(default_factory=ThinkingVariables)
 
     def tool_format(self) -> ToolFormat:
         """The format for a request with tools. Raises RequestError where there is none."""
@@ -51,4 +54,4 @@ def chat_format(tokenizer: Any, tool_format: str, reasoning_format: str) -> Chat
         marks = implied_reasoning(whole)
     else:
         marks = None if reasoning_format == NONE else REASONING[reasoning_format]
-    return ChatFormat(form, marks, renders_tools)
+    return ChatFormat(form, marks, renders_tools, thinking_variables(templates))

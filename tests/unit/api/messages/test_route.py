@@ -117,7 +117,7 @@ async def test_pings_keep_a_silent_stream_alive(monkeypatch):
     ("fields", "words"),
     [
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}] * 2}, "tools"),
-        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
     ],
 )

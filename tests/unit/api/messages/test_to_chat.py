@@ -39,13 +39,12 @@ def use(id, **values):
             {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
         ),
         ({"metadata": {"user_id": "u"}, "service_tier": "auto", **CACHED}, {}),
-        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"thinking": {"type": "disabled"}}, {"thinking": {"type": "disabled"}}),
         (
-            {"thinking": {"type": "disabled"}, "chat_template_kwargs": {"a": 1}},
-            {"chat_template_kwargs": {"enable_thinking": False, "a": 1}},
+            {"thinking": {"type": "enabled", "budget_tokens": 8, "display": "omitted"}},
+            {"thinking": {"type": "enabled", "budget_tokens": 8}, "include_reasoning": False},
         ),
-        ({"thinking": {"type": "enabled", "budget_tokens": 8}}, {}),
-        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
             {

@@ -52,7 +52,7 @@ def test_a_text_is_a_user_message_and_nothing_else_is_set():
             },
         ),
         ({"text": {"verbosity": "low"}}, {"verbosity": "low"}),
-        ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
+        ({"reasoning": {"effort": "low", "summary": "detailed"}}, {"reasoning_effort": "low"}),
         ({"seed": 5, "speculation": "off"}, {"seed": 5, "speculation": "off"}),
         ({"metadata": {"a": "b"}, "store": False, "truncation": "disabled", "user": "u"}, {}),
         (

@@ -61,6 +61,7 @@ ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs
 ELSEWHERE |= {"prompt", "echo", "add_special_tokens", "parse_special"}
 ELSEWHERE |= {"return_token_ids", "return_tokens_as_token_ids", "truncate_prompt_tokens"}
 ELSEWHERE |= {"tools", "tool_choice", "parallel_tool_calls"}  # in chat/test_chat_answer.py
+ELSEWHERE |= {"reasoning_effort", "thinking", "include_reasoning"}  # in chat/test_answering.py
 ELSEWHERE |= {"truncation_side", "continue_final_message", "chat_template_kwargs", "documents"}
 
 ASKS = {  # a value that asks for something, per refused field
@@ -69,7 +70,6 @@ ASKS = {  # a value that asks for something, per refused field
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy", "format": "wav"},
     "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low",
     "verbosity": "low",
     "web_search_options": {},
     "moderation": {"model": "m"},
@@ -89,7 +89,6 @@ ASKS = {  # a value that asks for something, per refused field
     "return_mm_kwargs": "x",
     "chat_template": "{{ messages }}",
     "echo": True,
-    "include_reasoning": False,
     "return_prompt_text": True,
     "mm_processor_kwargs": {"x": 1},
     "media_io_kwargs": {"image": {}},
