@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from medusa_dist.api.schema.fields import refuse_other_types
 from medusa_dist.api.schema.strict_model import Body, Text
-from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
+from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST, tag_of, type_of
 from medusa_dist.errors import RequestError
 
 CACHING = Field(default=None, description="prefix caching is automatic")
@@ -27,10 +28,7 @@ class TextBlock(Body):
     @model_validator(mode="before")
     @classmethod
     def _text_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise RequestError(f"{cls.place}type {kind[:40]!r} is not supported; send text blocks", cls.field)
-        return data
+        return refuse_other_types(data, ("text",), cls.place.rstrip("."), "send text blocks", cls.field)
 
 
 class SystemBlock(TextBlock):
@@ -82,18 +80,14 @@ class ToolResultBlock(Body):
 
 def _kind(block: Any) -> str | None:
     """The tag of a block's model."""
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    kind = type_of(block)
     if not isinstance(kind, str):
         return None
     if kind == "redacted_thinking":
         raise RequestError(
             "redacted_thinking blocks can be read by nobody but the service that wrote them; remove them", "messages"
         )
-    if kind not in KINDS:
-        raise RequestError(
-            f"content blocks of type {kind[:40]!r} are not supported; the types are {', '.join(KINDS)}", "messages"
-        )
-    return f"[{kind}]"  # in brackets, so that errors do not show it as a field's name
+    return tag_of(kind, KINDS, "content blocks", "messages")
 
 
 KINDS = ("text", "thinking", "tool_use", "tool_result")

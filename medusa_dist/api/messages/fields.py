@@ -38,7 +38,7 @@ MESSAGES_FIELDS: Mapping[str, Rule] = {
     **COUNT_FIELDS,
     "max_tokens": Rule(Use.HONOURED, "required; prompt and max_tokens must fit into the model's context"),
     "stop_sequences": _YES,
-    **dict.fromkeys(("stream", "temperature", "top_p", "top_k"), _YES),
+    "stream": _YES,
     **EXTRA_FIELDS,
     "metadata": _LABEL,
     "service_tier": CHAT_FIELDS["service_tier"],

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from medusa_dist.api.translation.chat_fields import notes_of
+
 # What the API calls a signature proves who wrote a thinking block. Nothing here is signed, and none is checked.
 SIGNATURE = "unsigned"
-EXTRAS = ("system_fingerprint", "seed", "acceptance", "warnings")  # of chat, not in Anthropic's API
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -25,8 +26,7 @@ def message_of(chat: dict[str, Any]) -> dict[str, Any]:
     for call in message.get("tool_calls") or ():
         function = call["function"]
         content.append(tool_use_block(call["id"], function["name"], _input(function["arguments"])))
-    extras = {"metrics": chat["metrics"]} if "metrics" in chat else {}
-    return opened(chat, chat["usage"]) | {"content": content, **stopped(choice)} | extras
+    return opened(chat, chat["usage"]) | {"content": content, **stopped(choice)} | notes_of(chat, "metrics")
 
 
 def opened(chat: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def opened(chat: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
         "stop_reason": None,
         "stop_sequence": None,
         "usage": usage_of(usage),
-        **{name: chat[name] for name in EXTRAS if name in chat},
+        **notes_of(chat),
     }
 
 

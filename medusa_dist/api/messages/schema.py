@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from medusa_dist.api.messages.blocks import CACHING, Block, SystemBlock, TextBlock
 from medusa_dist.api.messages.fields import COUNT_FIELDS, MESSAGES_FIELDS
-from medusa_dist.api.schema.fields import Rule, document, refuse
+from medusa_dist.api.schema.common_fields import Stop
+from medusa_dist.api.schema.fields import Rule, document, refuse, refuse_other_types
 from medusa_dist.api.schema.numbers import Whole, within
-from medusa_dist.api.schema.requests import Stop, ThinkingOptions
+from medusa_dist.api.schema.requests import ThinkingOptions
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
@@ -52,12 +53,8 @@ class CustomTool(Body):
     @model_validator(mode="before")
     @classmethod
     def _own_tools_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "custom":
-            raise RequestError(
-                f"tools of type {kind[:40]!r} are not supported; describe your own with name and input_schema", "tools"
-            )
-        return data
+        hint = "describe your own with name and input_schema"
+        return refuse_other_types(data, ("custom",), "tools", hint, "tools")
 
 
 class ToolSelection(Body):
@@ -143,9 +140,6 @@ class MessagesRequest(ExtraFields, CountTokensRequest):
     max_tokens: Annotated[Whole, within("max_tokens", low=1)]
     stream: bool | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
-    temperature: Annotated[float, within("temperature")] | None = None
-    top_p: Annotated[float, within("top_p")] | None = None
-    top_k: Annotated[Whole, within("top_k", low=-1)] | None = None
     metadata: Any = None
     service_tier: Any = None
     container: Any = None

@@ -15,6 +15,7 @@ from medusa_dist.api.messages.schema import (
     ToolSelection,
     Turn,
 )
+from medusa_dist.api.translation.chat_fields import STREAM_OPTIONS, chat_tool, chosen_tool, given, json_schema
 from medusa_dist.api.translation.chat_turns import ChatTurns, compact_json
 from medusa_dist.api.translation.extra_fields import given_extras
 
@@ -48,15 +49,12 @@ def chat_body(request: CountTokensRequest) -> dict[str, Any]:
     if isinstance(request, MessagesRequest):
         body |= {
             "max_completion_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
             "stop": request.stop_sequences or None,
             "stream": request.stream,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True} if request.stream else None,
+            "stream_options": STREAM_OPTIONS if request.stream else None,
             **given_extras(request),
         }
-    return {name: value for name, value in body.items() if value is not None}
+    return given(body)
 
 
 def chat_messages(request: CountTokensRequest) -> list[dict[str, Any]]:
@@ -97,18 +95,12 @@ def _result_texts(block: ToolResultBlock) -> list[str]:
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:
-    given = {"description": tool.description, "strict": tool.strict}
-    function = {"name": tool.name, "parameters": tool.input_schema} | {k: v for k, v in given.items() if v is not None}
-    return {"type": "function", "function": function}
+    return chat_tool(tool.name, tool.input_schema, description=tool.description, strict=tool.strict)
 
 
 def _choice(choice: ToolSelection) -> str | dict[str, Any]:
-    if choice.type == "tool":
-        return {"type": "function", "function": {"name": choice.name}}
-    return _CHOICES[choice.type]
+    return _CHOICES[choice.type] if choice.name is None else chosen_tool(choice.name)
 
 
 def _response_format(config: OutputConfig) -> dict[str, Any] | None:
-    if config.format is None:
-        return None
-    return {"type": "json_schema", "json_schema": {"name": "output", "schema": config.format.content}}
+    return None if config.format is None else json_schema(config.format.content, "output")

@@ -15,7 +15,7 @@ _NOTHING_SHOWN = "about the results of tools and inputs that this service does n
 
 RESPONSES_FIELDS: Mapping[str, Rule] = {
     "model": CHAT_FIELDS["model"],
-    **dict.fromkeys(("stream", "temperature", "top_p", "max_output_tokens"), _YES),
+    **dict.fromkeys(("stream", "max_output_tokens"), _YES),
     "input": Rule(
         Use.HONOURED, "a text, or items: message, reasoning, function_call, function_call_output; text content only"
     ),
@@ -35,7 +35,6 @@ RESPONSES_FIELDS: Mapping[str, Rule] = {
     "top_logprobs": Rule(Use.HONOURED, "with message.output_text.logprobs in include"),
     "stream_options": Rule(Use.HONOURED, "include_obfuscation: true is refused"),
     "stop": Rule(Use.HONOURED, "not in OpenAI's API; as in chat"),
-    "top_k": CHAT_FIELDS["top_k"],
     **EXTRA_FIELDS,
     **dict.fromkeys(("metadata", "user", "safety_identifier", "prompt_cache_key"), _ECHOED),
     **{name: CHAT_FIELDS[name] for name in ("service_tier", "prompt_cache_options", "prompt_cache_retention")},

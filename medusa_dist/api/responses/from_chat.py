@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medusa_dist.api.responses.schema import ResponsesRequest
+from medusa_dist.api.translation.chat_fields import notes_of
 
 COMPLETED, INCOMPLETE, IN_PROGRESS, FAILED = "completed", "incomplete", "in_progress", "failed"
-EXTRAS = ("system_fingerprint", "seed", "acceptance", "warnings")  # of chat, not in OpenAI's API
 _ECHOED = (
     *("instructions", "max_output_tokens", "max_tool_calls", "temperature", "top_p", "top_logprobs", "service_tier"),
     *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "reasoning"),
@@ -34,8 +34,7 @@ def response_of(request: ResponsesRequest, chat: dict[str, Any]) -> dict[str, An
         index = f"{ident}_{len(items)}"
         items.append(call_item(index, call["id"], function["name"], function["arguments"], COMPLETED))
     items[-1]["status"] = status  # what the limit cut is the last item
-    extras = {name: chat[name] for name in (*EXTRAS, "metrics") if name in chat}
-    return ended(opened(request, chat), items, status, chat["usage"]) | extras
+    return ended(opened(request, chat), items, status, chat["usage"]) | notes_of(chat, "metrics")
 
 
 def ident_of(chat: dict[str, Any]) -> str:
@@ -71,7 +70,7 @@ def opened(request: ResponsesRequest, chat: dict[str, Any]) -> dict[str, Any]:
         "store": False,
         "previous_response_id": None,
         "usage": None,
-        **{name: chat[name] for name in EXTRAS if name in chat},
+        **notes_of(chat),
     }
 
 

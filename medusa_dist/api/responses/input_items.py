@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from medusa_dist.api.schema.fields import refuse_other_types
 from medusa_dist.api.schema.strict_model import Body, Text
-from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
+from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST, tag_of, type_of
 from medusa_dist.errors import RequestError
 
 LABEL = Field(default=None, description="a label, no effect")
@@ -22,12 +23,8 @@ class _Part(Body):
     @model_validator(mode="before")
     @classmethod
     def _text_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in ("input_text", "output_text"):
-            raise RequestError(
-                f"content parts of type {kind!r} are not supported in input; send input_text or output_text", "input"
-            )
-        return data
+        known = ("input_text", "output_text")
+        return refuse_other_types(data, known, "content parts of input", "send input_text or output_text", "input")
 
 
 class InputText(_Part):
@@ -116,18 +113,14 @@ class ReasoningItem(Body):
 
 def _kind(item: Any) -> str | None:
     """The tag of an item's model. An item without type is a message."""
-    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    kind = type_of(item)
     if kind is None and not isinstance(item, dict):
         return None
     if kind is None and ("role" in item or "content" in item):
         kind = "message"
     if kind == "item_reference":
         raise RequestError("input has an item_reference: responses are not kept here; send the item itself", "input")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise RequestError(
-            f"input items of type {str(kind)[:40]!r} are not supported; the types are {', '.join(KINDS)}", "input"
-        )
-    return f"[{kind}]"  # in brackets, so that errors do not show it as a field's name
+    return tag_of(kind, KINDS, "input items", "input")
 
 
 KINDS = ("message", "reasoning", "function_call", "function_call_output")

@@ -9,10 +9,11 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from medusa_dist.api.responses.fields import RESPONSES_FIELDS
 from medusa_dist.api.responses.input_items import InputItem
+from medusa_dist.api.schema.common_fields import Stop
 from medusa_dist.api.schema.fields import document, refuse
 from medusa_dist.api.schema.numbers import Whole, within
-from medusa_dist.api.schema.requests import Stop
 from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.tools import only_functions
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
 from medusa_dist.errors import RequestError
@@ -37,10 +38,7 @@ class FlatFunction(Body):
     @model_validator(mode="before")
     @classmethod
     def _functions_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise RequestError(f"tools of type {kind!r} are not supported; use type function", "tools")
-        return data
+        return only_functions(data, "tools")
 
 
 class ChosenFunction(Body):
@@ -150,9 +148,6 @@ class ResponsesRequest(ExtraFields):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: Annotated[Whole, within("max_tokens", low=1)] | None = None
-    temperature: Annotated[float, within("temperature")] | None = None
-    top_p: Annotated[float, within("top_p")] | None = None
-    top_k: Annotated[Whole, within("top_k", low=-1)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     tools: list[FlatFunction] | None = None
     tool_choice: FlatToolChoice | None = None

@@ -22,6 +22,7 @@ from medusa_dist.api.responses.schema import (
     ResponsesRequest,
     TextFormat,
 )
+from medusa_dist.api.translation.chat_fields import STREAM_OPTIONS, chat_tool, chosen_tool, given, json_schema
 from medusa_dist.api.translation.chat_turns import ChatTurns
 from medusa_dist.api.translation.extra_fields import given_extras
 
@@ -44,12 +45,9 @@ def chat_body(request: ResponsesRequest) -> dict[str, Any]:
         "model": request.model,
         "messages": chat_messages(request),
         "max_completion_tokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
         "stop": request.stop,
         "stream": request.stream,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True} if request.stream else None,
+        "stream_options": STREAM_OPTIONS if request.stream else None,
         "tools": [_tool(tool) for tool in request.tools or ()] or None,
         "tool_choice": choice if choice is None or isinstance(choice, str) else _choice(choice),
         "parallel_tool_calls": request.parallel_tool_calls,
@@ -60,7 +58,7 @@ def chat_body(request: ResponsesRequest) -> dict[str, Any]:
         "top_logprobs": request.top_logprobs if wants_logprobs else None,
         **given_extras(request),
     }
-    return {name: value for name, value in body.items() if value is not None}
+    return given(body)
 
 
 def chat_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
@@ -106,19 +104,17 @@ def _texts(content: Texts) -> list[str]:
 
 
 def _tool(tool: FlatFunction) -> dict[str, Any]:
-    function = tool.model_dump(include={"name", "description", "parameters", "strict"}, exclude_none=True)
-    return {"type": "function", "function": function}
+    return chat_tool(tool.name, tool.parameters, description=tool.description, strict=tool.strict)
 
 
 def _choice(choice: ChosenFunction | AllowedFunctions) -> dict[str, Any]:
     if isinstance(choice, ChosenFunction):
-        return {"type": "function", "function": {"name": choice.name}}
-    tools = [_choice(tool) for tool in choice.tools]
+        return chosen_tool(choice.name)
+    tools = [chosen_tool(tool.name) for tool in choice.tools]
     return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
 
 
 def _response_format(form: TextFormat) -> dict[str, Any]:
-    if form.type != "json_schema":
+    if form.content is None:
         return {"type": form.type}
-    given = form.model_dump(include={"name", "description", "content", "strict"}, exclude_none=True, by_alias=True)
-    return {"type": "json_schema", "json_schema": given}
+    return json_schema(form.content, form.name, description=form.description, strict=form.strict)

@@ -229,3 +229,11 @@ def refuse_unknown(known: Iterable[str], given: Iterable[Any], where: str = "") 
         if not close and len(names) <= FEW:
             hint = f"; known fields: {', '.join(names)}"
         raise RequestError(f"unknown field {where}{name}{hint}", f"{where}{name}", "unknown_parameter")
+
+
+def refuse_other_types(data: Any, known: Iterable[str], what: str, hint: str, field: str) -> Any:
+    """The data of an object, unless its `type` is not known: then raise RequestError. For validators before others."""
+    kind = data.get("type") if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind not in known:
+        raise RequestError(f"{what} of type {kind[:40]!r} are not supported; {hint}", field)
+    return data

@@ -1,7 +1,7 @@
 """Request bodies of the POST routes, as pydantic models.
 
-Owns types and ranges of request fields. Not here: which fields are honoured (fields.py), messages (messages.py), their
-meaning (api/convert.py), response bodies (responses.py).
+Owns types and ranges of request fields. Not here: fields that other APIs share (common_fields.py), which fields are
+honoured (fields.py), messages (messages.py), their meaning (api/convert.py), response bodies (responses.py).
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from medusa_dist.api.beams import asked_beams
+from medusa_dist.api.schema.common_fields import CommonFields, Stop
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, document, refuse
 from medusa_dist.api.schema.messages import ChatMessage
-from medusa_dist.api.schema.numbers import TokenIds, Whole, wholes, within
+from medusa_dist.api.schema.numbers import Whole, wholes, within
 from medusa_dist.api.schema.strict_model import Body, Text
-from medusa_dist.api.schema.structured_outputs import ResponseFormat, StructuredOutputs
+from medusa_dist.api.schema.structured_outputs import ResponseFormat
 from medusa_dist.api.schema.tools import MAX_TOOLS, Tool, ToolChoice
 from medusa_dist.api.schema.unserved import Unserved, UnservedInChat
 from medusa_dist.errors import RequestError
-from medusa_dist.request import MAX_PRIORITY
-from medusa_dist.sampling_fields import MAX_BAD_WORDS
 from medusa_dist.text.tools.thinking import Effort
-
-Stop = Annotated[Text, Field(min_length=1)]
 
 
 class StreamOptions(Body):
@@ -66,7 +63,7 @@ class ThinkingOptions(Body):
     )
 
 
-class Sampled(Unserved):
+class Sampled(CommonFields, Unserved):
     """Fields of both generating routes. null always means the default."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
@@ -75,42 +72,15 @@ class Sampled(Unserved):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[Whole, within("max_tokens", low=1)] | None = None
-    min_tokens: Annotated[Whole, within("min_tokens")] | None = None
-    temperature: Annotated[float, within("temperature")] | None = None
-    top_p: Annotated[float, within("top_p")] | None = None
-    top_k: Annotated[Whole, within("top_k", low=-1)] | None = None  # -1: all, as in vLLM
-    min_p: Annotated[float, within("min_p")] | None = None
-    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
-    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
-    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    bad_words: Annotated[list[Stop], Field(max_length=MAX_BAD_WORDS)] | None = None
-    seed: Annotated[Whole, within("seed")] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    stop_token_ids: TokenIds | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    ignore_eos: bool | None = None
     prompt_logprobs: Annotated[Whole, within("prompt_logprobs")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=2**31)] | None = None
-    truncation_side: Literal["left", "right"] | None = None
-    priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
-    cache_salt: Annotated[Text, Field(min_length=1)] | None = None
-    add_special_tokens: bool | None = None
-    speculation: Literal["auto", "off"] | None = None
-    acceptance: Literal["exact", "typical"] | None = None
-    typical_epsilon: Annotated[float, within("typical_epsilon")] | None = None
-    typical_delta: Annotated[float, within("typical_delta")] | None = None
     beam_width: Annotated[Whole, within("beam_width")] | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, within("length_penalty")] | None = None
     early_stopping: bool | Literal["never"] | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | Text | None = None
     guided_regex: Text | None = None
     guided_choice: list[Text] | None = None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medusa_dist.api.schema.fields import refuse_other_types
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.errors import RequestError
 from medusa_dist.json_schema import enforceable
@@ -20,11 +21,9 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 FunctionName = Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
-def _only_functions(data: Any, where: str) -> Any:
-    kind = data.get("type", "function") if isinstance(data, dict) else "function"
-    if isinstance(kind, str) and kind != "function":
-        raise RequestError(f"{where} of type {kind!r} are not supported; use type function", where)
-    return data
+def only_functions(data: Any, where: str) -> Any:
+    """The data of a tool or call. Raises RequestError, naming the field `where`, if it has another type."""
+    return refuse_other_types(data, ("function",), where, "use type function", where)
 
 
 class Function(Body):
@@ -47,7 +46,7 @@ class Tool(Body):
     @model_validator(mode="before")
     @classmethod
     def _function(cls, data: Any) -> Any:
-        return _only_functions(data, "tools")
+        return only_functions(data, "tools")
 
 
 class FunctionChoice(Body):
@@ -125,7 +124,7 @@ class ReplayedCall(Body):
     def _function(cls, data: Any) -> Any:
         if isinstance(data, dict):
             data = {key: value for key, value in data.items() if value is not None}
-        return _only_functions(data, "messages[].tool_calls")
+        return only_functions(data, "messages[].tool_calls")
 
     def turn(self) -> dict[str, Any]:
         """The call as chat templates get it: arguments as an object. Raises RequestError unless they are one."""
