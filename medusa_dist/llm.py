@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from medusa_dist.api.chat.answering import Answering
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.messages import Abort, Refusal, Submit
 from medusa_dist.errors import ConfigError, RequestError
@@ -17,6 +18,7 @@ from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.model.support_check import check_servable
 from medusa_dist.offline.arguments import SpeculationSpec, config_of
+from medusa_dist.offline.conversations import PlannedChat, Tools, chat_plan
 from medusa_dist.offline.jobs import JobMaker, Params, Priority, PromptJob
 from medusa_dist.offline.progress import UseTqdm, progress_bar
 from medusa_dist.offline.prompts import Message, Prompt, in_prompt, split_conversations
@@ -26,6 +28,7 @@ from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.chat_template import encode_chat
 from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.text_stream import TextDelta
+from medusa_dist.text.tools.chat_format import chat_format
 
 
 class LLM:
@@ -143,9 +146,11 @@ class LLM:
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        tools: None = None,
+        tools: Tools = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         *,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         priority: Priority = None,
         cache_salt: str | None = None,
         params: Params = None,
@@ -154,12 +159,12 @@ class LLM:
 
         chat_template: in place of the model's own. add_generation_prompt: end the prompt with the assistant's cue.
         continue_final_message: continue the last message; set add_generation_prompt to False then.
-        chat_template_kwargs: further variables of the template. tools: not supported. Others: as in `generate`. Raises
+        chat_template_kwargs: further variables of the template. tools, tool_choice, parallel_tool_calls: in OpenAI's
+        form, as over HTTP: calls always match their schemas. Others: as in `generate`. An output's `text` is all that
+        the model wrote, as in vLLM; its `message` has content, reasoning_content and tool_calls apart. Raises
         RequestError naming the message.
         """
         _no_adapter(lora_request)
-        if tools:
-            raise RequestError("tools: tool calling is not supported; remove it", "tools")
         if chat_template_content_format not in ("auto", "string"):
             raise RequestError(
                 f"chat_template_content_format: {chat_template_content_format!r} is not supported; parts of a content "
@@ -168,20 +173,24 @@ class LLM:
             )
         template = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         rest = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
-        conversations = split_conversations(messages)
-        encoded = [self._chat_ids(turns, **template, **rest) for turns in conversations]
-        tokens = self._jobs.read(encoded)
-        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt)
+        form = chat_format(self.tokenizer, self.config.tool_format, self.config.reasoning_format, chat_template)
+        plan = chat_plan(tools, tool_choice, parallel_tool_calls, form)
+        encoded = [self._encode(turns, plan, **template, **rest) for turns in split_conversations(messages)]
+        chats = [PlannedChat(plan, text) for text, _ in encoded]
+        tokens = self._jobs.read([ids for _, ids in encoded])
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, chats)
         return RequestOutputs(self._finish(jobs, use_tqdm))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        (conversation,) = split_conversations(messages)
-        return self._chat_ids(conversation)
+        (turns,) = split_conversations(messages)
+        form = chat_format(self.tokenizer, self.config.tool_format, self.config.reasoning_format)
+        return self._encode(turns, chat_plan(None, None, None, form))[1]
 
-    def _chat_ids(self, messages: Sequence[Message], **template: Any) -> list[int]:
-        """Control tokens in the messages are plain text, unless the config says otherwise."""
-        return encode_chat(self.tokenizer, messages, sanitize=self.config.sanitize_control_tokens, **template)[1]
+    def _encode(self, turns: list[dict[str, Any]], plan: Answering, **template: Any) -> tuple[str, list[int]]:
+        """Text and token ids of a conversation. Control tokens are plain text, unless the config says otherwise."""
+        shown, sanitize = plan.conversation_of(turns), self.config.sanitize_control_tokens
+        return encode_chat(self.tokenizer, shown.turns, sanitize=sanitize, tools=shown.tools, **template)
 
     def stream(
         self,

@@ -5,11 +5,12 @@ running jobs (llm.py).
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medusa_dist.errors import RequestError
+from medusa_dist.offline.conversations import PlannedChat
 from medusa_dist.offline.prompts import PromptTokens, read_prompt, split_prompts
 from medusa_dist.offline.request_output import RequestOutput, request_output
 from medusa_dist.request import Request, choice_seed
@@ -24,11 +25,15 @@ _TOKENIZATION = ("add_special_tokens", "truncation", "max_length")
 
 @dataclass(frozen=True, slots=True)
 class PromptJob:
-    """One prompt of a call. requests, streams: one per output; a beam search has one of each."""
+    """One prompt of a call. requests, streams: one per output; a beam search has one of each.
+
+    new_stream: makes another stream, for one more hypothesis of a search.
+    """
 
     prompt: PromptTokens
     requests: list[Request]
     streams: list[TextStream]
+    new_stream: Callable[[], TextStream]
 
     @property
     def has_ended(self) -> bool:
@@ -37,7 +42,7 @@ class PromptJob:
 
     def result(self, tokenizer: Any) -> RequestOutput:
         """The result of a job that has ended."""
-        return request_output(self.prompt.text, self.requests, self.streams, tokenizer)
+        return request_output(self.prompt.text, self.requests, self.streams, tokenizer, self.new_stream)
 
 
 class JobMaker:
@@ -67,10 +72,16 @@ class JobMaker:
         return [read_prompt(prompt, i, encode) for i, prompt in enumerate(split_prompts(prompts))]
 
     def make(
-        self, prompts: Sequence[PromptTokens], params: Params, priority: Priority, cache_salt: str | None
+        self,
+        prompts: Sequence[PromptTokens],
+        params: Params,
+        priority: Priority,
+        cache_salt: str | None,
+        chats: Sequence[PlannedChat] | None = None,
     ) -> list[PromptJob]:
-        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. Raises
-        RequestError."""
+        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. chats: how the
+        prompts are answered, if they are conversations. Raises RequestError.
+        """
         if params is None:
             params = [self._own_params(len(prompt.ids)) for prompt in prompts]
         each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
@@ -83,8 +94,9 @@ class JobMaker:
         for one in each:
             if not isinstance(one, SamplingParams):
                 raise RequestError(f"sampling_params must be SamplingParams, got {one!r}", "sampling_params")
-        triples = zip(prompts, each, priorities, strict=True)
-        return [self._job(prompt, one, number, cache_salt) for prompt, one, number in triples]
+        planned = [None] * len(prompts) if chats is None else chats
+        parts = zip(prompts, each, priorities, planned, strict=True)
+        return [self._job(prompt, one, number, cache_salt, chat) for prompt, one, number, chat in parts]
 
     def _own_params(self, num_prompt_tokens: int) -> SamplingParams:
         """The model's own params; where their max_tokens exceeds what the context leaves, all of that."""
@@ -93,12 +105,21 @@ class JobMaker:
             own["max_tokens"] = None
         return SamplingParams(**own)
 
-    def _job(self, prompt: PromptTokens, params: SamplingParams, priority: int, cache_salt: str | None) -> PromptJob:
+    def _job(
+        self,
+        prompt: PromptTokens,
+        params: SamplingParams,
+        priority: int,
+        cache_salt: str | None,
+        chat: PlannedChat | None,
+    ) -> PromptJob:
         self._num_prompts += 1
         seed, name = self._draw_seed() if params.seed is None else params.seed, f"llm-{self._num_prompts}"
         is_search = params.beam_width is not None
         # A copy: the caller may change its own later.
         one = replace(with_bad_word_ids(params, self._tokenizer), n=params.n if is_search else 1)
+        if chat is not None:
+            one = chat.plan.constrained(one, chat.prompt, self._tokenizer)
         requests = [
             Request(
                 request_id=f"{name}-{i}" if i else name,
@@ -111,7 +132,11 @@ class JobMaker:
             for i in range(1 if is_search else params.n)
         ]
         context = () if prompt.text is None else prompt.ids  # the output goes on with a text, blanks included
-        return PromptJob(prompt, requests, [TextStream(self._tokenizer, one, context) for _ in requests])
+
+        def new_stream() -> TextStream:
+            return TextStream(self._tokenizer, one, context) if chat is None else chat.stream(self._tokenizer, one)
+
+        return PromptJob(prompt, requests, [new_stream() for _ in requests], new_stream)
 
     def _draw_seed(self) -> int:
         return secrets.randbits(63) if self._seed is None else choice_seed(self._seed, "llm", self._num_prompts)

@@ -4,12 +4,16 @@ Owns which forms a prompt may have. Not here: tokenisation (the model's tokenize
 (text/chat_template.py), checks against the model (request.py).
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from pydantic import ValidationError
+
+from medusa_dist.api.schema.tools import ReplayedCall
 from medusa_dist.errors import RequestError
 
 # One prompt: a text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}, with "cache_salt" if needed.
@@ -148,7 +152,33 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise RequestError(
             f"{where}: content must be a text or a list of text parts, got {_shown(content)}", "messages"
         )
-    return {**message, "content": content or ""}
+    calls = message.get("tool_calls")
+    if not calls:
+        return {**message, "content": content or ""}
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"{where}.tool_calls: must be a list of calls, got {_shown(calls)}", "messages")
+    turns = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return {**message, "content": content or "", "tool_calls": turns}
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """A call of an earlier answer as chat templates get it: arguments as an object."""
+    try:
+        function = call["function"]
+        if isinstance(function["arguments"], Mapping):
+            call = {**call, "function": {**function, "arguments": json.dumps(function["arguments"])}}
+        return ReplayedCall.model_validate(dict(call)).turn()
+    except (KeyError, TypeError):
+        raise RequestError(
+            f'{where}: must be {{"id": ..., "type": "function", "function": {{"name": ..., "arguments": ...}}}}, got '
+            f"{_shown(call)}",
+            "messages",
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestError(f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}", "messages") from None
+    except RequestError as error:
+        raise RequestError(f"{where}: {error.message.removeprefix('messages[].tool_calls[].')}", "messages") from None
 
 
 def _part(part: Any, where: str) -> str:

@@ -3,10 +3,11 @@
 Owns the shape of results. Not here: how text comes about (text/text_stream.py), HTTP bodies (api/response_builder.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from medusa_dist.offline.conversations import ChatStream
 from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.request import Request
 from medusa_dist.text.text_stream import TextStream
@@ -49,7 +50,8 @@ class CompletionOutput:
 
     token_ids: with the token that ended it, which is not in the text. cumulative_logprob: sum over the tokens, if
     logprobs were requested. stop_reason: the stop string, or the id from stop_token_ids, that ended it.
-    heads[i]: the Medusa head that guessed token i; 0 = the base model.
+    heads[i]: the Medusa head that guessed token i; 0 = the base model. message: of a chat, the assistant's message that
+    the text is: content, reasoning_content of a model that reasons, tool_calls; else None.
     """
 
     index: int
@@ -62,6 +64,12 @@ class CompletionOutput:
     seed: int = 0
     heads: tuple[int, ...] = ()
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+    message: dict[str, Any] | None = field(default=None, compare=False)  # ids of calls are random
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The tool calls of the message, in OpenAI's form; empty if there are none."""
+        return list((self.message or {}).get("tool_calls") or ())
 
     def finished(self) -> bool:
         """Whether it has ended."""
@@ -138,13 +146,19 @@ def request_output(
     requests: Sequence[Request],
     streams: Sequence[TextStream],
     tokenizer: Any,
+    new_stream: Callable[[], TextStream] | None = None,
 ) -> RequestOutput:
-    """The result of one prompt. requests, streams: one per output, finished; a beam search has one of each."""
+    """The result of one prompt. requests, streams: one per output, finished; a beam search has one of each.
+
+    new_stream: makes the stream of another hypothesis; None: one of plain text.
+    """
     first, stream, params = requests[0], streams[0], requests[0].params
     scores = [None if entry is None else PositionLogprobs(entry, tokenizer) for entry in stream.prompt_logprobs]
     outputs = [_completion(i, r, s, tokenizer) for i, (r, s) in enumerate(zip(requests, streams, strict=True))]
     if stream.hypotheses:
-        outputs += [_other_beam(i, first, beam, tokenizer) for i, beam in enumerate(stream.hypotheses[1 : params.n], 1)]
+        make = new_stream or (lambda: TextStream(tokenizer, params))
+        others = enumerate(stream.hypotheses[1 : params.n], 1)
+        outputs += [_other_beam(i, first, beam, tokenizer, make()) for i, beam in others]
     return RequestOutput(
         request_id=first.request_id,
         prompt=prompt,
@@ -170,12 +184,14 @@ def _completion(index: int, request: Request, stream: TextStream, tokenizer: Any
         seed=request.seed,
         heads=tuple(stream.heads),
         stats=stream.stats,
+        message=stream.message if isinstance(stream, ChatStream) else None,
     )
 
 
-def _other_beam(index: int, request: Request, hypothesis: Hypothesis, tokenizer: Any) -> CompletionOutput:
+def _other_beam(
+    index: int, request: Request, hypothesis: Hypothesis, tokenizer: Any, stream: TextStream
+) -> CompletionOutput:
     """A hypothesis after the best one; the search's counts belong to the best."""
-    stream = TextStream(tokenizer, request.params)
     stream.push(
         Output(request_id=request.request_id, token_ids=hypothesis.token_ids, finish_reason=hypothesis.finish_reason)
     )

@@ -1,8 +1,10 @@
 """LLM: text in, text out, on a tiny model with a byte tokenizer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +91,8 @@ def test_cache_salt_separates_prefix_cache_entries(plain: LLM) -> None:
         plain.generate(prompt, params, cache_salt="")
 
 
+SCHEMA = {"type": "object", "properties": {"c": {"enum": ["x", "y"]}}, "required": ["c"]}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 LONG = "longer than one block of the prefix cache"
 WAYS = {
     "generate": lambda llm, **fields: llm.generate(LONG, **fields),
@@ -304,7 +308,7 @@ def test_call_arguments_without_counterpart_are_refused_by_name(plain: LLM) -> N
     for call, message in (
         (lambda: plain.generate("the", lora_request=object()), "lora_request: adapters are not loaded"),
         (lambda: plain.chat(hi, lora_request=object()), "lora_request: adapters are not loaded"),
-        (lambda: plain.chat(hi, tools=[{}]), "tools: tool calling is not supported"),
+        (lambda: plain.chat(hi, tools=TOOLS), "tools: this model's chat template has no tool format that is known"),
         (lambda: plain.chat(hi, chat_template_content_format="openai"), "chat_template_content_format: 'openai'"),
         (lambda: plain.chat(hi, continue_final_message=True), "set add_generation_prompt to false"),
         (lambda: plain.chat(hi, chat_template_kwargs={"tokenize": 1}), "chat_template_kwargs: tokenize is no variable"),
@@ -343,6 +347,24 @@ def test_chat_honours_many_conversations_and_template_arguments(plain: LLM) -> N
     assert "assistant" not in prompt(hi, add_generation_prompt=False)
     open_end = [*hi, {"role": "assistant", "content": "well"}]
     assert prompt(open_end, add_generation_prompt=False, continue_final_message=True).endswith("assistant\nwell")
+
+
+def test_chat_with_tools_answers_with_calls_that_go_back_into_the_conversation(tmp_path: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=120)
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    folder = save_llm(tmp_path / "llm", max_model_len=1024)
+    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, tool_format="hermes") as one:
+        output = one.chat(messages, params, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)[0].outputs[
+            0
+        ]
+        (call,) = output.tool_calls
+        assert call["function"]["name"] == "f" and json.loads(call["function"]["arguments"])["c"] in ("x", "y")
+        assert output.text.startswith('<tool_call>\n{"name": "f", "arguments": {')
+        messages += [output.message, {"role": "tool", "tool_call_id": call["id"], "content": "done"}]
+        text = one.tokenizer.decode(one.chat_ids(messages))
+        arguments = json.dumps(json.loads(call["function"]["arguments"]))
+        assert f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call><eos>' in text
+        assert "<tool_response>\ndone\n</tool_response>" in text
 
 
 def test_the_key_chat_template_chooses_the_template(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medusa_dist.api.chat.message import ChatMessageBuilder
-from medusa_dist.api.schema.messages import ChatMessage, turns_of
+from medusa_dist.api.schema.messages import ChatMessage, linked
 from medusa_dist.api.schema.requests import ChatRequest, TokenizeRequest
 from medusa_dist.api.schema.tools import AskedTools, asked_tools
 from medusa_dist.errors import RequestError
@@ -54,10 +54,14 @@ class Answering:
 
     def conversation(self, messages: Sequence[ChatMessage]) -> Conversation:
         """The messages and tools of a request. Raises RequestError if the model's template has no place for them."""
+        return self.conversation_of([message.turn() for message in messages])
+
+    def conversation_of(self, turns: Sequence[dict[str, Any]]) -> Conversation:
+        """The same of messages as templates get them, which are changed in place."""
         cut = self.chat_format.form.id_length if self.chat_format.form is not None else ID_LENGTH
-        turns = turns_of(messages, cut if cut < ID_LENGTH else None)
+        linked(turns, cut if cut < ID_LENGTH else None)
         shown = self.asked.shown if self.asked is not None else []
-        has_calls = any("tool_calls" in turn or turn["role"] == "tool" for turn in turns)
+        has_calls = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns)
         if self.chat_format.renders_tools or not (shown or has_calls):
             return Conversation(turns, shown or None)
         return Conversation(without_tools(turns, shown, self.chat_format.tool_format()), None)

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
-from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Rule, Use, document, refuse, refuse_unknown
+from medusa_dist.api.schema.fields import (
+    MESSAGE_FIELDS,
+    PART_FIELDS,
+    Rule,
+    Use,
+    document,
+    refuse,
+    refuse_other_types,
+    refuse_unknown,
+)
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.api.schema.tools import ReplayedCall
 from medusa_dist.errors import RequestError
@@ -50,10 +59,7 @@ class TextPart(Replayed):
     @model_validator(mode="before")
     @classmethod
     def _text_only(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in PART_TYPES:
-            raise RequestError(f"content parts of type {kind!r} are not supported; send text parts", "messages")
-        return data
+        return refuse_other_types(data, PART_TYPES, "content parts", "send text parts", "messages")
 
 
 class ChatMessage(Replayed):
@@ -112,17 +118,16 @@ class ChatMessage(Replayed):
         return {"role": role, "content": self.text} | {key: value for key, value in options.items() if value}
 
 
-def turns_of(messages: Sequence[ChatMessage], id_length: int | None = None) -> list[dict[str, Any]]:
-    """All messages as the chat template gets them. A tool's result has the name of its tool, which some templates need.
+def linked(turns: Sequence[dict[str, Any]], id_length: int | None = None) -> Sequence[dict[str, Any]]:
+    """The turns, changed in place: a tool's result has the name of its tool, which some templates need.
 
     id_length: the length of ids that the template accepts; longer ones are cut alike in calls and results.
     """
-    turns = [message.turn() for message in messages]
-    names = {call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())}
+    names = {call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls") or ()}
     for turn in turns:
-        for call in turn.get("tool_calls", ()):
+        for call in turn.get("tool_calls") or ():
             call["id"] = _end_of(call["id"], id_length)
-        if turn["role"] == "tool":
+        if turn["role"] == "tool" and turn.get("tool_call_id") is not None:
             if turn["tool_call_id"] in names:
                 turn.setdefault("name", names[turn["tool_call_id"]])
             turn["tool_call_id"] = _end_of(turn["tool_call_id"], id_length)

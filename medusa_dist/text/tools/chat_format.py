@@ -40,9 +40,14 @@ class ChatFormat:
         return self.form
 
 
-def chat_format(tokenizer: Any, tool_format: str, reasoning_format: str) -> ChatFormat:
-    """The format of a model. tool_format, reasoning_format: the config keys, which are names of the tables."""
-    found = getattr(tokenizer, "chat_template", None) or ""
+def chat_format(
+    tokenizer: Any, tool_format: str, reasoning_format: str, chat_template: str | None = None
+) -> ChatFormat:
+    """The format of a model. tool_format, reasoning_format: the config keys, which are names of the tables.
+
+    chat_template: in place of the model's own.
+    """
+    found = chat_template or getattr(tokenizer, "chat_template", None) or ""
     templates = list(found.values()) if isinstance(found, dict) else [found]
     whole = "\n".join(templates)
     renders_tools = any("tools" in variables_of(template) for template in templates)

@@ -130,3 +130,32 @@ def test_wrong_message_is_named_by_its_place(messages: object, message: str) -> 
     with pytest.raises(RequestError, match=message) as caught:
         split_conversations(messages)
     assert caught.value.param == "messages"
+
+
+def test_calls_of_a_history_reach_the_template_as_objects() -> None:
+    for arguments in ('{"a": 1}', {"a": 1}):
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        ((message,),) = split_conversations([{"role": "assistant", "content": None, "tool_calls": [call]}])
+        assert message["tool_calls"] == [{**call, "function": {"name": "f", "arguments": {"a": 1}}}]
+        assert message["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        ("x", r"messages\[0\].tool_calls: must be a list of calls"),
+        ([{}], r"messages\[0\].tool_calls\[0\]: must be"),
+        ([{"function": {"name": "f", "arguments": "{"}}], r"tool_calls\[0\]: function.arguments is not JSON"),
+        (
+            [{"function": {"name": "f", "arguments": "[1]"}}],
+            r"\[0\]: function.arguments must be a JSON object",
+        ),
+        (
+            [{"function": {"name": 5, "arguments": ""}}],
+            r"\[0\].function.name: Input should be a valid string",
+        ),
+    ],
+)
+def test_wrong_calls_of_a_history_are_named_by_their_place(calls: object, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        split_conversations([{"role": "assistant", "tool_calls": calls}])
