@@ -12,7 +12,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medusa_dist.api.messages.errors import is_messages_path
+from medusa_dist.api.messages.errors import speaks_anthropic
 from medusa_dist.errors import ConfigError, UnauthorizedError
 from medusa_dist.storage.store import tenant_of
 
@@ -71,7 +71,7 @@ class RequestId:
 
     behind_serve: Ray Serve's HTTP server has done so, outside of this application. It adds the header to every response
     and replaces none, so here the id is only taken from the request, and the header is left to Serve.
-    Responses of the Messages API have it as request-id, too, where its clients look for it.
+    Responses of Anthropic's API have it as request-id, too, where its clients look for it.
     """
 
     def __init__(self, app: ASGIApp, behind_serve: bool) -> None:
@@ -88,7 +88,7 @@ class RequestId:
             # What Serve returns to the client in any case is still the best to find it by in a log.
             given = _ODD.sub("?", given)[:128] if self._behind_serve else ""
         chosen = given or f"req-{uuid.uuid4().hex}"
-        is_messages = is_messages_path(scope)
+        is_anthropic = speaks_anthropic(scope)
         scope.setdefault("state", {})["request_id"] = chosen
 
         async def with_id(message: Message) -> None:
@@ -97,7 +97,7 @@ class RequestId:
                 del headers["x-request-id"]
                 if not self._behind_serve:
                     headers["x-request-id"] = chosen
-                if is_messages:
+                if is_anthropic:
                     headers["request-id"] = chosen
             await send(message)
 

@@ -170,3 +170,24 @@ def accumulate(events: list[dict[str, Any]]) -> dict[str, Any]:
         elif kind == "message_delta":
             message |= {**event["delta"], "usage": event["usage"]}
     return message
+
+
+class Model(Shape):
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active", "deprecated", "retired"]
+    deprecated_at: str | None
+    retires_at: str | None
+    line: str | None
+    capabilities: dict[str, Any] | None
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class ModelPage(Shape):
+    data: list[Model]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None

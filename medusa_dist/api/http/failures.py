@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medusa_dist.api.convert import failure
-from medusa_dist.api.messages.errors import is_messages_path, messages_error
+from medusa_dist.api.messages.errors import messages_error, speaks_anthropic
 
 
 class Json(JSONResponse):
@@ -28,9 +28,9 @@ def request_id(scope: Scope) -> str:
 
 
 def error_response(error: Exception, scope: Scope) -> Response:
-    """The response to an exception, in the shape of the API that the path belongs to."""
+    """The response to an exception, in the shape of the API that the request is for."""
     found = failure(error, request_id(scope))
-    body = messages_error(found.status, found.body, request_id(scope)) if is_messages_path(scope) else found.body
+    body = messages_error(found.status, found.body, request_id(scope)) if speaks_anthropic(scope) else found.body
     return Json(body, found.status, found.headers)
 
 

@@ -6,13 +6,16 @@ Owns them and which of them ask the model's process. Not here: generation (api/r
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from medusa_dist import __version__
 from medusa_dist.api.chat.answering import answering
 from medusa_dist.api.convert import chat_prompt, check_model, off_loop, text_prompt
+from medusa_dist.api.http.failures import Json
 from medusa_dist.api.http.paths import without_extra_slashes
+from medusa_dist.api.messages.errors import speaks_anthropic
+from medusa_dist.api.messages.models import model_info, model_page
 from medusa_dist.api.schema.requests import DetokenizeRequest, TokenizeRequest
 from medusa_dist.api.schema.responses import (
     DetokenizeReply,
@@ -37,18 +40,23 @@ def add_service_routes(app: FastAPI, get_service: GetService) -> None:
 
 
 def _add_models(app: FastAPI, get_service: GetService) -> None:
-    @app.get("/v1/models")
-    async def models() -> ModelList:
-        """List the served model."""
-        return ModelList(data=[_card(get_service())])
+    @app.get("/v1/models", response_model=ModelList)
+    async def models(request: Request) -> ModelList | Response:
+        """List the served model. With the header anthropic-version, in Anthropic's form, with its query parameters."""
+        service = get_service()
+        if speaks_anthropic(request.scope):
+            query = request.query_params
+            lifecycles = [*query.getlist("lifecycle"), *query.getlist("lifecycle[]")]
+            return Json(model_page([model_info(service)], query, lifecycles))
+        return ModelList(data=[_card(service)])
 
-    @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> ModelCard:
-        """Return a model by its id, which may contain slashes."""
+    @app.get("/v1/models/{model:path}", response_model=ModelCard)
+    async def model(model: str, request: Request) -> ModelCard | Response:
+        """Return a model by its id, which may contain slashes; with anthropic-version in Anthropic's form."""
         service = get_service()
         if model != without_extra_slashes(service.name):  # as the path was, before it came here
             check_model(model, service)
-        return _card(service)
+        return Json(model_info(service)) if speaks_anthropic(request.scope) else _card(service)
 
 
 def _add_state(app: FastAPI, get_service: GetService) -> None:

@@ -1,12 +1,13 @@
 """Errors of the Messages API: Anthropic's shape and types.
 
-Owns that shape, and which paths have it. Not here: which exception is which HTTP error (api/convert.py), the response
+Owns that shape, and which requests get it. Not here: which exception is which HTTP error (api/convert.py), the response
 (api/http/failures.py).
 """
 
 import re
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 _TYPES = {
@@ -20,10 +21,13 @@ _TYPES = {
 _CONTEXT = re.compile(r"context length is (\d+) tokens; the prompt has (\d+) and \w+ requests (\d+) more")
 
 
-def is_messages_path(scope: Scope) -> bool:
-    """Whether a request is for the Messages API, with extra slashes or without."""
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether a request is for Anthropic's API, with extra slashes or without: by its path, or by the header that all
+    requests of that API have, where OpenAI's API has the same path.
+    """
     path = str(scope.get("path", "")).removeprefix(scope.get("root_path", ""))
-    return [part for part in path.split("/") if part][:2] == ["v1", "messages"]
+    parts = [part for part in path.split("/") if part][:2]
+    return parts == ["v1", "messages"] or (parts == ["v1", "models"] and "anthropic-version" in Headers(scope=scope))
 
 
 def messages_error(status: int, body: dict[str, Any], request_id: str) -> dict[str, Any]:

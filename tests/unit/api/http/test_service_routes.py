@@ -5,6 +5,7 @@ from medusa_dist import __version__
 from medusa_dist.api.schema.responses import ModelCard
 from medusa_dist.api.service import Health
 from medusa_dist.errors import EngineError
+from tests.support.anthropic_shapes import ModelPage
 from tests.support.fake_service import TOKENIZER, FakeService, client_of, ids_of
 
 
@@ -103,3 +104,31 @@ async def test_detokenize_of_another_model_is_404():
 async def test_probe_routes_need_no_key_and_other_routes_do(path, is_open):
     for method in ("GET", "HEAD"):
         assert (await get(path, method=method, api_key="s3cret")).status_code == (200 if is_open else 401)
+
+
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+
+
+async def get_as_anthropic(path, service=None):
+    async with client_of(service or FakeService()) as client:
+        return await client.get(f"http://test{path}", headers=ANTHROPIC)
+
+
+async def test_models_are_in_anthropics_form_for_its_clients():
+    reply = await get_as_anthropic("/v1/models?limit=5")
+    page = ModelPage.model_validate(reply.json())
+    (model,) = page.data
+    assert (page.has_more, page.first_id, page.last_id) == (False, "org/tiny", "org/tiny")
+    assert (model.id, model.created_at, model.max_tokens) == ("org/tiny", "2023-11-14T22:13:20Z", 200)
+    assert reply.headers["request-id"] == reply.headers["x-request-id"]
+    for path in ("/v1/models/org/tiny", "/v1/models/org%2Ftiny", "//v1/models/org/tiny/"):
+        assert (await get_as_anthropic(path)).json() == reply.json()["data"][0]
+    assert "object" in (await get("/v1/models")).json()
+
+
+async def test_errors_about_models_are_in_anthropics_form_for_its_clients():
+    missing = await get_as_anthropic("/v1/models/other")
+    assert missing.status_code == 404 and missing.json()["error"]["type"] == "not_found_error"
+    wrong = await get_as_anthropic("/v1/models?limit=0")
+    assert wrong.status_code == 400 and "limit must be a number" in wrong.json()["error"]["message"]
+    assert "type" not in (await get("/v1/models/other")).json()
