@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from medusa_dist.api.chat.answering import Answering
+from medusa_dist.api.chat.answering import Answering, form_of
 from medusa_dist.api.schema.tools import Tool, ToolChoice, asked_tools
 from medusa_dist.errors import RequestError
 from medusa_dist.outputs import Output
@@ -69,7 +69,7 @@ def chat_plan(
     given = None if tools is None else _valid(_TOOLS, [_plain(tool) for tool in tools], "tools")
     choice = None if tool_choice is None else _valid(_CHOICE, _plain(tool_choice), "tool_choice")
     asked = asked_tools(given, choice, parallel_tool_calls)
-    return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)
+    return Answering(asked, form_of(asked, chat_format), chat_format)
 
 
 def _plain(value: Any) -> Any:

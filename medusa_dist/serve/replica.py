@@ -140,8 +140,8 @@ class LLMReplica:
             "max_running": self._config.max_running,
             "max_queued": self._config.max_queued,
             "max_replicas": scaling.max_replicas if scaling is not None else None,  # None: a fixed number
-            "tool_format": None if self._chat_format.form is None else self._chat_format.form.name,
-            "reasoning": self._chat_format.marks is not None,
+            "tool_format": self._chat_format.name,
+            "reasoning": self._chat_format.reasons,
             "system_fingerprint": self.system_fingerprint,
         }
 

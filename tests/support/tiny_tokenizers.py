@@ -3,6 +3,7 @@
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+HAS_RESPONSE_TEMPLATES = hasattr(PreTrainedTokenizerFast, "get_response_parser")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
     "{{ raise_exception('the system message must come first') }}{% endif %}"

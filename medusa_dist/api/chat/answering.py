@@ -21,6 +21,7 @@ from medusa_dist.text.tools.answer_reader import AnswerReader
 from medusa_dist.text.tools.chat_format import ChatFormat
 from medusa_dist.text.tools.formats import ToolFormat
 from medusa_dist.text.tools.plain_tools import without_tools
+from medusa_dist.text.tools.template_reader import ResponseTemplate
 from medusa_dist.text.tools.thinking import ThinkingChoice, ThinkingWish
 from medusa_dist.text.tools.tool_grammar import AnswerShape, answer_grammar, token_marks
 
@@ -69,6 +70,9 @@ class Answering:
     def grammar(self, body: Grammar | None, prompt: str, tokenizer: Any) -> Grammar | None:
         """The grammar of the whole answer. body: of its text, if the request asks for one. prompt: as rendered."""
         marks = self.chat_format.marks
+        if self.asked is not None and self.form is None:
+            self._check_not_enforced(body)
+            return None
         if self.asked is None and (body is None or marks is None):
             return body
         shape = AnswerShape(
@@ -83,6 +87,24 @@ class Answering:
         param = body.param if self.asked is None and body is not None else "tools"
         return Grammar.answer(answer_grammar(shape, token_marks(tokenizer)), param, body)
 
+    def _check_not_enforced(self, body: Grammar | None) -> None:
+        """Raise RequestError for what needs a grammar of calls, which there is not."""
+        asked = self.asked
+        assert asked is not None
+        needs = {
+            "tool_choice": asked.must_call or len(asked.schemas) < len(asked.shown),
+            "parallel_tool_calls": asked.one_call,
+            body.param if body is not None else "": body is not None,
+        }
+        for name, is_needed in needs.items():
+            if is_needed:
+                raise RequestError(
+                    f"{name} cannot be enforced together with tools: this model's calls are read by its tokenizer's "
+                    "response template, which says nothing about what may come next; the config key tool_format can "
+                    "name a format",
+                    name,
+                )
+
     def constrained(self, params: SamplingParams, prompt: str, tokenizer: Any) -> SamplingParams:
         """The params with the grammar of the whole answer. Raises RequestError for tools in a beam search."""
         if self.asked is not None and params.beam_width is not None:
@@ -92,8 +114,16 @@ class Answering:
         grammar = self.grammar(params.grammar, prompt, tokenizer)
         return params if grammar is params.grammar else replace(params, grammar=grammar)
 
+    @property
+    def template(self) -> ResponseTemplate | None:
+        """What reads the answers, if no format of ours does."""
+        return self.chat_format.read_by_template(self.asked is not None)
+
     def message(self, prompt: str) -> ChatMessageBuilder:
         """A new message, for one choice. prompt: as rendered."""
+        if self.template is not None:
+            by_template = self.template.reader(prompt, None if self.asked is None else self.asked.shown)
+            return ChatMessageBuilder(by_template, self.template.has_reasoning and self.shows_reasoning)
         marks = self.chat_format.marks
         is_reasoning = marks is not None and marks.is_open_after(prompt)
         schemas = None if self.asked is None else self.asked.schemas
@@ -105,6 +135,8 @@ class Answering:
         """Special tokens that the reader must see in the text: the marks of calls and reasoning."""
         marks = self.chat_format.marks
         texts = [*(self.form.texts if self.form is not None else ()), *((marks.open, marks.close) if marks else ())]
+        if self.template is not None:
+            texts.append(self.template.text)
         if not texts:
             return frozenset()
         return frozenset(i for i, name in special_texts(tokenizer).items() if any(name in text for text in texts))
@@ -114,11 +146,18 @@ def answering(body: ChatRequest | TokenizeRequest, chat_format: ChatFormat) -> A
     """How a request is answered. Raises RequestError for tools that cannot be used."""
     if not isinstance(body, ChatRequest):
         asked = asked_tools(body.tools, None, None)
-        return Answering(asked, None if asked is None else chat_format.tool_format(), chat_format)
+        return Answering(asked, form_of(asked, chat_format), chat_format)
     asked = asked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    form = None if asked is None else chat_format.tool_format()
-    thinking = chat_format.thinking.choose(_wish(body), chat_format.marks is not None)
+    form = form_of(asked, chat_format)
+    thinking = chat_format.thinking.choose(_wish(body), chat_format.reasons)
     return Answering(asked, form, chat_format, thinking, body.include_reasoning is not False)
+
+
+def form_of(asked: AskedTools | None, chat_format: ChatFormat) -> ToolFormat | None:
+    """The format of the calls; None: there are none, or a response template reads them. Raises RequestError."""
+    if asked is None or chat_format.read_by_template(has_tools=True) is not None:
+        return None
+    return chat_format.tool_format()
 
 
 def _wish(body: ChatRequest) -> ThinkingWish:

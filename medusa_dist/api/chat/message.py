@@ -8,8 +8,7 @@ import secrets
 import string
 from typing import Any
 
-from medusa_dist.text.tools.answer_reader import AnswerReader
-from medusa_dist.text.tools.parts import CallArguments, CallStart, Content, Part, Reasoning
+from medusa_dist.text.tools.parts import CallArguments, CallStart, Content, Part, PartReader, Reasoning
 
 _ALPHABET = string.ascii_letters + string.digits
 Delta = dict[str, Any]
@@ -22,7 +21,7 @@ class ChatMessageBuilder:
     digits in the ids of calls, after "call_"; 9: an id of just nine, which Mistral's templates demand.
     """
 
-    def __init__(self, reader: AnswerReader, has_reasoning: bool = False, id_length: int = 24) -> None:
+    def __init__(self, reader: PartReader, has_reasoning: bool = False, id_length: int = 24) -> None:
         self._reader = reader
         self._has_reasoning = has_reasoning
         self._id_length = id_length

@@ -10,6 +10,7 @@ from medusa_dist.errors import RequestError
 from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
+from medusa_dist.text.tools.template_reader import ResponseTemplate, response_template
 from medusa_dist.text.tools.thinking import ThinkingVariables, thinking_variables
 
 AUTO, NONE = "auto", "none"
@@ -20,13 +21,35 @@ class ChatFormat:
     """form: of calls; None: unknown or off. marks: of the reasoning; None: the model does not reason, or off.
 
     renders_tools: the chat template has a place for tools; without it they are described in a system message.
-    thinking: what the chat template reads about thinking.
+    thinking: what the chat template reads about thinking. template: the tokenizer's own description of answers.
     """
 
     form: ToolFormat | None = None
     marks: ReasoningMarks | None = None
     renders_tools: bool = False
     thinking: ThinkingVariables = field(default_factory=ThinkingVariables)
+    template: ResponseTemplate | None = None
+
+    def read_by_template(self, has_tools: bool) -> ResponseTemplate | None:
+        """What reads an answer, where no format of ours does. has_tools: the request has tools."""
+        template = self.template
+        if template is None:
+            return None
+        if has_tools:
+            return template if self.form is None and self.renders_tools and template.has_calls else None
+        return template if self.marks is None and template.has_reasoning else None
+
+    @property
+    def name(self) -> str | None:
+        """Of the format of calls, for the facts of a service; None: requests with tools are refused."""
+        if self.form is None:
+            return None if self.read_by_template(has_tools=True) is None else "response_template"
+        return self.form.name
+
+    @property
+    def reasons(self) -> bool:
+        """Whether reasoning is told from content."""
+        return self.marks is not None or self.read_by_template(has_tools=False) is not None
 
     def tool_format(self) -> ToolFormat:
         """The format for a request with tools. Raises RequestError where there is none."""
@@ -55,8 +78,9 @@ def chat_format(
         form = implied_format(whole) if renders_tools else None
     else:
         form = None if tool_format == NONE else FORMATS[tool_format]
+    template = response_template(tokenizer) if tool_format == reasoning_format == AUTO else None
     if reasoning_format == AUTO:
         marks = implied_reasoning(whole)
     else:
         marks = None if reasoning_format == NONE else REASONING[reasoning_format]
-    return ChatFormat(form, marks, renders_tools, thinking_variables(templates))
+    return ChatFormat(form, marks, renders_tools, thinking_variables(templates), template)

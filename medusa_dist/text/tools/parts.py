@@ -4,6 +4,7 @@ Owns these types. Not here: reading them from a text (answer_reader.py).
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,10 @@ class CallArguments:
 
 
 Part = Reasoning | Content | CallStart | CallArguments
+
+
+class PartReader(Protocol):
+    """Splits the text of one answer, special tokens included, into its parts."""
+
+    def feed(self, text: str, is_last: bool = False) -> list[Part]:
+        """The parts that more text completes. is_last: no text follows, so nothing is held back."""

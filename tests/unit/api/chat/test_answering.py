@@ -1,4 +1,4 @@
-"""Fields about thinking, in the three APIs: what the prompt and the answer are."""
+"""Fields about thinking, in the three APIs, and answers that are read by a response template."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from medusa_dist.text.tools.chat_format import chat_format
 from tests.support.fake_service import FakeService, client_of
-from tests.support.tiny_tokenizers import byte_tokenizer
+from tests.support.tiny_tokenizers import HAS_RESPONSE_TEMPLATES, byte_tokenizer
 
 SWITCHED = (
     "{{ messages[-1].content }}{% if enable_thinking is defined and not enable_thinking %}|off</think>"
@@ -105,3 +105,96 @@ async def test_omitted_thinking_is_no_block_of_a_message():
     body = ROUTES["/v1/messages"][0] | {"thinking": {"type": "adaptive", "display": "omitted"}}
     message = (await answer(service_with(SWITCHED), "/v1/messages", body)).json()
     assert message["content"] == [{"type": "text", "text": "ok"}]
+
+
+needs_templates = pytest.mark.skipif(not HAS_RESPONSE_TEMPLATES, reason="transformers before 5.13")
+WITH_TOOLS = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{{ messages[-1].content }}<bot>"
+SPEC = {  # in a form that none of our formats has
+    "start_anchor": "<bot>",
+    "fields": {
+        "content": {},
+        "reasoning_content": {"open": "<mull>", "close": "</mull>"},
+        "tool_calls": {
+            "open": "<call>",
+            "close": "</call>",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": {"name": "{content.n}", "arguments": "{content.a}"}},
+        },
+    },
+}
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+CALLING = '<mull>hm</mull>I look.<call>{"n": "f", "a": {"x": 1}}</call>'
+
+
+def service_with_spec(text=CALLING):
+    service = service_with(WITH_TOOLS, text)
+    service.tokenizer.response_template = SPEC
+    service.chat_format = chat_format(service.tokenizer, "auto", "auto")
+    return service
+
+
+@needs_templates
+async def test_calls_of_an_unknown_format_are_read_by_the_tokenizers_response_template():
+    service = service_with_spec()
+    reply = await answer(service, "/v1/chat/completions", {"messages": TURN, "tools": TOOLS})
+    choice = reply.json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": '{"x": 1}'} and choice["finish_reason"] == "tool_calls"
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("hm", "I look.")
+    assert prompt_of(service) == "f;g;Hi<bot>" and service.requests[-1].params.grammar is None
+    assert service.chat_format.name == "response_template"
+
+
+@needs_templates
+async def test_a_stream_read_by_a_response_template_has_the_same_message():
+    body = {"messages": TURN, "tools": TOOLS, "stream": True}
+    text = (await answer(service_with_spec(), "/v1/chat/completions", body)).text
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in text.splitlines() if line.startswith("data: {")]
+    joined = {key: "".join(delta.get(key) or "" for delta in deltas) for key in ("content", "reasoning_content")}
+    assert joined == {"content": "I look.", "reasoning_content": "hm"}
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [call["function"] for call in calls] == [{"name": "f", "arguments": ""}, {"arguments": '{"x": 1}'}]
+
+
+@needs_templates
+async def test_without_tools_a_response_template_tells_reasoning_alone():
+    reply = await answer(service_with_spec("<mull>hm</mull>ok"), "/v1/chat/completions", {"messages": TURN})
+    message = reply.json()["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "ok", "refusal": None, "reasoning_content": "hm"}
+
+
+@needs_templates
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]},
+                }
+            },
+            "tool_choice",
+        ),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+async def test_what_a_response_template_cannot_enforce_is_refused_by_name(fields, name):
+    service = service_with_spec()
+    async with client_of(service) as client:
+        reply = await client.post("/v1/chat/completions", json={"messages": TURN, "tools": TOOLS, **fields})
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["param"] == name and "tool_format" in error["message"]
+    assert not service.requests
+
+
+@needs_templates
+@pytest.mark.parametrize(("tool_format", "reasoning_format"), [("none", "auto"), ("auto", "none")])
+def test_a_response_template_is_not_used_where_the_config_names_another_way(tool_format, reasoning_format):
+    service = service_with_spec()
+    found = chat_format(service.tokenizer, tool_format, reasoning_format)
+    assert found.name is None and not found.reasons
