@@ -52,7 +52,8 @@ class Grammar:
 
     def error(self, reason: str) -> RequestError:
         """The error for a request with an invalid grammar."""
-        return RequestError(f"{self.param}: this {self.kind} cannot be used: {reason}", self.param)
+        what = "a schema of this request" if self.kind is GrammarKind.ANSWER else f"this {self.kind}"
+        return RequestError(f"{self.param}: {what} cannot be used: {reason}", self.param)
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str, param: str = "grammar") -> "Grammar":

@@ -8,10 +8,11 @@ of draft 4 and 7 that generators still write.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+from urllib.parse import unquote
 
 from medusa_dist.errors import RequestError
 
@@ -54,6 +55,30 @@ _ALL_TYPES = ("object", "array", "string", "number", "boolean", "null")
 Schema = dict[str, Any]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_types(value: Any) -> bool:
+    kinds = [value] if isinstance(value, str) else value
+    return isinstance(kinds, list) and bool(kinds) and all(kind in (*_ALL_TYPES, "integer") for kind in kinds)
+
+
+_TEXT = (lambda value: isinstance(value, str), "a text")
+_NUMBER = (_is_number, "a number")
+_BOUND = (lambda value: isinstance(value, int | float), "a number")  # true and false in draft 4
+_COUNT = (lambda value: _is_number(value) and value >= 0 and value % 1 == 0, "a whole number from 0")
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # what values a keyword can have, and that in words
+    "type": (_are_types, f"one of {', '.join(_ALL_TYPES)}, integer, or a list of them"),
+    "required": (lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value), "a list of names"),
+    "enum": (lambda value: isinstance(value, list) and bool(value), "a list of at least one value"),
+    **dict.fromkeys(("pattern", "format", "$ref"), _TEXT),
+    **dict.fromkeys(("minimum", "maximum", "multipleOf"), _NUMBER),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), _BOUND),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _COUNT),
+}
+
+
 def enforceable(schema: Mapping[str, Any], param: str) -> Schema:
     """The schema in keywords that a grammar enforces, with the same valid documents.
 
@@ -81,6 +106,7 @@ class _Rewriter:
         for key, instead in _REFUSED.items():
             if key in kept:
                 raise self._error(path, key, f"it cannot be enforced; {instead}")
+        self._values(kept, path)
         self._unique_items(kept, path)
         self._format(kept)
         self._pattern(kept, path)
@@ -90,6 +116,15 @@ class _Rewriter:
         self._one_of(kept, path)
         self._below(kept, path)
         return _nullable(kept)
+
+    def _values(self, schema: Schema, path: str) -> None:
+        """Refuse values that keywords cannot have, which would say nothing, or fail far from their place."""
+        for key, (fits, wanted) in _VALUES.items():
+            if key in schema and not fits(schema[key]):
+                raise self._error(path, key, f"its value must be {wanted}, not {repr(schema[key])[:60]}")
+        ref = schema.get("$ref")
+        if ref is not None and not (ref.startswith("#") and self._target(ref) is not None):
+            raise self._error(path, "$ref", f"there is nothing at {ref[:80]!r} in the schema")
 
     def _below(self, schema: Schema, path: str) -> None:
         for key in _ONE:
@@ -193,11 +228,19 @@ class _Rewriter:
             ref = schema.get("$ref")
             if not isinstance(ref, str) or not ref.startswith("#"):
                 return schema
-            target: Any = self.root
-            for part in ref[1:].split("/")[1:]:
-                target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
-            schema = target
+            schema = self._target(ref)
         return {}
+
+    def _target(self, ref: str) -> Any:
+        """What a reference within the schema leads to; None if it leads nowhere."""
+        target: Any = self.root
+        for part in unquote(ref[1:]).split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list):
+                target = target[int(name)] if name.isdecimal() and int(name) < len(target) else None
+            else:
+                target = target.get(name) if isinstance(target, Mapping) else None
+        return target
 
     def _disjoint(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         """Whether it is certain that no value matches both schemas."""

@@ -162,6 +162,17 @@ def test_rewritten_keyword_keeps_its_meaning(schema: dict[str, Any], good: list[
         ({"properties": {"a": 1}}, "tools: properties.a: a schema must be an object"),
         ({"anyOf": {}}, "tools: anyOf: its value must be a list"),
         ({"properties": []}, "tools: properties: its value must be an object"),
+        ({"properties": {"a": {"type": "str"}}}, "tools: properties.a: type: its value must be one of object, array"),
+        ({"type": ["string", "any"]}, "tools: type: its value must be one of"),
+        ({"required": "a"}, "tools: required: its value must be a list of names"),
+        ({"properties": {"a": {"enum": "xy"}}}, "tools: properties.a: enum: its value must be a list of at least one"),
+        ({"enum": []}, "tools: enum: its value must be a list of at least one"),
+        ({"items": {"minLength": -1}}, "tools: items: minLength: its value must be a whole number from 0"),
+        ({"items": {"maxItems": 1e999}}, "tools: items: maxItems: its value must be a whole number from 0, not inf"),
+        ({"maximum": "5"}, "tools: maximum: its value must be a number, not '5'"),
+        ({"pattern": 5}, "tools: pattern: its value must be a text"),
+        ({"$ref": "#/$defs/X", "$defs": {"Y": {}}}, "tools: $ref: there is nothing at '#/$defs/X' in the schema"),
+        ({"$ref": "https://example.com/s.json"}, "tools: $ref: there is nothing at 'https://example.com/s.json'"),
         ({"type": "object", "propertyNames": {"minLength": 2}}, "tools: propertyNames: only pattern, enum or const"),
     ],
     ids=lambda value: "" if isinstance(value, str) else json.dumps(value),
@@ -175,3 +186,8 @@ def test_keyword_that_cannot_be_enforced_is_refused_by_property_and_name(schema:
 def test_one_of_with_values_equal_as_json_numbers_is_refused() -> None:
     with pytest.raises(RequestError, match="branches 0 and 1"):
         enforceable({"oneOf": [{"const": 1}, {"const": 1.0}]}, "tools")
+
+
+def test_references_to_the_root_and_into_lists_are_kept() -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#"}, "b": {"$ref": "#/anyOf/0"}}, "anyOf": [{}]}
+    assert enforceable(schema, "tools") == schema

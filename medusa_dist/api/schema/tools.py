@@ -191,7 +191,11 @@ def _parameters(function: Function) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
         raise RequestError(f'{where}: parameters must be a JSON schema with "type": "object"', "tools")
     try:
-        return {"type": "object"} | enforceable(schema, "tools")
+        found = {"type": "object"} | enforceable(schema, "tools")
+        missing = set(found.get("required", ())) - set(found.get("properties", found.get("required", ())))
+        if missing and "additionalProperties" not in found and "patternProperties" not in found:
+            raise RequestError(f"required: there is no property {min(missing)!r}", "tools")
+        return found
     except RequestError as error:
         reason = error.message.removeprefix("tools: ")
         raise RequestError(f"{where}: parameters: {reason}", "tools", error.code) from None

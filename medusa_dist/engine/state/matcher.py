@@ -8,6 +8,7 @@ Shapes: V vocabulary of the model.
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -196,7 +197,8 @@ class GrammarCompiler:
         """
         found = self._compile(grammar)
         if isinstance(found, RequestError):
-            raise grammar.error(" ".join(found.message.split())[:_MAX_REASON])
+            message = _of_a_schema(found.message) if grammar.kind is GrammarKind.ANSWER else found.message
+            raise grammar.error(" ".join(message.split())[:_MAX_REASON])
         assert isinstance(self._vocabulary, Vocabulary)
         ends = () if ignore_eos else tuple(i for i in self.eos_ids if i < self.vocab_size)
         only = None
@@ -239,6 +241,12 @@ def _compile(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher | RequestErr
     except ValueError as error:  # raised by llguidance's JSON and GBNF parsers, and by Python for lone surrogates
         return RequestError(str(error))
     return RequestError(machine.get_error()) if machine.is_error() else machine
+
+
+def _of_a_schema(message: str) -> str:
+    """llguidance's error about an answer without the lines of the grammar, which the client did not write."""
+    lines = [line for line in message.splitlines() if not re.match(r"\s*(\d+ \||\^$)", line)]
+    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", "\n".join(lines))
 
 
 def _to_llguidance(grammar: Grammar) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from medusa_dist.text.tools.arguments import is_text
+from medusa_dist.text.tools.arguments import is_text, properties_of
 from medusa_dist.text.tools.formats import Arguments
 
 Schema = Mapping[str, Any]
@@ -52,7 +52,7 @@ def _json(schema: Schema) -> str:
 
 def _python_rules(name: str, schema: Schema) -> str:
     """name=value, separated by commas, in the order of the schema; optional ones may be left out."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    properties, required = properties_of(schema), schema.get("required") or ()
     rules, last = "", len(properties)
     # first_i: arguments from the i-th on, none written yet; more_i: some are.
     for i, (key, value) in enumerate(properties.items()):
@@ -95,7 +95,7 @@ def _literal(value: Any) -> str:
 
 def _xml_rules(name: str, schema: Schema) -> str:
     """<parameter=name>, the value on lines of its own, </parameter>, in the order of the schema."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    properties, required = properties_of(schema), schema.get("required") or ()
     rules, end = "", "\n</parameter>\n"
     for i, (key, value) in enumerate(properties.items()):
         begin = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)

@@ -110,7 +110,7 @@ class XmlArguments(ArgumentsReader):
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._text = ""
-        self._properties = schema.get("properties") or {}
+        self._properties = properties_of(schema)
 
     def feed(self, text: str) -> tuple[str, str]:
         """Collect the text, and convert it once it is complete."""
@@ -129,6 +129,31 @@ class XmlArguments(ArgumentsReader):
             return json.loads(text)
         except ValueError:
             return text
+
+
+def properties_of(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The properties of an object's schema, each with the schemas that references stand for: its own, and those of the
+    branches of a union. References further below keep what they lead to.
+    """
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return {name: _resolved(value, shared) for name, value in (schema.get("properties") or {}).items()}
+
+
+def _resolved(schema: Any, shared: Mapping[str, Any]) -> Any:
+    for _ in range(16):  # references to references; a circle ends here
+        ref = schema.get("$ref") if isinstance(schema, Mapping) else None
+        group, _, key = ref.removeprefix("#/").partition("/") if isinstance(ref, str) else ("", "", "")
+        if key not in shared.get(group, {}):
+            break
+        schema = shared[group][key]
+    if not isinstance(schema, Mapping):
+        return schema
+    unions = {
+        key: [_resolved(branch, shared) for branch in schema[key]]
+        for key in ("anyOf", "oneOf")
+        if isinstance(schema.get(key), list)
+    }
+    return {**shared, **schema, **unions}
 
 
 def is_text(schema: Any) -> bool:

@@ -257,3 +257,71 @@ async def test_bad_tools_choices_and_calls_are_refused_by_field(fields: dict[str
 async def test_model_without_a_tool_format_refuses_tools_naming_the_config_key() -> None:
     error = await refused(ScriptedService("hi", ChatFormat()), tools=TOOLS)
     assert error["param"] == "tools" and "config key tool_format" in error["message"]
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+def called(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "ok"}]
+
+
+def with_property(schema: Any) -> dict[str, Any]:
+    return {"tools": [tool(parameters={"type": "object", "properties": {"a": schema}})]}
+
+
+@pytest.mark.parametrize("name", ["hermes", "pythonic", "qwen3_coder"])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        (
+            {"tools": [tool(parameters={"type": "array"})]},
+            "tools",
+            "tools: f: parameters must be a JSON schema with",
+        ),
+        (with_property("string"), "tools", "tools: f: parameters: properties.a: a schema must be an object"),
+        (with_property({"type": "str"}), "tools", "tools: f: parameters: properties.a: type: its value"),
+        (
+            with_property({"$ref": "#/x"}),
+            "tools",
+            "tools: f: parameters: properties.a: $ref: there is nothing",
+        ),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {}}, "required": ["b"]})]},
+            "tools",
+            "tools: f: parameters: required: there is no property 'b'",
+        ),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools", "tools[0].function.name is required"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools[].name", "unknown field tools[].name"),
+        ({"messages": called("{")}, "messages", "messages[].tool_calls[].function.arguments is not JSON"),
+        ({"messages": called("[1]")}, "messages", "messages[].tool_calls[].function.arguments must be a JSON object"),
+        ({"messages": called({"a": 1})}, "messages", "messages[1].tool_calls[0].function.arguments: Input should be"),
+    ],
+    ids=lambda value: "" if not isinstance(value, str) else value[:40],
+)
+async def test_malformed_tools_and_calls_get_one_clear_answer_in_every_kind_of_format(
+    name: str, fields: dict[str, Any], param: str, words: str
+) -> None:
+    service = ScriptedService("hi", ChatFormat(FORMATS[name]))
+    error = await refused(service, **fields)
+    assert error["param"] == param and error["message"].startswith(words.replace("messages[1]", "messages[0]"))
+    assert not service.requests
+
+
+async def test_calls_of_a_history_without_a_tool_format_are_refused_as_tools_are() -> None:
+    error = await refused(ScriptedService("hi", ChatFormat()), messages=called("{}"))
+    assert error["param"] == "tools" and "tool_format" in error["message"]
+
+
+async def test_response_format_and_tools_are_one_grammar_and_a_wrong_schema_is_named() -> None:
+    service = ScriptedService("hi")
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    await post(service, tools=TOOLS, response_format=wanted)
+    grammar = service.requests[-1].params.grammar
+    assert grammar.kind is GrammarKind.ANSWER and "@body" in grammar.text
+    assert grammar.body.kind is GrammarKind.JSON_SCHEMA
+    wanted["json_schema"]["schema"] = {"type": "objekt"}  # type: ignore[index]
+    error = await refused(service, tools=TOOLS, response_format=wanted)
+    assert error["param"] == "response_format" and "type: its value must be one of" in error["message"]

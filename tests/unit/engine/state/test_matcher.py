@@ -209,7 +209,7 @@ def test_unspellable_text_is_an_error_state_or_a_request_error() -> None:
 
 WRONG: dict[str, tuple[Callable[[], Grammar], str]] = {
     "unknown type": (lambda: Grammar.json_schema({"type": "objekt"}), "objekt"),
-    "no such ref": (lambda: Grammar.json_schema({"$ref": "#/x"}), "'/x' does not exist"),
+    "no such ref": (lambda: Grammar.json_schema({"$ref": "#/x"}), "there is nothing at '#/x'"),
     "nothing fits": (lambda: Grammar.json_schema({"type": "string", "minLength": 3, "maxLength": 2}), "minLength"),
     "keyword we cannot obey": (lambda: Grammar.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
     "look-ahead in a schema": (lambda: Grammar.json_schema({"type": "string", "pattern": "(?=a)"}), "look-ahead"),

@@ -125,6 +125,34 @@ def test_with_a_body_the_answer_is_the_body_or_calls(form: ToolFormat) -> None:
     assert not accepts(matcher, "twelve", True)
 
 
+BY_REFERENCE: dict[str, Any] = {  # as pydantic writes an enumeration and a model
+    "type": "object",
+    "properties": {
+        "colour": {"$ref": "#/$defs/Colour"},
+        "point": {"$ref": "#/$defs/Point"},
+        "other": {"anyOf": [{"$ref": "#/$defs/Count"}, {"type": "null"}]},
+    },
+    "required": ["colour"],
+    "$defs": {
+        "Colour": {"type": "string", "enum": ["red", "blue"]},
+        "Count": {"type": "integer"},
+        "Point": {"type": "object", "properties": {"x": {"$ref": "#/$defs/Count"}}, "required": ["x"]},
+    },
+}
+
+
+@ALL_FORMATS
+def test_references_in_a_schema_are_followed(form: ToolFormat) -> None:
+    matcher = matcher_of(AnswerShape(form=form, schemas={"f": BY_REFERENCE}, must_call=True), True)
+    good = {"colour": "red", "point": {"x": 1}, "other": 5}
+    text = write_calls(form, [("f", good)])
+    assert accepts(matcher, text, True)
+    _, _, calls = collected(AnswerReader(form=form, schemas={"f": BY_REFERENCE}).feed(text, is_last=True))
+    assert [(name, json.loads(arguments)) for name, arguments in calls] == [("f", good)]
+    for wrong in ({"colour": "green"}, {"colour": "red", "other": 1.5}, {}):
+        assert not accepts(matcher, write_calls(form, [("f", wrong)]), True), wrong
+
+
 @ALL_FORMATS
 @pytest.mark.parametrize("seed", range(2))
 def test_random_answers_of_the_grammar_are_read_as_calls_with_json_arguments(form: ToolFormat, seed: int) -> None:
