@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medusa_dist.api.chat.message import ChatMessageBuilder
-from medusa_dist.api.schema.messages import ChatMessage, linked
+from medusa_dist.api.schema.messages import ChatMessage, as_text, linked
 from medusa_dist.api.schema.requests import ChatRequest, TokenizeRequest
 from medusa_dist.api.schema.tools import AskedTools, asked_tools
 from medusa_dist.errors import RequestError
@@ -64,7 +64,7 @@ class Answering:
         shown = self.asked.shown if self.asked is not None else []
         has_calls = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns)
         if self.chat_format.renders_tools or not (shown or has_calls):
-            return Conversation(turns, shown or None)
+            return Conversation(as_text(turns) if self.chat_format.text_arguments else turns, shown or None)
         return Conversation(without_tools(turns, shown, self.chat_format.tool_format()), None)
 
     def grammar(self, body: Grammar | None, prompt: str, tokenizer: Any) -> Grammar | None:

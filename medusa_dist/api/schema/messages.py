@@ -5,6 +5,7 @@ Owns their types, and what the chat template gets of them. Not here: the rule fo
 is taken as absent, and labels are taken and dropped.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -131,6 +132,15 @@ def linked(turns: Sequence[dict[str, Any]], id_length: int | None = None) -> Seq
             if turn["tool_call_id"] in names:
                 turn.setdefault("name", names[turn["tool_call_id"]])
             turn["tool_call_id"] = _end_of(turn["tool_call_id"], id_length)
+    return turns
+
+
+def as_text(turns: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The turns, changed in place: arguments of calls as JSON text."""
+    for turn in turns:
+        for call in turn.get("tool_calls") or ():
+            function = call["function"]
+            call["function"] = {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
     return turns
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medusa_dist.errors import RequestError
+from medusa_dist.text.chat_template import Messages, render_chat
 from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
@@ -22,6 +23,7 @@ class ChatFormat:
 
     renders_tools: the chat template has a place for tools; without it they are described in a system message.
     thinking: what the chat template reads about thinking. template: the tokenizer's own description of answers.
+    text_arguments: the chat template takes the arguments of calls as JSON text, where most take an object.
     """
 
     form: ToolFormat | None = None
@@ -29,6 +31,7 @@ class ChatFormat:
     renders_tools: bool = False
     thinking: ThinkingVariables = field(default_factory=ThinkingVariables)
     template: ResponseTemplate | None = None
+    text_arguments: bool = False
 
     def read_by_template(self, has_tools: bool) -> ResponseTemplate | None:
         """What reads an answer, where no format of ours does. has_tools: the request has tools."""
@@ -83,4 +86,22 @@ def chat_format(
         marks = implied_reasoning(whole)
     else:
         marks = None if reasoning_format == NONE else REASONING[reasoning_format]
-    return ChatFormat(form, marks, renders_tools, thinking_variables(templates), template)
+    as_text = renders_tools and _takes_text_arguments(tokenizer, chat_template)
+    return ChatFormat(form, marks, renders_tools, thinking_variables(templates), template, as_text)
+
+
+def _takes_text_arguments(tokenizer: Any, chat_template: str | None) -> bool:
+    """Whether a call comes out right with arguments as text only, as in DeepSeek's templates: found by rendering."""
+
+    def rendered(arguments: Any) -> str:
+        call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        turns: Messages = [{"role": "user", "content": "a"}, answer]
+        try:
+            return render_chat(tokenizer, turns, chat_template=chat_template)
+        except RequestError:
+            return ""
+
+    of_object = rendered({"key": "value"})
+    is_right = "value" in of_object and "'key': 'value'" not in of_object  # which is how Python writes it
+    return not is_right and '{"key": "value"}' in rendered('{"key": "value"}')
