@@ -16,6 +16,8 @@ from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
+from medusa_dist.text.harmony.channel_grammar import channel_grammar
+from medusa_dist.text.harmony.channel_reader import MARKS, ChannelReader
 from medusa_dist.text.token_text import special_texts
 from medusa_dist.text.tools.answer_reader import AnswerReader
 from medusa_dist.text.tools.chat_format import ChatFormat
@@ -69,6 +71,8 @@ class Answering:
 
     def grammar(self, body: Grammar | None, prompt: str, tokenizer: Any) -> Grammar | None:
         """The grammar of the whole answer. body: of its text, if the request asks for one. prompt: as rendered."""
+        if self.chat_format.has_channels:
+            return self._channel_grammar(body, tokenizer)
         marks = self.chat_format.marks
         if self.asked is not None and self.form is None:
             self._check_not_enforced(body)
@@ -86,6 +90,16 @@ class Answering:
         )
         param = body.param if self.asked is None and body is not None else "tools"
         return Grammar.answer(answer_grammar(shape, token_marks(tokenizer)), param, body)
+
+    def _channel_grammar(self, body: Grammar | None, tokenizer: Any) -> Grammar | None:
+        """The grammar of an answer in channels. Without tools and a body every answer is allowed."""
+        asked = self.asked
+        if asked is None:
+            if body is None:
+                return None
+            return Grammar.answer(channel_grammar(AnswerShape(has_body=True), token_marks(tokenizer)), body.param, body)
+        shape = AnswerShape(schemas=asked.schemas, must_call=asked.must_call, has_body=body is not None)
+        return Grammar.answer(channel_grammar(shape, token_marks(tokenizer)), "tools", body)
 
     def _check_not_enforced(self, body: Grammar | None) -> None:
         """Raise RequestError for what needs a grammar of calls, which there is not."""
@@ -121,6 +135,9 @@ class Answering:
 
     def message(self, prompt: str) -> ChatMessageBuilder:
         """A new message, for one choice. prompt: as rendered."""
+        if self.chat_format.has_channels:
+            by_channel = ChannelReader(() if self.asked is None else self.asked.schemas)
+            return ChatMessageBuilder(by_channel, self.shows_reasoning)
         if self.template is not None:
             by_template = self.template.reader(prompt, None if self.asked is None else self.asked.shown)
             return ChatMessageBuilder(by_template, self.template.has_reasoning and self.shows_reasoning)
@@ -137,6 +154,8 @@ class Answering:
         texts = [*(self.form.texts if self.form is not None else ()), *((marks.open, marks.close) if marks else ())]
         if self.template is not None:
             texts.append(self.template.text)
+        if self.chat_format.has_channels:
+            texts += MARKS
         if not texts:
             return frozenset()
         return frozenset(i for i, name in special_texts(tokenizer).items() if any(name in text for text in texts))
@@ -154,8 +173,8 @@ def answering(body: ChatRequest | TokenizeRequest, chat_format: ChatFormat) -> A
 
 
 def form_of(asked: AskedTools | None, chat_format: ChatFormat) -> ToolFormat | None:
-    """The format of the calls; None: there are none, or a response template reads them. Raises RequestError."""
-    if asked is None or chat_format.read_by_template(has_tools=True) is not None:
+    """The format of the calls; None: there are none, or others read them. Raises RequestError."""
+    if asked is None or chat_format.has_channels or chat_format.read_by_template(has_tools=True) is not None:
         return None
     return chat_format.tool_format()
 

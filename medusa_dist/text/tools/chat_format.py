@@ -8,11 +8,13 @@ from typing import Any
 
 from medusa_dist.errors import RequestError
 from medusa_dist.text.chat_template import Messages, render_chat
+from medusa_dist.text.harmony.channel_reader import is_harmony
 from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
 from medusa_dist.text.tools.template_reader import ResponseTemplate, response_template
 from medusa_dist.text.tools.thinking import ThinkingVariables, thinking_variables
+from medusa_dist.text.tools.tool_grammar import token_marks
 
 AUTO, NONE = "auto", "none"
 
@@ -24,6 +26,7 @@ class ChatFormat:
     renders_tools: the chat template has a place for tools; without it they are described in a system message.
     thinking: what the chat template reads about thinking. template: the tokenizer's own description of answers.
     text_arguments: the chat template takes the arguments of calls as JSON text, where most take an object.
+    has_channels: answers are messages in channels (text/harmony/), in place of form and marks.
     """
 
     form: ToolFormat | None = None
@@ -32,10 +35,11 @@ class ChatFormat:
     thinking: ThinkingVariables = field(default_factory=ThinkingVariables)
     template: ResponseTemplate | None = None
     text_arguments: bool = False
+    has_channels: bool = False
 
     def read_by_template(self, has_tools: bool) -> ResponseTemplate | None:
         """What reads an answer, where no format of ours does. has_tools: the request has tools."""
-        template = self.template
+        template = None if self.has_channels else self.template
         if template is None:
             return None
         if has_tools:
@@ -45,6 +49,8 @@ class ChatFormat:
     @property
     def name(self) -> str | None:
         """Of the format of calls, for the facts of a service; None: requests with tools are refused."""
+        if self.has_channels:
+            return "harmony"
         if self.form is None:
             return None if self.read_by_template(has_tools=True) is None else "response_template"
         return self.form.name
@@ -52,7 +58,7 @@ class ChatFormat:
     @property
     def reasons(self) -> bool:
         """Whether reasoning is told from content."""
-        return self.marks is not None or self.read_by_template(has_tools=False) is not None
+        return self.has_channels or self.marks is not None or self.read_by_template(has_tools=False) is not None
 
     def tool_format(self) -> ToolFormat:
         """The format for a request with tools. Raises RequestError where there is none."""
@@ -77,6 +83,8 @@ def chat_format(
     templates = list(found.values()) if isinstance(found, dict) else [found]
     whole = "\n".join(templates)
     renders_tools = any("tools" in variables_of(template) for template in templates)
+    if tool_format == reasoning_format == AUTO and renders_tools and is_harmony(whole, token_marks(tokenizer)):
+        return ChatFormat(renders_tools=True, thinking=thinking_variables(templates), has_channels=True)
     if tool_format == AUTO:
         form = implied_format(whole) if renders_tools else None
     else:

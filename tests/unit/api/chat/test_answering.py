@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from tokenizers import AddedToken
 
+from medusa_dist.text.harmony.channel_reader import MARKS
 from medusa_dist.text.tools.chat_format import chat_format
 from tests.support.fake_service import FakeService, client_of
 from tests.support.tiny_tokenizers import HAS_RESPONSE_TEMPLATES, byte_tokenizer
@@ -198,3 +200,56 @@ def test_a_response_template_is_not_used_where_the_config_names_another_way(tool
     service = service_with_spec()
     found = chat_format(service.tokenizer, tool_format, reasoning_format)
     assert found.name is None and not found.reasons
+
+
+IN_CHANNELS = (  # the shape of gpt-oss's template
+    "{% if tools %}{{ 'namespace functions {' }}{% for t in tools %}{{ 'type ' + t.function.name }}{% endfor %}"
+    "{% endif %}{{ 'Reasoning: ' + reasoning_effort if reasoning_effort is defined }}{% for m in messages %}"
+    "{% if m.tool_calls %}{% set c = m.tool_calls[0].function %}{{ '<|start|>assistant to=functions.' + c.name + "
+    "'<|channel|>commentary json<|message|>' + c.arguments | tojson + '<|call|>' }}{% else %}{{ '<|start|>' + m.role + "
+    "'<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}{{ '<|start|>assistant' if add_generation_prompt }}"
+    "{# <|channel|>analysis and <|channel|>final #}"
+)
+IN_HARMONY = (
+    "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json"
+    '<|message|>{"x": 1}'
+)
+
+
+def service_in_channels(text):
+    service = service_with(IN_CHANNELS, text)
+    tokenizer = service.tokenizer
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in MARKS])
+    service.vocab_size = len(tokenizer)
+    service.chat_format = chat_format(tokenizer, "auto", "auto")
+    service.tokens = lambda _: (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return service
+
+
+async def test_harmony_is_read_and_enforced_by_its_channels():
+    service = service_in_channels(IN_HARMONY)
+    body = {"messages": TURN, "tools": TOOLS, "reasoning_effort": "low"}
+    choice = (await answer(service, "/v1/chat/completions", body)).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": '{"x": 1}'} and choice["finish_reason"] == "tool_calls"
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("hm", None)
+    assert "commentary to=functions.g " in service.requests[-1].params.grammar.text
+    assert service.chat_format.name == "harmony"
+    prompt = prompt_of(service)
+    assert "type f" in prompt and "Reasoning: low" in prompt and prompt.endswith("<|start|>assistant")
+    history = [*TURN, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "ok"}]
+    await answer(service, "/v1/chat/completions", {"messages": history, "tools": TOOLS})
+    assert 'to=functions.f<|channel|>commentary json<|message|>{"x": 1}<|call|>' in prompt_of(service)
+
+
+async def test_structured_output_in_harmony_is_the_final_channel_and_reasoning_stays_apart():
+    service = service_in_channels(
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>{}"
+    )
+    body = {"messages": TURN, "response_format": {"type": "json_object"}}
+    message = (await answer(service, "/v1/chat/completions", body)).json()["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "{}", "refusal": None, "reasoning_content": "hm"}
+    grammar = service.requests[-1].params.grammar
+    assert grammar.param == "response_format" and "@body" in grammar.text
+    await answer(service, "/v1/chat/completions", {"messages": TURN})
+    assert service.requests[-1].params.grammar is None
