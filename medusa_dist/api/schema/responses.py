@@ -47,6 +47,13 @@ class Usage(ResponseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class DrafterMetrics(ResponseModel):
+    """Draft tokens that one drafter guessed, and those that were accepted."""
+
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+
+
 class SpeculationMetrics(ResponseModel):
     """Acceptance of draft tokens, for one request."""
 
@@ -57,6 +64,9 @@ class SpeculationMetrics(ResponseModel):
     num_accepted_draft_tokens: int
     num_draft_tokens: int
     num_spec_tokens: int = Field(description="depth of the deepest draft token")
+    drafters: dict[str, DrafterMetrics] = Field(
+        description="by drafter; a token that several guessed counts for each, one that a grammar forced for none"
+    )
 
 
 class Metrics(ResponseModel):
