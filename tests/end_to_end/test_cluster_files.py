@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,20 @@ def test_start_head_refuses_an_open_dashboard(tmp_path: Path, arguments: tuple[s
     assert "RAY_AUTH_MODE=token" in refused.stderr
     assert start_head(tmp_path, *arguments, RAY_AUTH_MODE="token").returncode == 0
     assert start_head(tmp_path, *arguments, MEDUSA_DIST_OPEN_DASHBOARD="yes").returncode == 0
+
+
+def test_systemd_unit_signals_the_server_alone_and_waits_longer_than_any_config_does() -> None:
+    unit = ConfigParser()
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read(CLUSTER / "systemd/medusa-dist.service")
+    service = unit["Service"]
+    assert service["KillMode"] == "mixed", "else Ray's processes are killed while streams are open"
+    command, config = service["ExecStart"].rsplit(" ", 1)
+    assert command.endswith("bin/medusa-dist serve") and (ROOT / config).is_file()
+    waits = [
+        deployment["graceful_shutdown_timeout_s"]
+        for path in (ROOT / "serve_configs").glob("*.yaml")
+        for application in yaml.safe_load(path.read_text())["applications"]
+        for deployment in application["deployments"]
+    ]
+    assert len(waits) >= 5 and int(service["TimeoutStopSec"]) > max(waits) + 10
