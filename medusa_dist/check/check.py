@@ -14,7 +14,7 @@ from ray.serve.schema import ServeApplicationSchema
 from medusa_dist.check.memory import DraftBytes, GroupMemory, draft_bytes, group_memory, memory_notes, misfits
 from medusa_dist.check.placement import Placement, misplacements, place
 from medusa_dist.check.roofline import GPU, RooflineStep, Work, find_gpu, knee, steps
-from medusa_dist.config import Config
+from medusa_dist.config import LOOKUP, Config
 from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS
 from medusa_dist.errors import ConfigError
@@ -173,9 +173,8 @@ def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None
         file = heads_file(config)
         if file is None:
             if config.speculation.mode != "off":
-                report.notes.append(
-                    "heads.source is not set, and this model has no shipped heads: it is served without speculation"
-                )
+                instead = "lookup alone drafts" if LOOKUP in config.speculation.drafters else "nothing drafts"
+                report.notes.append(f"heads.source is not set, and this model has no shipped heads: {instead}")
             return None
         made_for = file.description.base.fingerprint
         known = fingerprint(headers.folder) if made_for and headers.seen == "folder" else None

@@ -11,6 +11,7 @@ from rich.style import Style
 from rich.text import Text
 from rich.tree import Tree as Drawn
 
+from medusa_dist.config import LOOKUP
 from medusa_dist.heads_tools.generate import style_of
 from medusa_dist.heads_tools.trace_steps import TracedStep
 from medusa_dist.medusa.trees.replay import Path
@@ -94,6 +95,8 @@ def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[in
         style = style_of(step.tree.depths[node]) if hit else _REJECTED
         label = Text(f"{'✓' if hit else '·'} {_spelt(tokenizer, token)}", style=style)
         label.append(f"  {_bar(step.chances[node])} {100 * step.chances[node]:.0f} %", style="" if hit else "dim")
+        if LOOKUP in step.drafters[node]:
+            label.append("  lookup", style="dim")
         branches[node] = branches[parent].add(label)
     branches[last].add(Text(f"➜ {_spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
     return Group(drawn, Text(_verdict(step), style="dim"))

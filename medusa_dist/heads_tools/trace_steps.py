@@ -28,7 +28,7 @@ class TracedStep:
     chances: tuple[float, ...]
     nodes: tuple[int, ...]
     tokens: tuple[int, ...]
-    drafters: tuple[tuple[str, ...], ...] = ()
+    drafters: tuple[tuple[str, ...], ...]
 
     @property
     def values(self) -> list[float]:

@@ -47,7 +47,14 @@ def test_drawn_static_tree_shows_guesses_chances_and_expectation() -> None:
     assert "no accuracies for it" in drawn(draw_static(PATHS, (), "mine"))
 
 
-STEP = TracedStep(root=1, tree=Tree((2, 3, 4), (-1, -1, 0)), chances=(0.5, 0.25, 0.5), nodes=(0, 2), tokens=(2, 4, 26))
+STEP = TracedStep(
+    root=1,
+    tree=Tree((2, 3, 4), (-1, -1, 0)),
+    chances=(0.5, 0.25, 0.5),
+    nodes=(0, 2),
+    tokens=(2, 4, 26),
+    drafters=(("heads",), ("heads",), ("lookup", "heads")),
+)
 
 
 def test_node_values_multiply_along_the_path() -> None:
@@ -58,20 +65,20 @@ def test_drawn_step_marks_accepted_and_rejected_drafts_and_the_choice() -> None:
     lines = drawn(draw_step(STEP, Letters(), 2, [26, 0, 1])).splitlines()
     assert lines[0].startswith("step 2") and lines[0].endswith("⏎a'b'")
     assert "✓ 'c'" in lines[1] and "50 %" in lines[1]
-    assert "✓ 'e'" in lines[2]
+    assert "✓ 'e'" in lines[2] and lines[2].endswith("lookup") and "lookup" not in lines[1]
     assert "➜ '⏎'  the model's own choice" in lines[3]
     assert "· 'd'" in lines[4]
     assert lines[5] == "3 drafts, 1.00 expected to be accepted, 2 accepted"
 
 
 def test_drawn_step_without_drafts_says_so() -> None:
-    text = drawn(draw_step(TracedStep(1, Tree(), (), (), (7,)), Letters(), 5, [1]))
+    text = drawn(draw_step(TracedStep(1, Tree(), (), (), (7,), ()), Letters(), 5, [1]))
     assert "nothing was drafted" in text and "'h'" in text
 
 
 def test_shown_steps_end_with_the_answer_and_a_summary() -> None:
     stream = io.StringIO()
-    steps = [TracedStep(9, Tree(), (), (), (1,)), STEP]
+    steps = [TracedStep(9, Tree(), (), (), (1,), ()), STEP]
     show_steps(steps, Letters(), Console(file=stream, width=100))
     text = stream.getvalue()
     assert "step 1 " not in text and "step 2 " in text
