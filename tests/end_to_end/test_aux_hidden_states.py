@@ -47,7 +47,8 @@ def models(
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
         model = make(name, folder)
-        made[name] = folder, model, EngineRank(tiny_config(folder), folder)
+        config = tiny_config(folder, speculation={"mode": "auto", "max_nodes": 15, "drafters": ["heads"]})
+        made[name] = folder, model, EngineRank(config, folder)
     return made
 
 

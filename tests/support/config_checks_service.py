@@ -27,6 +27,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import BodyTooLargeError, GroupError, OverloadedError, RequestError, StorageOffError
 from medusa_dist.llm import LLM
+from medusa_dist.offline.conversations import chat_plan
 from medusa_dist.serve import placement
 from medusa_dist.serve import supervisor as supervisor_module
 from medusa_dist.serve.autoscaling import METRIC, QueueDepthPolicy
@@ -80,8 +81,10 @@ def sanitize_control_tokens(world: World) -> None:
     for value, num in ((True, 1), (False, 2)):
         config = world.config("sanitize_control_tokens", value)
         assert LLMReplica.sanitize_control_tokens.fget(SimpleNamespace(_config=config)) is value
-        llm = SimpleNamespace(config=config, tokenizer=byte_tokenizer())
-        assert LLM._chat_ids(llm, says).count(llm.tokenizer.eos_token_id) == num
+        tokenizer = byte_tokenizer()
+        llm = SimpleNamespace(config=config, tokenizer=tokenizer)
+        _, ids = LLM._encode(llm, says, chat_plan(None, None, None, chat_format(tokenizer, "none", "none")))
+        assert ids.count(tokenizer.eos_token_id) == num
 
 
 def tensor_parallel_size(world: World, patch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def markov_engine(
     max_model_len: int = 256,
     parallel: TPGroup = TPGroup(),  # noqa: B008 - frozen
 ) -> Engine:
-    """An engine over the table. heads: None = without a drafter."""
+    """An engine over the table. heads: None = without drafters."""
     vocab = logits.shape[0]
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
     pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
@@ -99,8 +99,8 @@ def markov_engine(
         eos_ids=(),
     )
     scheduler = Scheduler(limits, BlockPool(num_blocks), speculation, 0)
-    drafter = None if heads is None else HeadDrafter(heads, torch.eye(vocab), vocab)
-    return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), {"heads": drafter}, speculation)
+    drafters = {} if heads is None else {"heads": HeadDrafter(heads, torch.eye(vocab), vocab)}
+    return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(vocab, (), CPU), drafters, speculation)
 
 
 def finished(engine: Engine, requests: Iterator[Request]) -> Iterator[Output]:
