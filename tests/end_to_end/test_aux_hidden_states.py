@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
+from medusa_dist.config import Config
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
@@ -39,6 +40,11 @@ def make(name: str, folder: Path) -> PreTrainedModel:
     return model
 
 
+def heads_config(folder: Path, **keys: object) -> Config:
+    """Heads alone draft, so that all that is drafted is theirs."""
+    return tiny_config(folder, speculation={"mode": "auto", "max_nodes": 15, "drafters": ["heads"]}, **keys)
+
+
 @pytest.fixture(scope="module")
 def models(
     tmp_path_factory: pytest.TempPathFactory, one_thread: None
@@ -47,8 +53,7 @@ def models(
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
         model = make(name, folder)
-        config = tiny_config(folder, speculation={"mode": "auto", "max_nodes": 15, "drafters": ["heads"]})
-        made[name] = folder, model, EngineRank(config, folder)
+        made[name] = folder, model, EngineRank(heads_config(folder), folder)
     return made
 
 
@@ -96,7 +101,7 @@ def test_tapped_layers_change_drafts_and_no_token(models: dict, tmp_path: Path) 
     HeadsFile(file.description, file.tensors | {"taps.weight": torch.zeros_like(file.tensors["taps.weight"])}).save(
         tmp_path / "heads"
     )
-    deaf = EngineRank(tiny_config(folder, heads={"source": str(tmp_path / "heads")}), folder)
+    deaf = EngineRank(heads_config(folder, heads={"source": str(tmp_path / "heads")}), folder)
     runs = [decode(engine_over(each, Setting(nodes=7)), requests()) for each in (rank, deaf)]
     assert tokens(runs[0]) == tokens(runs[1])
     assert [o.heads for o in runs[0].outputs.values()] != [o.heads for o in runs[1].outputs.values()]
@@ -107,7 +112,7 @@ def test_tapped_layer_that_the_model_lacks_is_refused(models: dict, tmp_path: Pa
     width = theirs.config.hidden_size
     save_heads(tmp_path, width, VOCAB, form="sequential", width=24, tapped_layers=(-1, 2))
     with pytest.raises(HeadsError, match="tapped_layers has layer 2, but the model's are 0 to 1"):
-        EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
+        EngineRank(heads_config(folder, heads={"source": str(tmp_path)}), folder)
 
 
 def test_layers_wider_than_the_output_matrix_are_tapped(tmp_path: Path) -> None:
@@ -116,12 +121,12 @@ def test_layers_wider_than_the_output_matrix_are_tapped(tmp_path: Path) -> None:
     base = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=24, vocab_size=VOCAB, layer_width=48)
     fields = {"form": "sequential", "width": 24, "tapped_layers": (-1, 0)}
     save_heads(tmp_path / "heads", 24, VOCAB, 0.2, base=base, **fields)
-    rank = EngineRank(tiny_config(tmp_path), tmp_path)
+    rank = EngineRank(heads_config(tmp_path), tmp_path)
     off, on = (decode(engine_over(rank, Setting(nodes=nodes)), requests()) for nodes in (0, 15))
     assert tokens(on) == tokens(off) and on.accepted > 0
     save_heads(tmp_path / "heads", 24, VOCAB, base=base.model_copy(update={"layer_width": None}), **fields)
     with pytest.raises(HeadsError, match=r"base\.layer_width"):
-        EngineRank(tiny_config(tmp_path), tmp_path)
+        EngineRank(heads_config(tmp_path), tmp_path)
 
 
 def _rank(rank: int, folders: dict[str, Path], root: Path, port: int) -> None:
@@ -129,7 +134,7 @@ def _rank(rank: int, folders: dict[str, Path], root: Path, port: int) -> None:
     torch.set_num_threads(1)
     store = join_store("127.0.0.1", port, 2, 60)
     for generation, (name, folder) in enumerate(folders.items()):
-        made = EngineRank(tiny_config(folder, tensor_parallel_size=2), folder, rank, store, generation)
+        made = EngineRank(heads_config(folder, tensor_parallel_size=2), folder, rank, store, generation)
         if rank:
             made.follow()
         else:
