@@ -31,6 +31,8 @@ LAYERS = [
     {"engine.beam"},
     {"engine.state", "engine.runner"},
     {"medusa", "medusa.beam"},
+    {"medusa.published"},
+    {"medusa.eagle3"},
     {"medusa.heads"},
     {"medusa.trees", "model"},
     {"model.source"},

@@ -15,17 +15,12 @@ from medusa_dist.check.memory import DraftBytes, GroupMemory, draft_bytes, group
 from medusa_dist.check.placement import Placement, misplacements, place
 from medusa_dist.check.roofline import GPU, RooflineStep, Work, find_gpu, knee, steps
 from medusa_dist.config import LOOKUP, Config
-from medusa_dist.engine.startup.find_heads import find_heads
+from medusa_dist.engine.startup.find_heads import find_heads, read_source
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS
-from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.heads.heads_file import (
-    DESCRIPTION,
-    TENSORS,
-    HeadsFile,
-    described_heads,
-    read_description,
-    read_heads,
-)
+from medusa_dist.errors import ConfigError, HeadsError
+from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
+from medusa_dist.medusa.heads.heads_file import DESCRIPTION
+from medusa_dist.medusa.published.reader import CONFIG, AnyHeads, described_any_heads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.context_length import check_cache_holds, context_length, resolve_max_model_len
@@ -151,37 +146,45 @@ def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
     return [size(rank) for rank in range(world)]
 
 
-def heads_file(config: Config) -> HeadsFile | None:
-    """The heads that would be served, from their headers. Raises ConfigError if they are missing or invalid."""
+def heads_file(config: Config, base: Any) -> AnyHeads | None:
+    """The heads that would be served, from their headers or their description alone; None: there are none.
+
+    base: the model's config. Raises ConfigError if they are missing or invalid, or a description does not say enough.
+    """
     source = config.heads.source
     if config.speculation.mode != "off" and source is not None and is_hub_id(source):
-        folder = hub_folder(source, None, [DESCRIPTION])
-        if not (folder / TENSORS).is_file():
-            return described_heads(read_description(folder))
+        folder = hub_folder(source, None, [DESCRIPTION, CONFIG])
+        if not any(folder.glob("*.safetensors")):
+            described = described_any_heads(folder)
+            if described is None:
+                raise HeadsError(
+                    f"heads: {CONFIG} alone does not describe Medusa heads; give a folder with their tensors"
+                )
+            return described
     else:
         found = find_heads(config)
         if found is None:
             return None
         folder = found
-    return read_heads(folder, shapes_only=True)
+    return read_source(folder, config.model, base, shapes_only=True)
 
 
-def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None:
+def _heads(report: CheckReport, headers: Headers, base: Any) -> AnyHeads | None:
     """The heads, if they exist and fit; problems are added to the report."""
     config = report.config
     try:
-        file = heads_file(config)
+        file = heads_file(config, base)
         if file is None:
             if config.speculation.mode != "off":
                 instead = "lookup alone drafts" if LOOKUP in config.speculation.drafters else "nothing drafts"
                 report.notes.append(f"heads.source is not set, and this model has no shipped heads: {instead}")
             return None
-        made_for = file.description.base.fingerprint
+        made_for = file.fingerprint
         known = fingerprint(headers.folder) if made_for and headers.seen == "folder" else None
         file.check_base(output_width(base), base.vocab_size, known, config.heads.allow_untrained)
         file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if config.speculation.tree is not None:
-            check_paths(config.speculation.tree, file.description.num_heads, DRAFT_TOP_K)
+            check_paths(config.speculation.tree, file.num_levels, DRAFT_TOP_K)
     except ConfigError as error:
         report.problems.append(error.message if error.message.startswith(("heads", "spec")) else f"heads: {error}")
         return None
@@ -189,11 +192,12 @@ def _heads(report: CheckReport, headers: Headers, base: Any) -> HeadsFile | None
         report.unchecked.append(
             "whether the heads were trained for these weights: no weights to compute a fingerprint from"
         )
-    report.heads = f"{file.description.num_heads} heads for {file.description.base.name}"
+    kind = "EAGLE-3 levels" if isinstance(file, Eagle3File) else "heads"
+    report.heads = f"{file.num_levels} {kind} for {file.made_for}"
     return file
 
 
-def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: HeadsFile | None, context: int) -> None:
+def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: AnyHeads | None, context: int) -> None:
     """Add memory and roofline to the report."""
     config, gpu = report.config, report.gpu
     longest = context_length(base)

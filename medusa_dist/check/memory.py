@@ -12,8 +12,10 @@ import torch
 from medusa_dist.check.roofline import GPU
 from medusa_dist.config import Config
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, gathered_block_bytes, kv_blocks
-from medusa_dist.medusa.heads.heads_file import HeadsFile
+from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
+from medusa_dist.medusa.eagle3.layer import kv_block_bytes
 from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
+from medusa_dist.medusa.published.reader import AnyHeads
 from medusa_dist.model.sizing import RankSize
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, block_bytes
 
@@ -22,11 +24,15 @@ CONTEXT_BYTES = 1_000_000_000  # of a GPU process before any weights: CUDA conte
 
 @dataclass(frozen=True)
 class DraftBytes:
-    """What rank 0 holds besides its shard: heads, the lm_head rows shared with the model, the input embedding."""
+    """What rank 0 holds besides its shard: heads, the lm_head rows shared with the model, the input embedding.
+
+    kv_block: of a KV block of a draft layer; it is counted with the KV cache.
+    """
 
     heads: int = 0
     output_rows: int = 0
     embedding: int = 0
+    kv_block: int = 0
 
     @property
     def total(self) -> int:
@@ -77,13 +83,19 @@ class GroupMemory:
 
 
 def draft_bytes(
-    file: HeadsFile, output_rows: int, embedding_rows: int, dtype: torch.dtype, device: torch.device
+    file: AnyHeads, output_rows: int, embedding_rows: int, dtype: torch.dtype, device: torch.device
 ) -> DraftBytes:
     """Bytes of the heads on rank 0, if its CPU is like this one. dtype, device: the model's.
 
     output_rows, embedding_rows: number of rows of the base model's lm_head and embedding.
     """
-    drafting = drafting_dtype(file, dtype, device)
+    drafting = drafting_dtype(file.dtype, dtype, device)
+    if isinstance(file, Eagle3File):
+        sizes = {name: t.numel() * drafting.itemsize for name, t in file.tensors.items()}
+        width = file.config.hidden_size * drafting.itemsize
+        embedding = sizes.pop("embed_tokens.weight", embedding_rows * width)
+        rows = 0 if "lm_head.weight" in sizes else output_rows * width
+        return DraftBytes(sum(sizes.values()), rows, embedding, kv_block_bytes(file.config, drafting))
     meta, hidden = torch.device("meta"), file.description.base.hidden_size
     known = file.description.draft_vocab_size or output_rows
     shared = file.description.lm_head == "shared"
@@ -104,7 +116,7 @@ def group_memory(
     for rank, size in enumerate(sizes):
         mine = draft if rank == 0 else DraftBytes()
         context = 0 if gpu is None else CONTEXT_BYTES
-        block = block_bytes(num_layers, size.num_kv_heads, size.head_dim, dtype)
+        block = block_bytes(num_layers, size.num_kv_heads, size.head_dim, dtype) + mine.kv_block
         memory = None
         if gpu is not None:
             memory = DeviceMemory(gpu.memory_bytes - size.weight_bytes - mine.total - context, gpu.memory_bytes)

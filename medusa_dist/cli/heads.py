@@ -39,12 +39,18 @@ def convert_heads(
         bool, typer.Option("--trust-tensors", help="Trust the tensors if config.json gives another number of heads.")
     ] = False,
 ) -> None:
-    """Convert published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) to our head file format."""
+    """Convert published Medusa heads (Medusa, TGI, TensorRT-LLM, vLLM; .pt or safetensors) to our head file format, and
+    .bin files of EAGLE-3 heads to safetensors. Safetensors of either kind are also served as they are."""
     with clear_errors():
         from medusa_dist.heads_tools.convert_heads import convert_heads as run
+        from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 
         with console.status("converting"):
-            file, found = run(source, target, base, trust_tensors)
+            done = run(source, target, base, trust_tensors)
+        if isinstance(done, Eagle3File):
+            note(f"EAGLE-3 heads for {done.made_for}, {done.num_known} tokens known; in {target}")
+            return
+        file, found = done
         about = file.description
         blocks = f"{about.num_heads} heads of {about.num_blocks} block{'s' if about.num_blocks > 1 else ''}"
         note(f"{blocks}, {about.lm_head} output rows, {about.dtype}, from the layout {found.layout}; in {target}")

@@ -8,7 +8,7 @@ import json
 from medusa_dist.config import Config, SpeculationConfig, parse_config
 from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.heads.heads_file import read_description
+from medusa_dist.medusa.heads.heads_file import DESCRIPTION, read_description
 
 
 def tree_of(config: Config, tree: str | None, num_nodes: int) -> tuple[str, SpeculationConfig]:
@@ -30,6 +30,7 @@ def tree_of(config: Config, tree: str | None, num_nodes: int) -> tuple[str, Spec
 
 
 def accuracies_of(config: Config) -> tuple[tuple[float, ...], ...]:
-    """The accuracies in heads.json; () without heads."""
+    """The accuracies in heads.json; () without heads, and for published ones, which record none."""
     folder = find_heads(config)
-    return () if folder is None else read_description(folder).top_accuracies
+    recorded = folder is not None and (folder / DESCRIPTION).is_file()
+    return read_description(folder).top_accuracies if folder is not None and recorded else ()

@@ -38,7 +38,7 @@ def tapped_layers(model: nn.Module, num_layers: int, aux_layers: Sequence[int]) 
 
 
 @contextmanager
-def tapping(layers: Sequence[nn.Module], rows: Tensor) -> Iterator[list[Tensor]]:
+def tapping(layers: Sequence[nn.Module], rows: Tensor | slice) -> Iterator[list[Tensor]]:
     """Within the block, a pass [1, T, W] appends the rows [R] of each layer's output to the list: [R, W] each, in
     order.
 

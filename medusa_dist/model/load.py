@@ -89,6 +89,18 @@ class ShardedModel(Outline):
         hidden [R, H], the input of the output matrix (after the final norm), followed by the outputs of the aux layers,
         [R, H + number of aux layers * layer width].
         """
+        logits, hidden, tapped = self._pass(input_ids, positions, rows, rows)
+        return logits, torch.cat([hidden, *tapped], dim=-1) if tapped else hidden
+
+    def forward_all_aux(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same pass -> logits [R, vocab_shard], and the outputs of the aux layers of all T tokens side by side."""
+        logits, _, tapped = self._pass(input_ids, positions, rows, slice(None))
+        return logits, torch.cat(tapped, dim=-1)
+
+    def _pass(
+        self, input_ids: Tensor, positions: Tensor, rows: Tensor, aux_rows: Tensor | slice
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """-> logits [R, vocab_shard], the input of the output matrix [R, H], aux_rows of each aux layer's output."""
         taken: list[Tensor] = []
 
         def take_rows(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -99,13 +111,13 @@ class ShardedModel(Outline):
         # supports `logits_to_keep`, and the Medusa heads need the same rows.
         hook = self.output_head.register_forward_pre_hook(take_rows)
         try:
-            with tapping(self.tapped, rows) as tapped:
+            with tapping(self.tapped, aux_rows) as tapped:
                 output = self.module(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         finally:
             hook.remove()
         assert len(taken) == 1, "the output matrix was not used exactly once"
         assert len(tapped) == len(self.tapped), "an aux layer was not used exactly once"
-        return output.logits[0], torch.cat([taken[0][0], *tapped], dim=-1) if tapped else taken[0][0]
+        return output.logits[0], taken[0][0], tapped
 
     def weight_bytes(self) -> int:
         """Bytes of this rank's parameters and buffers, including packed ones."""

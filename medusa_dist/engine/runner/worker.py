@@ -6,6 +6,7 @@ Shapes: W logits rows, V vocabulary, Vs this rank's shard of it, I width of what
 """
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,18 +34,41 @@ class Scores:
 
     choices: Ints  # [W] the token selected after each row; -1 for rows that need full logits
     full_logits: dict[int, Tensor]  # logits row -> its logits [V], for requests that need more than an argmax
-    hidden: Tensor  # [W, I] what the Medusa heads read: the input of the lm_head, then the aux hidden states
+    hidden: (
+        Tensor  # [W, I] what the heads read: the input of the lm_head, then the aux hidden states; or a reader's rows
+    )
     prompt_logprobs: PromptLogprobs | None = None  # of the plan's prompt logprob rows; None if there are none
+
+
+class RowReader(Protocol):
+    """Follows all rows of all passes on rank 0, prompt rows too: for heads that keep keys and values of their own."""
+
+    def copy(self, plan: Plan) -> None:
+        """Called where the plan's KV rows are copied, before any row of the step is written."""
+
+    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, aux: Tensor) -> Tensor:
+        """After a pass: aux [T, A], the aux hidden states of all its rows, padding included.
+
+        tables: as for prepare(). -> [T, I], what the heads read of each row, for Scores.hidden.
+        """
 
 
 class Worker:
     """The same code on every rank; only rank 0 gets Scores."""
 
     def __init__(
-        self, model: ShardedModel, pool: KVCache, max_running: int, max_blocks: int, attention: AttentionBackend
+        self,
+        model: ShardedModel,
+        pool: KVCache,
+        max_running: int,
+        max_blocks: int,
+        attention: AttentionBackend,
+        reader: RowReader | None = None,
     ) -> None:
+        """reader: on rank 0, of heads that follow all rows."""
         self.model = model
         self.pool = pool
+        self._reader = reader
         self._attention = attention
         attention.warm_up(pool.rows.dtype)
         if model.device.type == "cpu":
@@ -66,10 +90,12 @@ class Worker:
         clock.lap("prepare")
         if plan.copy_sources.size:
             self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
+            if self._reader is not None:
+                self._reader.copy(plan)
         clock.lap("copy")
         if batch is None:
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
-        logits, hidden = self._forward(batch)
+        logits, hidden = self._forward(plan, batch)
         clock.lap("forward")
         batch_indices = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
         scores = self._choose(
@@ -87,7 +113,7 @@ class Worker:
         clock.lap("sample")
         return scores
 
-    def _forward(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+    def _forward(self, plan: Plan, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """logits [W + R, Vs] and hidden [W + R, I] of the W logits rows, then the R prompt logprob rows."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
@@ -95,10 +121,13 @@ class Worker:
 
         # A matrix product with a single row may use another kernel and round differently: duplicate a single row.
         rows = torch.cat([batch.logits_rows, batch.prompt_logprob_rows])
+        repeated = rows.repeat(2) if rows.numel() == 1 else rows
         with attention_context.using(attend):
-            logits, hidden = self.model.forward(
-                batch.input_ids, batch.positions, rows.repeat(2) if rows.numel() == 1 else rows
-            )
+            if self._reader is None:
+                logits, hidden = self.model.forward(batch.input_ids, batch.positions, repeated)
+            else:
+                logits, aux = self.model.forward_all_aux(batch.input_ids, batch.positions, repeated)
+                hidden = self._reader.read(plan, self._tables, batch, aux)[rows]
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:

@@ -14,12 +14,13 @@ from medusa_dist.config import Paths
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.beam.group import beam_groups
 from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.engine.spec.draft_noise import draft_chance
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.sequential import Growth, SequentialHeads, draft_paths
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
-from medusa_dist.ops.noise import NoiseColumns, gumbel
+from medusa_dist.ops.noise import NoiseColumns
 
 
 class HeadDrafter:
@@ -70,11 +71,8 @@ class HeadDrafter:
         device = self._token_ids.device
         hidden = scores.hidden[torch.tensor([r.last_row for r in results], device=device)]
         roots = torch.tensor([r.sequence.tokens[-1] for r in results], device=device)
-        temperatures = torch.tensor(
-            [r.sequence.request.params.temperature for r in results], dtype=torch.float32, device=device
-        )
-        noise = self._noise(results, temperatures) if bool((temperatures > 0).any()) else None
-        return self._guess(hidden, roots, (temperatures, noise), self._growth)
+        chance = draft_chance(results, self.max_depth, self._token_ids.numel(), self._columns, device)
+        return self._guess(hidden, roots, chance, self._growth)
 
     def _draft_beams(
         self, drafter: BeamDrafter, results: Seq[StepResult], scores: Scores
@@ -105,22 +103,6 @@ class HeadDrafter:
         """Columns of the draft vocabulary [N] -> their embeddings [N, H]."""
         assert self._embedding is not None
         return self._embedding[self._token_ids[columns]]
-
-    def _noise(self, active: Seq[StepResult], temperatures: Tensor) -> Tensor:
-        """G at the positions that the heads guess for: [B, K, D]; zero for greedy sequences."""
-        heads = range(self.max_depth)
-        # The root is at position n - 1; head k guesses the token at n - 1 + k.
-        pairs = [
-            (v.sequence.request.seed, len(v.sequence.tokens) + k)
-            for v in active
-            if v.sequence.request.params.temperature > 0
-            for k in heads
-        ]
-        keys = torch.tensor(pairs, dtype=torch.int64, device=self._token_ids.device)
-        noise = torch.zeros(len(active), self.max_depth, self._token_ids.numel(), device=self._token_ids.device)
-        made = gumbel(keys[:, 0], keys[:, 1], self._columns)
-        noise[temperatures > 0] = made.view(-1, self.max_depth, self._token_ids.numel())
-        return noise
 
     def measure(self, num_sequences: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
         """Median time in seconds of a few rounds of greedy drafting for this many sequences."""

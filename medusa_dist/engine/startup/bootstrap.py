@@ -23,10 +23,11 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
+from medusa_dist.engine.spec.context_drafter import ContextDrafter
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
-from medusa_dist.engine.startup.find_heads import find_heads, make_drafters
+from medusa_dist.engine.startup.find_heads import find_heads, make_drafters, read_source
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
 from medusa_dist.engine.startup.process_group import choose_device, join_group, join_store, open_store
@@ -36,7 +37,7 @@ from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads
+from medusa_dist.medusa.published.reader import AnyHeads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.context_length import check_cache_holds, context_length, resolve_max_model_len
@@ -91,14 +92,14 @@ class EngineRank:
                 device=self._device,
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
-                aux_layers=() if heads is None else heads.description.aux_layers,
+                aux_layers=() if heads is None else self._aux_layers(heads, folder),
             )
             drafters = make_drafters(config.speculation, heads, model) if rank == 0 else {}
         with self._phase("warm up", progress):
             memory = self._memory(model, drafters, control, generation)
-            num_blocks = self._num_blocks(model, memory)
+            num_blocks = self._num_blocks(model, drafters, memory)
             self._max_model_len = self._fit_cache((num_blocks - 1) * BLOCK_TOKENS)
-            self._ranks = RankGroup(self._make_worker(model, num_blocks), control, generation)
+            self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
             if self._device.type == "cpu":
                 use_huge_pages()
             if rank == 0:
@@ -137,20 +138,22 @@ class EngineRank:
         yield
         self._seconds[name] = round(time.perf_counter() - begin, 3)
 
-    def _read_heads(self, folder: Path) -> HeadsFile | None:
+    def _read_heads(self, folder: Path) -> AnyHeads | None:
         """Read and check the heads before the model is loaded, so that a mismatch costs seconds, not minutes."""
         where = find_heads(self.config)
         if where is None:
             return None
-        file = read_heads(where)
         base = read_config(folder, self.config.trust_remote_code)
-        found = fingerprint(folder) if file.description.base.fingerprint else None
+        file = read_source(where, self.config.model, base)
+        found = fingerprint(folder) if file.fingerprint else None
         file.check_base(output_width(base), base.vocab_size, found, self.config.heads.allow_untrained)
         file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if self.config.speculation.tree is not None:
-            known = file.description.draft_vocab_size or file.description.base.vocab_size
-            check_paths(self.config.speculation.tree, file.description.num_heads, min(DRAFT_TOP_K, known))
+            check_paths(self.config.speculation.tree, file.num_levels, min(DRAFT_TOP_K, file.num_known))
         return file
+
+    def _aux_layers(self, heads: AnyHeads, folder: Path) -> tuple[int, ...]:
+        return heads.aux_layers(int(read_config(folder, self.config.trust_remote_code).num_hidden_layers))
 
     def _memory(
         self, model: ShardedModel, drafters: Mapping[str, Drafter], control: dist.ProcessGroup | None, generation: int
@@ -158,18 +161,18 @@ class EngineRank:
         """GPU memory left for the KV cache on this rank; None on a CPU, or where the config sets the cache size."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:
             return None
-        bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+        bytes_each = _bytes_each(model, drafters)
         free, _ = torch.cuda.mem_get_info(self._device)
         small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.all_reduce_min(free)))
-        ranks = RankGroup(self._make_worker(model, small + 1), control, generation)
+        ranks = RankGroup(self._make_worker(model, drafters, small + 1), control, generation)
         workspace = workspace_bytes(ranks, self.config, drafters.values(), PeakMeter(self._device))
         del ranks
         torch.cuda.empty_cache()
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
 
-    def _num_blocks(self, model: ShardedModel, memory: DeviceMemory | None) -> int:
+    def _num_blocks(self, model: ShardedModel, drafters: Mapping[str, Drafter], memory: DeviceMemory | None) -> int:
         """KV blocks of the cache, including the scratch block: the most that every rank can hold, the same on all."""
-        bytes_each = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+        bytes_each = _bytes_each(model, drafters)
         count = kv_blocks(self.config, self._max_model_len, model.num_layers, bytes_each, memory)
         count = int(model.parallel.all_reduce_min(count))
         if count < MIN_BLOCKS:
@@ -191,12 +194,14 @@ class EngineRank:
         name = resolve_backend(self.config.attention_backend, self._device, model.dtype)
         return BACKENDS[name](model.head_dim, model.num_heads // model.num_kv_heads)
 
-    def _make_worker(self, model: ShardedModel, num_blocks: int) -> Worker:
+    def _make_worker(self, model: ShardedModel, drafters: Mapping[str, Drafter], num_blocks: int) -> Worker:
         pool = KVCache.allocate(
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
-        return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model))
+        heads = drafters.get(HEADS)
+        reader = heads.follow_rows(num_blocks) if isinstance(heads, ContextDrafter) else None
+        return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model), reader)
 
     def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
         """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""
@@ -231,9 +236,18 @@ class EngineRank:
     def _describe(self, drafters: Mapping[str, Drafter]) -> str:
         if not drafters:
             return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
-        parts = [f"medusa: {drafters[HEADS].max_depth} heads"] if HEADS in drafters else []
+        heads = drafters.get(HEADS)
+        eagle = isinstance(heads, ContextDrafter)
+        parts = [] if heads is None else [f"EAGLE-3: {heads.max_depth} levels" if eagle else f"medusa: {heads.max_depth} heads"]
         parts += ["lookup"] if LOOKUP in drafters else []
         return f"{' and '.join(parts)}, at most {self.config.speculation.most_nodes} draft tokens per step"
+
+
+def _bytes_each(model: ShardedModel, drafters: Mapping[str, Drafter]) -> int:
+    """Bytes of a KV block on this rank: all layers of its shard, and a draft layer's keys and values."""
+    own = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+    heads = drafters.get(HEADS)
+    return own + (heads.block_bytes if isinstance(heads, ContextDrafter) else 0)
 
 
 # The RankFactory that serve/rank.py looks up in this module.

@@ -21,6 +21,7 @@ from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
+from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.errors import HeadsError
@@ -127,7 +128,9 @@ def _verdict(ids: list[int], position: int) -> StepResult:
     params = SamplingParams(temperature=0.0)
     request = Request(request_id="self-check", prompt_ids=tuple(ids[: position + 1]), params=params, seed=0)
     emitted = ids[position + 1]
-    return StepResult(SingleSequence(request, (emitted,)).root, Accepted((), (emitted,)), (), position)
+    sequence = SingleSequence(request, (emitted,)).root
+    sequence.block_table = list(range(1, 1 + blocks_for(position + 1)))  # those of _read's plans
+    return StepResult(sequence, Accepted((), (emitted,)), (), position)
 
 
 def _first_guess(candidates: Candidates | None) -> int | None:

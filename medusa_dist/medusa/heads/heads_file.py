@@ -123,6 +123,35 @@ class HeadsFile:
         """[D] int64 token ids that the heads know, or None for all."""
         return self.tensors["draft_vocab"].long() if "draft_vocab" in self.tensors else None
 
+    @property
+    def made_for(self) -> str:
+        """The base's name, for display."""
+        return self.description.base.name
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the base, if it is recorded."""
+        return self.description.base.fingerprint
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored tensors."""
+        return self.description.dtype
+
+    @property
+    def num_levels(self) -> int:
+        """How many tokens ahead they draft."""
+        return self.description.num_heads
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that they can draft."""
+        return self.description.draft_vocab_size or self.description.base.vocab_size
+
+    def aux_layers(self, _num_layers: int) -> tuple[int, ...]:
+        """The aux layers that they read."""
+        return self.description.aux_layers
+
     def check_base(self, hidden_size: int, vocab_size: int, fingerprint: str | None, allow_other: bool) -> None:
         """Raise HeadsError if these heads cannot draft for the model, or were made for another one."""
         base = self.description.base
@@ -189,6 +218,8 @@ def described_heads(description: HeadsDescription) -> HeadsFile:
 
 def read_description(folder: Path) -> HeadsDescription:
     """Read heads.json only."""
+    if not (folder / DESCRIPTION).is_file():
+        raise HeadsError(f"heads: {folder / DESCRIPTION} is missing; only heads in our own format have it")
     try:
         return HeadsDescription.model_validate(json.loads((folder / DESCRIPTION).read_text()))
     except ValidationError as error:

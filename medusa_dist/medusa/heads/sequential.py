@@ -11,7 +11,7 @@ Shapes: B sequences, M paths of each, H hidden size, I width of what the heads r
 tokens the heads know, R guesses per list, K heads, L lists of guesses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,11 +86,11 @@ def build_heads(
     return SequentialHeads(file, output_rows, dtype, device)
 
 
-def drafting_dtype(file: HeadsFile, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of the heads for a model of `dtype`. A CPU with fast bfloat16 products is 3 times faster in bfloat16,
-    and the output does not depend on the precision of drafts."""
+def drafting_dtype(stored: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of heads stored as `stored`, for a model of `dtype`. A CPU with fast bfloat16 products is 3 times
+    faster in bfloat16, and the output does not depend on the precision of drafts."""
     fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and file.description.dtype == "bfloat16" else dtype
+    return torch.bfloat16 if fast and stored == "bfloat16" else dtype
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,22 @@ class Lists:
 class Growth:
     """Which guesses are extended: the inner paths of a static tree, or the most likely paths at each depth."""
 
-    def __init__(self, num_heads: int, num_guesses: int, static: Paths | None = None, least: float = LEAST) -> None:
-        """static: the tree's paths of guess indices; None: FOLLOWED decides. least: confidence to extend a path."""
+    def __init__(
+        self,
+        num_heads: int,
+        num_guesses: int,
+        static: Paths | None = None,
+        least: float = LEAST,
+        followed: Sequence[int] = FOLLOWED,
+    ) -> None:
+        """static: the tree's paths of guess indices; None: `followed` decides, how many guesses are extended at depth
+        1, 2, ...; beyond, as many as at the last. least: confidence to extend a path."""
         self._least = least
         self._fixed: list[list[int]] | None = None
         self.counts: list[int] = []  # number of guesses extended at each depth
         if static is None:
             for depth in range(num_heads - 1):
-                count = FOLLOWED[depth] if depth < len(FOLLOWED) else 1
+                count = followed[min(depth, len(followed) - 1)]
                 self.counts.append(min(count, (self.counts[-1] if self.counts else 1) * num_guesses))
             return
         inner = sorted({path[:-1] for path in static if len(path) > 1}, key=lambda path: (len(path), path))

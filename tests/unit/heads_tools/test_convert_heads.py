@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 from medusa_dist.cli.main import app
 from medusa_dist.errors import HeadsError, ModelError
 from medusa_dist.heads_tools.convert_heads import convert_heads
-from medusa_dist.medusa.heads.heads_file import read_heads
+from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
+from medusa_dist.medusa.heads.heads_file import BaseModelFacts, read_heads
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
+from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.model.fingerprint import fingerprint
+from tests.support.tiny_eagle3 import checkpoint
 from tests.support.tiny_models import VOCAB, save_tiny
 
 HIDDEN, HEADS = 72, 3
@@ -263,3 +266,23 @@ def test_convert_heads_command_prints_a_summary_and_does_not_overwrite(base: Pat
     assert done.exit_code == 0 and "3 heads of 1 block" in done.output
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1 and "already holds a head file" in again.output
+
+
+def test_eagle3_pickles_become_safetensors_that_are_served_as_they_are(base: Path, tmp_path: Path) -> None:
+    """The official heads come as pytorch_model.bin."""
+    config, tensors = checkpoint("specforge", vocab_size=VOCAB, hidden_size=HIDDEN, head_dim=6)
+    config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}
+    (tmp_path / "in").mkdir()
+    torch.save(tensors, tmp_path / "in" / "pytorch_model.bin")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    facts = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB)
+    with pytest.raises(HeadsError, match=r"outputs of layers \[0, 1, 2\], but the model's are 0 to 1"):
+        convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
+    config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [0, 1]}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    tensors["fc.weight"] = tensors["fc.weight"][:, : 2 * HIDDEN].clone()
+    torch.save(tensors, tmp_path / "in" / "pytorch_model.bin")
+    convert_heads(str(tmp_path / "in"), tmp_path / "out", str(base))
+    file = read_any_heads(tmp_path / "out", facts)
+    assert isinstance(file, Eagle3File)
+    assert torch.equal(file.tensors["layers.0.mlp.up_proj.weight"], tensors["midlayer.mlp.up_proj.weight"])

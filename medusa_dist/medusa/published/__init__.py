@@ -1,0 +1,1 @@
+"""Published draft heads of any form: which form a folder holds, and reading it."""
