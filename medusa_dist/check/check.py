@@ -227,7 +227,7 @@ def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: AnyHe
         experts_per_token=int(getattr(base, "num_experts_per_tok", None) or 1),
         kv_token_bytes=max(rank.block_bytes for rank in memory.ranks) // BLOCK_TOKENS,
         context=min(context, max_model_len),
-        draft_bytes=draft.heads + draft.output_rows,
+        draft_bytes=(draft.heads + draft.output_rows) * (heads.num_levels if isinstance(heads, Eagle3File) else 1),
     )
     batches = sorted({1, config.max_running})
     nodes = 0 if config.speculation.mode == "off" else config.speculation.most_nodes

@@ -21,7 +21,7 @@ from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.request import Request
 from tests.support.equivalence import SITUATIONS, same, speculated
-from tests.support.tiny_eagle3 import LAYER, OFFICIAL, plain_network, save_checkpoint, write
+from tests.support.tiny_eagle3 import LAYER, OFFICIAL, plain_network, save_as, save_checkpoint
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,7 +202,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Serve
         "embed_tokens.weight": eye[:VOCAB].clone(),
         "lm_head.weight": torch.cat([table.T, torch.zeros(VOCAB, width - VOCAB)], dim=1) / width**0.5,
     }
-    write(folder / "eagle", config, tensors)
+    save_as(folder / "eagle", config, tensors)
     return Served(folder, model)
 
 

@@ -83,11 +83,11 @@ def checkpoint(form: str, seed: int = 0, **changes: object) -> tuple[dict, dict[
 def save_checkpoint(folder: Path, form: str, seed: int = 0, **changes: object) -> dict[str, Tensor]:
     """Write it as published: config.json and model.safetensors."""
     config, tensors = checkpoint(form, seed, **changes)
-    write(folder, config, tensors)
+    save_as(folder, config, tensors)
     return tensors
 
 
-def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+def save_as(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")

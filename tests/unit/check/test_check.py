@@ -16,13 +16,16 @@ from medusa_dist.check.memory import CONTEXT_BYTES
 from medusa_dist.check.roofline import GPU
 from medusa_dist.cli.main import app
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.spec.context_drafter import ContextDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.find_heads import make_drafters
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
+from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import read_serve_file
+from tests.support.tiny_eagle3 import checkpoint, save_as, save_checkpoint
 from tests.support.tiny_models import VOCAB, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +141,58 @@ def test_draft_bytes_use_the_dtype_that_the_drafter_uses(tmp_path: Path, model: 
     drafter = make_drafters(SpeculationConfig(), read_heads(tmp_path / "heads"), loaded)["heads"]
     assert found.memory is not None
     assert found.memory.ranks[0].draft.output_rows == 13 * HIDDEN * drafter._heads.dtype.itemsize
+
+
+EAGLE = {"hidden_size": HIDDEN, "vocab_size": VOCAB, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1]}}
+
+
+@pytest.mark.parametrize("own_embedding", [True, False])
+def test_eagle3_heads_are_counted_with_the_kv_blocks_of_their_layer(
+    tmp_path: Path, model: Path, own_embedding: bool
+) -> None:
+    """What the drafter holds, in float16, where layers are not packed; the same from config.json alone."""
+    config, tensors = checkpoint("specforge", **EAGLE)
+    if not own_embedding:
+        del tensors["embed_tokens.weight"]
+    save_as(tmp_path / "heads", config, tensors)
+    found = report(tmp_path, model, device="cpu", dtype="float16", heads={"source": str(tmp_path / "heads")})
+    loaded = load_model(model, dtype=torch.float16, device=torch.device("cpu"), parallel=TPGroup(), aux_layers=(0, 1))
+    facts = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB)
+    drafter = make_drafters(SpeculationConfig(), read_any_heads(tmp_path / "heads", facts), loaded)["heads"]
+    assert isinstance(drafter, ContextDrafter) and found.memory is not None and found.ok
+    heads, rank = drafter._heads, found.memory.ranks[0]
+    held = [drafter._embedding, *heads.buffers(), *heads.parameters(), *heads._norms.values()]
+    assert rank.draft.total == sum(t.nbytes for t in held)
+    plain = report(tmp_path, model, device="cpu", dtype="float16", speculation={"mode": "off"}).memory
+    assert plain is not None
+    assert rank.block_bytes == plain.ranks[0].block_bytes + drafter.block_bytes
+    assert found.heads == "5 EAGLE-3 levels for a base model that config.json does not name"
+
+
+def test_eagle3_heads_that_do_not_fit_are_a_problem(tmp_path: Path, model: Path) -> None:
+    save_checkpoint(tmp_path / "heads", "specforge", **(EAGLE | {"vocab_size": VOCAB + 1}))
+    found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
+    assert len(found.problems) == 1 and f"with vocabulary {VOCAB + 1}, but the model has {VOCAB}" in found.problems[0]
+    save_as(tmp_path / "heads", {"speculators_model_type": "peagle"}, {"fc.weight": torch.zeros(1)})
+    found = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "heads")})
+    assert len(found.problems) == 1 and "these are P-EAGLE, which is not served" in found.problems[0]
+
+
+def test_hub_heads_are_counted_from_their_config_alone(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tensors = checkpoint("specforge", **EAGLE)
+    save_as(tmp_path / "whole", config, tensors)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
+    monkeypatch.setattr("medusa_dist.check.check.hub_folder", lambda *_: tmp_path / "hub")
+    found = report(tmp_path, model, device="cpu", heads={"source": "someone/heads"})
+    whole = report(tmp_path, model, device="cpu", heads={"source": str(tmp_path / "whole")})
+    assert found.ok and found.memory is not None and whole.memory is not None
+    assert found.memory.ranks[0].draft == whole.memory.ranks[0].draft
+    (tmp_path / "hub" / "config.json").write_text('{"medusa_num_heads": 3}')
+    found = report(tmp_path, model, device="cpu", heads={"source": "someone/heads"})
+    assert "config.json alone does not describe Medusa heads" in found.problems[0]
 
 
 def test_tapped_layer_that_the_model_lacks_is_a_problem_of_heads(tmp_path: Path, model: Path) -> None:

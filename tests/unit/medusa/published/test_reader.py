@@ -11,7 +11,7 @@ from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile
 from medusa_dist.medusa.published.reader import described_any_heads, read_any_heads
-from tests.support.tiny_eagle3 import FORMS, checkpoint, save_checkpoint, write
+from tests.support.tiny_eagle3 import FORMS, checkpoint, save_as, save_checkpoint
 from tests.support.tiny_heads import HIDDEN, VOCAB, random_heads
 
 BASE = BaseModelFacts(name="tiny", fingerprint=None, hidden_size=HIDDEN, vocab_size=VOCAB)
@@ -100,7 +100,7 @@ def test_files_that_cannot_be_served_are_refused_with_the_way_out(tmp_path: Path
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(HeadsError, match=r"model.safetensors cannot be read"):
         read_any_heads(tmp_path, BASE)
-    write(tmp_path, {"speculators_model_type": "dflash"}, {"fc.weight": torch.zeros(2)})
+    save_as(tmp_path, {"speculators_model_type": "dflash"}, {"fc.weight": torch.zeros(2)})
     with pytest.raises(HeadsError, match="these are DFlash, which is not served"):
         read_any_heads(tmp_path, BASE)
     (tmp_path / "config.json").write_text("{")
