@@ -28,8 +28,12 @@ class ModelError(ConfigError):
     """A model that is missing, cannot be read, or cannot be served."""
 
 
+class HubUnreachableError(ModelError):
+    """A hub id of which nothing is on this machine, while the hub cannot be reached."""
+
+
 class HeadsError(ConfigError):
-    """Medusa heads that are missing, cannot be read, or do not fit the base model."""
+    """Draft heads that are missing, cannot be read, or do not fit the base model."""
 
 
 class RequestError(MedusaError):

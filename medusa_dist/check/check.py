@@ -17,7 +17,7 @@ from medusa_dist.check.roofline import GPU, RooflineStep, Work, find_gpu, knee, 
 from medusa_dist.config import LOOKUP, Config
 from medusa_dist.engine.startup.find_heads import find_heads, read_source
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS
-from medusa_dist.errors import ConfigError, HeadsError
+from medusa_dist.errors import ConfigError, HeadsError, HubUnreachableError
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.heads.heads_file import DESCRIPTION
 from medusa_dist.medusa.published.reader import CONFIG, AnyHeads, described_any_heads
@@ -185,6 +185,10 @@ def _heads(report: CheckReport, headers: Headers, base: Any) -> AnyHeads | None:
         file.check_layers(int(base.num_hidden_layers), int(base.hidden_size))
         if config.speculation.tree is not None:
             check_paths(config.speculation.tree, file.num_levels, DRAFT_TOP_K)
+    except HubUnreachableError as error:
+        report.heads = "not counted"
+        report.unchecked.append(f"heads: neither their fit nor their memory: {error.message}")
+        return None
     except ConfigError as error:
         report.problems.append(error.message if error.message.startswith(("heads", "spec")) else f"heads: {error}")
         return None
@@ -227,7 +231,7 @@ def _measure(report: CheckReport, base: Any, sizes: list[RankSize], heads: AnyHe
         experts_per_token=int(getattr(base, "num_experts_per_tok", None) or 1),
         kv_token_bytes=max(rank.block_bytes for rank in memory.ranks) // BLOCK_TOKENS,
         context=min(context, max_model_len),
-        draft_bytes=(draft.heads + draft.output_rows) * (heads.num_levels if isinstance(heads, Eagle3File) else 1),
+        draft_bytes=draft.read,
     )
     batches = sorted({1, config.max_running})
     nodes = 0 if config.speculation.mode == "off" else config.speculation.most_nodes

@@ -26,13 +26,14 @@ CONTEXT_BYTES = 1_000_000_000  # of a GPU process before any weights: CUDA conte
 class DraftBytes:
     """What rank 0 holds besides its shard: heads, the lm_head rows shared with the model, the input embedding.
 
-    kv_block: of a KV block of a draft layer; it is counted with the KV cache.
+    kv_block: of a KV block of a draft layer; it is counted with the KV cache. read: read in one round of drafting.
     """
 
     heads: int = 0
     output_rows: int = 0
     embedding: int = 0
     kv_block: int = 0
+    read: int = 0
 
     @property
     def total(self) -> int:
@@ -95,15 +96,17 @@ def draft_bytes(
         width = file.config.hidden_size * drafting.itemsize
         embedding = sizes.pop("embed_tokens.weight", embedding_rows * width)
         rows = 0 if "lm_head.weight" in sizes else output_rows * width
-        return DraftBytes(sum(sizes.values()), rows, embedding, kv_block_bytes(file.config, drafting))
+        heads, once = sum(sizes.values()), sizes["fc.weight"]  # fuses the tapped states; the rest runs at each level
+        read = once + file.num_levels * (heads - once + rows)
+        return DraftBytes(heads, rows, embedding, kv_block_bytes(file.config, drafting), read)
     meta, hidden = torch.device("meta"), file.description.base.hidden_size
     known = file.description.draft_vocab_size or output_rows
     shared = file.description.lm_head == "shared"
-    heads = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, drafting, meta)
-    everything = sum(t.numel() * t.element_size() for t in (*heads.parameters(), *heads.buffers()))
+    module = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, drafting, meta)
+    everything = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     rows = known * hidden * drafting.itemsize if shared else 0
-    embedding = embedding_rows * hidden * dtype.itemsize if heads.needs_embedding else 0
-    return DraftBytes(everything - rows, rows, embedding)
+    embedding = embedding_rows * hidden * dtype.itemsize if module.needs_embedding else 0
+    return DraftBytes(everything - rows, rows, embedding, read=everything)
 
 
 def group_memory(

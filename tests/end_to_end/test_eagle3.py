@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts
 from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
+from medusa_dist.outputs import Output
 from medusa_dist.request import Request
-from tests.support.equivalence import SITUATIONS, same, speculated
+from tests.support.equivalence import SITUATIONS, ids, same, speculated
 from tests.support.tiny_eagle3 import LAYER, OFFICIAL, plain_network, save_as, save_checkpoint
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 
@@ -164,6 +168,38 @@ def test_after_a_prefix_hit_one_state_is_taken_as_zero_and_the_rest_is_right(ser
     assert run.outputs["b"].num_cached_tokens == 32 and checker.checked >= 6
 
 
+def test_beams_are_not_drafted_for_and_change_nothing(served: Served) -> None:
+    """They are decoded beside a request that is drafted for."""
+    prompt = requests("greedy")[2].prompt_ids
+    each = [
+        request("beams", prompt, temperature=0.0, beam_width=3, max_tokens=8, ignore_eos=True),
+        request("x", prompt, temperature=0.0, max_tokens=16, ignore_eos=True),
+    ]
+    on, off = (outputs_of(engine_over(served.rank, Setting(nodes=nodes)), each) for nodes in (7, 0))
+    assert on["x"].stats.num_drafted > 0 and on["beams"].stats.num_drafted == 0
+    assert on["x"].token_ids == off["x"].token_ids and len(on["x"].token_ids) == 16
+    assert on["beams"].hypotheses == off["beams"].hypotheses and len(on["beams"].hypotheses) == 3
+
+
+def outputs_of(engine: Engine, each: list[Request]) -> dict[str, Output]:
+    """Like decode, for beams too."""
+    found: dict[str, Output] = {}
+    for one in each:
+        engine.submit(one)
+    while engine.has_work:
+        for output in engine.step():
+            before = found.get(output.request_id)
+            found[output.request_id] = output if before is None else before.merged(output)
+    return found
+
+
+@pytest.mark.parametrize("nodes", [3, None])
+def test_small_and_static_trees_change_no_token(served: Served, nodes: int | None) -> None:
+    run = decode(engine_over(served.rank, Setting(nodes=nodes)), requests("sampled"), arrivals=[0, 0, 2, 3, 3, 7, 8, 9])
+    same(run, served.reference("sampled"))
+    speculated(run)
+
+
 # --- heads that are right ---
 
 
@@ -204,6 +240,32 @@ def knowing(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Serve
     }
     save_as(folder / "eagle", config, tensors)
     return Served(folder, model)
+
+
+def _rank(rank: int, folder: Path, port: int) -> None:
+    """One of two ranks, in bfloat16; rank 0 decodes and writes what came out."""
+    torch.set_num_threads(1)
+    store = join_store("127.0.0.1", port, 2, 60)
+    heads = {"source": str(folder / "eagle"), "allow_untrained": True}
+    config = tiny_config(folder, heads=heads, tensor_parallel_size=2, dtype="bfloat16")
+    made = EngineRank(config, folder, rank, store, 0)
+    if rank:
+        made.follow()
+    else:
+        runs = [decode(engine_over(made, Setting(nodes=nodes)), requests("sampled")) for nodes in (15, 0)]
+        made.engine.stop()
+        torch.save([(ids(run), run.accepted, run.num_steps) for run in runs], folder / "outputs.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_in_bfloat16_draft_on_rank_0_alone_and_change_no_token(knowing: Served) -> None:
+    folder = Path(knowing.rank.config.model)
+    store = open_store(2, "127.0.0.1", 60)
+    mp.spawn(_rank, (folder, store.port), nprocs=2)
+    (on, accepted, steps), (off, _, plain_steps) = torch.load(folder / "outputs.pt")
+    assert on == off
+    assert accepted > len(LENGTHS) and steps < plain_steps
 
 
 @pytest.mark.parametrize("kind", KINDS)

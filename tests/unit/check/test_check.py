@@ -19,6 +19,7 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.spec.context_drafter import ContextDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.find_heads import make_drafters
+from medusa_dist.errors import HubUnreachableError
 from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
 from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.model.fingerprint import fingerprint
@@ -193,6 +194,18 @@ def test_hub_heads_are_counted_from_their_config_alone(
     (tmp_path / "hub" / "config.json").write_text('{"medusa_num_heads": 3}')
     found = report(tmp_path, model, device="cpu", heads={"source": "someone/heads"})
     assert "config.json alone does not describe Medusa heads" in found.problems[0]
+
+
+def test_hub_heads_that_cannot_be_reached_are_not_counted_and_said_so(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> Path:
+        raise HubUnreachableError("someone/heads is not on this machine")
+
+    monkeypatch.setattr("medusa_dist.check.check.hub_folder", unreachable)
+    found = report(tmp_path, model, device="cpu", heads={"source": "someone/heads"})
+    assert found.ok and found.heads == "not counted"
+    assert "heads: neither their fit nor their memory: someone/heads is not on this machine" in found.unchecked
 
 
 def test_tapped_layer_that_the_model_lacks_is_a_problem_of_heads(tmp_path: Path, model: Path) -> None:

@@ -12,6 +12,7 @@ from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.engine.startup.process_group import choose_device
 from medusa_dist.errors import ConfigError, HeadsError
 from medusa_dist.outputs import FinishReason
+from tests.support.tiny_eagle3 import checkpoint, save_as
 from tests.support.tiny_engine import EOS, POSITIONS, VOCAB, decode, request, save_model, tiny_config
 from tests.support.tiny_heads import save_heads
 
@@ -132,3 +133,53 @@ def test_device_auto_without_a_gpu_is_cpu_and_cuda_is_refused(folder: Path, monk
 def test_kv_cache_tokens_sets_the_number_of_blocks(folder: Path) -> None:
     config = tiny_config(folder, kv_cache_tokens=32)
     assert EngineRank(config, folder).facts["kv_blocks"] == 3
+
+
+def eagle3_for(folder: Path, **changes: object) -> tuple[dict, dict[str, torch.Tensor]]:
+    """EAGLE-3 heads that fit the tiny model."""
+    tapped = {"eagle_aux_hidden_state_layer_ids": [0, 1]}
+    return checkpoint("specforge", **({"hidden_size": 72, "vocab_size": VOCAB, "eagle_config": tapped} | changes))
+
+
+def test_published_heads_are_served_from_their_own_folders(folder: Path, tmp_path: Path) -> None:
+    save_as(tmp_path / "eagle", *eagle3_for(folder))
+    medusa = {f"{head}.0.linear.{part}": torch.randn(shape) * 0.1 for head in range(3) for part, shape in PARTS.items()}
+    save_as(tmp_path / "medusa", {"medusa_num_heads": 3, "medusa_num_layers": 1}, medusa)
+    plain = EngineRank(tiny_config(folder, heads={}), folder)
+    one = request("x", [5] * 20, temperature=0.0, max_tokens=16, ignore_eos=True)
+    for name, told in (("eagle", "EAGLE-3: 5 levels"), ("medusa", "medusa: 3 heads")):
+        config = tiny_config(folder, heads={"source": str(tmp_path / name), "allow_untrained": True})
+        rank = EngineRank(config, folder)
+        assert rank.facts["speculation"] == f"{told}, at most 15 draft tokens per step"
+        run = decode(rank.engine, [one])
+        assert run.drafted > 0
+        assert run.outputs["x"].token_ids == decode(plain.engine, [one]).outputs["x"].token_ids
+
+
+PARTS = {"weight": (72, 72), "bias": (72,)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "told"),
+    [
+        ({}, ["fc.weight", "norm.weight"], r"without the tensors fc\.weight, norm\.weight"),
+        ({"vocab_size": VOCAB + 2}, [], rf"with vocabulary {VOCAB + 2}, but the model has {VOCAB}"),
+        ({"target_hidden_size": 64}, [], "with hidden size 64, but the model has 72"),
+        (
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2]}},
+            [],
+            r"outputs of layers \[0, 2\], but the model's are 0 to 1",
+        ),
+        ({"num_hidden_layers": 3}, [], "num_hidden_layers: 3 are not served"),
+        ({"speculators_model_type": "dflash"}, [], "these are DFlash, which is not served"),
+    ],
+)
+def test_published_heads_that_do_not_fit_are_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, without: list[str], told: str
+) -> None:
+    monkeypatch.setattr("medusa_dist.engine.startup.bootstrap.load_model", lambda *_, **__: pytest.fail("loaded"))
+    shaping = ("vocab_size", "eagle_config", "target_hidden_size")
+    config, tensors = eagle3_for(folder, **{key: changes[key] for key in shaping if key in changes})
+    save_as(tmp_path, config | changes, {name: t for name, t in tensors.items() if name not in without})
+    with pytest.raises(HeadsError, match=told):
+        EngineRank(tiny_config(folder, heads={"source": str(tmp_path)}), folder)
