@@ -47,12 +47,13 @@ def _paths_of(tree: object) -> object:
 
 
 class HeadsConfig(Strict):
-    """Which Medusa heads draft for the model."""
+    """Which heads draft for the model."""
 
     source: str | None = Field(
         default=None,
-        description="Folder or hub id of a head file (safetensors + JSON). None: the demo model uses its own heads; "
-        "any other model drafts by lookup alone (speculation.drafters) and reports this.",
+        description="Folder or hub id of draft heads in safetensors: those of train-heads, or published Medusa and "
+        "EAGLE-3 heads as they are (docs/heads.md). None: the demo model uses its own heads; any other model drafts "
+        "by lookup alone (speculation.drafters) and reports this.",
     )
     placement: Literal["rank0"] = Field(
         default="rank0", description="Where the heads are loaded. rank0: only on rank 0."
