@@ -109,12 +109,12 @@ class Checker:
 
     def __call__(self, engine: Engine) -> None:
         for sequence in engine.scheduler.running:
-            if sequence.candidates is not None:
+            if "heads" in sequence.candidates:
                 self._check(sequence)
 
     def _check(self, sequence: Sequence) -> None:
-        tokens, candidates, file = list(sequence.tokens), sequence.candidates, self.served.file
-        assert candidates is not None and candidates.follows is not None and file.draft_vocab is not None
+        tokens, candidates, file = list(sequence.tokens), sequence.candidates["heads"], self.served.file
+        assert candidates.follows is not None and file.draft_vocab is not None
         if len(tokens) < 2 or sequence.request.params.temperature > 0:
             return
         tapped = self.served.tapped(tokens)[:-1]

@@ -237,8 +237,10 @@ class EngineRank:
         if not drafters:
             return "off" if self.config.speculation.mode == "off" else "off: no heads for this model"
         heads = drafters.get(HEADS)
-        eagle = isinstance(heads, ContextDrafter)
-        parts = [] if heads is None else [f"EAGLE-3: {heads.max_depth} levels" if eagle else f"medusa: {heads.max_depth} heads"]
+        if isinstance(heads, ContextDrafter):
+            parts = [f"EAGLE-3: {heads.max_depth} levels"]
+        else:
+            parts = [f"medusa: {heads.max_depth} heads"] if heads is not None else []
         parts += ["lookup"] if LOOKUP in drafters else []
         return f"{' and '.join(parts)}, at most {self.config.speculation.most_nodes} draft tokens per step"
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from medusa_dist.medusa.eagle3.layer import Eagle3
 from medusa_dist.medusa.heads.sequential import Growth, Lists
-from medusa_dist.medusa.trees.draft import guess
 from medusa_dist.medusa.trees.candidates import NOWHERE
+from medusa_dist.medusa.trees.draft import guess
 
 
 @dataclass

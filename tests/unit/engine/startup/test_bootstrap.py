@@ -150,7 +150,7 @@ def test_published_heads_are_served_from_their_own_folders(folder: Path, tmp_pat
     for name, told in (("eagle", "EAGLE-3: 5 levels"), ("medusa", "medusa: 3 heads")):
         config = tiny_config(folder, heads={"source": str(tmp_path / name), "allow_untrained": True})
         rank = EngineRank(config, folder)
-        assert rank.facts["speculation"] == f"{told}, at most 15 draft tokens per step"
+        assert rank.facts["speculation"] == f"{told} and lookup, at most 15 draft tokens per step"
         run = decode(rank.engine, [one])
         assert run.drafted > 0
         assert run.outputs["x"].token_ids == decode(plain.engine, [one]).outputs["x"].token_ids

@@ -84,7 +84,7 @@ def test_cell_starts_from_the_normed_tapped_layers() -> None:
     file = HeadsFile(about, tensors_for(about))
     heads = build_heads(file, torch.randn(19, HIDDEN), torch.float32, CPU)
     assert isinstance(heads, SequentialHeads)
-    read = torch.randn(4, HIDDEN + 10)
+    read = torch.randn(4, HIDDEN + 10, generator=torch.Generator().manual_seed(0))
     first, second = (t / t.pow(2).mean(-1, keepdim=True).sqrt() for t in (read[:, HIDDEN:-5], read[:, -5:]))
     expected = read[:, :HIDDEN] + torch.cat([first, second], 1) @ file.tensors["taps.weight"].T
     torch.testing.assert_close(heads.start(read), expected, atol=1e-5, rtol=1e-5)
