@@ -113,7 +113,7 @@ def test_eight_ranks_with_heads_give_the_tokens_of_one_without(url: str, model: 
     with httpx.Client(base_url=url, timeout=120) as client:
         card = client.get("/v1/models").json()["data"][0]
         assert card["id"] == "Llama-3.3-70B-Instruct" and card["tensor_parallel_size"] == 8
-        assert card["speculation"] == "medusa: 3 heads, at most 31 draft tokens per step"
+        assert card["speculation"] == "medusa: 3 heads and lookup, at most 31 draft tokens per step"
         num_drafted = num_accepted = 0
         for prompt, params, expected in zip(prompts(), each, alone, strict=True):
             body = {
