@@ -11,11 +11,17 @@ from medusa_dist.cli.signals import stoppable
 
 
 @contextmanager
-def restored(number, handler):
+def as_in_a_terminal():
+    """A job in the background ignores SIGINT, one under nohup SIGHUP."""
+    inherited = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))
+    }
     try:
         yield
     finally:
-        signal.signal(number, handler)
+        for number, handler in inherited.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,6 @@ def restored(number, handler):
 @pytest.mark.parametrize("is_async", [False, True])
 def test_each_signal_raises_keyboard_interrupt_and_exits_with_its_code(number, code, is_async):
     cleaned = []
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     async def work() -> None:
         try:
@@ -34,7 +39,7 @@ def test_each_signal_raises_keyboard_interrupt_and_exits_with_its_code(number, c
             cleaned.append("task")
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as error, restored(signal.SIGINT, inherited), stoppable():
+    with pytest.raises(SystemExit) as error, as_in_a_terminal(), stoppable():
         try:
             if is_async:
                 asyncio.run(work())
