@@ -14,7 +14,7 @@ LOWEST_TORCH = $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/.*"\(torch\
 LOWEST_TESTS ?= tests/unit/medusa tests/unit/ops tests/unit/api
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs site build test test-slow test-matrix test-lowest lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -48,6 +48,18 @@ test-lowest: ## quick tests with the lowest versions that pyproject.toml admits,
 	$(VENV)-lowest/bin/medusa-dist serve --help >/dev/null
 	$(VENV)-lowest/bin/pytest $(LOWEST_TESTS)
 
+# Client libraries whose dependencies exclude each other: an environment for each, with nothing of ours.
+CLIENTS = $(VENV)-clients
+openai-oldest = openai==1.0.0 httpx<0.28
+instructor = instructor>=1.17,<2 jsonref
+lm-eval = lm_eval[api]>=0.4.13,<0.5 transformers
+CLIENT_ENVIRONMENTS = openai-oldest instructor lm-eval
+
+test-clients: $(CLIENTS)/installed-clients $(CLIENT_ENVIRONMENTS:%=$(CLIENTS)/%/installed) $(CLIENTS)/node/node_modules ## real client libraries, against a tiny model
+	NODE_CLIENTS=$(abspath $(CLIENTS)/node) $(CLIENTS)/bin/pytest -m clients tests/clients
+	set -e; for name in $(CLIENT_ENVIRONMENTS); do \
+	  SERVER_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CLIENTS)/$$name/bin/pytest -m clients tests/clients; done
+
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -58,7 +70,7 @@ format: $(VENV)/installed-dev ## let ruff rewrite
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the virtual environments, caches and what was built
-	rm -rf $(VENV) $(VENV)-lowest .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist site
+	rm -rf $(VENV) $(VENV)-lowest $(CLIENTS) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,4 +100,21 @@ $(VENV)/installed-docs: pyproject.toml $(VENV)/installed
 $(VENV)/installed-lowest: pyproject.toml | $(VENV)/torch
 	$(PIP) install 'uv>=0.9,<1'
 	$(VENV)/bin/uv pip install --python $(VENV) --resolution lowest-direct "$(TORCH)" -e '.[dev]'
+	@touch $@
+
+$(CLIENTS)/installed-clients: pyproject.toml
+	$(MAKE) $(CLIENTS)/installed VENV=$(CLIENTS)
+	$(CLIENTS)/bin/pip --disable-pip-version-check install -e '.[dev,clients]'
+	@touch $@
+
+$(CLIENTS)/%/installed: Makefile | $(CLIENTS)/installed-clients
+	$(PYTHON) -m venv $(CLIENTS)/$*
+	$(CLIENTS)/$*/bin/pip --disable-pip-version-check install pytest pytest-asyncio $(foreach package,$($*),"$(package)")
+	@touch $@
+
+$(CLIENTS)/node/node_modules: $(wildcard tests/clients/node/*) | $(CLIENTS)/installed-clients
+	rm -rf $(CLIENTS)/node
+	mkdir $(CLIENTS)/node
+	cp tests/clients/node/* $(CLIENTS)/node
+	if command -v npm >/dev/null; then cd $(CLIENTS)/node && npm install; else echo "no npm: node's clients are skipped"; mkdir $@; fi
 	@touch $@

@@ -69,8 +69,10 @@ def check_prompt(prompt_ids: Seq[int], max_model_len: int, vocab_size: int, max_
     wanted = 1 if max_tokens is None else max_tokens
     if len(prompt_ids) + wanted > max_model_len:
         raise RequestError(
-            f"this model's context length is {max_model_len} tokens; the prompt has {len(prompt_ids)} and max_tokens "
-            f"requests {wanted} more; shorten the prompt or lower max_tokens",
+            # OpenAI's and vLLM's words: clients look for them to know this error from others.
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{len(prompt_ids) + wanted} tokens ({len(prompt_ids)} in the prompt, {wanted} in the completion); "
+            "shorten the prompt or lower max_tokens",
             "prompt" if len(prompt_ids) >= max_model_len else "max_tokens",
             "context_length_exceeded",
         )

@@ -8,6 +8,7 @@ would not notice a disconnect.
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -46,7 +47,7 @@ from medusa_dist.errors import MedusaError, StorageOffError
 from medusa_dist.storage.store import Store
 from medusa_dist.text.text_stream import TextStream
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with stream: true; OpenAI's chunks"}}}
+_STREAM: dict[str, Any] = {"text/event-stream": {}}  # with stream: true; OpenAI's chunks
 
 
 def build_api(

@@ -251,7 +251,7 @@ def test_prompt_refused_by_the_engine_is_named_by_its_index(plain: LLM) -> None:
         (["the", None], r"prompts\[1\]: must be a text"),
         (["the", [5, 9999]], r"prompts\[1\]: token id 9999 is outside the vocabulary"),
         ([[5, -1]], r"prompts\[0\]: token id -1 is outside the vocabulary"),
-        (["the", "the", {"prompt_token_ids": long}], r"prompts\[2\]: this model's context length is 128"),
+        (["the", "the", {"prompt_token_ids": long}], r"prompts\[2\]: This model's maximum context length is 128"),
     ):
         for way in (plain.generate, lambda prompts: list(plain.as_finished(prompts))):
             with pytest.raises(RequestError, match=message):

@@ -26,8 +26,11 @@ def explain_route(request: Request, error: HTTPException) -> HTTPException:
         paths = sorted({str(getattr(route, "path", "")) for route in request.app.routes})
         text = unknown_path(request.method, path, is_route, [p for p in paths if not p.startswith("/docs/")])
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        # Starlette names the methods of the first route with this path alone.
+        found = [route for route in request.app.routes if route.matches(scope)[0] != Match.NONE]
+        allowed = ", ".join(sorted({method for route in found for method in getattr(route, "methods", None) or ()}))
         text = f"{request.method} is not allowed on {path[:200]}; use {allowed}"
+        return HTTPException(405, text, {**(error.headers or {}), "Allow": allowed})
     else:
         return error
     return HTTPException(error.status_code, text, error.headers)

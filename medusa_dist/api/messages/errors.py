@@ -18,7 +18,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-_CONTEXT = re.compile(r"context length is (\d+) tokens; the prompt has (\d+) and \w+ requests (\d+) more")
+_CONTEXT = re.compile(r"context length is (\d+) tokens\. .*\((\d+) in the prompt, (\d+) in the completion\)")
 
 
 def speaks_anthropic(scope: Scope) -> bool:

@@ -54,9 +54,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
             "application/json": {"schema": {"type": "object", "description": "Anthropic's Message object"}},
-            "text/event-stream": {
-                "schema": {"type": "string", "description": "with stream: true; Anthropic's events of a message"}
-            },
+            "text/event-stream": {},  # with stream: true; Anthropic's events of a message
         }
     },
     **ERRORS,

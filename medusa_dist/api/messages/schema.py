@@ -8,21 +8,43 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from medusa_dist.api.conditions import NULL, SET, TYPICAL, conditions, has, needs
 from medusa_dist.api.messages.blocks import CACHING, Block, SystemBlock, TextBlock
 from medusa_dist.api.messages.fields import COUNT_FIELDS, MESSAGES_FIELDS
 from medusa_dist.api.schema.common_fields import Stop
 from medusa_dist.api.schema.fields import Rule, document, refuse, refuse_other_types
 from medusa_dist.api.schema.numbers import Whole, within
 from medusa_dist.api.schema.requests import ThinkingOptions
-from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.strict_model import Body, OnlyFalse, Text
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
 from medusa_dist.errors import RequestError
+
+_POSSIBLE = {
+    "user": ("text", "tool_result"),
+    "assistant": ("text", "thinking", "tool_use"),
+    "system": ("text",),
+}  # blocks, by role
 
 
 class Turn(Body):
     """One message."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    {
+                        "properties": {
+                            "role": {"const": role},
+                            "content": {"items": {"properties": {"type": {"enum": [*kinds]}}}},
+                        }
+                    }
+                    for role, kinds in _POSSIBLE.items()
+                ]
+            }
+        )
+    )
     place = "messages[]."
     role: Literal["user", "assistant", "system"]
     content: Annotated[Annotated[Text, TEXT] | Annotated[list[Block], LIST], TEXT_OR_LIST]
@@ -44,7 +66,7 @@ class CustomTool(Body):
     strict: bool | None = Field(default=None, description="the schema is always enforced")
     cache_control: Any = CACHING
     eager_input_streaming: bool | None = Field(default=None, description="input is always streamed as it is made")
-    defer_loading: Literal[False] | None = Field(default=None, description="refused unless false")
+    defer_loading: OnlyFalse | None = Field(default=None, description="refused unless false")
     allowed_callers: list[Literal["direct"]] | None = Field(default=None, description="the model itself, and no other")
     input_examples: Annotated[list[Any], Field(max_length=0)] | None = Field(
         default=None, description="refused unless empty; put them into description"
@@ -60,6 +82,16 @@ class CustomTool(Body):
 class ToolSelection(Body):
     """Value of `tool_choice`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    has(type={"const": "tool"}, name=SET),
+                    {"properties": {"type": {"enum": ["auto", "any", "none"]}, "name": NULL}},
+                ]
+            }
+        )
+    )
     place = "tool_choice."
     type: Literal["auto", "any", "tool", "none"]
     name: Text | None = None
@@ -135,7 +167,11 @@ class CountTokensRequest(Body):
 class MessagesRequest(ExtraFields, CountTokensRequest):
     """Body of POST /v1/messages. null always means the default."""
 
-    model_config = ConfigDict(json_schema_extra=document(MESSAGES_FIELDS))
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            TYPICAL, needs("truncation_side", truncate_prompt_tokens=SET), after=document(MESSAGES_FIELDS)
+        )
+    )
     rules = MESSAGES_FIELDS
     max_tokens: Annotated[Whole, within("max_tokens", low=1)]
     stream: bool | None = None
@@ -156,7 +192,6 @@ class MessagesRequest(ExtraFields, CountTokensRequest):
 
 def _check_blocks(turn: Turn) -> None:
     """Raise RequestError for a block that a message of this role cannot have."""
-    possible = {"user": ("text", "tool_result"), "assistant": ("text", "thinking", "tool_use"), "system": ("text",)}
     for block in turn.blocks:
-        if block.type not in possible[turn.role]:
+        if block.type not in _POSSIBLE[turn.role]:
             raise RequestError(f"messages: a {turn.role} message cannot have a {block.type} block", "messages")

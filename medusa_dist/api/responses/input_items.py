@@ -5,10 +5,11 @@ Owns their types, and which are refused. Not here: what they become in chat (to_
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from medusa_dist.api.conditions import conditions, has
 from medusa_dist.api.schema.fields import refuse_other_types
-from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.strict_model import Body, OnlyFalse, Text
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST, tag_of, type_of
 from medusa_dist.errors import RequestError
 
@@ -64,7 +65,7 @@ class FunctionCallItem(Body):
     status: Any = LABEL
     caller: Any = LABEL
     namespace: None = Field(default=None, description="refused")
-    is_async: Literal[False] | None = Field(default=None, alias="async", description="refused unless false")
+    is_async: OnlyFalse | None = Field(default=None, alias="async", description="refused unless false")
 
 
 class FunctionOutputItem(Body):
@@ -92,6 +93,17 @@ class ReasoningText(Body):
 class ReasoningItem(Body):
     """The reasoning before an earlier answer; its content, or else its summary, reaches the chat template."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    {"properties": {"encrypted_content": {"enum": [None, ""]}}},
+                    has(content={"type": "array", "minItems": 1}),
+                    has(summary={"type": "array", "minItems": 1}),
+                ]
+            }
+        )
+    )
     place = "input[]."
     type: Literal["reasoning"]
     summary: list[ReasoningText] | None = None

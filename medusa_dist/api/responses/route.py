@@ -22,9 +22,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
             "application/json": {"schema": {"type": "object", "description": "OpenAI's Response object"}},
-            "text/event-stream": {
-                "schema": {"type": "string", "description": "with stream: true; OpenAI's events of a response"}
-            },
+            "text/event-stream": {},  # with stream: true; OpenAI's events of a response
         }
     }
 }

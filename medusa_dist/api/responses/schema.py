@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from medusa_dist.api.conditions import SET, TRUE, TYPICAL, conditions, has, needs
 from medusa_dist.api.responses.fields import RESPONSES_FIELDS
 from medusa_dist.api.responses.input_items import InputItem
 from medusa_dist.api.schema.common_fields import Stop
 from medusa_dist.api.schema.fields import document, refuse
 from medusa_dist.api.schema.numbers import Whole, within
-from medusa_dist.api.schema.strict_model import Body, Text
+from medusa_dist.api.schema.strict_model import Body, OnlyFalse, Text
 from medusa_dist.api.schema.tools import only_functions
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
@@ -30,8 +31,8 @@ class FlatFunction(Body):
     description: Text | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="a JSON schema of an object; enforced")
     strict: bool | None = Field(default=None, description="the schema is always enforced")
-    defer_loading: Literal[False] | None = Field(default=None, description="refused unless false")
-    is_async: Literal[False] | None = Field(default=None, alias="async", description="refused unless false")
+    defer_loading: OnlyFalse | None = Field(default=None, description="refused unless false")
+    is_async: OnlyFalse | None = Field(default=None, alias="async", description="refused unless false")
     allowed_callers: list[Literal["direct"]] | None = Field(default=None, description="the model itself, and no other")
     output_schema: None = Field(default=None, description="refused; describe the output in description")
 
@@ -123,7 +124,7 @@ class ResponsesStreamOptions(Body):
     """Value of `stream_options`."""
 
     place = "stream_options."
-    include_obfuscation: Literal[False] | None = Field(default=None, description="no padding is added to events")
+    include_obfuscation: OnlyFalse | None = Field(default=None, description="no padding is added to events")
 
 
 Includable = Literal[
@@ -141,7 +142,20 @@ Includable = Literal[
 class ResponsesRequest(ExtraFields):
     """Body of POST /v1/responses. null always means the default."""
 
-    model_config = ConfigDict(json_schema_extra=document(RESPONSES_FIELDS))
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            TYPICAL,
+            needs("truncation_side", truncate_prompt_tokens=SET),
+            needs("stream_options", stream=TRUE),
+            {
+                "anyOf": [
+                    {"properties": {"top_logprobs": {"enum": [None, 0]}}},
+                    has(include={"type": "array", "contains": {"const": LOGPROBS}}),
+                ]
+            },
+            after=document(RESPONSES_FIELDS),
+        )
+    )
     model: Text | None = None
     input: Annotated[Annotated[Text, TEXT] | Annotated[list[InputItem], Field(min_length=1), LIST], TEXT_OR_LIST]
     instructions: Text | None = None

@@ -203,6 +203,8 @@ def document(rules: Mapping[str, Rule]) -> Callable[[dict[str, Any]], None]:
     def fill(schema: dict[str, Any]) -> None:
         for name, rule in rules.items():
             value = schema["properties"].setdefault(name, {"title": name})
+            if rule.use is Use.REFUSED:
+                value["enum"] = [None, *rule.neutral]
             value["description"] = f"{rule.use}: {rule.note}" if rule.note else str(rule.use)
 
     return fill
@@ -214,8 +216,13 @@ def refuse(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if rule.use is not Use.REFUSED or value is None:
             continue
-        if not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
+        if not any(_is_same(value, neutral) for neutral in rule.neutral):
             raise RequestError(f"{name} is not supported: {rule.note}; remove it", name, "unsupported_parameter")
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """Equal as JSON: 1 and 1.0 are one number, and true is none."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
 def refuse_unknown(known: Iterable[str], given: Iterable[Any], where: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
+from medusa_dist.api.conditions import NULL, SET, conditions
 from medusa_dist.api.schema.fields import (
     MESSAGE_FIELDS,
     PART_FIELDS,
@@ -63,10 +64,28 @@ class TextPart(Replayed):
         return refuse_other_types(data, PART_TYPES, "content parts", "send text parts", "messages")
 
 
+_EMPTY = {"enum": [None, ""]}
+_NO_ANSWER = {"reasoning_content": _EMPTY, "reasoning": _EMPTY, "tool_calls": {"enum": [None, []]}}
+_BY_ROLE = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}, "tool_call_id": NULL}},
+        {
+            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": SET, "tool_call_id": NULL}
+            | _NO_ANSWER,
+            "required": ["content"],
+        },
+        {
+            "properties": {"role": {"const": "tool"}, "content": SET, "tool_call_id": SET} | _NO_ANSWER,
+            "required": ["content", "tool_call_id"],
+        },
+    ]
+}
+
+
 class ChatMessage(Replayed):
     """One message of a conversation."""
 
-    model_config = ConfigDict(json_schema_extra=document(MESSAGE_FIELDS))
+    model_config = ConfigDict(json_schema_extra=conditions(_BY_ROLE, after=document(MESSAGE_FIELDS)))
     place = "messages[]."
     rules = MESSAGE_FIELDS
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -113,10 +132,13 @@ class ChatMessage(Replayed):
             "name": self.name,
             "reasoning_content": reasoning,
             "tool_calls": [call.turn() for call in self.tool_calls or ()],
-            "tool_call_id": self.tool_call_id,
         }
+        if self.tool_call_id is not None:  # some clients have no ids, and send an empty one
+            options["tool_call_id"] = self.tool_call_id
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.text} | {key: value for key, value in options.items() if value}
+        return {"role": role, "content": self.text} | {
+            key: value for key, value in options.items() if value or key == "tool_call_id"
+        }
 
 
 def linked(turns: Sequence[dict[str, Any]], id_length: int | None = None) -> Sequence[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from medusa_dist.api.beams import asked_beams
+from medusa_dist.api.conditions import NULL, SET, TRUE, TYPICAL, absent, conditions, exactly_one, has, needs
 from medusa_dist.api.schema.common_fields import CommonFields, Stop
 from medusa_dist.api.schema.fields import CHAT_FIELDS, COMPLETION_FIELDS, Rule, document, refuse
 from medusa_dist.api.schema.messages import ChatMessage
@@ -21,10 +22,34 @@ from medusa_dist.api.schema.unserved import Unserved, UnservedInChat
 from medusa_dist.errors import RequestError
 from medusa_dist.text.tools.thinking import Effort
 
+_NOT_TRUE, _NOT_FALSE = {"enum": [None, False]}, {"enum": [None, True]}
+# Between fields of both generating routes.
+_SAMPLED = (
+    {  # one condition instead of two: some generators of test data give up on many
+        "anyOf": [
+            {**has(stream=TRUE), "allOf": [absent("prompt_logprobs")]},
+            {"properties": {"stream": _NOT_TRUE, "stream_options": NULL}},
+        ]
+    },
+    needs("truncation_side", truncate_prompt_tokens=SET),
+    TYPICAL,
+)
+
 
 class StreamOptions(Body):
     """Options of a streaming response."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    {"properties": {"continuous_usage_stats": _NOT_TRUE}},
+                    {"properties": {"include_usage": _NOT_FALSE}},
+                ]
+            },
+            {"properties": {"include_obfuscation": _NOT_TRUE}},
+        )
+    )
     place = "stream_options."
     include_usage: bool | None = Field(default=None, description="adds a chunk with the usage before [DONE]")
     continuous_usage_stats: bool | None = Field(
@@ -107,7 +132,13 @@ class Sampled(CommonFields, Unserved):
 class ChatRequest(Sampled, UnservedInChat):
     """Body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(json_schema_extra=document(CHAT_FIELDS))
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            *_SAMPLED,
+            {"anyOf": [{"properties": {"top_logprobs": {"enum": [None, 0]}}}, has(logprobs=TRUE)]},
+            after=document(CHAT_FIELDS),
+        )
+    )
     rules = CHAT_FIELDS
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[Whole, within("max_tokens", low=1)] | None = None
@@ -145,7 +176,19 @@ class ChatRequest(Sampled, UnservedInChat):
 class CompletionRequest(Sampled):
     """Body of POST /v1/completions."""
 
-    model_config = ConfigDict(json_schema_extra=document(COMPLETION_FIELDS))
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            *_SAMPLED,
+            {
+                "anyOf": [
+                    {"properties": {"max_tokens": {"not": {"const": 0}}}},
+                    has(echo=TRUE),
+                    has(prompt_logprobs=SET),
+                ]
+            },
+            after=document(COMPLETION_FIELDS),
+        )
+    )
     rules = COMPLETION_FIELDS
     prompt: Annotated[Text | list[Text] | list[int] | list[list[int]], wholes]
     max_tokens: Annotated[Whole, within("max_tokens")] | None = None
@@ -165,6 +208,8 @@ class CompletionRequest(Sampled):
 
 class TokenizeRequest(Body):
     """Body of POST /tokenize: a prompt, or messages for the chat template."""
+
+    model_config = ConfigDict(json_schema_extra=conditions(exactly_one("prompt", "messages")))
 
     model: Text | None = None
     prompt: Text | None = None

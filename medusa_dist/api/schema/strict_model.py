@@ -4,9 +4,10 @@ Owns strict validation and the error for unknown fields. Not here: the models th
 structured_outputs.py). Values are not coerced: "5" is not a number, 1 is not a boolean.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from medusa_dist.api.schema.fields import refuse_unknown
 
@@ -19,7 +20,26 @@ def _is_unicode(text: str) -> str:
     return text
 
 
+def _is_false(value: Any) -> Any:
+    if value is not False:
+        raise ValueError("must be false")
+    return value
+
+
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_is_false)]  # pydantic's Literal alone accepts 0
 Text = Annotated[str, AfterValidator(_is_unicode)]
+
+
+_BOUNDS = {"ge": "minimum", "le": "maximum"}
+
+
+def _in_json_schema_words(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_in_json_schema_words(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_bound = {key: key in _BOUNDS and isinstance(value, (int, float)) for key, value in schema.items()}
+    return {_BOUNDS[key] if is_bound[key] else key: _in_json_schema_words(value) for key, value in schema.items()}
 
 
 class Body(BaseModel):
@@ -27,6 +47,14 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
     place: ClassVar[str] = ""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The model's JSON schema; pydantic writes bounds behind a validator under its own names."""
+        schema = handler(core)
+        named = handler.resolve_ref_schema(schema)
+        named["properties"] = _in_json_schema_words(named.get("properties", {}))
+        return schema
 
     @model_validator(mode="before")
     @classmethod

@@ -6,8 +6,9 @@ Owns these fields and the guided ones, from types to meaning. Not here: grammars
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from medusa_dist.api.conditions import SET, TRUE, absent, conditions, exactly_one, has
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
@@ -30,6 +31,16 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     """Value of `response_format`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    {**absent("json_schema"), "allOf": [has(type={"enum": ["text", "json_object"]})]},
+                    has(type={"const": "json_schema"}, json_schema=SET),
+                ]
+            }
+        )
+    )
     place = "response_format."
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -50,9 +61,19 @@ class ResponseFormat(Body):
         return Grammar.json(_FORMAT) if self.type == "json_object" else None
 
 
+_KINDS = ("json", "regex", "choice", "grammar")
+_ONE_KIND = {
+    "anyOf": [
+        {"properties": {"json_object": {"enum": [None, False]}}, "allOf": [exactly_one(*_KINDS)]},
+        {**has(json_object=TRUE), "allOf": [absent(*_KINDS)]},
+    ]
+}
+
+
 class StructuredOutputs(Body):
     """Value of `structured_outputs`: exactly one kind of grammar."""
 
+    model_config = ConfigDict(json_schema_extra=conditions(_ONE_KIND))
     place = "structured_outputs."
     content: dict[str, Any] | Text | None = Field(
         default=None, alias="json", description="a JSON schema, as an object or as text"

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from medusa_dist.api.conditions import SET, absent, conditions, has
 from medusa_dist.api.schema.fields import refuse_other_types
 from medusa_dist.api.schema.strict_model import Body, Text
 from medusa_dist.errors import RequestError
@@ -75,6 +76,16 @@ class AllowedTools(Body):
 class ChoiceObject(Body):
     """A tool that must be called, or the tools that may be."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            {
+                "anyOf": [
+                    {**has(type={"const": kind}, **{kind: SET}), "allOf": [absent(other)]}
+                    for kind, other in (("function", "allowed_tools"), ("allowed_tools", "function"))
+                ]
+            }
+        )
+    )
     place = "tool_choice."
     type: Literal["function", "allowed_tools"]
     function: FunctionChoice | None = None

@@ -6,7 +6,7 @@ import openai.types.chat as openai_chat
 import pytest
 
 from medusa_dist.api.schema.fields import MESSAGE_FIELDS, PART_FIELDS, Use
-from medusa_dist.api.schema.messages import ChatMessage, TextPart
+from medusa_dist.api.schema.messages import ChatMessage, TextPart, linked
 from tests.support.fake_service import TOKENIZER, FakeService, chat, client_of
 
 CHAT = "/v1/chat/completions"
@@ -126,3 +126,11 @@ async def test_the_openapi_document_has_the_rule_of_each_key():
     assert set(message) == set(MESSAGE_FIELDS) and set(part) == set(PART_FIELDS)
     assert message["opts"]["description"] == "accepted, no effect on the output: a label for the caller's own records"
     assert message["tool_calls"]["description"].startswith("honoured: of an assistant's earlier answer")
+
+
+async def test_a_result_with_an_empty_tool_call_id_is_taken():
+    call = {"id": "", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns.append({"role": "tool", "content": "20", "tool_call_id": ""})
+    found = linked([ChatMessage.model_validate(turn).turn() for turn in turns])
+    assert found[1] == {"role": "tool", "content": "20", "tool_call_id": "", "name": "look"}
