@@ -25,7 +25,7 @@ from medusa_dist.text.tools.thinking import Effort
 _NOT_TRUE, _NOT_FALSE = {"enum": [None, False]}, {"enum": [None, True]}
 # Between fields of both generating routes.
 _SAMPLED = (
-    {  # one condition instead of two: some generators of test data give up on many
+    {  # one condition instead of two: generators of test data give up on many
         "anyOf": [
             {**has(stream=TRUE), "allOf": [absent("prompt_logprobs")]},
             {"properties": {"stream": _NOT_TRUE, "stream_options": NULL}},
@@ -136,6 +136,11 @@ class ChatRequest(Sampled, UnservedInChat):
         json_schema_extra=conditions(
             *_SAMPLED,
             {"anyOf": [{"properties": {"top_logprobs": {"enum": [None, 0]}}}, has(logprobs=TRUE)]},
+            {
+                "anyOf": [
+                    {"properties": {name: _NOT_TRUE}} for name in ("continue_final_message", "add_generation_prompt")
+                ]
+            },
             after=document(CHAT_FIELDS),
         )
     )

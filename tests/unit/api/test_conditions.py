@@ -39,6 +39,8 @@ BODIES = {
     "a side of a truncation": (ChatRequest, chat(truncation_side="left", truncate_prompt_tokens=5), True),
     "top_logprobs alone": (ChatRequest, chat(top_logprobs=2), False),
     "top_logprobs 0 alone": (ChatRequest, chat(top_logprobs=0), True),
+    "continued and begun": (ChatRequest, chat(continue_final_message=True, add_generation_prompt=True), False),
+    "continued": (ChatRequest, chat(continue_final_message=True, add_generation_prompt=False), True),
     "nothing asked": (CompletionRequest, completion(max_tokens=0), False),
     "echo asked": (CompletionRequest, completion(max_tokens=0, echo=True), True),
     "both prompts": (TokenizeRequest, {"prompt": "a", "messages": [HI]}, False),
