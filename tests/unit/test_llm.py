@@ -386,7 +386,7 @@ def test_llm_refuses_unknown_keys_service_keys_and_missing_files(folder: Path, t
             LLM(str(folder), **{key: value})
     with pytest.raises(ModelError):
         LLM(str(tmp_path))
-    with pytest.raises(HeadsError, match=r"heads\.json is missing"):
+    with pytest.raises(HeadsError, match=r"has no .safetensors file: heads are a folder"):
         LLM(str(folder), heads=str(tmp_path))
 
 
