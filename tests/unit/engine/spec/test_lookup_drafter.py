@@ -55,3 +55,9 @@ def test_chains_are_as_long_as_a_step_can_verify(max_nodes: int, depth: int) -> 
 
 def test_measure_times_lookup_of_many_sequences() -> None:
     assert 0 < LookupDrafter(7).measure(1, torch.float32) < LookupDrafter(7).measure(40, torch.float32)
+
+
+def test_beams_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    beam = sequence()
+    monkeypatch.setattr(beam.group, "is_beam_search", True)
+    assert draft(LookupDrafter(4), beam) == [None]

@@ -312,3 +312,19 @@ def test_nodes_that_cost_more_than_their_rows_shrink_the_tree() -> None:
     for nodes in [0, 7] * 100:
         made.observe(1, nodes, 1.0 + 0.3 * nodes)
     assert len(only_tree(made, sequence(chance=0.5))) < 7
+
+
+def test_heads_must_pay_over_lookup_alone() -> None:
+    made = policy(7, FLAT)
+    for _ in range(40):
+        made.gate.drafted([0.9, 0.8], [0.9, 0.8])
+    assert made.gate.gain(1) == pytest.approx(1 / 1.1), "they add nothing but their time"
+
+
+def test_trees_of_lookup_alone_say_nothing_about_the_heads() -> None:
+    made = policy(7, None)
+    one = sequence()
+    one.candidates = {"lookup": one.candidates["heads"]}
+    one.tree = only_tree(made, one)
+    made.learn([verdict(one)])
+    assert one.acceptance.num_tries == 0 and made.counts.num_expected > 0

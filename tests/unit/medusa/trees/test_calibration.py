@@ -78,3 +78,11 @@ def test_labels_and_confidences_follow_the_path() -> None:
     expected = calibration.apply(candidates.confidences[[0, 1]], GREEDY)
     assert believed.confidences[:2] == pytest.approx(expected)
     assert believed.confidences[2] == pytest.approx(calibration.apply(candidates.confidences[[0, 2]], GREEDY)[1])
+
+
+def test_nodes_that_another_drafter_guessed_teach_this_one_nothing() -> None:
+    """Behind an accepted node of the other one, heads that see no guesses still have their next list."""
+    own = Candidates(np.array([[1, 2], [3, 4]]), np.array([[0.5, 0.2], [0.4, 0.3]], dtype=np.float32))
+    tree = Tree((9, 1, 3, 8), (-1, -1, 0, 0))
+    labels = labels_of(tree, (0, 2), own)
+    assert [(label.depth, label.accepted) for label in labels] == [(1, False), (2, True)]
