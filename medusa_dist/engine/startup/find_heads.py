@@ -4,6 +4,7 @@ Owns where heads are looked up, and which drafters there are. Not here: their fo
 the check before loading (bootstrap.py).
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from medusa_dist.model.load import ShardedModel, load_full_rows
 from medusa_dist.model.source.resolve_model import hub_folder
 from medusa_dist.model.support_check import output_width
 
+logger = logging.getLogger(__name__)
+
 _SHIPPED_HEADS = {"demo:smollm2-135m": "smollm2-135m"}
 
 
 def find_heads(config: Config) -> Path | None:
     """The folder of the heads: as configured, or the demo model's own. None: no heads draft."""
     if config.speculation.mode == "off" or HEADS not in config.speculation.drafters:
+        if config.heads.source is not None:
+            logger.warning("heads.source is not used: speculation.mode is off, or its drafters lack heads")
         return None
     if config.heads.source is not None:
         local = Path(config.heads.source).expanduser()
