@@ -20,9 +20,9 @@ from medusa_dist.engine.spec.draft_noise import draft_chance
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.eagle3.expansion import Context, draft_levels, room_for
 from medusa_dist.medusa.eagle3.layer import Eagle3, kv_block_bytes
-from medusa_dist.medusa.heads.sequential import FOLLOWED, Growth
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
+from medusa_dist.medusa.trees.levels import FOLLOWED, Growth
 from medusa_dist.ops.noise import NoiseColumns
 
 FOLLOWED_ON_GPU = (8,)  # guesses extended at each depth: a GPU reads the layer's weights once for all of them

@@ -17,9 +17,10 @@ from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.draft_noise import draft_chance
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
-from medusa_dist.medusa.heads.sequential import Growth, SequentialHeads, draft_paths
+from medusa_dist.medusa.heads.sequential import SequentialHeads, draft_paths
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
+from medusa_dist.medusa.trees.levels import Growth
 from medusa_dist.ops.noise import NoiseColumns
 
 

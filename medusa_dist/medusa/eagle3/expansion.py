@@ -1,8 +1,7 @@
 """Drafting with EAGLE-3 heads: level by level, the best paths by joint confidence are extended.
 
-Owns the expansion (EAGLE-2, arXiv 2406.16858) over keys and values that are given. Pure. Not here: the layer
-(layer.py), the tree chosen from all guesses (medusa/trees/tree.py), where the context is kept
-(engine/spec/context_cache.py).
+Owns the passes of the layer, over keys and values that are given. Pure. Not here: the layer (layer.py), which guesses
+are extended (medusa/trees/levels.py), where the context is kept (engine/spec/context_cache.py).
 Shapes: B sequences, M paths of each at a level, L keys of the context, R guesses per list, K levels, D known tokens.
 """
 
@@ -14,9 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medusa_dist.medusa.eagle3.layer import Eagle3
-from medusa_dist.medusa.heads.sequential import Growth, Lists
-from medusa_dist.medusa.trees.candidates import NOWHERE
-from medusa_dist.medusa.trees.draft import guess
+from medusa_dist.medusa.trees.levels import Growth, Levels, Lists
 
 
 @dataclass
@@ -52,37 +49,24 @@ def draft_levels(
     embed: columns of the draft vocabulary [N] -> embeddings [N, H]. chance: as for guess(), temperatures [B], and noise
     [B, K, D] or None.
     """
-    temperatures, noise = chance
     embeddings, states, positions = start
     size, length = context.seen.shape
-    values = states.new_ones(size, 1, 1, dtype=torch.float32)
+    levels = Levels(growth, heads.num_levels, chance)
     visible = torch.zeros(size, 1, context.keys.shape[2] - length, dtype=torch.bool, device=states.device)
-    made: list[tuple[Tensor, Tensor, Tensor]] = []
-    num_lists, used = 1, 0
-    for depth in range(heads.num_levels):
+    depth, used = 0, 0
+    while True:
         width = visible.shape[1]
         visible = visible.clone()
         rows = torch.arange(width, device=states.device)
         visible[:, rows, used + rows] = True  # each row sees itself
         states, logits = _level(heads, (embeddings, states, positions + depth), context, visible, used)
-        used += width
-        logits = logits.view(size, width, -1)
-        columns, confidences = guess(logits, temperatures, None if noise is None else noise[:, depth, None])
-        follows = torch.full_like(columns, NOWHERE)
-        made.append((columns, confidences, follows))
-        values = values * confidences
-        if depth + 1 == heads.num_levels or not growth.goes_on(depth, values):
-            break
-        picked = growth.pick(depth, values.flatten(1))  # [B, count]
-        new_lists = torch.arange(num_lists, num_lists + picked.shape[1], device=picked.device)
-        follows.view(size, -1).scatter_(1, picked, new_lists.expand_as(picked))
-        num_lists += picked.shape[1]
-        values = values.flatten(1).gather(1, picked)[:, :, None]
-        owners = picked // columns.shape[-1]
-        visible = visible.gather(1, owners[:, :, None].expand(-1, -1, visible.shape[2]))
-        states = states[(owners + torch.arange(size, device=picked.device)[:, None] * width).flatten()]
-        embeddings = embed(columns.flatten(1).gather(1, picked).flatten())
-    return Lists(*(torch.cat(parts, dim=1) for parts in zip(*made, strict=True)))
+        extended = levels.add(logits)
+        if extended is None:
+            return levels.lists()
+        depth, used = depth + 1, used + width
+        visible = visible.gather(1, extended.parents[:, :, None].expand(-1, -1, visible.shape[2]))
+        states = states[extended.rows(width)]
+        embeddings = embed(extended.columns.flatten())
 
 
 def _level(

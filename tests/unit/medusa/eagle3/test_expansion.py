@@ -7,9 +7,9 @@ from torch import Tensor
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.eagle3.expansion import Context, draft_levels, room_for
 from medusa_dist.medusa.eagle3.layer import Eagle3
-from medusa_dist.medusa.heads.sequential import Growth, Lists
 from medusa_dist.medusa.trees.candidates import NOWHERE
 from medusa_dist.medusa.trees.draft import guess
+from medusa_dist.medusa.trees.levels import Growth, Lists
 from tests.support.tiny_eagle3 import FORMS, HIDDEN, VOCAB, in_memory, plain_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.heads.heads_file import HeadsFile
-from medusa_dist.medusa.heads.sequential import FOLLOWED, Growth, Lists, SequentialHeads, build_heads, draft_paths
+from medusa_dist.medusa.heads.sequential import SequentialHeads, build_heads, draft_paths
 from medusa_dist.medusa.trees.candidates import NOWHERE
 from medusa_dist.medusa.trees.draft import guess
+from medusa_dist.medusa.trees.levels import FOLLOWED, Growth, Lists
 from tests.support.tiny_heads import HIDDEN, VOCAB, describe, random_heads, tensors_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
