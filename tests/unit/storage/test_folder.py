@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
 
 from medusa_dist.errors import StorageError
 from medusa_dist.storage.folder import LocalFolder
+from medusa_dist.storage.remote_folder import RemoteFolder
 
 
 @pytest.fixture
@@ -22,13 +24,21 @@ def content(folder, name):
         return file.read()
 
 
-def test_written_files_are_listed_read_counted_and_deleted(folder):
+@pytest.fixture(params=[LocalFolder, RemoteFolder])
+def any_folder(request, tmp_path):
+    """A folder on this machine, and one at a URL: to the store they are the same."""
+    where = tmp_path / "store" if request.param is LocalFolder else f"memory://{uuid.uuid4().hex}/store"
+    return request.param(where)
+
+
+def test_written_files_are_listed_read_counted_and_deleted(any_folder):
+    folder = any_folder
     assert folder.names("a") == [] and folder.num_bytes() == 0
     assert folder.write("a/y", [b"12", b"345"]) == 5
     folder.write("a/x", [b"6"])
     assert folder.names("a") == ["x", "y"] and content(folder, "a/y") == b"12345" and folder.num_bytes() == 6
-    folder.append("a/x", b"7")
-    assert content(folder, "a/x") == b"67"
+    folder.write("a/x", [b"77"])
+    assert content(folder, "a/x") == b"77" and folder.names("tmp") == []
     folder.delete("a/x")
     folder.delete("a/x")
     assert folder.names("a") == ["y"]
@@ -39,7 +49,8 @@ def test_written_files_are_listed_read_counted_and_deleted(folder):
         folder.open("a/y")
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_remains(folder):
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_remains(any_folder):
+    folder = any_folder
     folder.write("a/x", [b"old"])
 
     def broken():
@@ -49,6 +60,12 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_remains(folder):
     with pytest.raises(ValueError, match="half way"):
         folder.write("a/x", broken())
     assert content(folder, "a/x") == b"old" and folder.names("tmp") == []
+
+
+def test_appended_bytes_follow_what_was_there(folder):
+    folder.write("a/x", [b"6"])
+    folder.append("a/x", b"7")
+    assert content(folder, "a/x") == b"67"
 
 
 def test_a_full_disk_is_an_error_that_names_the_key_and_the_cause(folder, monkeypatch):

@@ -19,35 +19,6 @@ def content(folder, name):
         return file.read()
 
 
-def test_written_files_are_listed_read_counted_and_deleted(folder):
-    assert folder.names("a") == [] and folder.num_bytes() == 0
-    assert folder.write("a/y", [b"12", b"345"]) == 5
-    folder.write("a/x", [b"6"])
-    assert folder.names("a") == ["x", "y"] and content(folder, "a/y") == b"12345" and folder.num_bytes() == 6
-    folder.write("a/x", [b"77"])
-    assert content(folder, "a/x") == b"77" and folder.names("tmp") == []
-    folder.delete("a/x")
-    folder.delete("a/x")
-    assert folder.names("a") == ["y"]
-    folder.delete_folder("a")
-    folder.delete_folder("a")
-    assert folder.names("a") == []
-    with pytest.raises(FileNotFoundError):
-        folder.open("a/y")
-
-
-def test_a_write_that_fails_half_way_leaves_the_old_object(folder):
-    folder.write("a/x", [b"old"])
-
-    def broken():
-        yield b"new"
-        raise ValueError("half way")
-
-    with pytest.raises(ValueError, match="half way"):
-        folder.write("a/x", broken())
-    assert content(folder, "a/x") == b"old" and folder.names("tmp") == []
-
-
 def test_trouble_of_the_file_system_names_the_key(folder, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("the bucket is gone")
