@@ -33,6 +33,7 @@ ToolFormatName = Literal[
     "mistral_args",
     "deepseek_v3",
     "deepseek_v31",
+    "harmony",
 ]
 ReasoningFormatName = Literal["auto", "none", "think", "mistral", "seed"]
 

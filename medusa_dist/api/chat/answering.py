@@ -18,6 +18,7 @@ from medusa_dist.sampling_fields import GRAMMAR_WITH_BEAMS
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.harmony.channel_grammar import channel_grammar
 from medusa_dist.text.harmony.channel_reader import MARKS, ChannelReader
+from medusa_dist.text.harmony.history import reasoning_in_channels
 from medusa_dist.text.token_text import special_texts
 from medusa_dist.text.tools.answer_reader import AnswerReader
 from medusa_dist.text.tools.chat_format import ChatFormat
@@ -63,6 +64,8 @@ class Answering:
         """The same of messages as templates get them, which are changed in place."""
         cut = self.chat_format.form.id_length if self.chat_format.form is not None else ID_LENGTH
         linked(turns, cut if cut < ID_LENGTH else None)
+        if self.chat_format.has_channels:
+            reasoning_in_channels(turns)
         shown = self.asked.shown if self.asked is not None else []
         has_calls = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns)
         if self.chat_format.renders_tools or not (shown or has_calls):

@@ -6,9 +6,9 @@ Owns that choice. Not here: the formats (formats.py, reasoning.py), rendering (t
 from dataclasses import dataclass, field
 from typing import Any
 
-from medusa_dist.errors import RequestError
+from medusa_dist.errors import ConfigError, RequestError
 from medusa_dist.text.chat_template import Messages, render_chat
-from medusa_dist.text.harmony.channel_reader import is_harmony
+from medusa_dist.text.harmony.channel_reader import MARKS, is_harmony
 from medusa_dist.text.template_variables import variables_of
 from medusa_dist.text.tools.formats import FORMATS, ToolFormat, implied_format
 from medusa_dist.text.tools.reasoning import REASONING, ReasoningMarks, implied_reasoning
@@ -16,7 +16,7 @@ from medusa_dist.text.tools.template_reader import ResponseTemplate, response_te
 from medusa_dist.text.tools.thinking import ThinkingVariables, thinking_variables
 from medusa_dist.text.tools.tool_grammar import token_marks
 
-AUTO, NONE = "auto", "none"
+AUTO, NONE, HARMONY = "auto", "none", "harmony"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ChatFormat:
     def name(self) -> str | None:
         """Of the format of calls, for the facts of a service; None: requests with tools are refused."""
         if self.has_channels:
-            return "harmony"
+            return HARMONY
         if self.form is None:
             return None if self.read_by_template(has_tools=True) is None else "response_template"
         return self.form.name
@@ -77,13 +77,17 @@ def chat_format(
 ) -> ChatFormat:
     """The format of a model. tool_format, reasoning_format: the config keys, which are names of the tables.
 
-    chat_template: in place of the model's own.
+    chat_template: in place of the model's own. Raises ConfigError where harmony is named and cannot be read.
     """
     found = chat_template or getattr(tokenizer, "chat_template", None) or ""
     templates = list(found.values()) if isinstance(found, dict) else [found]
     whole = "\n".join(templates)
     renders_tools = any("tools" in variables_of(template) for template in templates)
-    if tool_format == reasoning_format == AUTO and renders_tools and is_harmony(whole, token_marks(tokenizer)):
+    if tool_format == HARMONY:
+        _check_harmony(tokenizer, renders_tools, reasoning_format)
+    if tool_format == HARMONY or (
+        tool_format == reasoning_format == AUTO and renders_tools and is_harmony(whole, token_marks(tokenizer))
+    ):
         return ChatFormat(renders_tools=True, thinking=thinking_variables(templates), has_channels=True)
     if tool_format == AUTO:
         form = implied_format(whole) if renders_tools else None
@@ -96,6 +100,16 @@ def chat_format(
         marks = None if reasoning_format == NONE else REASONING[reasoning_format]
     as_text = renders_tools and _takes_text_arguments(tokenizer, chat_template)
     return ChatFormat(form, marks, renders_tools, thinking_variables(templates), template, as_text)
+
+
+def _check_harmony(tokenizer: Any, renders_tools: bool, reasoning_format: str) -> None:
+    missing = [mark for mark in MARKS if mark not in token_marks(tokenizer)]
+    if missing:
+        raise ConfigError(f"tool_format: harmony needs the token {missing[0]}, which this model's tokenizer lacks")
+    if not renders_tools:
+        raise ConfigError("tool_format: harmony needs a chat template with tools; give one with chat_template")
+    if reasoning_format != AUTO:
+        raise ConfigError("reasoning_format: harmony has its reasoning in a channel; leave the key at auto")
 
 
 def _takes_text_arguments(tokenizer: Any, chat_template: str | None) -> bool:

@@ -5,6 +5,7 @@ import json
 import pytest
 from tokenizers import AddedToken
 
+from medusa_dist.errors import ConfigError
 from medusa_dist.text.harmony.channel_reader import MARKS
 from medusa_dist.text.tools.chat_format import chat_format
 from tests.support.fake_service import FakeService, client_of
@@ -205,7 +206,9 @@ def test_a_response_template_is_not_used_where_the_config_names_another_way(tool
 IN_CHANNELS = (  # the shape of gpt-oss's template
     "{% if tools %}{{ 'namespace functions {' }}{% for t in tools %}{{ 'type ' + t.function.name }}{% endfor %}"
     "{% endif %}{{ 'Reasoning: ' + reasoning_effort if reasoning_effort is defined }}{% for m in messages %}"
-    "{% if m.tool_calls %}{% set c = m.tool_calls[0].function %}{{ '<|start|>assistant to=functions.' + c.name + "
+    "{% if m.tool_calls %}{% set c = m.tool_calls[0].function %}{% if m.thinking %}{% if m.content %}"
+    "{{ raise_exception('both') }}{% endif %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + "
+    "'<|end|>' }}{% endif %}{{ '<|start|>assistant to=functions.' + c.name + "
     "'<|channel|>commentary json<|message|>' + c.arguments | tojson + '<|call|>' }}{% else %}{{ '<|start|>' + m.role + "
     "'<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}{{ '<|start|>assistant' if add_generation_prompt }}"
     "{# <|channel|>analysis and <|channel|>final #}"
@@ -239,7 +242,21 @@ async def test_harmony_is_read_and_enforced_by_its_channels():
     assert "type f" in prompt and "Reasoning: low" in prompt and prompt.endswith("<|start|>assistant")
     history = [*TURN, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "ok"}]
     await answer(service, "/v1/chat/completions", {"messages": history, "tools": TOOLS})
-    assert 'to=functions.f<|channel|>commentary json<|message|>{"x": 1}<|call|>' in prompt_of(service)
+    call_text = '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"x": 1}<|call|>'
+    assert "<|start|>assistant<|channel|>analysis<|message|>hm<|end|>" + call_text in prompt_of(service)
+
+
+def test_harmony_can_be_named_where_the_template_does_not_show_it():
+    tokenizer = service_in_channels("").tokenizer
+    plain = IN_CHANNELS.replace("{# <|channel|>analysis and <|channel|>final #}", "")
+    assert chat_format(tokenizer, "auto", "auto", plain).name is None
+    assert chat_format(tokenizer, "harmony", "auto", plain).name == "harmony"
+    with pytest.raises(ConfigError, match="tool_format: harmony needs a chat template with tools"):
+        chat_format(tokenizer, "harmony", "auto", "{{ messages }}")
+    with pytest.raises(ConfigError, match="reasoning_format: harmony has its reasoning in a channel"):
+        chat_format(tokenizer, "harmony", "think", plain)
+    with pytest.raises(ConfigError, match=r"tool_format: harmony needs the token <\|start\|>"):
+        chat_format(service_with(IN_CHANNELS, "").tokenizer, "harmony", "auto")
 
 
 async def test_structured_output_in_harmony_is_the_final_channel_and_reasoning_stays_apart():
