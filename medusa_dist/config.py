@@ -189,9 +189,10 @@ class Config(Strict):
     )
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="bfloat16",
-        description="Dtype of weights and KV cache. float32 is exact up to near-ties everywhere, bitwise on a CPU.",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Dtype of weights and KV cache. auto: bfloat16 where the device multiplies it natively (GPUs since "
+        "Ampere, CPUs with AVX-512 BF16 or AMX), else float16 on a GPU and float32 on a CPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda if torch sees a GPU, otherwise cpu."

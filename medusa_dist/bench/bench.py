@@ -94,7 +94,7 @@ def bench(llm: LLM, setting: Setting, peers: Sequence[Peer], report: Callable[[s
     return BenchReport(
         machine=machine(device),
         model=llm.config.model,
-        dtype=llm.config.dtype,
+        dtype=llm.facts["dtype"],
         max_tokens=setting.max_tokens,
         waves=setting.waves,
         timed=TIMED,

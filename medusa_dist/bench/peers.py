@@ -179,17 +179,17 @@ class VllmPeer:
 @contextmanager
 def open_peers(options: PeerOptions, llm: LLM, report: Callable[[str], None]) -> Iterator[list[Peer]]:
     """Start the peers with our engine's model folder; leaving the block stops them."""
-    config, peers, folder = llm.config, list[Peer](), model_folder(llm.config)
+    peers, folder = list[Peer](), model_folder(llm.config)
     with ExitStack() as stack:
         for name in dict.fromkeys(options.names):
             report(f"starting {name}")
             if name == "transformers":
-                dtype, device = getattr(torch, config.dtype), torch.device(llm.facts["device"])
+                dtype, device = getattr(torch, llm.facts["dtype"]), torch.device(llm.facts["device"])
                 peers.append(TransformersPeer(folder, dtype, device))
             else:
                 assert options.python is not None
                 longest = llm.facts["max_model_len"]
-                peers.append(VllmPeer(options.python, folder, config.dtype, longest, options.batches))
+                peers.append(VllmPeer(options.python, folder, llm.facts["dtype"], longest, options.batches))
             stack.callback(peers[-1].close)
         yield peers
 

@@ -31,10 +31,12 @@ from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, ran
 from medusa_dist.model.source.resolve_model import hub_folder, is_hub_id
 from medusa_dist.model.support_check import model_class, output_width, read_config
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.ops.dtypes import AUTO, choose_dtype, dtype_name
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import ServeFile
 
 DEFAULT_GPU = "h100"
+_CPU = torch.device("cpu")
 SEEN = {
     "folder": "from the weight files' headers",
     "hub": "from the weight files' headers on the hub",
@@ -92,7 +94,9 @@ def check(file: ServeFile, options: Options) -> list[CheckReport]:
 def check_application(config: Config, application: ServeApplicationSchema, options: Options) -> CheckReport:
     """Check placement, model, number of ranks, heads, memory and roofline, in this order."""
     gpu, notes = choose_gpu(config, options)
-    resolved = config.model_copy(update={"device": "cpu" if gpu is None else "cuda"})
+    # auto is bfloat16 on every GPU of the table
+    dtype = "bfloat16" if gpu is not None and config.dtype == AUTO else dtype_name(choose_dtype(config.dtype, _CPU))
+    resolved = config.model_copy(update={"device": "cpu" if gpu is None else "cuda", "dtype": dtype})
     plan = place(resolved, application, options.gpus_per_node)
     report = CheckReport(application.name, resolved, gpu, plan, notes=notes)
     report.problems += misplacements(resolved, plan, application)

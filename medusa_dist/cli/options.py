@@ -16,7 +16,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 ModelOption = Annotated[str, typer.Option(help="Hub id, folder, GGUF file, or demo:smollm2-135m.")]
 HeadsOption = Annotated[str | None, typer.Option(help="Folder or hub id of a head file; the demo model has its own.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto.")]
 SpeculationOption = Annotated[
     str, typer.Option(help="auto, off, heads or lookup alone, a number of draft tokens per step, or a named tree.")
 ]

@@ -111,7 +111,7 @@ def eval_heads(llm: LLM, heads: str, asked: Asked, report: Callable[[str], None]
     speeds = [speed for speed in timed.values() if speed is not None]
     return HeadsReport(
         model=llm.config.model,
-        dtype=llm.config.dtype,
+        dtype=llm.facts["dtype"],
         heads=heads,
         temperature=asked.params.temperature,
         max_tokens=asked.params.max_tokens or 0,

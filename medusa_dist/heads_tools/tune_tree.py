@@ -94,7 +94,7 @@ def tune_tree(
             )
         )
     num_positions = sum(len(answer.guesses) for answer in answers)
-    return Tuning(llm.config.model, llm.config.dtype, llm.facts["device"], num_positions, results)
+    return Tuning(llm.config.model, llm.facts["dtype"], llm.facts["device"], num_positions, results)
 
 
 class _Timer:

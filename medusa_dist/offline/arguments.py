@@ -19,7 +19,7 @@ RENAMED = {
     "max_num_seqs": "max_running",
     "max_num_batched_tokens": "max_batched_tokens",
 }
-_DTYPES = {"auto": "float32", "half": "float16", "float": "float32"}
+_DTYPES = {"half": "float16", "float": "float32"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,8 @@ class LLMReplica:
     @property
     def system_fingerprint(self) -> str:
         """A hash of all that determines the tokens of a seed: weights, dtype, device, noise, library versions."""
-        decisive = ("fingerprint", "noise_version", "device", "torch", "transformers")
-        known = [self._config.model, self._config.revision, self._config.dtype, *map(self._facts.get, decisive)]
+        decisive = ("dtype", "fingerprint", "noise_version", "device", "torch", "transformers")
+        known = [self._config.model, self._config.revision, *map(self._facts.get, decisive)]
         return "medusa-" + hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=6).hexdigest()
 
     @property
@@ -134,7 +134,7 @@ class LLMReplica:
         return {
             "speculation": self._facts["speculation"],
             "default_sampling_params": self.default_sampling_params,
-            "dtype": self._config.dtype,
+            "dtype": self._facts["dtype"],
             "device": self._config.device,
             "tensor_parallel_size": self._config.tensor_parallel_size,
             "max_running": self._config.max_running,

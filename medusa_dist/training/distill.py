@@ -26,7 +26,7 @@ def origin_of(
     return Origin(
         model=llm.config.model,
         fingerprint=llm.facts.get("fingerprint"),
-        dtype=llm.config.dtype,
+        dtype=llm.facts["dtype"],
         prompts=prompts.name,
         prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
         temperatures=temperatures,

@@ -19,6 +19,7 @@ from medusa_dist.errors import ConfigError
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
 from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.ops.dtypes import choose_dtype
 from medusa_dist.tools.progress import ProgressText
 from medusa_dist.training.hidden_states import collect, data_key, read_data, save_positions
 from medusa_dist.training.hidden_states_config import HiddenStatesConfig
@@ -44,7 +45,7 @@ class HiddenStatesRank:
         """Raises ConfigError if this rank sees other answers or another model than the driver."""
         begin = time.perf_counter()
         self._config, self._progress = config, progress
-        dtype: torch.dtype = getattr(torch, config.dtype)
+        dtype = choose_dtype(config.dtype, torch.device("cpu"))
         found = fingerprint(folder)
         self._answers = read_data(config.answers, config.model, found).answers
         if data_key(self._answers, found, dtype, config.aux_layers) != config.key:

@@ -24,6 +24,7 @@ from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import Outline, check_servable, load_full_rows, read_outline
 from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.ops.dtypes import choose_dtype
 from medusa_dist.serve.local_group import run_ranks
 from medusa_dist.training import hidden_states_rank as places_rank
 from medusa_dist.training.distill import PROMPTS
@@ -85,8 +86,7 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         """dtype of the model for the pass over the answers."""
-        dtype: torch.dtype = getattr(torch, self.config.dtype)
-        return dtype
+        return choose_dtype(self.config.dtype, torch.device("cpu"))
 
 
 def train_heads(job: Job, note: Callable[[str], None], status: Callable[[str], None]) -> HeadsFile:

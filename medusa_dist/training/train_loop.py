@@ -24,6 +24,7 @@ from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import EngineError
 from medusa_dist.medusa.heads.loss import OUTSIDE, Kind, Targets, head_loss, total_loss
 from medusa_dist.medusa.heads.trainable import TrainableHeads
+from medusa_dist.ops.dtypes import has_fast_bfloat16
 from medusa_dist.tools.progress import ProgressText
 from medusa_dist.training.hidden_states import Positions
 
@@ -273,6 +274,5 @@ def schedule(step: int, warm_up: int, num_steps: int) -> float:
 
 def mixed_precision() -> str:
     """bfloat16 where the device has fast bfloat16 products."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if has_fast_bfloat16(device) else "no"

@@ -78,7 +78,7 @@ class Bench:
 
     def __init__(self, model: ShardedModel, count: int) -> None:
         pool = KVCache.allocate(
-            model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, torch.float32, CPU
+            model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, model.dtype, CPU
         )
         pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
         self.worker = Worker(model, pool, count, BLOCKS_EACH, PagedCpuBackend())
@@ -137,23 +137,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def tiny(name: str, root: Path) -> ShardedModel:
+def tiny(name: str, root: Path, dtype: torch.dtype = torch.float32) -> ShardedModel:
     folder = root / name
     if not folder.exists():
         save_model(name, folder)
-    return load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup())
+    return load_model(folder, dtype=dtype, device=CPU, parallel=TPGroup())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", DENSE)
-def test_logits_of_a_row_are_bitwise_equal_alone_and_in_a_batch(name: str, root: Path) -> None:
-    model = tiny(name, root)
+def test_logits_of_a_row_are_bitwise_equal_alone_and_in_a_batch(name: str, dtype: torch.dtype, root: Path) -> None:
+    model = tiny(name, root, dtype)
     assert [count for count in (2, 7, 33) if differing(model, count)] == []
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", DENSE)
-def test_logits_of_a_row_are_bitwise_equal_in_any_batch_up_to_64(name: str, root: Path) -> None:
-    model = tiny(name, root)
+def test_logits_of_a_row_are_bitwise_equal_in_any_batch_up_to_64(name: str, dtype: torch.dtype, root: Path) -> None:
+    model = tiny(name, root, dtype)
     assert [count for count in range(1, 65) if differing(model, count, 40)] == []
 
 
@@ -174,14 +176,15 @@ def test_rows_of_routed_models_differ_in_the_last_bits_only(name: str, root: Pat
     assert max((most for count in (3, 16) for most in differing(model, count)), default=0.0) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.slow
 @pytest.mark.real
-def test_logits_of_the_demo_model_are_bitwise_equal_in_a_batch(threads: int) -> None:
+def test_logits_of_the_demo_model_are_bitwise_equal_in_a_batch(threads: int, dtype: torch.dtype) -> None:
     config = parse_config({"model": "demo:smollm2-135m"})
     torch.set_num_threads(threads)
     try:
-        model = load_model(model_folder(config), dtype=torch.float32, device=CPU, parallel=TPGroup())
+        model = load_model(model_folder(config), dtype=dtype, device=CPU, parallel=TPGroup())
         counts = (2, 3, 4, 8, 31, 32, 33, 64)
         assert [count for count in counts if differing(model, count, 8, model.vocab_size)] == []
     finally:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -222,6 +223,10 @@ def dtype(world: World) -> None:
     for name in ("float32", "bfloat16", "float16"):
         worker = world.engine("dtype", name).ranks.worker
         assert worker.pool.rows.dtype == worker.model.dtype == getattr(torch, name)
+    for is_fast, found in ((True, torch.bfloat16), (False, torch.float32)):
+        with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=is_fast):
+            rank = EngineRank(world.config("dtype", "auto"), world.folder)
+            assert rank.engine.ranks.worker.model.dtype == found and rank.facts["dtype"] == str(found)[len("torch.") :]
 
 
 def attention_backend(world: World) -> None:

@@ -163,7 +163,13 @@ class EngineRank:
             link.settimeout(config.timeouts.step_s)
         progress("warm up")
         self.engine = FakeEngine(self._links, folder) if rank == 0 else None
-        self.facts = {"vocab_size": 997, "max_model_len": 10_000, "speculation": "off", "seconds": {"load": 0.0}}
+        self.facts = {
+            "dtype": "float32",
+            "vocab_size": 997,
+            "max_model_len": 10_000,
+            "speculation": "off",
+            "seconds": {"load": 0.0},
+        }
 
     def follow(self) -> None:
         (link,) = self._links

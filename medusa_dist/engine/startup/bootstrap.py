@@ -30,7 +30,7 @@ from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafters, read_source
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
-from medusa_dist.engine.startup.process_group import choose_device, join_group, join_store, open_store
+from medusa_dist.engine.startup.process_group import agree_on_dtype, choose_device, join_group, join_store, open_store
 from medusa_dist.engine.startup.step_cost import measure_step_cost
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
@@ -51,6 +51,7 @@ from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
 from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
+from medusa_dist.ops.dtypes import dtype_name
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
 
@@ -88,7 +89,7 @@ class EngineRank:
             heads = self._read_heads(folder) if rank == 0 else None
             model = load_model(
                 folder,
-                dtype=getattr(torch, config.dtype),
+                dtype=agree_on_dtype(config.dtype, self._device, parallel),
                 device=self._device,
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
@@ -114,6 +115,7 @@ class EngineRank:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "device": str(self._device),
+            "dtype": dtype_name(model.dtype),
             "attention_backend": resolve_backend(self.config.attention_backend, self._device, model.dtype),
             "weight_bytes": model.weight_bytes(),
             "kv_blocks": self._ranks.worker.pool.num_blocks,

@@ -12,7 +12,10 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from medusa_dist.config import Config
 from medusa_dist.errors import ConfigError
+from medusa_dist.ops.dtypes import choose_dtype, dtype_name
 from medusa_dist.ops.tp_group import TPGroup
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def choose_device(config: Config) -> torch.device:
@@ -22,6 +25,18 @@ def choose_device(config: Config) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("device: cuda is configured, but torch sees no GPU; set device: cpu, or check the driver")
     return torch.device("cuda", 0)
+
+
+def agree_on_dtype(name: str, device: torch.device, parallel: TPGroup) -> torch.dtype:
+    """The dtype of a config's name on this device; called by all ranks together. Raises ConfigError if `auto` means
+    different dtypes on different machines."""
+    dtype = choose_dtype(name, device)
+    number = _DTYPES.index(dtype)
+    lowest, highest = parallel.all_reduce_min(number), -parallel.all_reduce_min(-number)
+    if lowest != highest:
+        both = f"{dtype_name(_DTYPES[lowest])} and {dtype_name(_DTYPES[highest])}"
+        raise ConfigError(f"dtype: auto means {both} on the ranks' different machines; name one of them")
+    return dtype
 
 
 def open_store(world: int, host: str, timeout_s: float) -> TCPStore:

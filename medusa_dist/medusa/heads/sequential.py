@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from medusa_dist.medusa.heads.heads_file import HeadsDescription, HeadsFile
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.levels import Growth, Levels, Lists
+from medusa_dist.ops.dtypes import has_fast_bfloat16
 from medusa_dist.ops.linear import Linear
 
 
@@ -83,8 +84,8 @@ def build_heads(
 def drafting_dtype(stored: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of heads stored as `stored`, for a model of `dtype`. A CPU with fast bfloat16 products is 3 times
     faster in bfloat16, and the output does not depend on the precision of drafts."""
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and stored == "bfloat16" else dtype
+    is_fast = device.type == "cpu" and has_fast_bfloat16(device)
+    return torch.bfloat16 if is_fast and stored == "bfloat16" else dtype
 
 
 def draft_paths(

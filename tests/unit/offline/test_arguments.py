@@ -31,7 +31,7 @@ def test_arguments_named_like_a_config_key_set_it() -> None:
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [
-        ("auto", "float32"),
+        ("auto", "auto"),
         ("half", "float16"),
         ("float", "float32"),
         ("bfloat16", "bfloat16"),
