@@ -19,6 +19,7 @@ from medusa_dist.api.schema.strict_model import Body, OnlyFalse, Text
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
 from medusa_dist.errors import RequestError
+from medusa_dist.text.tools.thinking import Effort
 
 _POSSIBLE = {
     "user": ("text", "tool_result"),
@@ -127,7 +128,7 @@ class OutputConfig(Body):
 
     place = "output_config."
     format: OutputFormat | None = None
-    effort: Text | None = Field(default=None, description="as reasoning_effort in chat completions")
+    effort: Effort | None = Field(default=None, description="as reasoning_effort in chat completions")
 
 
 class CountTokensRequest(Body):

@@ -18,6 +18,7 @@ from medusa_dist.api.schema.tools import only_functions
 from medusa_dist.api.translation.extra_fields import ExtraFields
 from medusa_dist.api.translation.unions import LIST, TEXT, TEXT_OR_LIST
 from medusa_dist.errors import RequestError
+from medusa_dist.text.tools.thinking import Effort
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -113,7 +114,7 @@ class ReasoningOptions(Body):
     """Value of `reasoning`."""
 
     place = "reasoning."
-    effort: Text | None = Field(default=None, description="as reasoning_effort in chat completions")
+    effort: Effort | None = Field(default=None, description="as reasoning_effort in chat completions")
     summary: Summary | None = Field(default=None, description="reasoning is returned whole; no summary is made")
     generate_summary: Summary | None = Field(default=None, description="the older name of summary")
     context: Literal["auto"] | None = Field(default=None, description="the chat template decides")
