@@ -129,6 +129,12 @@ class Sampled(CommonFields, Unserved):
         return self
 
 
+# The prompt ends inside the last message, or with the cue of a new one.
+_ONE_END = {
+    "anyOf": [{"properties": {name: _NOT_TRUE}} for name in ("continue_final_message", "add_generation_prompt")]
+}
+
+
 class ChatRequest(Sampled, UnservedInChat):
     """Body of POST /v1/chat/completions."""
 
@@ -136,11 +142,7 @@ class ChatRequest(Sampled, UnservedInChat):
         json_schema_extra=conditions(
             *_SAMPLED,
             {"anyOf": [{"properties": {"top_logprobs": {"enum": [None, 0]}}}, has(logprobs=TRUE)]},
-            {
-                "anyOf": [
-                    {"properties": {name: _NOT_TRUE}} for name in ("continue_final_message", "add_generation_prompt")
-                ]
-            },
+            _ONE_END,
             after=document(CHAT_FIELDS),
         )
     )
@@ -214,7 +216,7 @@ class CompletionRequest(Sampled):
 class TokenizeRequest(Body):
     """Body of POST /tokenize: a prompt, or messages for the chat template."""
 
-    model_config = ConfigDict(json_schema_extra=conditions(exactly_one("prompt", "messages")))
+    model_config = ConfigDict(json_schema_extra=conditions(exactly_one("prompt", "messages"), _ONE_END))
 
     model: Text | None = None
     prompt: Text | None = None
