@@ -14,6 +14,7 @@ from medusa_dist.config import Config
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, gathered_block_bytes, kv_blocks
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.eagle3.layer import kv_block_bytes
+from medusa_dist.medusa.heads.prefix_layer import PrefixLayer
 from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
 from medusa_dist.medusa.published.reader import AnyHeads
 from medusa_dist.model.sizing import RankSize
@@ -103,10 +104,13 @@ def draft_bytes(
     known = file.description.draft_vocab_size or output_rows
     shared = file.description.lm_head == "shared"
     module = build_heads(file, torch.empty(known, hidden, device=meta) if shared else None, drafting, meta)
-    everything = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    prefix = None if file.description.prefix is None else PrefixLayer(file, drafting, meta)
+    modules = [module] if prefix is None else [module, prefix]
+    everything = sum(t.numel() * t.element_size() for one in modules for t in (*one.parameters(), *one.buffers()))
     rows = known * hidden * drafting.itemsize if shared else 0
     embedding = embedding_rows * hidden * dtype.itemsize if module.needs_embedding else 0
-    return DraftBytes(everything - rows, rows, embedding, read=everything)
+    kv_block = 0 if prefix is None else prefix.kv_block_bytes
+    return DraftBytes(everything - rows, rows, embedding, kv_block, everything)
 
 
 def group_memory(

@@ -20,7 +20,8 @@ from torch import Tensor
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File, eagle3_names
 from medusa_dist.medusa.eagle3.config import parse_eagle3_config
-from medusa_dist.medusa.heads.heads_file import DESCRIPTION, BaseModelFacts, HeadsFile
+from medusa_dist.medusa.heads.description import BaseModelFacts
+from medusa_dist.medusa.heads.heads_file import DESCRIPTION, HeadsFile
 from medusa_dist.medusa.heads.published_heads import Published, check_config, recognise
 from medusa_dist.medusa.published.formats import Format, detect, require_served
 from medusa_dist.medusa.published.reader import CONFIG, as_heads_file, logit_scale_of, read_json

@@ -92,26 +92,27 @@ class ShardedModel(Outline):
         logits, hidden, tapped = self._pass(input_ids, positions, rows, rows)
         return logits, torch.cat([hidden, *tapped], dim=-1) if tapped else hidden
 
-    def forward_all_aux(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same pass -> logits [R, vocab_shard], and the outputs of the aux layers of all T tokens side by side."""
-        logits, _, tapped = self._pass(input_ids, positions, rows, slice(None))
-        return logits, torch.cat(tapped, dim=-1)
+    def forward_all_rows(self, input_ids: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same pass -> logits [R, vocab_shard], and what the heads read of all T tokens, [T, H + aux layers]."""
+        logits, hidden, tapped = self._pass(input_ids, positions, rows, slice(None))
+        return logits, torch.cat([hidden, *tapped], dim=-1)
 
     def _pass(
-        self, input_ids: Tensor, positions: Tensor, rows: Tensor, aux_rows: Tensor | slice
+        self, input_ids: Tensor, positions: Tensor, rows: Tensor, read_rows: Tensor | slice
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """-> logits [R, vocab_shard], the input of the output matrix [R, H], aux_rows of each aux layer's output."""
+        """-> logits [R, vocab_shard], read_rows of the input of the output matrix and of each aux layer's output."""
         taken: list[Tensor] = []
 
         def take_rows(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-            taken.append(inputs[0][:, rows])
-            return taken[-1]
+            selected = inputs[0][:, rows]
+            taken.append(selected if read_rows is rows else inputs[0][:, read_rows])
+            return selected
 
         # Rows are selected in a pre-forward hook on the output matrix, which every architecture has; not every forward
         # supports `logits_to_keep`, and the Medusa heads need the same rows.
         hook = self.output_head.register_forward_pre_hook(take_rows)
         try:
-            with tapping(self.tapped, aux_rows) as tapped:
+            with tapping(self.tapped, read_rows) as tapped:
                 output = self.module(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         finally:
             hook.remove()

@@ -19,7 +19,8 @@ from torch import Tensor
 from medusa_dist.config import Config
 from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import ConfigError
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import Outline, check_servable, load_full_rows, read_outline

@@ -15,7 +15,8 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.errors import HeadsError
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile, read_heads
+from medusa_dist.medusa.heads.description import BaseModelFacts
+from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads
 from medusa_dist.request import Request
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 from tests.support.tiny_heads import save_heads

@@ -19,7 +19,7 @@ from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts
+from medusa_dist.medusa.heads.description import BaseModelFacts
 from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.outputs import Output

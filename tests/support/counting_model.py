@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile, expected_shapes
 
 VOCAB, HIDDEN, HEADS = 31, 32, 3
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile, expected_shapes
 
 HIDDEN, VOCAB = 13, 31
 

@@ -46,8 +46,8 @@ class RowReader(Protocol):
     def copy(self, plan: Plan) -> None:
         """Called where the plan's KV rows are copied, before any row of the step is written."""
 
-    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, aux: Tensor) -> Tensor:
-        """After a pass: aux [T, A], the aux hidden states of all its rows, padding included.
+    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, states: Tensor) -> Tensor:
+        """After a pass: states [T, H + A], the last and the aux hidden states of all its rows, padding included.
 
         tables: as for prepare(). -> [T, I], what the heads read of each row, for Scores.hidden.
         """
@@ -126,8 +126,8 @@ class Worker:
             if self._reader is None:
                 logits, hidden = self.model.forward(batch.input_ids, batch.positions, repeated)
             else:
-                logits, aux = self.model.forward_all_aux(batch.input_ids, batch.positions, repeated)
-                hidden = self._reader.read(plan, self._tables, batch, aux)[rows]
+                logits, states = self.model.forward_all_rows(batch.input_ids, batch.positions, repeated)
+                hidden = self._reader.read(plan, self._tables, batch, states)[rows]
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:

@@ -49,9 +49,11 @@ class ContextCache:
                 self._states[slot] = state
                 self._written.setdefault(state[2], []).append(slot)
 
-    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, aux: Tensor) -> Tensor:
-        """Write the keys and values of all rows of a pass. aux: [T, A] -> fused states [T, H], padding included."""
-        fused = self._heads.fuse(aux)
+    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, states: Tensor) -> Tensor:
+        """Write the keys and values of all rows of a pass. states: last hidden states, then the A columns of all tapped
+        layers -> fused states [T, H], padding included."""
+        config = self._heads.config
+        fused = self._heads.fuse(states[:, -config.num_taps * config.target_hidden_size :])
         before = fused[torch.from_numpy(previous_rows(plan, len(fused))).to(fused.device)]
         firsts = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens) - plan.num_new_tokens - plan.num_draft_tokens
         before[torch.from_numpy(firsts).to(fused.device)] = self._states_before(plan, tables, fused)

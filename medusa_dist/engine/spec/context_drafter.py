@@ -23,6 +23,7 @@ from medusa_dist.medusa.eagle3.layer import Eagle3, kv_block_bytes
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.levels import FOLLOWED, Growth
+from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.noise import NoiseColumns
 
 FOLLOWED_ON_GPU = (8,)  # guesses extended at each depth: a GPU reads the layer's weights once for all of them
@@ -56,11 +57,11 @@ class ContextDrafter:
         return min(DRAFT_TOP_K, self._token_ids.numel())
 
     @property
-    def block_bytes(self) -> int:
+    def kv_block_bytes(self) -> int:
         """Bytes of a KV block of the draft layer, and of its gathered copy while drafting."""
         return kv_block_bytes(self._heads.config, self._heads.dtype)
 
-    def follow_rows(self, num_blocks: int) -> ContextCache:
+    def follow_rows(self, num_blocks: int, _attention: AttentionBackend) -> ContextCache:
         """Allocate keys and values for a pool of num_blocks blocks; the worker hands all rows to what is returned."""
         self._context = None  # frees the one before
         self._context = ContextCache(self._heads, self._embedding, num_blocks)

@@ -9,9 +9,10 @@ from typing import Protocol
 
 import torch
 
-from medusa_dist.engine.runner.worker import Scores
+from medusa_dist.engine.runner.worker import RowReader, Scores
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.ops.attention.backend import AttentionBackend
 
 
 class Drafter(Protocol):
@@ -24,6 +25,14 @@ class Drafter(Protocol):
     @property
     def top_k(self) -> int:
         """Number of guesses per position."""
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of a block of a draft layer's keys and values, and of its gathered copy; 0 without such a layer."""
+
+    def follow_rows(self, num_blocks: int, attention: AttentionBackend) -> RowReader | None:
+        """What follows all rows of all passes, over a KV pool of num_blocks blocks; None: nothing does. Called before
+        the first pass, and again for another pool. attention: of the base model."""
 
     def draft(self, results: Seq[StepResult], scores: Scores) -> list[Candidates | None]:
         """After a step: candidates for each result's sequence; None where nothing is drafted.

@@ -15,19 +15,23 @@ from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.beam.group import beam_groups
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.spec.draft_noise import draft_chance
+from medusa_dist.engine.spec.prefix_reader import PrefixReader
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
+from medusa_dist.medusa.heads.prefix_layer import PrefixLayer
 from medusa_dist.medusa.heads.sequential import SequentialHeads, draft_paths
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K, guess
 from medusa_dist.medusa.trees.levels import Growth
+from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.noise import NoiseColumns
 
 
 class HeadDrafter:
     """Rank 0's heads. embedding: the base model's full input embedding [V, H], for heads that read the emitted token.
 
-    static: the only tree that will be verified, if there is one; sequential heads then draft only its paths.
+    static: the only tree that will be verified, if there is one; sequential heads then draft only its paths. prefix:
+    the layer whose output they start from, if they have one.
     """
 
     def __init__(
@@ -36,7 +40,9 @@ class HeadDrafter:
         embedding: Tensor | None,
         vocab_size: int,
         static: Paths | None = None,
+        prefix: PrefixLayer | None = None,
     ) -> None:
+        self._prefix = prefix
         self._heads = heads
         self._embedding = embedding
         ids = heads.token_ids
@@ -54,6 +60,15 @@ class HeadDrafter:
     def top_k(self) -> int:
         """Number of guesses per head."""
         return min(DRAFT_TOP_K, self._token_ids.numel())
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of a block of the prefix layer's keys and values; 0 without one."""
+        return 0 if self._prefix is None else self._prefix.kv_block_bytes
+
+    def follow_rows(self, num_blocks: int, attention: AttentionBackend) -> PrefixReader | None:
+        """What runs the prefix layer over all rows; None without one."""
+        return None if self._prefix is None else PrefixReader(self._prefix, attention, num_blocks)
 
     @torch.inference_mode()
     def draft(self, results: Seq[StepResult], scores: Scores) -> list[Candidates | None]:
@@ -108,7 +123,7 @@ class HeadDrafter:
     def measure(self, num_sequences: int, dtype: torch.dtype, num_rounds: int = 5) -> float:
         """Median time in seconds of a few rounds of greedy drafting for this many sequences."""
         device = self._token_ids.device
-        hidden = torch.zeros(num_sequences, self._heads.description.input_width, dtype=dtype, device=device)
+        hidden = torch.zeros(num_sequences, self._heads.description.read_width, dtype=dtype, device=device)
         roots = torch.zeros(num_sequences, dtype=torch.int64, device=device)
         full_growth = Growth(self.max_depth, self.top_k, least=0.0)  # unlike real states, zeros reach no threshold
         times = []

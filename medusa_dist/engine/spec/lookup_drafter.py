@@ -16,6 +16,7 @@ from medusa_dist.medusa.lookup.continuations import NUM_GUESSES, continuations
 from medusa_dist.medusa.lookup.suffix_index import SuffixIndex
 from medusa_dist.medusa.trees.calibration import MAX_DEPTH
 from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.ops.attention.backend import AttentionBackend
 
 _MEASURED_TOKENS = 1024  # of the sequence on which lookup is timed
 
@@ -35,6 +36,14 @@ class LookupDrafter:
     def top_k(self) -> int:
         """Number of guesses per position."""
         return NUM_GUESSES
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """It has no layer."""
+        return 0
+
+    def follow_rows(self, _num_blocks: int, _attention: AttentionBackend) -> None:
+        """It reads tokens only."""
 
     def draft(self, results: Seq[StepResult], scores: Scores) -> list[Candidates | None]:
         """Candidates for the sequences that continue and repeat themselves; None for others, and for beams."""

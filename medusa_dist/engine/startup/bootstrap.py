@@ -201,9 +201,9 @@ class EngineRank:
             model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
-        heads = drafters.get(HEADS)
-        reader = heads.follow_rows(num_blocks) if isinstance(heads, ContextDrafter) else None
-        return Worker(model, pool, self.config.max_running, max_blocks, self._attention(model), reader)
+        attention, heads = self._attention(model), drafters.get(HEADS)
+        reader = None if heads is None else heads.follow_rows(num_blocks, attention)
+        return Worker(model, pool, self.config.max_running, max_blocks, attention, reader)
 
     def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
         """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""
@@ -250,8 +250,7 @@ class EngineRank:
 def _bytes_each(model: ShardedModel, drafters: Mapping[str, Drafter]) -> int:
     """Bytes of a KV block on this rank: all layers of its shard, and a draft layer's keys and values."""
     own = block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
-    heads = drafters.get(HEADS)
-    return own + (heads.block_bytes if isinstance(heads, ContextDrafter) else 0)
+    return own + sum(drafter.kv_block_bytes for drafter in drafters.values())
 
 
 # The RankFactory that serve/rank.py looks up in this module.

@@ -15,7 +15,8 @@ from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.lookup_drafter import LookupDrafter
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.eagle3.layer import Eagle3
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts
+from medusa_dist.medusa.heads.description import BaseModelFacts
+from medusa_dist.medusa.heads.prefix_layer import PrefixLayer
 from medusa_dist.medusa.heads.sequential import build_heads, drafting_dtype
 from medusa_dist.medusa.published.reader import WANTED, AnyHeads, read_any_heads
 from medusa_dist.model.load import ShardedModel, load_full_rows
@@ -73,4 +74,5 @@ def _head_drafter(file: AnyHeads, model: ShardedModel, static: Paths | None = No
     rows = load_full_rows(model, "output", file.draft_vocab) if shared else None
     heads = build_heads(file, rows, dtype, model.device)
     table = load_full_rows(model, "input") if heads.needs_embedding else None
-    return HeadDrafter(heads, table, model.vocab_size, static)
+    prefix = None if file.description.prefix is None else PrefixLayer(file, dtype, model.device)
+    return HeadDrafter(heads, table, model.vocab_size, static, prefix)

@@ -1,113 +1,33 @@
 """The head file: a folder with heads.safetensors and heads.json, format version 1.
 
-Owns the format: reading, checking against a base model, writing. Not here: the modules that run heads (medusa_heads.py,
-sequential.py), other projects' formats (published_heads.py).
+Owns the tensors: reading, checking against a base model, writing. Not here: heads.json (description.py), the modules
+that run heads (medusa_heads.py, sequential.py, prefix_layer.py), other projects' formats (published_heads.py).
 Tensors:
 `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or 2 H for the
 first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
 the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight` [H,
-width], and `taps.weight` [H, T W] if it reads the hidden states of T aux layers, each W wide;
+width], and `taps.weight` [H, T W] if it reads the hidden states of T aux layers, each W wide; with a prefix layer also
+`prefix.attention_norm`, `prefix.mlp_norm` [H], `prefix.q_proj.weight` [heads d, H], `prefix.k_proj.weight`,
+`prefix.v_proj.weight` [kv heads d, H], `prefix.o_proj.weight` [H, heads d], `prefix.gate_proj.weight`,
+`prefix.up_proj.weight` [inner, H], `prefix.down_proj.weight` [H, inner];
 `draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from medusa_dist.config import explain_validation
-from medusa_dist.config_parts.strict import Strict
 from medusa_dist.errors import HeadsError
+from medusa_dist.medusa.heads.description import HeadsDescription
 
-FORMAT_VERSION = 1
 TENSORS, DESCRIPTION = "heads.safetensors", "heads.json"
-
-
-class BaseModelFacts(Strict):
-    """The base model that the heads were made for."""
-
-    name: str = Field(description="Where it came from, for display.")
-    fingerprint: str | None = Field(description="model/fingerprint.py of its folder; None: not recorded.")
-    hidden_size: Annotated[int, Field(ge=1)]
-    vocab_size: Annotated[int, Field(ge=1)]
-    layer_width: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Width of the hidden states between layers, for heads that read them; None: hidden_size.",
-    )
-
-
-class HeadsDescription(Strict):
-    """heads.json. Head k (1-based) guesses the token k positions after the one just emitted: offsets[k-1] = k."""
-
-    format_version: Literal[1] = 1
-    form: Literal["hidden", "hidden+embedding", "sequential"] = Field(
-        description="hidden: Medusa's own form, x = last hidden state after the final norm. hidden+embedding: x = that "
-        "and the input embedding of the token just emitted, times embedding_scale. sequential: one cell, applied head "
-        "by head to its own last state and the embedding of the last guessed token (medusa/heads/sequential.py)."
-    )
-    width: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Inner width of the cell; required for the form sequential, invalid for others."
-    )
-    embedding_scale: float = 1.0
-    tapped_layers: tuple[int, ...] = Field(
-        default=(-1,),
-        description="Layers whose output the heads read. First -1: the input of the lm_head, after the final norm. "
-        "Then, only for the form sequential, aux layers in ascending order, counted from 0.",
-    )
-    num_heads: Annotated[int, Field(ge=1, le=16)]
-    num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Residual blocks per head.")
-    bias: bool = True
-    lm_head: Literal["shared", "own"] = "shared"
-    draft_vocab_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="None: the heads know the whole vocabulary."
-    )
-    offsets: tuple[int, ...] = Field(description="Distance of each head's token from the one just emitted.")
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None
-    dtype: Literal["float32", "bfloat16", "float16"]
-    base: BaseModelFacts
-    training: dict[str, Any] = Field(default_factory=dict, description="Data and recipe, for display.")
-    top_accuracies: tuple[tuple[float, ...], ...] = Field(
-        default=(), description="Measured: [head][rank] = share of positions where that guess was right."
-    )
-
-    @model_validator(mode="after")
-    def _cell_belongs_to_sequential(self) -> "HeadsDescription":
-        if (self.form == "sequential") != (self.width is not None):
-            raise ValueError("width is needed by the form 'sequential' and belongs to no other form")
-        if self.form == "sequential" and (self.lm_head != "shared" or self.num_blocks != 1 or not self.bias):
-            raise ValueError("the form 'sequential' has lm_head 'shared', num_blocks 1 and bias")
-        return self
-
-    @model_validator(mode="after")
-    def _taps_in_order(self) -> "HeadsDescription":
-        if self.tapped_layers[:1] != (-1,) or list(self.aux_layers) != sorted(
-            {layer for layer in self.aux_layers if layer >= 0}
-        ):
-            raise ValueError(f"tapped_layers {list(self.tapped_layers)} must be -1 and then ascending layers from 0 on")
-        if self.aux_layers and self.form != "sequential":
-            raise ValueError(f"tapped_layers other than [-1] belong to the form 'sequential', not to {self.form!r}")
-        return self
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """The aux layers whose hidden states the heads read besides the last one."""
-        return self.tapped_layers[1:]
-
-    @property
-    def tap_width(self) -> int:
-        """Width of the hidden state of one aux layer."""
-        return self.base.layer_width or self.base.hidden_size
-
-    @property
-    def input_width(self) -> int:
-        """Width of the rows that the heads read: the last hidden state, then the aux hidden states."""
-        return self.base.hidden_size + len(self.aux_layers) * self.tap_width
 
 
 class HeadsFile:
@@ -237,6 +157,8 @@ def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]
         shapes["cell.up.weight"] = (description.width, 2 * hidden)
         shapes["cell.up.bias"] = (description.width,)
         shapes["cell.down.weight"] = (hidden, description.width)
+    if description.prefix is not None:
+        shapes |= {f"prefix.{name}": shape for name, shape in description.prefix.shapes(hidden).items()}
     if description.aux_layers:
         shapes["taps.weight"] = (hidden, len(description.aux_layers) * description.tap_width)
     for head in range(description.num_heads if description.width is None else 0):

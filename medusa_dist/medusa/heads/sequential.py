@@ -4,7 +4,8 @@ Owns the forward pass of the form "sequential", and which module a file needs. N
 (medusa_heads.py), the file (heads_file.py), which guesses are extended (medusa/trees/levels.py).
 The cell predicts the model's hidden state after one more token, from the last state and that token's embedding: y <- y
 + W2 SiLU(W1 [y, s E(token)] + b). It starts at the model's own last hidden state h, or, for a file that reads the aux
-hidden states t1, t2, ... of inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]. The model's own output rows turn
+hidden states t1, t2, ... of inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]; for a file with a prefix layer,
+at that layer's output for this input (prefix_layer.py). The model's own output rows turn
 y into logits. Head k is the k-th application, on the path guessed by the heads before it: this is Hydra's idea (arXiv
 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
 Shapes: B sequences, M paths of each, H hidden size, I width of what the heads read (H, then all aux hidden states), D
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medusa_dist.medusa.heads.heads_file import HeadsDescription, HeadsFile
+from medusa_dist.medusa.heads.description import HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.trees.levels import Growth, Levels, Lists
 from medusa_dist.ops.dtypes import has_fast_bfloat16
@@ -34,10 +36,15 @@ class SequentialHeads(nn.Module):
         self.num_heads = self.description.num_heads
         self.device, self.dtype = device, dtype
         self.token_ids = file.draft_vocab.to(device) if file.draft_vocab is not None else None
-        tensors = {name: t.to(device=device, dtype=dtype) for name, t in file.tensors.items() if name != "draft_vocab"}
+        tensors = {
+            name: t.to(device=device, dtype=dtype)
+            for name, t in file.tensors.items()
+            if name.startswith(("cell.", "taps."))
+        }
         self._up = Linear(tensors["cell.up.weight"], tensors["cell.up.bias"], prepack=True)
         self._down = Linear(tensors["cell.down.weight"], None, prepack=True)
-        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if self.description.aux_layers else None
+        has_taps = bool(self.description.aux_layers) and self.description.prefix is None  # else they are its
+        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if has_taps else None
         self._output = Linear(output_rows.to(device=device, dtype=dtype), None, prepack=True)
 
     @property
@@ -46,7 +53,8 @@ class SequentialHeads(nn.Module):
         return True
 
     def start(self, read: Tensor) -> Tensor:
-        """Rows that the heads read [N, I] -> the initial states of the cell [N, H]."""
+        """Rows that the heads read [N, I], or the prefix layer's output [N, H] -> the initial states of the cell [N,
+        H]."""
         if self._taps is None:
             return read
         hidden, tapped = split_aux_states(self.description, read)

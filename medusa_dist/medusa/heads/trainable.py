@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medusa_dist.medusa.heads.heads_file import HeadsDescription
+from medusa_dist.medusa.heads.description import HeadsDescription
 from medusa_dist.medusa.heads.sequential import split_aux_states
 
 

@@ -19,11 +19,10 @@ from medusa_dist.config import explain_validation
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File, eagle3_names, eagle3_shapes
 from medusa_dist.medusa.eagle3.config import parse_eagle3_config
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
 from medusa_dist.medusa.heads.heads_file import (
     DESCRIPTION,
     TENSORS,
-    BaseModelFacts,
-    HeadsDescription,
     HeadsFile,
     described_heads,
     dtype_name,

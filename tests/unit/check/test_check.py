@@ -20,7 +20,8 @@ from medusa_dist.engine.spec.context_drafter import ContextDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.find_heads import make_drafters
 from medusa_dist.errors import HubUnreachableError
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile, expected_shapes, read_heads
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile, expected_shapes, read_heads
 from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.model.fingerprint import fingerprint
 from medusa_dist.model.load import load_model
@@ -166,7 +167,7 @@ def test_eagle3_heads_are_counted_with_the_kv_blocks_of_their_layer(
     assert rank.draft.total == sum(t.nbytes for t in held)
     plain = report(tmp_path, model, device="cpu", dtype="float16", speculation={"mode": "off"}).memory
     assert plain is not None
-    assert rank.block_bytes == plain.ranks[0].block_bytes + drafter.block_bytes
+    assert rank.block_bytes == plain.ranks[0].block_bytes + drafter.kv_block_bytes
     assert found.heads == "5 EAGLE-3 levels for a base model that config.json does not name"
 
 

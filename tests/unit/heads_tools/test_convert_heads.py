@@ -15,7 +15,8 @@ from medusa_dist.cli.main import app
 from medusa_dist.errors import HeadsError, ModelError
 from medusa_dist.heads_tools.convert_heads import convert_heads
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, read_heads
+from medusa_dist.medusa.heads.description import BaseModelFacts
+from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.published.reader import read_any_heads
 from medusa_dist.model.fingerprint import fingerprint

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medusa_dist.errors import EngineError
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
 from medusa_dist.medusa.heads.trainable import TrainableHeads
 from medusa_dist.training.hidden_states import Positions
 from medusa_dist.training.train_loop import Recipe, Trainer, schedule

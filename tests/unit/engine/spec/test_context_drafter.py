@@ -10,6 +10,7 @@ from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.eagle3.layer import Eagle3, kv_block_bytes
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -48,7 +49,7 @@ def test_sequences_are_drafted_alike_in_groups_of_any_size() -> None:
     made = []
     for num_blocks in (40, 3):
         made.append(drafter())
-        cache = made[-1].follow_rows(num_blocks).cache
+        cache = made[-1].follow_rows(num_blocks, PagedCpuBackend()).cache
         values = torch.randn(cache.rows[:, :, :, : 3 * BLOCK_TOKENS].shape, generator=torch.Generator().manual_seed(6))
         cache.rows[:, :, :, : 3 * BLOCK_TOKENS] = values
     assert [len(group) for group in made[1]._groups(results)] == [2, 1, 1, 1]
@@ -62,7 +63,7 @@ def test_sequences_are_drafted_alike_in_groups_of_any_size() -> None:
 
 def test_finished_and_unwilling_sequences_are_not_drafted_for() -> None:
     each = drafter()
-    each.follow_rows(4)
+    each.follow_rows(4, PagedCpuBackend())
     results = [result(4, 0), result(4, 1, speculation=False), result(4, 2)]
     results[2].sequence.finish_reason = FinishReason.STOP
     assert [candidates is not None for candidates in each.draft(results, scores(3))] == [True, False, False]
@@ -73,17 +74,17 @@ def test_sizes_are_those_of_the_heads() -> None:
     each = drafter()
     assert (each.max_depth, each.top_k) == (5, 10) and KNOWN > 10
     assert (
-        each.block_bytes
+        each.kv_block_bytes
         == 2 * 2 * 2 * 6 * BLOCK_TOKENS * 4
         == kv_block_bytes(in_memory("official").config, torch.float32)
     )
-    assert each.follow_rows(7).cache.num_blocks == 7
+    assert each.follow_rows(7, PagedCpuBackend()).cache.num_blocks == 7
     assert each.measure(2, torch.float32, num_rounds=1) > 0
 
 
 def test_a_static_tree_is_drafted_completely() -> None:
     each = drafter(static=((0,), (1,), (0, 3), (0, 3, 2)))
-    each.follow_rows(4)
+    each.follow_rows(4, PagedCpuBackend())
     (candidates,) = each.draft([result(6, 0)], scores(1))
     assert candidates is not None
     assert candidates.follows is not None

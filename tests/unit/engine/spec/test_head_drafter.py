@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsDescription, HeadsFile
+from medusa_dist.medusa.heads.description import BaseModelFacts, HeadsDescription
+from medusa_dist.medusa.heads.heads_file import HeadsFile
 from tests.support.counting_model import HEADS, HIDDEN, VOCAB, save_counting_model, save_heads, shifted
 from tests.support.tiny_engine import Run, decode, request, tiny_config
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from medusa_dist.errors import HeadsError
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
-from medusa_dist.medusa.heads.heads_file import BaseModelFacts, HeadsFile
+from medusa_dist.medusa.heads.description import BaseModelFacts
+from medusa_dist.medusa.heads.heads_file import HeadsFile
 from medusa_dist.medusa.published.reader import described_any_heads, read_any_heads
 from tests.support.tiny_eagle3 import FORMS, checkpoint, save_as, save_checkpoint
 from tests.support.tiny_heads import HIDDEN, VOCAB, random_heads
