@@ -4,15 +4,16 @@ Owns the teacher-forced pass and the file of its results. Not here: the answers 
 (train_heads.py).
 Computed once and read in every epoch. A position is one emitted token ("the token just emitted" when heads draft):
 `hidden` is the state that predicted it, and the next positions of the same answer hold what the heads should guess
-after it.
+after it. Heads with a prefix layer see whole texts, so for them the tokens of prompts are positions, too.
 Shapes: N positions of all answers, in order; I width of what the heads read (the hidden state, then the aux hidden
 states), M tokens kept of each distribution.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -65,16 +66,34 @@ def read_data(path: Path, model: str, found: str) -> Data:
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: the base model's distribution here; answers [N]."""
+    """hidden [N, I]; tokens [N]; base_ids, base_chances [N, M]: the base model's distribution here; answers [N].
+
+    is_output [N]: whether it is a token of the answer, from which heads learn, or of the prompt.
+    """
 
     hidden: Tensor
     tokens: Tensor
     base_ids: Tensor
     base_chances: Tensor
     answers: Tensor
+    is_output: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def texts(self) -> list[tuple[int, int]]:
+        """The range of positions of each answer, with its prompt if that is here."""
+        ends = torch.unique_consecutive(self.answers, return_counts=True)[1].cumsum(0).tolist()
+        return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """All positions in order, about `size` at a time, in whole answers."""
+        begin = 0
+        for number, (_, end) in enumerate(self.texts):
+            if end - begin >= size or number + 1 == len(self.texts):
+                yield torch.arange(begin, end)
+                begin = end
 
     def follows(self, places: Tensor, distance: int) -> Tensor:
         """Which of these positions have a position `distance` further in the same answer."""
@@ -87,14 +106,18 @@ class Positions:
         return Positions(*(getattr(self, name)[rows] for name in _FIELDS))
 
 
-_FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers")
+_FIELDS = ("hidden", "tokens", "base_ids", "base_chances", "answers", "is_output")
 
 
 def data_key(
-    answers: Sequence[DistilledAnswer], fingerprint: str | None, dtype: torch.dtype, aux_layers: Sequence[int] = ()
+    answers: Sequence[DistilledAnswer],
+    fingerprint: str | None,
+    dtype: torch.dtype,
+    aux_layers: Sequence[int] = (),
+    with_prompts: bool = False,
 ) -> str:
     """Hash of everything that determines the result."""
-    digest = hashlib.sha256(json.dumps([fingerprint, str(dtype), KEPT, *aux_layers]).encode())
+    digest = hashlib.sha256(json.dumps([2, fingerprint, str(dtype), KEPT, with_prompts, *aux_layers]).encode())
     for answer in answers:
         digest.update(json.dumps([answer.prompt_ids, answer.output_ids]).encode())
     return digest.hexdigest()
@@ -119,9 +142,13 @@ def load_positions(path: Path, key: str) -> Positions | None:
 
 @torch.inference_mode()
 def collect(
-    model: ShardedModel, answers: Sequence[DistilledAnswer], advance: Callable[[int], None]
+    model: ShardedModel,
+    answers: Sequence[DistilledAnswer],
+    advance: Callable[[int], None],
+    with_prompts: bool = False,
 ) -> Positions | None:
     """One pass of the model over all answers, several at a time. advance: called with the number of tokens done.
+    with_prompts: the tokens of prompts but the first are positions, too.
 
     Called by all ranks together; rank 0 gets the result, the others None.
     """
@@ -132,7 +159,7 @@ def collect(
         while end < len(answers) and rows + _length(answers[end]) <= PASS_ROWS:
             rows += _length(answers[end])
             end += 1
-        if (part := _pass(model, answers[begin:end], begin)) is not None:
+        if (part := _pass(model, answers[begin:end], begin, with_prompts)) is not None:
             parts.append(part)
         advance(sum(len(answer.output_ids) for answer in answers[begin:end]))
         begin = end
@@ -143,7 +170,9 @@ def _length(answer: DistilledAnswer) -> int:
     return len(answer.prompt_ids) + len(answer.output_ids)
 
 
-def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -> tuple[Tensor, ...] | None:
+def _pass(
+    model: ShardedModel, answers: Sequence[DistilledAnswer], first: int, with_prompts: bool
+) -> tuple[Tensor, ...] | None:
     """Positions of a few answers, flattened into one row of tokens; None on ranks other than 0."""
     ids: list[int] = []
     positions: list[int] = []
@@ -151,23 +180,26 @@ def _pass(model: ShardedModel, answers: Sequence[DistilledAnswer], first: int) -
     tokens: list[int] = []
     owners: list[int] = []
     lengths: list[int] = []
+    is_output: list[bool] = []
     for number, answer in enumerate(answers, start=first):
         begin = len(ids)
         ids += [*answer.prompt_ids, *answer.output_ids]
         lengths.append(len(ids) - begin)
         positions += range(lengths[-1])
         # The state after the last token of the prompt predicted the first token of the answer, and so on.
-        start = begin + len(answer.prompt_ids) - 1
-        rows += range(start, start + len(answer.output_ids))
-        tokens += answer.output_ids
-        owners += [number] * len(answer.output_ids)
+        num_before = len(answer.prompt_ids) - 1 if with_prompts else 0
+        start = begin + len(answer.prompt_ids) - 1 - num_before
+        rows += range(start, len(ids) - 1)
+        tokens += ids[start + 1 :]
+        is_output += [False] * num_before + [True] * len(answer.output_ids)
+        owners += [number] * (num_before + len(answer.output_ids))
     device = model.device
     with attention_context.using(packed_attention(lengths)):
         logits, hidden = model.forward(*(torch.tensor(x, device=device) for x in (ids, positions, rows)))
     likeliest = _likeliest(model, logits)
     if likeliest is None:
         return None
-    made = (hidden, torch.tensor(tokens), *likeliest, torch.tensor(owners))
+    made = (hidden, torch.tensor(tokens), *likeliest, torch.tensor(owners), torch.tensor(is_output))
     return tuple(x.cpu() for x in made)
 
 

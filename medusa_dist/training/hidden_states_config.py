@@ -20,3 +20,4 @@ class HiddenStatesConfig(Config):
         description="hidden_states.data_key of the driver's data; a rank that sees other data raises an error."
     )
     aux_layers: tuple[int, ...] = Field(description="Aux layers whose hidden states are kept as well.")
+    with_prompts: bool = Field(default=False, description="Keep the hidden states of prompts as well.")

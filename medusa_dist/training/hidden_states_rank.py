@@ -48,7 +48,7 @@ class HiddenStatesRank:
         dtype = choose_dtype(config.dtype, torch.device("cpu"))
         found = fingerprint(folder)
         self._answers = read_data(config.answers, config.model, found).answers
-        if data_key(self._answers, found, dtype, config.aux_layers) != config.key:
+        if data_key(self._answers, found, dtype, config.aux_layers, config.with_prompts) != config.key:
             raise ConfigError(f"rank {rank} sees other answers in {config.answers}, or another model, than the driver")
         device = choose_device(config)
         progress("connecting to the other ranks")
@@ -75,7 +75,7 @@ class HiddenStatesRank:
             done += count
             self._progress(ProgressText("reading the answers", done, total, "tokens"))
 
-        places = collect(self._model, self._answers, advance)
+        places = collect(self._model, self._answers, advance, self._config.with_prompts)
         if places is not None:
             save_positions(places, self._config.target, self._config.key)
 

@@ -103,7 +103,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch; an incomplete last batch is dropped, unless it is the only one."""
-        return max(1, len(self.train) // self.recipe.batch_tokens)
+        return max(1, int(self.train.is_output.sum()) // self.recipe.batch_tokens)
 
     @property
     def num_steps(self) -> int:
@@ -129,9 +129,14 @@ class Trainer:
         return self._best
 
     def batch(self, step: int) -> Tensor:
-        """Positions of a step: [batch size]."""
+        """Positions of a step, ascending: [batch size] for heads that see one, else those of whole texts."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.seed + epoch))
+        generator = torch.Generator().manual_seed(self.recipe.seed + epoch)
+        if self._sees_texts:
+            every = torch.randperm(len(self.train.texts), generator=generator)
+            texts = sorted(every.tensor_split(self.steps_per_epoch)[number].tolist())
+            return torch.cat([torch.arange(*self.train.texts[text]) for text in texts])
+        order = torch.randperm(len(self.train), generator=generator)
         return order[number * self.recipe.batch_tokens :][: self.recipe.batch_tokens].sort().values
 
     def _step(self) -> None:
@@ -161,13 +166,14 @@ class Trainer:
 
     def _head_losses(self, rows: Tensor) -> list[Tensor]:
         """One loss per head that has a target in this batch."""
-        known = [self.train.follows(rows, k) for k in range(1, self._num_heads + 1)]
+        learned = rows[self.train.is_output[rows]]
+        known = [self.train.follows(learned, k) for k in range(1, self._num_heads + 1)]
         if not bool(known[0].any()):
             return []
         losses = []
         for k, logits in enumerate(self._logits(self.train, rows)):
             if bool(known[k].any()):
-                targets = self._targets(rows[known[k]] + k + 1)
+                targets = self._targets(learned[known[k]] + k + 1)
                 losses.append(head_loss(logits[known[k].to(logits.device)], targets, self.recipe.loss))
         return losses
 
@@ -175,15 +181,24 @@ class Trainer:
     def _num_heads(self) -> int:
         return int(self.accelerator.unwrap_model(self.heads).about.num_heads)
 
+    @property
+    def _sees_texts(self) -> bool:
+        return self.accelerator.unwrap_model(self.heads).about.prefix is not None
+
     def _logits(self, places: Positions, rows: Tensor) -> "list[Tensor]":
-        """[N, D] of each head, on the true path."""
+        """[M, D] of each head after those of the rows [N] that are tokens of answers, on the true path."""
         device = self.accelerator.device
-        further = [(rows + k).clamp_max(len(places) - 1) for k in range(self._num_heads)]
+        learned = rows[places.is_output[rows]]
+        further = [(learned + k).clamp_max(len(places) - 1) for k in range(self._num_heads)]
         tokens = torch.stack([places.tokens[each] for each in further], dim=1)
         hidden = places.hidden[rows].to(device)
         if self.accelerator.mixed_precision == "no":
             hidden = hidden.float()
-        return list(self.heads(hidden, tokens.to(device)))
+        if not self._sees_texts:
+            return list(self.heads(hidden, tokens.to(device)))
+        lengths = torch.unique_consecutive(places.answers[rows], return_counts=True)[1].tolist()
+        where = places.is_output[rows].nonzero().flatten()
+        return list(self.heads(hidden, tokens.to(device), (lengths, where.to(device))))
 
     def _targets(self, rows: Tensor) -> Targets:
         device = self.accelerator.device
@@ -199,9 +214,10 @@ class Trainer:
         ranks = min(RANKS, len(self._vocab))
         hits, counts = torch.zeros(num_heads, ranks), torch.zeros(num_heads)
         accepted, ends = 0.0, 0
-        for rows in torch.split(torch.arange(len(places)), _CHECK_ROWS):
+        for some in places.chunks(_CHECK_ROWS):
             with self.accelerator.autocast():
-                guesses = [logits.topk(ranks, dim=-1).indices.cpu() for logits in self._logits(places, rows)]
+                guesses = [logits.topk(ranks, dim=-1).indices.cpu() for logits in self._logits(places, some)]
+            rows = some[places.is_output[some]]
             alive = torch.ones(len(rows), dtype=torch.bool)
             for k, columns in enumerate(guesses):
                 known = places.follows(rows, k + 1)

@@ -35,8 +35,9 @@ def prefix_states(file: HeadsFile, states: Tensor) -> Tensor:
     tensors = {theirs: file.tensors[f"prefix.{ours}"].float() for ours, theirs in _NAMES.items()}
     layer.load_state_dict(tensors)
     hidden, tapped = states[:, : about.base.hidden_size], states[:, about.base.hidden_size :]
-    parts = [F.rms_norm(part, part.shape[-1:], eps=1e-6) for part in tapped.split(about.tap_width, dim=-1)]
-    x = hidden + torch.cat(parts, dim=-1) @ file.tensors["taps.weight"].float().T if about.aux_layers else hidden
+    parts = [hidden, *tapped.split(about.tap_width, dim=-1)] if about.aux_layers else [hidden]
+    normed = [F.rms_norm(part, part.shape[-1:], eps=1e-6) for part in parts]
+    x = torch.cat(normed, dim=-1) @ file.tensors["prefix.fuse.weight"].float().T
     length = len(states)
     mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
     positions = LlamaRotaryEmbedding(config)(x, torch.arange(length)[None])

@@ -39,10 +39,11 @@ class PrefixLayerShape(Strict):
             raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
         return self
 
-    def shapes(self, hidden: int) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of its tensors, for a base with this hidden size."""
+    def shapes(self, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of its tensors, for a base with this hidden size, and rows this wide that it reads."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return {
+            "fuse.weight": (hidden, width),
             "attention_norm": (hidden,),
             "q_proj.weight": (queries, hidden),
             "k_proj.weight": (keys, hidden),

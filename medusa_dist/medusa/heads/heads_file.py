@@ -6,8 +6,9 @@ Tensors:
 `heads.{k}.blocks.{l}.weight` [H, H_in] and `.bias` [H] for head k (0-based) and block l, where H_in = H, or 2 H for the
 first block of the form "hidden+embedding"; `heads.{k}.lm_head.weight` [D, H] for own output rows;
 the form "sequential" has one cell instead: `cell.up.weight` [width, 2 H] and `.bias` [width], `cell.down.weight` [H,
-width], and `taps.weight` [H, T W] if it reads the hidden states of T aux layers, each W wide; with a prefix layer also
-`prefix.attention_norm`, `prefix.mlp_norm` [H], `prefix.q_proj.weight` [heads d, H], `prefix.k_proj.weight`,
+width], and `taps.weight` [H, T W] if it reads the hidden states of T aux layers, each W wide; with a prefix layer
+`cell.norm` [H], and in place of `taps.weight` `prefix.fuse.weight` [H, H + T W], `prefix.attention_norm`,
+`prefix.mlp_norm` [H], `prefix.q_proj.weight` [heads d, H], `prefix.k_proj.weight`,
 `prefix.v_proj.weight` [kv heads d, H], `prefix.o_proj.weight` [H, heads d], `prefix.gate_proj.weight`,
 `prefix.up_proj.weight` [inner, H], `prefix.down_proj.weight` [H, inner];
 `draft_vocab` [D] int32, ascending, where the heads know only D of the model's tokens.
@@ -158,8 +159,9 @@ def expected_shapes(description: HeadsDescription) -> dict[str, tuple[int, ...]]
         shapes["cell.up.bias"] = (description.width,)
         shapes["cell.down.weight"] = (hidden, description.width)
     if description.prefix is not None:
-        shapes |= {f"prefix.{name}": shape for name, shape in description.prefix.shapes(hidden).items()}
-    if description.aux_layers:
+        inner = description.prefix.shapes(hidden, description.input_width)
+        shapes |= {"cell.norm": (hidden,)} | {f"prefix.{name}": shape for name, shape in inner.items()}
+    elif description.aux_layers:
         shapes["taps.weight"] = (hidden, len(description.aux_layers) * description.tap_width)
     for head in range(description.num_heads if description.width is None else 0):
         for block in range(description.num_blocks):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medusa_dist.medusa.eagle3.rotary import Rotary, rotate
 from medusa_dist.medusa.heads.heads_file import HeadsFile
-from medusa_dist.medusa.heads.sequential import split_aux_states
+from medusa_dist.medusa.heads.sequential import normalised
 from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import block_bytes
 from medusa_dist.ops.linear import Linear
@@ -38,7 +38,7 @@ class PrefixLayer(nn.Module):
             return Linear(torch.cat([get(f"prefix.{name}.weight") for name in names]), None, prepack=True)
 
         self._attention_norm, self._mlp_norm = get("prefix.attention_norm"), get("prefix.mlp_norm")
-        self._taps = Linear(get("taps.weight"), None, prepack=True) if self.description.aux_layers else None
+        self._fuse = linear("fuse")
         self._qkv = linear("q_proj", "k_proj", "v_proj")
         self._attended = linear("o_proj")
         self._gate_up = linear("gate_proj", "up_proj")
@@ -53,9 +53,8 @@ class PrefixLayer(nn.Module):
 
     def fuse(self, states: Tensor) -> Tensor:
         """Rows of the base model [T, I] -> the layer's input [T, H]."""
-        hidden, tapped = split_aux_states(self.description, states)
-        fused = hidden.to(self.dtype)
-        return fused if self._taps is None else fused + self._taps(tapped.to(self.dtype))
+        fused: Tensor = self._fuse(normalised(self.description, states).to(self.dtype))
+        return fused
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, H], positions [T] -> queries [T, heads, d], keys and values [T, kv heads, d]."""

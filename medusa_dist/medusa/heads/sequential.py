@@ -5,7 +5,8 @@ Owns the forward pass of the form "sequential", and which module a file needs. N
 The cell predicts the model's hidden state after one more token, from the last state and that token's embedding: y <- y
 + W2 SiLU(W1 [y, s E(token)] + b). It starts at the model's own last hidden state h, or, for a file that reads the aux
 hidden states t1, t2, ... of inner layers, at h + W3 [t1 / rms(t1), t2 / rms(t2), ...]; for a file with a prefix layer,
-at that layer's output for this input (prefix_layer.py). The model's own output rows turn
+at that layer's output (prefix_layer.py), and then both the cell and the output rows read y / rms(y), the latter times a
+weight. The model's own output rows turn
 y into logits. Head k is the k-th application, on the path guessed by the heads before it: this is Hydra's idea (arXiv
 2402.05109) with ReDrafter's shared cell (arXiv 2403.09919).
 Shapes: B sequences, M paths of each, H hidden size, I width of what the heads read (H, then all aux hidden states), D
@@ -25,6 +26,8 @@ from medusa_dist.medusa.trees.levels import Growth, Levels, Lists
 from medusa_dist.ops.dtypes import has_fast_bfloat16
 from medusa_dist.ops.linear import Linear
 
+EPS = 1e-6  # of all norms of the heads
+
 
 class SequentialHeads(nn.Module):
     """The cell of one file. Drafts never change the output, so it computes in whatever dtype is fast."""
@@ -43,8 +46,8 @@ class SequentialHeads(nn.Module):
         }
         self._up = Linear(tensors["cell.up.weight"], tensors["cell.up.bias"], prepack=True)
         self._down = Linear(tensors["cell.down.weight"], None, prepack=True)
-        has_taps = bool(self.description.aux_layers) and self.description.prefix is None  # else they are its
-        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if has_taps else None
+        self._taps = Linear(tensors["taps.weight"], None, prepack=True) if "taps.weight" in tensors else None
+        self._norm = tensors.get("cell.norm")
         self._output = Linear(output_rows.to(device=device, dtype=dtype), None, prepack=True)
 
     @property
@@ -65,10 +68,24 @@ class SequentialHeads(nn.Module):
         """states, embeddings: [N, H] -> the next states [N, H], and the next token's logits [N, D] float32."""
         scaled = embeddings.to(self.dtype) * self.description.embedding_scale
         states = states.to(self.dtype)
-        states = states + self._down(F.silu(self._up(torch.cat([states, scaled], dim=-1))))
-        logits: Tensor = self._output(states).float() * self.description.logit_scale
+        seen = states if self._norm is None else _rms_norm(states)
+        states = states + self._down(F.silu(self._up(torch.cat([seen, scaled], dim=-1))))
+        told = states if self._norm is None else _rms_norm(states) * self._norm
+        logits: Tensor = self._output(told).float() * self.description.logit_scale
         cap = self.description.logit_softcap
         return states, logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
+
+
+def normalised(about: HeadsDescription, read: Tensor) -> Tensor:
+    """Rows [N, I] -> the same in float32, the last hidden state and each aux hidden state with a root mean square of
+    1."""
+    hidden = read[:, : about.base.hidden_size].float()
+    first = F.rms_norm(hidden, hidden.shape[-1:], eps=EPS)
+    return torch.cat([first, split_aux_states(about, read)[1]], dim=-1) if about.aux_layers else first
 
 
 def split_aux_states(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +93,7 @@ def split_aux_states(about: HeadsDescription, read: Tensor) -> tuple[Tensor, Ten
     to a root mean square of 1: scales differ by orders of magnitude between layers and between tokens."""
     hidden, tapped = read[:, : about.base.hidden_size], read[:, about.base.hidden_size :]
     each = tapped.float().reshape(-1, len(about.aux_layers), about.tap_width)
-    return hidden, F.rms_norm(each, (about.tap_width,), eps=1e-6).flatten(1)
+    return hidden, F.rms_norm(each, (about.tap_width,), eps=EPS).flatten(1)
 
 
 def build_heads(

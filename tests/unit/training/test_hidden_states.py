@@ -63,9 +63,8 @@ def test_collected_states_and_top_tokens_equal_transformers(name: str, tmp_path:
 
 def small() -> Positions:
     owners = torch.tensor([0, 0, 0, 1, 2, 2])
-    return Positions(
-        torch.randn(6, 4), torch.arange(6), torch.zeros(6, 2).int(), torch.full((6, 2), 0.5).half(), owners
-    )
+    chances, is_output = torch.full((6, 2), 0.5).half(), torch.ones(6, dtype=torch.bool)
+    return Positions(torch.randn(6, 4), torch.arange(6), torch.zeros(6, 2).int(), chances, owners, is_output)
 
 
 def test_followers_of_a_position_stay_in_its_answer() -> None:

@@ -84,7 +84,7 @@ def test_trained_heads_serve_and_retraining_resumes_to_the_same_file(model: Path
 def test_trained_heads_that_tap_a_layer_serve_and_other_taps_begin_anew(model: Path, tmp_path: Path) -> None:
     """From the answers to heads that serve and read another layer; asked for other layers, it begins anew."""
     data, target = write_answers(tmp_path / "answers.jsonl", None), tmp_path / "heads"
-    train(model, data, target, aux_layers=(0,))
+    train(model, data, target, aux_layers=(0,), prefix=False)
     file = read_heads(target)
     assert file.description.tapped_layers == (-1, 0) and float(file.tensors["taps.weight"].abs().max()) > 0
     assert all(head[0] > 0.8 for head in file.description.top_accuracies)
@@ -146,6 +146,9 @@ def test_all_answers_of_a_prompt_are_held_out_or_none(tmp_path: Path) -> None:
 
 def test_draft_vocabulary_holds_the_tokens_of_highest_expectation() -> None:
     ids, chances = torch.tensor([[3, 5], [5, 1]]).int(), torch.tensor([[0.6, 0.4], [0.7, 0.3]]).half()
-    places = Positions(torch.zeros(2, 1), torch.tensor([3, 5]), ids, chances, torch.zeros(2).long())
+    of_prompt = torch.tensor([[8, 7]]).int(), torch.tensor([[1.0, 0.5]]).half()
+    ids, chances = torch.cat([of_prompt[0], ids]), torch.cat([of_prompt[1], chances])
+    is_output = torch.tensor([False, True, True])
+    places = Positions(torch.zeros(3, 1), torch.tensor([8, 3, 5]), ids, chances, torch.zeros(3).long(), is_output)
     assert draft_vocab(places, 2, 9).tolist() == [3, 5]
     assert draft_vocab(places, 4, 9).tolist() == [0, 1, 3, 5]  # ties to the lower id

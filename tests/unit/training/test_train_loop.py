@@ -38,6 +38,7 @@ def counting_places(num_answers: int, length: int = 20, seed: int = 0, strides: 
         torch.stack([made, (made + 5) % VOCAB], 1).int(),
         torch.tensor([[0.95, 0.05]]).repeat(len(made), 1).half(),
         torch.tensor(owners),
+        torch.ones(len(made), dtype=torch.bool),
     )
 
 
