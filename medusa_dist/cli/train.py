@@ -14,6 +14,12 @@ from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear
 app = typer.Typer()
 
 # The second name of each is the former one.
+PrefixOption = Annotated[
+    bool, typer.Option("--prefix/--no-prefix", help="Sequential heads read the whole text, through a layer of theirs.")
+]
+WidthOption = Annotated[
+    int | None, typer.Option(min=1, help="Inner width of the sequential cell; default: by the model's hidden size.")
+]
 AuxLayersOption = Annotated[
     str,
     typer.Option(
@@ -103,13 +109,8 @@ def train_heads_command(
     ] = None,
     form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (as in Medusa).")] = "sequential",
     num_heads: Annotated[int, typer.Option(min=1, max=16, help="Number of heads, which is the depth of drafts.")] = 4,
-    prefix: Annotated[
-        bool,
-        typer.Option("--prefix/--no-prefix", help="Sequential heads read the whole text, through a layer of theirs."),
-    ] = True,
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Inner width of the sequential cell; default: by the model's hidden size.")
-    ] = None,
+    prefix: PrefixOption = True,
+    width: WidthOption = None,
     aux_layers: AuxLayersOption = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not for the form sequential.")] = 1,
     lm_head: Annotated[
@@ -129,14 +130,8 @@ def train_heads_command(
     ranks: RanksOption = 1,
 ) -> None:
     """Train heads for a model on its own answers and write a head file. Run it again to continue after a kill."""
-    shape: dict[str, Any] = {
-        "form": form,
-        "num_heads": num_heads,
-        "num_blocks": blocks,
-        "prefix": prefix,
-        "width": width,
-    }
-    shape |= {"draft_vocab_size": draft_vocab, "lm_head": lm_head}
+    shape: dict[str, Any] = {"form": form, "num_heads": num_heads, "num_blocks": blocks, "prefix": prefix}
+    shape |= {"width": width, "draft_vocab_size": draft_vocab, "lm_head": lm_head}
     recipe = {"loss": loss, "epochs": epochs, "batch_tokens": batch_tokens, "learning_rate": learning_rate}
     folder = work or target.with_name(target.name + ".work")
     with clear_errors():

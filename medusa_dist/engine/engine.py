@@ -7,13 +7,13 @@ All methods are called from one thread, except `prepare`.
 import time
 from collections.abc import Mapping
 
+from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Scores
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.draft_policy import DraftPolicy
-from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
 from medusa_dist.engine.state.sequence import StepResult

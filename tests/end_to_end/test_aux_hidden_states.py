@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 from transformers import PreTrainedModel
 
 from medusa_dist.config import Config
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
 from medusa_dist.engine.state.sequence import StepResult

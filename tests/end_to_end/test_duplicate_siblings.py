@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.beam.group import BeamGroup
 from medusa_dist.engine.beam.result import Known
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.matcher import GrammarCompiler
 from medusa_dist.engine.state.sequence import Sequence, StepResult

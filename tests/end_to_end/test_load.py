@@ -174,7 +174,7 @@ def calls(engine: Engine) -> Counter[str]:
     def look(frame: FrameType, event: str, _argument: object) -> None:
         module = frame.f_globals.get("__name__", "")
         if event == "call" and (
-            module.startswith("medusa_dist.medusa.") or module == "medusa_dist.engine.spec.head_drafter"
+            module.startswith("medusa_dist.medusa.") or module == "medusa_dist.engine.drafters.head_drafter"
         ):
             seen[f"{module.removeprefix('medusa_dist.')}.{frame.f_code.co_name}"] += 1
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_dist.config import Config
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.heads.heads_file import HeadsFile, read_heads

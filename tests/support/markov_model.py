@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from medusa_dist.config import SpeculationConfig
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Limits, Scheduler
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.block_pool import BlockPool

@@ -1,1 +1,1 @@
-"""Speculation on rank 0: how draft tokens are made, which are verified, which are accepted."""
+"""Speculation on rank 0: which draft tokens are verified, and which are accepted."""

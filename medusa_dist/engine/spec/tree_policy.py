@@ -1,7 +1,7 @@
 """TreePolicy: which trees a step verifies, chosen over the whole batch within the budget.
 
 Owns the use of trees and budget (medusa/trees/) for a batch. Not here: whether drafting pays (draft_gate.py), what a
-step costs (cost_model.py), drafting (head_drafter.py, lookup_drafter.py), blocks and tokens (scheduler/scheduler.py).
+step costs (cost_model.py), drafting (engine/drafters/), blocks and tokens (scheduler/scheduler.py).
 """
 
 import sys

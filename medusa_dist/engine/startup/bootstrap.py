@@ -18,13 +18,13 @@ import transformers
 from torch._C._distributed_c10d import Store
 
 from medusa_dist.config import HEADS, LOOKUP, Config
+from medusa_dist.engine.drafters.context_drafter import ContextDrafter
+from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
-from medusa_dist.engine.spec.context_drafter import ContextDrafter
-from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafters, read_source

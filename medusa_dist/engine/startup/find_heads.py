@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medusa_dist.config import HEADS, LOOKUP, Config, Paths, SpeculationConfig
-from medusa_dist.engine.spec.context_drafter import ContextDrafter
-from medusa_dist.engine.spec.drafter import Drafter
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
-from medusa_dist.engine.spec.lookup_drafter import LookupDrafter
+from medusa_dist.engine.drafters.context_drafter import ContextDrafter
+from medusa_dist.engine.drafters.drafter import Drafter
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
+from medusa_dist.engine.drafters.lookup_drafter import LookupDrafter
 from medusa_dist.medusa.eagle3.checkpoint import Eagle3File
 from medusa_dist.medusa.eagle3.layer import Eagle3
 from medusa_dist.medusa.heads.description import BaseModelFacts

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.engine.state.sequence import StepResult

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from medusa_dist.config import HEADS, Config
+from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op, Plan, bits_of
-from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.medusa.trees.budget import StepCost
 from medusa_dist.ops.arrays import Ints

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from medusa_dist.config import Config
+from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.plan import Op, Plan
-from medusa_dist.engine.spec.drafter import Drafter
 from medusa_dist.engine.startup.step_cost import rows_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS

@@ -1,7 +1,7 @@
 """Drafting with EAGLE-3 heads: level by level, the best paths by joint confidence are extended.
 
 Owns the passes of the layer, over keys and values that are given. Pure. Not here: the layer (layer.py), which guesses
-are extended (medusa/trees/levels.py), where the context is kept (engine/spec/context_cache.py).
+are extended (medusa/trees/levels.py), where the context is kept (engine/drafters/context_cache.py).
 Shapes: B sequences, M paths of each at a level, L keys of the context, R guesses per list, K levels, D known tokens.
 """
 

@@ -1,7 +1,7 @@
 """EAGLE-3 heads: one decoder layer over the fused hidden states of three inner layers, with keys and values of its own.
 
 Owns the forward pass. Not here: the file (checkpoint.py), which guesses are extended (expansion.py), where keys and
-values are kept (engine/spec/context_cache.py).
+values are kept (engine/drafters/context_cache.py).
 The network (Li et al., "EAGLE-3", arXiv 2503.01840) reads pairs: a token's embedding, and the state before it. For a
 known token, that state is the fused outputs of tapped layers at the token before; for a drafted token, it is the
 layer's own output at its parent. Both halves are normalised and read side by side, so q, k and v have inputs twice as

@@ -1,7 +1,7 @@
 """PrefixLayer: a decoder layer of the heads' own, through which a sequential cell sees the whole text.
 
 Owns the layer's products. Not here: the cell that goes on from its output (sequential.py), its keys and values and its
-attention (engine/spec/prefix_reader.py).
+attention (engine/drafters/prefix_reader.py).
 Medusa's heads see one hidden state. This layer stands on top of the base model, on rank 0 only: it reads the state of
 every token, attends to all tokens before as the base's layers do, drafted ones along their tree, and the cell starts
 from its output. This is the prefix attention of Hydra++ (arXiv 2402.05109).

@@ -16,7 +16,7 @@ from medusa_dist.check.memory import CONTEXT_BYTES
 from medusa_dist.check.roofline import GPU
 from medusa_dist.cli.main import app
 from medusa_dist.config import SpeculationConfig
-from medusa_dist.engine.spec.context_drafter import ContextDrafter
+from medusa_dist.engine.drafters.context_drafter import ContextDrafter
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.find_heads import make_drafters
 from medusa_dist.errors import HubUnreachableError

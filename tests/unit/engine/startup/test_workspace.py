@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from medusa_dist.config import parse_config
+from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Scores, Worker
-from medusa_dist.engine.spec.head_drafter import HeadDrafter
 from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, workspace_bytes, worst_plan
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.model.load import load_model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from medusa_dist.engine.drafters.context_drafter import ContextDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.context_drafter import ContextDrafter
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.eagle3.layer import Eagle3, kv_block_bytes

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from medusa_dist.engine.drafters.lookup_drafter import LookupDrafter
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.lookup_drafter import LookupDrafter
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.trees.accept import Accepted

@@ -13,9 +13,9 @@ from torch import Tensor
 from medusa_dist.config import Paths
 from medusa_dist.engine.beam.beam_drafter import BeamDrafter
 from medusa_dist.engine.beam.group import beam_groups
+from medusa_dist.engine.drafters.draft_noise import draft_chance
+from medusa_dist.engine.drafters.prefix_reader import PrefixReader
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.draft_noise import draft_chance
-from medusa_dist.engine.spec.prefix_reader import PrefixReader
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.heads.medusa_heads import MedusaHeads
 from medusa_dist.medusa.heads.prefix_layer import PrefixLayer

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from medusa_dist.config import Paths
+from medusa_dist.engine.drafters.context_cache import ContextCache
+from medusa_dist.engine.drafters.draft_noise import draft_chance
 from medusa_dist.engine.runner.worker import Scores
-from medusa_dist.engine.spec.context_cache import ContextCache
-from medusa_dist.engine.spec.draft_noise import draft_chance
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.medusa.eagle3.expansion import Context, draft_levels, room_for
 from medusa_dist.medusa.eagle3.layer import Eagle3, kv_block_bytes

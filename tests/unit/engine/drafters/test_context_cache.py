@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from medusa_dist.engine.drafters.context_cache import ContextCache, context_slots, previous_rows
 from medusa_dist.engine.runner.batch_builder import prepare
 from medusa_dist.engine.runner.plan import Plan
-from medusa_dist.engine.spec.context_cache import ContextCache, context_slots, previous_rows
 from medusa_dist.engine.state.single_sequence import SingleSequence
 from medusa_dist.medusa.eagle3.layer import Eagle3
 from medusa_dist.ops.arrays import Ints
