@@ -1,7 +1,8 @@
 """BeamDrafter: drafts for beams, level by level, reusing rows that were verified before.
 
 Owns which guesses of a group are extended, and what is drafted after them. Not here: the order of guesses
-(medusa/beam/beam_tree.py), how many are verified (medusa/trees/budget.py), when the heads run (spec/head_drafter.py).
+(medusa/beam/beam_tree.py), how many are verified (medusa/trees/budget.py), when the heads run
+(engine/drafters/head_drafter.py).
 When a level stops because one beam's draft is missing, the drafts of the other beams were still verified: the model's
 own log-probabilities of their continuations are known (select.py), and the heads continue from their rows. So only a
 few of W beams need guesses, and what was missing in one step is drafted in the next. This memory only affects drafts,

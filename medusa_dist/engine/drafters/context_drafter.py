@@ -2,7 +2,7 @@
 
 Owns when the layer runs, and for how many sequences at once. Not here: the layer and its expansion
 (medusa/eagle3/layer.py, medusa/eagle3/expansion.py), its keys and values (context_cache.py), how many drafts are
-verified (tree_policy.py).
+verified (engine/spec/tree_policy.py).
 Beams are not drafted for: they are decoded without speculation.
 """
 

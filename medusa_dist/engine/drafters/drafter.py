@@ -1,7 +1,7 @@
 """Drafter: the interface of everything that drafts tokens after a step.
 
 Owns the protocol. Not here: drafting with Medusa heads (head_drafter.py), with heads that read the whole text
-(context_drafter.py), which drafts are verified (tree_policy.py).
+(context_drafter.py), which drafts are verified (engine/spec/tree_policy.py).
 """
 
 from collections.abc import Sequence as Seq

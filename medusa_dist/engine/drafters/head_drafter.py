@@ -1,7 +1,7 @@
 """HeadDrafter: runs the heads after a step to draft tokens for the sequences that continue.
 
 Owns when the heads run and what they read. Not here: the heads (medusa/heads/), guesses and trees (medusa/trees/), how
-many drafts are verified (tree_policy.py), drafts for beams (beam/beam_drafter.py).
+many drafts are verified (engine/spec/tree_policy.py), drafts for beams (beam/beam_drafter.py).
 """
 
 import time

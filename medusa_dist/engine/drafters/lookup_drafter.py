@@ -1,7 +1,7 @@
 """LookupDrafter: drafts what followed the last tokens where they occurred before in the same sequence.
 
 Owns when lookup runs. Not here: the search and the continuations (medusa/lookup/), how many drafts are verified
-(tree_policy.py).
+(engine/spec/tree_policy.py).
 It needs no heads, no memory on the device, and no hidden states. It knows nothing of other sequences.
 """
 
