@@ -109,7 +109,7 @@ def train_heads_command(
     ] = None,
     form: Annotated[str, typer.Option(help="sequential, hidden+embedding, or hidden (as in Medusa).")] = "sequential",
     num_heads: Annotated[int, typer.Option(min=1, max=16, help="Number of heads, which is the depth of drafts.")] = 4,
-    prefix: PrefixOption = True,
+    prefix: PrefixOption = False,
     width: WidthOption = None,
     aux_layers: AuxLayersOption = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks per head; not for the form sequential.")] = 1,

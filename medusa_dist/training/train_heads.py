@@ -47,7 +47,7 @@ class Shape(Strict):
     num_heads: Annotated[int, Field(ge=1, le=16)] = 4
     num_blocks: Annotated[int, Field(ge=1)] = Field(default=1, description="Not for the form sequential.")
     prefix: bool = Field(
-        default=True, description="Heads of the form sequential start from a layer that sees the whole text."
+        default=False, description="Heads of the form sequential start from a layer that sees the whole text."
     )
     width: Annotated[int, Field(ge=1)] | None = Field(
         default=None,

@@ -58,14 +58,16 @@ def train(model: Path, data: Path, target: Path, **shape: object) -> list[str]:
     return said
 
 
-def test_trained_heads_serve_and_retraining_resumes_to_the_same_file(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", [False, True])
+def test_trained_heads_serve_and_retraining_resumes_to_the_same_file(model: Path, tmp_path: Path, prefix: bool) -> None:
     data = write_answers(tmp_path / "answers.jsonl", fingerprint(model))
     target = tmp_path / "heads"
-    said = train(model, data, target, draft_vocab_size=29)
+    said = train(model, data, target, draft_vocab_size=29, prefix=prefix)
     assert any(text.startswith("memory: about") for text in said)
     about = read_heads(target).description
     assert about.base.fingerprint == fingerprint(model) and about.draft_vocab_size == 29
-    assert about.form == "sequential" and about.training["recipe"]["epochs"] == 25
+    assert (about.prefix is not None) == prefix and about.form == "sequential"
+    assert about.training["recipe"]["epochs"] == 25
     assert about.training["answers_sha256"] and about.training["origin"]["model"] == "counting"
     # Two of 31 tokens cannot be drafted.
     assert all(head[0] > 0.8 for head in about.top_accuracies)
@@ -75,7 +77,7 @@ def test_trained_heads_serve_and_retraining_resumes_to_the_same_file(model: Path
     assert sum(head > 0 for head in outputs["a"].heads) > 14
     # Run again, it finds its places and its end, and packs the same.
     first = (target / "heads.safetensors").read_bytes()
-    again = train(model, data, target, draft_vocab_size=29)
+    again = train(model, data, target, draft_vocab_size=29, prefix=prefix)
     assert any(text.startswith("resuming after step") for text in again)
     assert (target / "heads.safetensors").read_bytes() == first
     assert read_heads(target).description == about
