@@ -1,4 +1,4 @@
-"""Output and its parts: finish reasons, log-probabilities and speculation counts.
+"""Output and its parts: finish reasons, log-probabilities, speculation counts, step records.
 
 Owns what leaves the engine. Not here: requests (request.py), text (text/). No torch.
 """
@@ -80,6 +80,49 @@ class SpeculationStats:
         )
 
 
+class TreeReason(StrEnum):
+    """Why a step verified as many drafts as it did."""
+
+    OFF = "off"  # the request has speculation off, or the service has no drafter
+    PROMPT = "prompt"  # the step computed the prompt (again, after a preemption), so there was nothing to draft from
+    LAST_TOKEN = "last_token"  # the output may have only one more token
+    NO_GAIN = "no_gain"  # the heads did not run: for a batch of this size they were predicted not to pay
+    PAUSED = "paused"  # the heads did not run: recent drafts of this sequence were rarely accepted
+    NO_GUESS = "no_guess"  # no drafter had a guess
+    BUDGET = "budget"  # one more draft would have cost more time than it was expected to save
+    MAX_NODES = "max_nodes"  # the limit speculation.max_nodes
+    ROOM = "room"  # no tokens or KV blocks were left in the step, or a chunk of keys ended
+    ALL = "all"  # every guess was verified
+    STATIC = "static"  # a static tree is always verified
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step did for a request that asks for it: its draft tree, and what came of it.
+
+    tokens, parents, chances, drafters: of each recorded draft. parents[i]: the draft before it, -1 for the last known
+    token. chances[i]: the calibrated confidence that it is accepted, given that its parent is; () if there was none.
+    drafters[i]: who guessed it, () if a grammar forced it.
+    accepted: the accepted drafts, first to last. num_tokens: output tokens of the step, the accepted ones first; then
+    comes the model's own, unless the output ended before it.
+    num_drafts: verified drafts; more than len(tokens) if the tree is too large to record. num_offered: drafts before
+    the budget was applied. num_sequences: how many sequences the step decoded. speed_up: predicted for the batch, over
+    steps without drafts; None without a measured cost.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    chances: tuple[float, ...]
+    drafters: tuple[tuple[str, ...], ...]
+    accepted: tuple[int, ...]
+    num_tokens: int
+    num_drafts: int
+    num_offered: int
+    num_sequences: int
+    speed_up: float | None
+    reason: TreeReason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """What one step (or several, merged) adds to a request.
@@ -92,6 +135,7 @@ class Output:
     token, which has no context.
     is_complete: the grammar allows no further token, so the last token with finish_reason STOP is text; otherwise it is
     an end-of-sequence or stop token. error: why the engine could not continue this request, with finish_reason ABORT.
+    steps: what each step did, in order, if the request asks for it; engine/state/step_notes.py has the bounds.
     """
 
     request_id: str
@@ -105,6 +149,7 @@ class Output:
     hypotheses: tuple[Hypothesis, ...] = ()
     is_complete: bool = False
     error: RequestError | None = None
+    steps: tuple[StepRecord, ...] = ()
 
     def merged(self, later: "Output") -> "Output":
         """This output merged with a later one of the same request."""
@@ -121,4 +166,5 @@ class Output:
             hypotheses=later.hypotheses,
             is_complete=later.is_complete,
             error=later.error,
+            steps=self.steps + later.steps,
         )

@@ -22,6 +22,7 @@ class Request:
     priority: lower numbers are scheduled first and preempted last; ties are first come, first served.
     cache_salt: prompts share prefixes in the cache only with prompts of the same salt (for example one per tenant).
     Both are named as in vLLM, and neither changes the output.
+    explain: outputs have a record of each step (Output.steps).
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Request:
     seed: int
     priority: int = 0
     cache_salt: str | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         if self.params.n != 1 and self.params.beam_width is None:
@@ -37,6 +39,11 @@ class Request:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             raise RequestError(
                 f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {self.priority!r}", "priority"
+            )
+        if self.explain and self.params.beam_width is not None:
+            raise RequestError(
+                "explain cannot be used with beam_width: a step of a search belongs to no single output; remove it",
+                "explain",
             )
         if self.cache_salt == "":
             raise RequestError(

@@ -191,6 +191,7 @@ def make_requests(
             seed=choice_seed(seed, i),
             priority=body.priority or 0,
             cache_salt=body.cache_salt,
+            explain=bool(body.explain),
         )
         for k, (prompt, one, i) in enumerate(choices)
     ]

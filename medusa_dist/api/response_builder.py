@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from medusa_dist.api.convert import EncodedPrompt
 from medusa_dist.api.prompt_logprobs import LOWEST_LOGPROB, echoed, prompt_logprobs, token_key, top_table
+from medusa_dist.api.step_records import step_reports
 from medusa_dist.outputs import SpeculationStats
 from medusa_dist.text.no_tokenizer import NoTokenizer
 from medusa_dist.text.text_stream import TextDelta, TextStream
@@ -24,7 +25,8 @@ class Facts:
 
     num_logprobs, num_prompt_logprobs: most likely tokens per output and prompt token; None: no logprobs.
     continuous_usage: whether each chunk has the usage so far. prompt_ids: of each choice, if token ids are returned.
-    names_ids: whether logprobs name tokens by their ids. warnings: what of the request has no effect, in sentences.
+    names_ids: whether logprobs name tokens by their ids. explains: whether choices have their steps.
+    warnings: what of the request has no effect, in sentences.
     """
 
     call_id: str
@@ -40,6 +42,7 @@ class Facts:
     continuous_usage: bool = False
     prompt_ids: tuple[tuple[int, ...], ...] | None = None
     names_ids: bool = False
+    explains: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -106,7 +109,7 @@ class ResponseBuilder(ABC):
     @property
     def _has_details(self) -> bool:
         """Whether tokens are sent that have no text yet."""
-        return self._sends_ids or self._facts.num_logprobs is not None
+        return self._sends_ids or self._facts.num_logprobs is not None or self._facts.explains
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -154,9 +157,12 @@ class ResponseBuilder(ABC):
         ids = self._facts.prompt_ids
         return {} if ids is None else {"prompt_token_ids": list(ids[index])}
 
-    def _token_ids(self, delta: TextDelta) -> dict[str, Any]:
-        """The field token_ids of a choice, if it is sent."""
-        return {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
+    def _details(self, delta: TextDelta) -> dict[str, Any]:
+        """The fields token_ids and steps of a choice, if they are sent."""
+        fields: dict[str, Any] = {"token_ids": list(delta.token_ids)} if self._sends_ids else {}
+        if self._facts.explains:
+            fields["steps"] = step_reports(self._tokenizer, delta.steps, delta.token_ids, delta.token_texts)
+        return fields
 
 
 class CompletionAnswer(ResponseBuilder):
@@ -222,7 +228,7 @@ class CompletionAnswer(ResponseBuilder):
     def _piece(self, index: int, text: str, delta: TextDelta) -> dict[str, Any]:
         logprobs = self._logprobs(index, delta) if self._facts.num_logprobs is not None else None
         end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-        return {"index": index, "text": text, "logprobs": logprobs, **end, **self._token_ids(delta)}
+        return {"index": index, "text": text, "logprobs": logprobs, **end, **self._details(delta)}
 
     def _logprobs(self, index: int, delta: TextDelta) -> dict[str, Any]:
         echo, names_ids = self._echoes[index], self._facts.names_ids
@@ -274,6 +280,8 @@ def _everything(stream: TextStream) -> TextDelta:
         token_ids=tuple(stream.token_ids),
         logprobs=tuple(stream.logprobs),
         text_offsets=tuple(stream.text_offsets),
+        token_texts=tuple(stream.token_texts),
+        steps=tuple(stream.steps),
         finish_reason=stream.finish_reason,
         stop_reason=stream.stop_reason,
     )

@@ -180,6 +180,7 @@ async def _generate(
         continuous_usage=bool(body.stream_options and body.stream_options.continuous_usage_stats),
         prompt_ids=tuple(p.ids for p in prompts for _ in range(body.n or 1)) if body.return_token_ids else None,
         names_ids=bool(body.return_tokens_as_token_ids),
+        explains=bool(body.explain),
         warnings=() if plan is None else plan.thinking.warnings,
     )
     builder: ResponseBuilder

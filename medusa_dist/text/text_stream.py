@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medusa_dist.errors import RequestError
-from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, StepRecord, TokenLogprobs
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.detokenizer import Detokenizer
 from medusa_dist.text.no_tokenizer import NoTokenizer
@@ -26,7 +26,9 @@ class TextDelta:
     """The visible change from one Output. text: newly visible. token_ids, heads, logprobs, stats: counted tokens only.
 
     text_offsets[i]: character offset in the whole text at which token i starts, including held text; a token inside a
-    stop string may start after the end of the visible text.
+    stop string may start after the end of the visible text. token_texts[i]: what token i adds to the whole text; empty
+    where it hides, or only begins a character. steps: those that chose the counted tokens, if their request asks for
+    records.
     finish_reason: None until the end. stopped: a stop string was found; the caller must abort the engine's request.
     stop_reason: the stop string, or the id of stop_token_ids, that ended the text; else None.
     """
@@ -36,6 +38,8 @@ class TextDelta:
     heads: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     text_offsets: tuple[int, ...] = ()
+    token_texts: tuple[str, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
     finish_reason: FinishReason | None = None
     stopped: bool = False
     stop_reason: int | str | None = None
@@ -52,10 +56,10 @@ class TextStream:
     visible with include_stop_str_in_output, the token only if it has a text (skip_special_tokens). If several
     stop strings match, the one completed first counts; of two completed by the same character, the longer. A stop
     string completed within the first min_tokens tokens is ordinary text.
-    text, token_ids, heads, logprobs, text_offsets, stats, finish_reason: all so far. stop_reason: the stop string, or
-    the id of stop_token_ids, that ended the text; None after an end-of-sequence token. num_cached_tokens,
-    prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search. shown_ids: special tokens that are
-    part of the text though others are not.
+    text, token_ids, heads, logprobs, text_offsets, token_texts, steps, stats, finish_reason: all so far. stop_reason:
+    the stop string, or the id of stop_token_ids, that ended the text; None after an end-of-sequence token.
+    num_cached_tokens, prompt_logprobs: of the prompt, from the engine; hypotheses: of a beam search. shown_ids: special
+    tokens that are part of the text though others are not.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class TextStream:
         self.heads: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.text_offsets: list[int] = []
+        self.token_texts: list[str] = []
+        self.steps: list[StepRecord] = []
         self.stats = SpeculationStats()
         self.num_cached_tokens = 0
         self.hypotheses: tuple[Hypothesis, ...] = ()
@@ -113,11 +119,16 @@ class TextStream:
             self.text_offsets.append(self._decoded)
             is_silent = last_is_silent and i == len(output.token_ids) - 1
             hidden_id = token_id if is_silent or self._detokenizer.hides(token_id) else None
-            self._reveal("" if is_silent else self._detokenizer.push(token_id), hidden_id)
+            new = "" if is_silent else self._detokenizer.push(token_id)
+            self.token_texts.append(new)
+            self._reveal(new, hidden_id)
             if self.stopped:
                 break
         if output.finish_reason is not None and not self.stopped:
-            self._reveal(self._detokenizer.flush())
+            rest = self._detokenizer.flush()
+            self._reveal(rest)
+            if rest and self.token_texts:
+                self.token_texts[-1] += rest
         if is_end and not self.stopped and self.token_ids and self.token_ids[-1] in self._stop_token_ids:
             self.stop_reason = self.token_ids[-1]
         self.finish_reason = FinishReason.STOP if self.stopped else output.finish_reason
@@ -159,6 +170,8 @@ class TextStream:
             heads=output.heads[:num],
             logprobs=output.logprobs[:num],
             text_offsets=tuple(self.text_offsets[before:]),
+            token_texts=tuple(self.token_texts[before:]),
+            steps=_counted(output.steps, num),
             finish_reason=self.finish_reason,
             stopped=self.stopped,
             stop_reason=self.stop_reason,
@@ -166,6 +179,7 @@ class TextStream:
         )
         self.heads.extend(delta.heads)
         self.logprobs.extend(delta.logprobs)
+        self.steps.extend(delta.steps)
         self.stats = self.stats + delta.stats
         return delta
 
@@ -189,6 +203,17 @@ def _num_open(text: str, stops: Sequence[str]) -> int:
                 longest = length
                 break
     return longest
+
+
+def _counted(steps: Sequence[StepRecord], num_tokens: int) -> tuple[StepRecord, ...]:
+    """The steps that chose any of the first num_tokens tokens."""
+    counted: list[StepRecord] = []
+    for step in steps:
+        if num_tokens <= 0:
+            break
+        counted.append(step)
+        num_tokens -= step.num_tokens
+    return tuple(counted)
 
 
 def _without(stats: SpeculationStats, surplus_heads: Sequence[int]) -> SpeculationStats:

@@ -40,7 +40,7 @@ class ChatAnswer(ResponseBuilder):
         message = self._messages[index]
         message.push(text, is_last=True)
         end = self._end(index, delta)
-        return {"index": index, "message": message.message(), **end, **self._token_ids(delta)}
+        return {"index": index, "message": message.message(), **end, **self._details(delta)}
 
     def _opening(self, index: int) -> Iterator[dict[str, Any]]:
         role = {"role": "assistant", "content": ""}
@@ -53,13 +53,14 @@ class ChatAnswer(ResponseBuilder):
             yield self._part(index, fields, rest)
             rest = TextDelta()
         if is_last:
-            yield self._part(index, {}, replace(end_of(delta), token_ids=rest.token_ids, logprobs=rest.logprobs))
+            end = end_of(delta)
+            yield self._part(index, {}, replace(rest, finish_reason=end.finish_reason, stop_reason=end.stop_reason))
         elif self._has_details and rest.token_ids:
             yield self._part(index, {}, rest)
 
     def _part(self, index: int, fields: dict[str, Any], delta: TextDelta) -> dict[str, Any]:
         end = self._end(index, delta, streamed=True)
-        return {"index": index, "delta": fields, **end, **self._token_ids(delta)}
+        return {"index": index, "delta": fields, **end, **self._details(delta)}
 
     def _end(self, index: int, delta: TextDelta, streamed: bool = False) -> dict[str, Any]:
         logprobs, reason = None, delta.finish_reason

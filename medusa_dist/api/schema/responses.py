@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medusa_dist.api.step_records import StepList
+
 FinishReasonName = Literal["stop", "length"]
 
 
@@ -135,6 +137,7 @@ class ChatChoice(ResponseModel):
     finish_reason: FinishReasonName | Literal["tool_calls"]
     stop_reason: StopReason = None
     token_ids: list[int] | None = Field(default=None, description="with return_token_ids; the end token is the last")
+    steps: StepList = None
 
 
 class PromptLogprob(ResponseModel):
@@ -200,6 +203,7 @@ class CompletionChoice(ResponseModel):
     token_ids: list[int] | None = Field(
         default=None, description="with return_token_ids, or without a tokenizer; the end token is the last"
     )
+    steps: StepList = None
 
 
 class CompletionReply(Head):

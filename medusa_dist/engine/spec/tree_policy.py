@@ -21,6 +21,7 @@ from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.merged import MergedCandidates, drafters_of
 from medusa_dist.medusa.trees.tree import any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
+from medusa_dist.outputs import TreeReason
 
 
 class TreePolicy:
@@ -49,6 +50,8 @@ class TreePolicy:
     def trees(self, decoding: list[Sequence], num_other_rows: int, max_model_len: int) -> list[PlannedTree]:
         """A tree for each sequence that has candidates and can use them."""
         self.gate.planned(0)
+        for notes in (s.notes for s in decoding if s.notes is not None):
+            notes.begin(len(decoding))
         limits = [self._limits(s, max_model_len) for s in decoding]
         drafted = [(s, at) for s, at in zip(decoding, limits, strict=True) if s.candidates and at[1]]
         if not drafted:
@@ -60,28 +63,31 @@ class TreePolicy:
         ranked += [PlannedTree(*one, [(HEADS,)] * len(one[1])) for one in beams]
         if self.cost_model.measured is None:
             return ranked
-        sizes = self._sizes(ranked, len(decoding), num_other_rows)
+        sizes, speed_up = self._sizes(ranked, len(decoding), num_other_rows)
         self.gate.planned(sum(sizes))
+        for planned, size in zip(ranked, sizes, strict=True):
+            if planned.sequence.notes is not None:
+                planned.sequence.notes.plan(size, speed_up)
         return [
             PlannedTree(s, tree.first(size), values[:size], drafters[:size])
             for (s, tree, values, drafters), size in zip(ranked, sizes, strict=True)
         ]
 
-    def _sizes(self, ranked: list[PlannedTree], num_decoding: int, num_other_rows: int) -> list[int]:
-        """How many nodes of each tree the budget covers."""
+    def _sizes(self, ranked: list[PlannedTree], num_decoding: int, num_other_rows: int) -> tuple[list[int], float]:
+        """How many nodes of each tree the budget covers, and the predicted speed-up over no drafts."""
         # The values of each sequence are in falling order, so the best n of all are the first few of each.
         values = sorted((-value, index) for index, planned in enumerate(ranked) for value in planned.values)
         predicted = self.gate.discounted([-value for value, _ in values])
         with_heads = [planned for planned in ranked if HEADS in planned.sequence.candidates]
         cost = self.cost_model.of(num_decoding, bool(with_heads))
-        count, _ = best_budget(predicted, num_decoding, num_other_rows, cost)
+        count, speed_up = best_budget(predicted, num_decoding, num_other_rows, cost)
         for planned in with_heads:
             self.gate.drafted(planned.values, self._values_without_heads(planned))
         sizes = [0] * len(ranked)
         for _, index in values[:count]:
             sizes[index] += 1
         self._beams.round([(planned.sequence, planned.values) for planned in ranked], sizes)
-        return sizes
+        return sizes, speed_up
 
     def learn(self, results: Seq[StepResult]) -> None:
         """Learn which drafts were accepted; called before the scheduler drops the trees."""
@@ -89,7 +95,10 @@ class TreePolicy:
         self.gate.verified(sum(len(r.sequence.tree) for r in results))
         for sequence, hits in ((r.sequence, r.hits) for r in results if len(r.sequence.tree)):
             # The scheduler may have cut the tree: only its first nodes were verified.
-            expected = sum(sequence.tree_values[: len(sequence.tree)])
+            values = sequence.tree_values[: len(sequence.tree)]
+            expected = sum(values)
+            if sequence.notes is not None:
+                sequence.notes.values = values
             sequence.tree_values = ()
             self.counts.num_expected += expected
             if HEADS in sequence.candidates:
@@ -118,13 +127,16 @@ class TreePolicy:
             return []
         useful = [r for r in results if _num_left(r.sequence) > 1]  # a last token needs no draft
         if drafter == LOOKUP:
+            _note_drafting(results, useful, useful, None)
             return useful
         if not self.gate.should_draft(len(results)):
             self.counts.num_steps_without_drafts += 1
+            _note_drafting(results, useful, [], TreeReason.NO_GAIN)
             return []
         is_retry = self.gate.num_asked % RETRY_EVERY == 0
         selected = [r for r in useful if is_retry or not self._group_is_paused(r.sequence)]
         self.counts.num_paused_sequence_steps += len(useful) - len(selected)
+        _note_drafting(results, useful, selected, TreeReason.PAUSED)
         return selected
 
     def is_paused(self, sequence: Sequence) -> bool:
@@ -152,6 +164,9 @@ class TreePolicy:
             calibrated = [part.with_forced_prefix(forced) for part in calibrated]
         most = min(max_nodes, self.config.max_nodes)
         tree, values = best_tree(MergedCandidates(calibrated), most, max_depth, may_follow=_fits(sequence))
+        if sequence.notes is not None:
+            full = TreeReason.MAX_NODES if most == self.config.max_nodes else TreeReason.ROOM
+            sequence.notes.offer(len(tree), full if len(tree) == most else TreeReason.ALL)
         return PlannedTree(sequence, tree, values, drafters_of(tree.tokens, tree.parents, sequence.candidates))
 
     def _calibrated(self, sequence: Sequence, candidates: Mapping[str, Candidates]) -> list[Candidates]:
@@ -171,6 +186,8 @@ class TreePolicy:
         candidates = sequence.candidates[HEADS]
         tree = static_tree(candidates, self.config.tree, max_nodes, max_depth, _fits(sequence))
         drafters = [(HEADS,)] * len(tree)
+        if sequence.notes is not None:
+            sequence.notes.offer(len(tree), TreeReason.STATIC)
         if sequence.matcher is not None:
             return PlannedTree(sequence, tree, (), drafters)
         calibrated = self.calibrations[HEADS].calibrated(candidates, sequence.sampling_mode)
@@ -186,3 +203,23 @@ def _num_left(sequence: Sequence) -> int:
     """How many more tokens the request may emit."""
     most = sequence.request.params.max_tokens
     return sys.maxsize if most is None else most - sequence.num_output_tokens
+
+
+def _note_drafting(
+    results: list[StepResult], useful: list[StepResult], selected: list[StepResult], otherwise: TreeReason | None
+) -> None:
+    """Note why sequences may have no drafts. otherwise: the reason of those not selected; None: lookup, whose lack of a
+    guess counts only if the heads said nothing."""
+    explained = [result.sequence for result in results if result.sequence.notes is not None]
+    if not explained:
+        return
+    can_use, drafted = ({id(result.sequence) for result in some} for some in (useful, selected))
+    for sequence in explained:
+        notes = sequence.notes
+        assert notes is not None
+        if id(sequence) not in can_use:
+            notes.undrafted = TreeReason.LAST_TOKEN
+        elif otherwise is not None:
+            notes.undrafted = TreeReason.NO_GUESS if id(sequence) in drafted else otherwise
+        elif notes.undrafted is TreeReason.OFF:
+            notes.undrafted = TreeReason.NO_GUESS

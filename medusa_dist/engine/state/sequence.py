@@ -17,6 +17,7 @@ from medusa_dist.engine.state.acceptance_tracker import AcceptanceTracker
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for, chain_hash, salt_name
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Matcher
+from medusa_dist.engine.state.step_notes import StepNotes
 from medusa_dist.errors import RequestError
 from medusa_dist.medusa.lookup.suffix_index import SuffixIndex
 from medusa_dist.medusa.trees.accept import Accepted
@@ -58,6 +59,7 @@ class Sequence:
     matcher: Matcher | None = None  # position in its grammar, after the known tokens
     is_complete: bool = False  # the grammar allows nothing more
     error: RequestError | None = None  # why it could not continue
+    notes: StepNotes | None = None  # for the records of its steps; None: its request does not ask for them
 
     @property
     def request(self) -> Request:
@@ -149,6 +151,8 @@ class Sequence:
         )
         self.candidates, self.tree, self.pending_copies, self.prompt_logprobs = {}, EMPTY, [], []
         self.fork_slots = []
+        if self.notes is not None:
+            self.notes.restart()
         return blocks
 
     def check_integrity(self) -> None:

@@ -11,9 +11,10 @@ from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import Matcher
 from medusa_dist.engine.state.sequence import Sequence, SequenceGroup, StepResult
+from medusa_dist.engine.state.step_notes import MAX_TOKENS, StepNotes
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.tree import EMPTY
-from medusa_dist.outputs import FinishReason, Output, SpeculationStats
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats, StepRecord, TreeReason
 from medusa_dist.request import Request
 
 
@@ -27,7 +28,8 @@ class SingleSequence(SequenceGroup):
         # Prompt logprobs were delivered with the first output.
         wants_prompt = request.params.prompt_logprobs is not None and not output_ids
         tokens = [*request.prompt_ids, *output_ids]
-        self.root = Sequence(self, tokens, wants_prompt_logprobs=wants_prompt, matcher=matcher)
+        notes = StepNotes() if request.explain else None
+        self.root = Sequence(self, tokens, wants_prompt_logprobs=wants_prompt, matcher=matcher, notes=notes)
 
     def restart(self) -> None:
         """All tokens are kept and recomputed."""
@@ -41,6 +43,7 @@ class SingleSequence(SequenceGroup):
         nodes = result.accepted.nodes[: len(tokens)]
         stats = _count(sequence, nodes, len(tokens))
         sequence.stats += stats
+        steps = () if sequence.notes is None else _records(sequence, sequence.notes, nodes, len(tokens))
         if sequence.finish_reason is None:
             # Accepted node i is at KV index known + nodes[i] and belongs at known + i.
             moves = [(known + node, known + i) for i, node in enumerate(nodes) if node != i]
@@ -60,6 +63,7 @@ class SingleSequence(SequenceGroup):
             prompt_logprobs=prompt_logprobs,
             is_complete=sequence.is_complete,
             error=sequence.error,
+            steps=steps,
         )
 
     def _append(self, accepted: Accepted, limits: Limits) -> tuple[int, ...]:
@@ -89,3 +93,16 @@ def _count(sequence: Sequence, accepted: Seq[int], num_tokens: int) -> Speculati
         Counter(name for names in drafters for name in names),
         Counter(name for node in accepted for name in (drafters[node] if drafters else ())),
     )
+
+
+def _records(
+    sequence: Sequence, notes: StepNotes, accepted: tuple[int, ...], num_tokens: int
+) -> tuple[StepRecord, ...]:
+    """The record of this step, whose tokens are appended already; none for a prompt alone, and far into the output."""
+    if num_tokens == 0 or sequence.num_output_tokens - num_tokens >= MAX_TOKENS:
+        return ()
+    size = len(sequence.tree)
+    reason = notes.reason(size, bool(sequence.candidates)) if sequence.request.params.speculation else TreeReason.OFF
+    notes.undrafted = TreeReason.OFF  # until the policy says otherwise, which it does if there is a drafter
+    drafters = sequence.tree_drafters[:size]  # the scheduler may have cut the tree
+    return (notes.record(sequence.tree, drafters, accepted, num_tokens, reason),)

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats, StepRecord, TokenLogprobs, TreeReason
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.detokenizer import Detokenizer
 from medusa_dist.text.text_stream import TextStream
@@ -264,3 +264,31 @@ def test_last_token_is_text_if_it_completes_the_grammar() -> None:
             is_complete=ends_with_text,
         )
         assert stream.push(output).text == text == stream.text and stream.finish_reason is FinishReason.STOP
+
+
+def a_step(num_tokens):
+    reason = TreeReason.ALL
+    return StepRecord((), (), (), (), (), num_tokens, 0, 0, 1, None, reason)
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, len(BYTES) - 1), max_size=40), size=st.integers(1, 5))
+def test_texts_of_tokens_join_to_the_whole_text(ids, size):
+    stream = TextStream(BYTES, SamplingParams(max_tokens=100))
+    deltas = []
+    for start in range(0, max(1, len(ids)), size):
+        last = FinishReason.LENGTH if start + size >= len(ids) else None
+        deltas.append(
+            stream.push(Output(request_id="x", token_ids=tuple(ids[start : start + size]), finish_reason=last))
+        )
+    assert "".join(stream.token_texts) == stream.text == whole(BYTES, ids)
+    assert len(stream.token_texts) == len(ids)
+    assert [len(delta.token_texts) for delta in deltas] == [len(delta.token_ids) for delta in deltas]
+
+
+def test_steps_after_a_stop_string_are_dropped():
+    stream = TextStream(BYTES, SamplingParams(stop=("x",)))
+    steps = (a_step(2), a_step(2), a_step(1))
+    delta = stream.push(Output(request_id="x", token_ids=ids_of("abxde"), steps=steps))
+    assert delta.token_ids == ids_of("abx") and delta.steps == steps[:2] and stream.steps == [*steps[:2]]
+    assert stream.push(Output(request_id="x", token_ids=ids_of("f"), steps=(a_step(1),))).steps == ()

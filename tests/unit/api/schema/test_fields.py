@@ -54,7 +54,7 @@ CHAT_SHOWS = SHOWS_IN_PARAMS | {
     "logprobs": (True, {"logprobs": 0}),
 }
 # Honoured fields that show in the Request itself.
-SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant")}
+SHOWS_IN_REQUEST = {"priority": (-3, -3), "cache_salt": ("tenant", "tenant"), "explain": (True, True)}
 COMPLETION_SHOWS = SHOWS_IN_PARAMS | {"logprobs": (3, {"logprobs": 3})}
 # Honoured fields that show elsewhere; each has its own test in test_routes.py or test_requests.py.
 ELSEWHERE = {"model", "n", "stream", "stream_options", "messages", "top_logprobs", "add_generation_prompt"}

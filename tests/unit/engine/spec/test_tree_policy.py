@@ -9,12 +9,14 @@ from medusa_dist.config import SpeculationConfig
 from medusa_dist.engine.spec.tree_policy import TreePolicy
 from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.engine.state.single_sequence import SingleSequence
+from medusa_dist.engine.state.step_notes import StepNotes
 from medusa_dist.medusa.trees.accept import Accepted
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import BEAMS, SAMPLED
 from medusa_dist.medusa.trees.candidates import Candidates
 from medusa_dist.medusa.trees.tree import Tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
+from medusa_dist.outputs import TreeReason
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 
@@ -328,3 +330,57 @@ def test_trees_of_lookup_alone_say_nothing_about_the_heads() -> None:
     one.tree = only_tree(made, one)
     made.learn([verdict(one)])
     assert one.acceptance.num_tries == 0 and made.counts.num_expected > 0
+
+
+def explained(**fields: object) -> Sequence:
+    """A sequence whose request asks for step records."""
+    made = sequence(**fields)
+    made.notes = StepNotes()
+    return made
+
+
+def test_notes_say_what_bounded_the_tree() -> None:
+    cases = [
+        (policy(7), explained(), MAX_LEN, TreeReason.MAX_NODES, 7),
+        (policy(200), explained(heads=2), MAX_LEN, TreeReason.ALL, 30),
+        (policy(7), explained(known=KEY_CHUNK - 2), MAX_LEN, TreeReason.ROOM, 2),
+        (policy(7), explained(), 21, TreeReason.LAST_TOKEN, 0),
+        (policy(7, STEEP), explained(), MAX_LEN, TreeReason.BUDGET, 0),
+        (TreePolicy(SpeculationConfig(mode="static", tree=((0,), (1,)))), explained(), MAX_LEN, TreeReason.STATIC, 2),
+    ]
+    for made, one, max_len, reason, size in cases:
+        assert sum(len(planned.tree) for planned in made.trees([one, sequence()], 0, max_len)[:1]) == size, reason
+        assert one.notes.reason(size, has_candidates=True) is reason
+        shown = one.notes.record(Tree(), (), (), 1, reason)
+        assert shown.num_sequences == 2 and (shown.speed_up is not None) is (made.measured_cost is not None)
+        assert shown.num_offered == (7 if reason is TreeReason.BUDGET else size)
+
+
+def test_notes_say_why_the_heads_did_not_run() -> None:
+    def undrafted(made: TreePolicy, one: Sequence, *drafters: str) -> TreeReason:
+        one.notes.undrafted = TreeReason.OFF  # as after each step
+        for name in drafters:
+            made.select_for_drafting(name, [StepResult(one, Accepted((), (5,)), (), 0)])
+        return one.notes.undrafted
+
+    both = ("lookup", "heads")
+    assert undrafted(policy(), explained(), *both) is TreeReason.NO_GUESS
+    assert undrafted(policy(), explained(), "lookup") is TreeReason.NO_GUESS
+    assert undrafted(policy(), explained()) is TreeReason.OFF
+    assert undrafted(policy(), explained(known=20, max_tokens=18), *both) is TreeReason.LAST_TOKEN
+    tired = explained()
+    for _ in range(40):
+        tired.acceptance.learn(0, 0.05)
+    assert undrafted(policy(), tired, *both) is TreeReason.PAUSED
+    poor = policy(7, STEEP)
+    for _ in range(20):
+        poor.gate.drafted([0.1])
+    assert undrafted(poor, explained(), *both) is TreeReason.NO_GAIN
+
+
+def test_notes_keep_the_values_of_the_verified_nodes() -> None:
+    made, one = policy(), explained()
+    tree = one.tree = only_tree(made, one).first(3)
+    expected = tuple(one.tree_values[:3])
+    made.learn([StepResult(one, Accepted((), (5,)), (), 0)])
+    assert tuple(one.notes.values) == expected and len(tree) == 3
