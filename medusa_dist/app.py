@@ -25,7 +25,7 @@ from medusa_dist.api.batches.run import Lines
 from medusa_dist.api.batches.worker import BatchWorker
 from medusa_dist.api.in_process_client import InProcessReply, Inside
 from medusa_dist.api.routes import build_api
-from medusa_dist.api.service import Health, Service
+from medusa_dist.api.service import Health, Load, Service
 from medusa_dist.config import Config
 from medusa_dist.config_parts.files import AUTO
 from medusa_dist.errors import StorageOffError
@@ -61,6 +61,17 @@ class Medusa(LLMReplica):
         """Whether the model decodes now."""
         trouble = self.trouble
         return Health(ok=trouble is None, text=trouble or "ok")
+
+    def load(self) -> Load:
+        """What the replica does, as of the group's last report."""
+        stats = self.stats
+        return Load(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            kv_used_fraction=stats.kv_used_fraction,
+            num_tokens=stats.num_tokens,
+            num_sequence_steps=stats.num_sequence_steps,
+        )
 
     async def batch_line(self, line: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
         """Process a batch line; yields one item, because Ray Data's ServeDeploymentProcessor requires a generator.

@@ -20,6 +20,18 @@ class Health:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a replica does now. Sequences that run, sequences that wait, and the share of the KV cache in use; then
+    totals since its group started: output tokens, and the steps that chose them, summed over sequences."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_used_fraction: float = 0.0
+    num_tokens: int = 0
+    num_sequence_steps: int = 0
+
+
 class Service(Protocol):
     """One served model.
 
@@ -85,6 +97,9 @@ class Service(Protocol):
     @property
     def num_requests(self) -> int:
         """Requests that run or wait, in this process."""
+
+    def load(self) -> Load:
+        """What the replica does, as of its last report. Does not block."""
 
     async def metrics(self) -> str:
         """The service's metrics in Prometheus' text format. Raises EngineError where there are none to be had."""

@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 from medusa_dist.config import Config
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -157,6 +158,11 @@ class LLMReplica:
     def num_requests(self) -> int:
         """Requests that run or wait in this replica."""
         return self._supervisor.num_requests
+
+    @property
+    def stats(self) -> EngineStats:
+        """The counters of the current group, as of its last report."""
+        return self._supervisor.stats
 
     async def metrics(self) -> str:
         """The metrics of this application, as Ray exports them on all nodes."""

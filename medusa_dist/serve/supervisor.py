@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort, Command, EngineMessage, OutputBatch, Refusal
+from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import EngineError, GroupError, MedusaError, OverloadedError, RequestError
 from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
@@ -50,6 +51,7 @@ class Supervisor:
         self._over: MedusaError | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.facts: dict[str, Any] = {}  # of rank 0, after the start
+        self.stats = EngineStats()  # of the current group, as of its last batch
         self.trouble = "it is starting"  # why it does not decode, if it does not
 
     # Called by the replica
@@ -261,6 +263,7 @@ class Supervisor:
                 raise GroupError(f"output batch {batch.number} of generation {batch.generation} arrived as {number}")
             number += 1
             self._num_silent = 0
+            self.stats = batch.stats
             if batch.age_s > self._config.timeouts.step_s + GRACE_S:
                 raise GroupError(f"rank 0 has been in one step for {batch.age_s:.0f} s (timeouts.step_s)")
             for message in batch.messages:

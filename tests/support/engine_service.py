@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from medusa_dist.api.service import Health
+from medusa_dist.api.service import Health, Load
 from medusa_dist.llm import LLM
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -36,6 +36,12 @@ class EngineService:
         return Health(True, "ok")
 
     num_requests = 0
+
+    def load(self) -> Load:
+        stats = self.engine.stats()
+        return Load(
+            stats.num_running, stats.num_waiting, stats.kv_used_fraction, stats.num_tokens, stats.num_sequence_steps
+        )
 
     async def metrics(self) -> str:
         return "# HELP up 1\n# TYPE up gauge\nup 1.0\n"

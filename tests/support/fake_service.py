@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 import httpx
 
 from medusa_dist.api.routes import build_api
-from medusa_dist.api.service import Health
+from medusa_dist.api.service import Health, Load
 from medusa_dist.errors import OverloadedError
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.text.tools.chat_format import ChatFormat
@@ -49,6 +49,9 @@ class FakeService:
         return self.state
 
     num_requests = 0
+
+    def load(self):
+        return Load(2, 1, 0.25, 40, 16)
 
     async def metrics(self):
         return "# HELP up 1\n# TYPE up gauge\nup 1.0\n"

@@ -81,8 +81,17 @@ def _add_state(app: FastAPI, get_service: GetService) -> None:
 
     @app.get("/load")
     async def load() -> LoadReply:
-        """Return the number of requests that run or wait in the replica that answers."""
-        return LoadReply(server_load=get_service().num_requests)
+        """Return what the replica that answers does: its requests, its KV cache, and totals to compute rates from."""
+        service = get_service()
+        load = service.load()
+        return LoadReply(
+            server_load=service.num_requests,
+            running_sequences=load.num_running,
+            waiting_sequences=load.num_waiting,
+            kv_used_fraction=load.kv_used_fraction,
+            output_tokens=load.num_tokens,
+            sequence_steps=load.num_sequence_steps,
+        )
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

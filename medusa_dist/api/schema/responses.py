@@ -254,7 +254,12 @@ class VersionReply(ResponseModel):
 class LoadReply(ResponseModel):
     """Response of GET /load."""
 
-    server_load: int
+    server_load: int = Field(description="requests that run or wait")
+    running_sequences: int
+    waiting_sequences: int
+    kv_used_fraction: float
+    output_tokens: int = Field(description="in total, since the ranks started")
+    sequence_steps: int = Field(description="steps that chose output tokens, in total, summed over sequences")
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

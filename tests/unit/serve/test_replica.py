@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -55,6 +56,17 @@ def test_service_answers_completions_models_and_health_over_http(url):
     assert card["id"] == "fake" and card["tensor_parallel_size"] == 2 and card["max_model_len"] == 10_000
     health = httpx.get(f"{url}/health", timeout=10)
     assert (health.status_code, health.text) == (200, "ok")
+
+
+def test_load_shows_what_runs(url):
+    def running():
+        return httpx.get(f"{url}/load", timeout=10).json()["running_sequences"]
+
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(stream_ids, url, [20, 0, 5], 100)
+        until(lambda: running() == 1)
+        assert len(stream.result()) == 100
+    until(lambda: running() == 0)
 
 
 @pytest.mark.parametrize("given", ["mine", None])

@@ -120,6 +120,14 @@ async def test_a_request_that_comes_during_a_restart_is_held_and_answered():
         run.supervisor.check()
 
 
+async def test_stats_are_those_of_the_groups_last_batch():
+    async with Started() as run:
+        reader = asyncio.create_task(collect(run.supervisor, request("a", (5, 0), max_tokens=60)))
+        await until(lambda: run.supervisor.stats.num_running == 1)
+        await reader
+        await until(lambda: run.supervisor.stats.num_running == 0)
+
+
 async def test_full_supervisor_refuses_requests_until_one_ends():
     async with Started() as run:
         readers = [asyncio.create_task(collect(run.supervisor, request(f"r{i}", (5, 0), 50))) for i in range(4)]

@@ -28,10 +28,17 @@ async def test_ping_follows_health_and_live_stays_200(method):
         assert (await get("/live", service)).status_code == 200
 
 
-async def test_load_returns_requests_that_run_or_wait():
+async def test_load_returns_requests_and_the_replicas_last_report():
     service = FakeService()
     service.num_requests = 7
-    assert (await get("/load", service)).json() == {"server_load": 7}
+    assert (await get("/load", service)).json() == {
+        "server_load": 7,
+        "running_sequences": 2,
+        "waiting_sequences": 1,
+        "kv_used_fraction": 0.25,
+        "output_tokens": 40,
+        "sequence_steps": 16,
+    }
 
 
 async def test_metrics_route_returns_text_that_prometheus_parses():
