@@ -14,7 +14,7 @@ LOWEST_TORCH = $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/.*"\(torch\
 LOWEST_TESTS ?= tests/unit/medusa tests/unit/ops tests/unit/api
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients test-browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -60,6 +60,10 @@ test-clients: $(CLIENTS)/installed-clients $(CLIENT_ENVIRONMENTS:%=$(CLIENTS)/%/
 	set -e; for name in $(CLIENT_ENVIRONMENTS); do \
 	  SERVER_PYTHON=$(abspath $(CLIENTS)/bin/python) $(CLIENTS)/$$name/bin/pytest -m clients tests/clients; done
 
+# Chromium itself is the system's (`apt install chromium`), or the one that `.venv/bin/playwright install chromium` gets.
+test-browser: $(VENV)/installed-browser ## the page at / in a headless Chromium
+	$(VENV)/bin/pytest -m browser -rs tests/browser
+
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -91,6 +95,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/torch
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-browser: pyproject.toml $(VENV)/installed-dev
+	$(PIP) install -e '.[browser]'
 	@touch $@
 
 $(VENV)/installed-docs: pyproject.toml $(VENV)/installed

@@ -114,7 +114,7 @@ def assemble(args: Config, stack: str) -> Application:
     open_store(config.files, config.name)  # raises here, rather than in each replica
 
     def api() -> FastAPI:
-        return build_api(current_front, api_key, config.http, behind_serve=True, store=files_of(config))
+        return api_of(config, api_key)
 
     deployment = serve.deployment(
         serve.ingress(api)(Medusa),
@@ -131,6 +131,11 @@ def assemble(args: Config, stack: str) -> Application:
         max_constructor_retry_count=2,
     )
     return deployment.bind(config, stack)
+
+
+def api_of(config: Config, api_key: str | None) -> FastAPI:
+    """The HTTP application of a replica; called in its process."""
+    return build_api(current_front, api_key, config.http, behind_serve=True, store=files_of(config), page=config.page)
 
 
 def files_of(config: Config) -> Store | StorageOffError:

@@ -240,6 +240,11 @@ class Config(Strict):
         default=None,
         description="Scale replicas by load. None: a fixed number, num_replicas in the Serve config; set only one.",
     )
+    page: bool | None = Field(
+        default=None,
+        description="A page at / that chats with the model and shows how each token came about (docs/page.md). None: "
+        "for callers on this machine, if no API key is set. true: for all; its files need no key, its data does.",
+    )
     http: HttpConfig = Field(default_factory=HttpConfig)
     files: FilesConfig = Field(default_factory=FilesConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import re
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,22 +30,23 @@ def check_api_key(key: str) -> str:
 
 
 class ApiKey:
-    """Refuses every request without the key, on any path except OPEN_PATHS.
+    """Refuses every request without the key, on any path except open_paths.
 
     Files and batches belong to the key that they came with (`tenant` in the scope's state).
     The key comes as `Authorization: Bearer <key>`, or as `x-api-key: <key>`, as clients of the Messages API send it.
     OPTIONS passes: browsers send it without a key, and no route answers it with more than the methods of a path.
     """
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, open_paths: Collection[str] = OPEN_PATHS) -> None:
         self._app = app
+        self._open_paths = frozenset(open_paths)
         self._digest = _digest(key)
         self._tenant = tenant_of(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "lifespan" or path in OPEN_PATHS or scope.get("method") == "OPTIONS":
+        if scope["type"] == "lifespan" or path in self._open_paths or scope.get("method") == "OPTIONS":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

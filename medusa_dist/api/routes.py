@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from medusa_dist.api.auth import ApiKey, RequestId, check_api_key
+from medusa_dist.api.auth import OPEN_PATHS, ApiKey, RequestId, check_api_key
 from medusa_dist.api.batches.route import add_batches
 from medusa_dist.api.call import Call, ClientGone
 from medusa_dist.api.chat.answering import Answering, answering
@@ -31,6 +31,7 @@ from medusa_dist.api.files.route import add_files
 from medusa_dist.api.http.bodies import Bodies
 from medusa_dist.api.http.cors import allow_origins
 from medusa_dist.api.http.failures import Failures, Json, error_response, request_id
+from medusa_dist.api.http.page import add_page, open_paths
 from medusa_dist.api.http.paths import HeadAsGet, PlainPaths
 from medusa_dist.api.http.service_routes import GetService, add_service_routes
 from medusa_dist.api.http.unknown_route import explain_route
@@ -56,11 +57,12 @@ def build_api(
     http: HttpConfig | None = None,
     behind_serve: bool = False,
     store: Store | StorageOffError | None = None,
+    page: bool | None = False,
 ) -> FastAPI:
     """Build the application. get_service: called per request; may raise EngineError while there is no service.
 
     api_key: None = no authentication. http: None = its defaults. behind_serve: Ray Serve's HTTP server is in front.
-    store: of files and batches, or why there is none.
+    store: of files and batches, or why there is none. page: the config key.
     Raises ConfigError for a key that cannot be sent in a header.
     """
     http = http or HttpConfig()
@@ -82,13 +84,14 @@ def build_api(
 
     add_files(app, get_store, http.cors_origins)
     add_batches(app, get_store)
+    add_page(app, page, has_key=api_key is not None)
     for kind in (MedusaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_failure)
     app.add_exception_handler(ClientGone, _answer_nobody)
     # Each layer is outside of those above it.
     app.add_middleware(Bodies, max_bytes=http.max_body_bytes)
     if api_key is not None:
-        app.add_middleware(ApiKey, key=check_api_key(api_key))
+        app.add_middleware(ApiKey, key=check_api_key(api_key), open_paths=(*OPEN_PATHS, *open_paths(page)))
     app.add_middleware(PlainPaths)  # outside of the key check: both see the same path
     app.add_middleware(HeadAsGet)
     app.add_middleware(Failures)  # responses to errors of the layers above carry the headers of those below

@@ -65,6 +65,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, in the foreground, until Ctrl-C or SIGTERM."""
     with clear_errors(), stoppable():
+        from medusa_dist.api.http.page import page_note
         from medusa_dist.app import API_KEY_VARIABLE, DEPLOYMENT
         from medusa_dist.serve.config_file import read_serve_file
         from medusa_dist.serve.launch import Launch, sampling_note, wait_for_signal
@@ -79,8 +80,9 @@ def serve(
                 seconds = launch.start()
             console.print(f"[green]ready[/] after {seconds:.1f} s")
             for name, one in file.configs.items():
-                print(_greeting(file.url(name), one.name))
-                defaults = sampling_note(file.url(name), os.environ.get(API_KEY_VARIABLE))
+                url, key = file.url(name), os.environ.get(API_KEY_VARIABLE)
+                print(_greeting(url, one.name) + page_note(url, one.page, has_key=key is not None))
+                defaults = sampling_note(url, key)
                 if defaults:
                     print(f"{defaults}\n")
             print(_hints(launch.dashboard, launch.metrics), flush=True)

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import httpx
 import pytest
 import torch
 from ray.exceptions import GetTimeoutError
 
 from medusa_dist import llm_backend
-from medusa_dist.app import Medusa, files_of, replicas
+from medusa_dist.app import Medusa, api_of, files_of, replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import process_group
@@ -321,6 +322,16 @@ def cors_origins(world: World) -> None:
         assert ("access-control-allow-origin" in reply.headers) is is_allowed
 
 
+def page(world: World) -> None:
+    """Of callers on this machine and elsewhere."""
+    for value, statuses in ((True, (200, 200)), (False, (404, 404)), (None, (200, 404))):
+        app = api_of(world.config("page", value, files={"store": "off"}), None)
+        for caller, status in zip(("127.0.0.1", "192.0.2.7"), statuses, strict=True):
+            transport = httpx.ASGITransport(app, client=(caller, 50000))
+            client = httpx.AsyncClient(transport=transport, base_url="http://test")
+            assert asyncio.run(client.get("/")).status_code == status
+
+
 def files_store(world: World) -> None:
     found = {value: files_of(world.config("files.store", value)) for value in ("off", str(world.folder / "kept"))}
     kept, off = found.pop(str(world.folder / "kept")), found.pop("off")
@@ -366,6 +377,7 @@ def replica_of(config: Config) -> Medusa:
 CHECKS: dict[str, Callable[..., None]] = {
     "http.max_body_bytes": max_body_bytes,
     "http.cors_origins": cors_origins,
+    "page": page,
     "files.store": files_store,
     "files.max_file_bytes": max_file_bytes,
     "files.max_total_bytes": max_total_bytes,

@@ -381,7 +381,13 @@ def test_the_key_chat_template_chooses_the_template(
 def test_llm_refuses_unknown_keys_service_keys_and_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wings: unknown key"):
         LLM(str(folder), wings=2)
-    for key, value in (("max_queued", 4), ("http", {}), ("autoscaling", {}), ("resources", {"front_cpus": 1})):
+    for key, value in (
+        ("max_queued", 4),
+        ("page", True),
+        ("http", {}),
+        ("autoscaling", {}),
+        ("resources", {"front_cpus": 1}),
+    ):
         with pytest.raises(ConfigError, match=rf"{key}.*applies only to a service"):
             LLM(str(folder), **{key: value})
     with pytest.raises(ModelError):

@@ -69,6 +69,15 @@ def test_load_shows_what_runs(url):
     until(lambda: running() == 0)
 
 
+def test_page_is_shown_to_callers_on_this_machine(url):
+    """Through Serve's proxy, which passes on who calls; a proxy before it says that somebody else does."""
+    for path, kind in (("/", "text/html"), ("/page/main.js", "text/javascript")):
+        reply = httpx.get(f"{url}{path}", timeout=10)
+        assert reply.status_code == 200 and reply.headers["content-type"].startswith(kind)
+        assert reply.headers["content-security-policy"].startswith("default-src 'none'")
+        assert httpx.get(f"{url}{path}", headers={"x-forwarded-for": "192.0.2.7"}, timeout=10).status_code == 404
+
+
 @pytest.mark.parametrize("given", ["mine", None])
 @pytest.mark.parametrize(
     ("method", "path", "status"),
