@@ -261,8 +261,7 @@ class Supervisor:
             batch: OutputBatch = await ref
             if (batch.generation, batch.number) != (self._generation, number):
                 raise GroupError(f"output batch {batch.number} of generation {batch.generation} arrived as {number}")
-            number += 1
-            self._num_silent = 0
+            number, self._num_silent = number + 1, 0
             self.stats = batch.stats
             if batch.age_s > self._config.timeouts.step_s + GRACE_S:
                 raise GroupError(f"rank 0 has been in one step for {batch.age_s:.0f} s (timeouts.step_s)")
