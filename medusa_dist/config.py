@@ -5,6 +5,7 @@ Ray Serve's own keys (serve_configs/*.yaml), the shapes of named trees (named_tr
 themselves (config_parts/). Unknown keys are errors.
 """
 
+import os.path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -245,10 +246,23 @@ class Config(Strict):
         description="A page at / that chats with the model and shows how each token came about (docs/page.md). None: "
         "for callers on this machine, if no API key is set. true: for all; its files need no key, its data does.",
     )
+    step_log: str | None = Field(
+        default=None,
+        description="File to which rank 0 writes one JSON line a step, for medusa-dist explain: its drafts, what cut "
+        "them, what was accepted, the time of each phase. An absolute path; at most 2 x 32 MiB, the older half in "
+        "NAME.1.jsonl; a second replica on the node writes NAME-2.jsonl. Has token ids of answers and drafts.",
+    )
     http: HttpConfig = Field(default_factory=HttpConfig)
     files: FilesConfig = Field(default_factory=FilesConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+
+    @field_validator("step_log")
+    @classmethod
+    def _is_absolute(cls, path: str | None) -> str | None:
+        if path is not None and not os.path.isabs(path):
+            raise ValueError(f"{path!r} is not an absolute path; ranks run in a folder of Ray's")
+        return path
 
     @model_validator(mode="after")
     def _every_sequence_gets_a_row(self) -> "Config":

@@ -36,6 +36,10 @@ class HeadsError(ConfigError):
     """Draft heads that are missing, cannot be read, or do not fit the base model."""
 
 
+class StepLogError(ConfigError):
+    """A step log that cannot be written or read."""
+
+
 class RequestError(MedusaError):
     """The request is invalid; the engine continues. `param` names the field as the client spelled it."""
 

@@ -1,4 +1,4 @@
-"""Commands that use heads: convert-heads, eval-heads, tune-tree, explain.
+"""Commands that use heads: convert-heads, eval-heads, tune-tree.
 
 Owns their options and help texts; main.py adds them to the CLI. Not here: their implementation (heads_tools/). Imports
 are inside the commands, so that `medusa-dist --help` stays fast.
@@ -10,24 +10,25 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from medusa_dist.cli.options import DtypeOption, HeadsOption, ModelOption, clear_errors, console, note, parse_sizes
+from medusa_dist.cli.options import (
+    AppOption,
+    ConfigArgument,
+    DtypeOption,
+    HeadsOption,
+    ModelOption,
+    clear_errors,
+    console,
+    note,
+    parse_sizes,
+    tool_config,
+)
 
 app = typer.Typer()
 
-ConfigArgument = Annotated[Path | None, typer.Argument(help="A Serve config; replaces --model, --heads and --dtype.")]
-AppOption = Annotated[str | None, typer.Option("--app", help="The application, if the config has several.")]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help='.jsonl lines {"prompt", "category"}, or one prompt per line; default: the shipped prompts.'),
 ]
-
-
-def _config(config: Path | None, app_name: str | None, model: str, heads: str | None, dtype: str) -> Any:
-    """The config of a tool: from a file, or from options."""
-    from medusa_dist.app import DEPLOYMENT
-    from medusa_dist.tools.tool_llm import options_config, read_config
-
-    return options_config(model, heads, dtype) if config is None else read_config(config, app_name, DEPLOYMENT)
 
 
 @app.command("convert-heads")
@@ -84,7 +85,7 @@ def eval_heads(
         from medusa_dist.tools.tool_llm import open_llm
 
         draw = None if plot is None else _draw()
-        checked = _config(config, app_name, model, heads, dtype)
+        checked = tool_config(config, app_name, model, heads, dtype)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
         with ProgressDisplay(console, "loading") as progress, open_llm(checked) as llm:
             folder = find_heads(checked)
@@ -131,7 +132,7 @@ def tune_tree(
         if mode not in ("best", "auto", "static"):
             raise ConfigError(f"--mode takes best, auto or static, not {mode!r}")
         sizes = parse_sizes(batch, "--batch")
-        checked = _config(config, app_name, model, heads, dtype)
+        checked = tool_config(config, app_name, model, heads, dtype)
         questions = read_prompts(prompts or SHIPPED)
         widest = {"mode": "auto", "max_nodes": MAX_NODES}
         rows = max(checked.max_batched_tokens, 512)
@@ -147,46 +148,6 @@ def tune_tree(
         else:
             output.write_text(text)
             note(f"written: {output}")
-
-
-@app.command()
-def explain(
-    config: ConfigArgument = None,
-    model: ModelOption = "demo:smollm2-135m",
-    heads: HeadsOption = None,
-    dtype: DtypeOption = "float32",
-    app_name: AppOption = None,
-    prompt: Annotated[str | None, typer.Option(help="Draw the steps of the answer to this prompt.")] = None,
-    tree: Annotated[
-        str | None, typer.Option(help="A static tree: a name, or paths such as [[0], [1], [0, 0]].")
-    ] = None,
-    nodes: Annotated[int, typer.Option(min=1, max=255, help="Draft tokens per step, or nodes of the drawn tree.")] = 7,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 24,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
-) -> None:
-    """Draw candidate trees: a static tree with its predicted gain, or the trees of real steps and what was accepted."""
-    with clear_errors():
-        from medusa_dist.heads_tools import explain as job
-        from medusa_dist.heads_tools.explain_config import accuracies_of, tree_of
-        from medusa_dist.heads_tools.record_drafts import engine_with_heads
-        from medusa_dist.heads_tools.trace_steps import watch
-        from medusa_dist.sampling_params import SamplingParams
-        from medusa_dist.tools.prompts import prompt_ids
-        from medusa_dist.tools.tool_llm import open_llm
-
-        checked = _config(config, app_name, model, heads, dtype)
-        name, speculation = tree_of(checked, tree, nodes)
-        if prompt is None:
-            accuracies = accuracies_of(checked)
-            paths = speculation.tree or job.likeliest(accuracies, nodes)
-            Console().print(job.draw_static(paths, accuracies, name))
-            return
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        with console.status("loading"), open_llm(checked, {"mode": "auto"}) as llm:
-            ids = prompt_ids(llm, prompt)
-            steps = list(watch(engine_with_heads(llm), ids, params, speculation))
-            job.show_steps(steps, llm.tokenizer, Console())
 
 
 def _draw() -> Any:

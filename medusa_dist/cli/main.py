@@ -1,7 +1,7 @@
 """Entry point of the command line `medusa-dist`.
 
-Owns serve, check, demo, generate, bench and batch. Not here: heads commands (heads.py, train.py), shared options
-(options.py). Imports are inside the commands, so that `medusa-dist --help` stays fast.
+Owns serve, check, demo, bench and batch. Not here: heads commands (heads.py, train.py), those that show what happens
+(see.py), shared options (options.py). Imports are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
 import os
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from medusa_dist import __version__
 from medusa_dist.cli import heads as cli_heads
+from medusa_dist.cli import see as cli_see
 from medusa_dist.cli import train as cli_train
 from medusa_dist.cli.options import (
     DtypeOption,
@@ -30,6 +31,7 @@ from medusa_dist.cli.options import (
 from medusa_dist.cli.signals import stoppable
 
 app = typer.Typer(no_args_is_help=True, help="Exact speculative decoding with Medusa heads.")
+app.add_typer(cli_see.app)
 app.add_typer(cli_heads.app)
 app.add_typer(cli_train.app)
 
@@ -126,31 +128,6 @@ def demo() -> None:
         from medusa_dist.model.source.demo import NAME, demo_folder
 
         print(f"{NAME} is in {demo_folder()}")
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Option(help="The prompt.")],
-    model: ModelOption = "demo:smollm2-135m",
-    heads: HeadsOption = None,
-    dtype: DtypeOption = "float32",
-    speculation: SpeculationOption = "auto",
-    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of the answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    chat: Annotated[bool, typer.Option(help="Use the model's chat template, or complete the plain text.")] = True,
-) -> None:
-    """Stream one answer to the terminal, with each token coloured by the head that guessed it."""
-    with clear_errors():
-        from medusa_dist.heads_tools.generate import generate as run
-        from medusa_dist.llm import LLM
-        from medusa_dist.sampling_params import SamplingParams
-
-        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        with console.status("loading"):
-            llm = LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation))
-        with llm:
-            run(llm, prompt, params, chat=chat, console=Console(soft_wrap=True))
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """Shared CLI parts: the console, error output, options used by several commands.
 
-Owns these parts. Not here: the commands (main.py, heads.py, train.py). Imports are inside functions, so that
+Owns these parts. Not here: the commands (main.py, heads.py, see.py, train.py). Imports are inside functions, so that
 `medusa-dist --help` stays fast.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,9 @@ DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or a
 SpeculationOption = Annotated[
     str, typer.Option(help="auto, off, heads or lookup alone, a number of draft tokens per step, or a named tree.")
 ]
+
+ConfigArgument = Annotated[Path | None, typer.Argument(help="A Serve config; replaces --model, --heads and --dtype.")]
+AppOption = Annotated[str | None, typer.Option("--app", help="The application, if the config has several.")]
 
 
 @contextmanager
@@ -38,6 +42,14 @@ def clear_errors() -> Iterator[None]:
 def note(text: str) -> None:
     """Print one line to the terminal, without markup."""
     console.print(text, markup=False, highlight=False)
+
+
+def tool_config(config: Path | None, app_name: str | None, model: str, heads: str | None, dtype: str) -> Any:
+    """The config of a tool: from a file, or from options."""
+    from medusa_dist.app import DEPLOYMENT
+    from medusa_dist.tools.tool_llm import options_config, read_config
+
+    return options_config(model, heads, dtype) if config is None else read_config(config, app_name, DEPLOYMENT)
 
 
 def parse_speculation(text: str) -> Any:

@@ -18,6 +18,7 @@ from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.record import StepRecorder
 from medusa_dist.outputs import Output, SpeculationStats
 from medusa_dist.request import Request
 
@@ -45,6 +46,7 @@ class Engine:
         self.policy = policy
         self.grammars = grammars
         self.clock = PhaseTimer()
+        self.recorder = StepRecorder()
         self._begin = 0.0  # start of this step
         self._num_steps = 0
         self._totals = SpeculationStats()
@@ -102,11 +104,10 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
-        pool = self.scheduler.pool
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
-            kv_used_fraction=1.0 - pool.num_free / max(1, pool.num_usable),
+            kv_used_fraction=self._kv_used_fraction,
             num_steps=self._num_steps,
             num_tokens=self._num_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -124,6 +125,7 @@ class Engine:
         )
 
     def _schedule(self) -> Plan:
+        self.recorder.begin(self.clock.seconds)
         self.clock.start()
         self._begin = time.perf_counter()
         plan = self.scheduler.schedule(self.ranks.next_step())
@@ -135,6 +137,7 @@ class Engine:
 
     def _accept(self, plan: Plan, scores: Scores) -> list[StepResult]:
         results = self.token_selector.select(plan, scores, self.scheduler.sequences_with_logits(plan))
+        self.recorder.verified(plan, results)
         self.policy.learn(results)
         self.clock.lap("accept")
         return results
@@ -160,4 +163,13 @@ class Engine:
                     if candidates is not None:
                         result.sequence.candidates[name] = candidates
                 self.policy.observe_drafting(name, len(results), time.perf_counter() - begin)
+            self.recorder.drafted(name, len(selected))
         self.clock.lap("draft")
+        self.recorder.end(
+            self.clock.seconds, len(self.scheduler.running), len(self.scheduler.waiting), self._kv_used_fraction
+        )
+
+    @property
+    def _kv_used_fraction(self) -> float:
+        pool = self.scheduler.pool
+        return 1.0 - pool.num_free / max(1, pool.num_usable)

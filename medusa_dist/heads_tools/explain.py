@@ -3,7 +3,7 @@
 Owns the drawing. Not here: the steps (trace_steps.py), decoding (engine/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree as Drawn
 
 from medusa_dist.config import LOOKUP
-from medusa_dist.heads_tools.generate import style_of
+from medusa_dist.heads_tools.steps.colours import style_of
 from medusa_dist.heads_tools.trace_steps import TracedStep
 from medusa_dist.medusa.trees.replay import Path
 from medusa_dist.medusa.trees.tree import ROOT, order_paths
@@ -64,17 +64,20 @@ def draw_static(paths: Sequence[Path], accuracies: Sequence[Sequence[float]], na
     branches: dict[Path, Drawn] = {(): drawn}
     for path in order_paths(paths):
         label = Text(f"{list(path)} ", style=style_of(len(path)))
-        label.append(f"{_ordinal(path[-1])} guess of head {len(path)}", style="dim")
+        label.append(f"{ordinal(path[-1])} guess of head {len(path)}", style="dim")
         if chances:
             label.append(f"  {_bar(chances[path])} {100 * chances[path]:.1f} %")
         branches[path] = branches[path[:-1]].add(label)
+    return Group(drawn, Text(static_outcome(paths, chances), style="dim"))
+
+
+def static_outcome(paths: Sequence[Path], chances: Mapping[Path, float]) -> str:
+    """Size and expected gain of a static tree. chances: see static_chances."""
     deepest = max(map(len, paths), default=0)
-    summary = f"{len(paths)} nodes, {deepest} deep, by depth {_by_depth(paths)}"
+    size = f"{len(paths)} nodes, {deepest} deep, by depth {_by_depth(paths)}"
     if chances:
-        summary += f"; expected {1 + sum(chances.values()):.2f} tokens/step, by the accuracies in heads.json"
-    else:
-        summary += "; heads.json has no accuracies for it: `medusa-dist eval-heads --write` measures them"
-    return Group(drawn, Text(summary, style="dim"))
+        return f"{size}; expected {1 + sum(chances.values()):.2f} tokens/step, by the accuracies in heads.json"
+    return f"{size}; heads.json has no accuracies for it: `medusa-dist eval-heads --write` measures them"
 
 
 def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[int]) -> Group:
@@ -85,7 +88,7 @@ def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[in
     head = Text(f"step {number}  ", style="bold")
     head.append("… " if len(before) > 1 else "", style="dim")
     head.append(tokenizer.decode(list(before[:-1]))[-_TAIL:].replace("\n", "⏎"), style="dim")
-    head.append(_spelt(tokenizer, step.root), style="bold")
+    head.append(spelt(tokenizer, step.root), style="bold")
     drawn = Drawn(head)
     branches: dict[int, Drawn] = {ROOT: drawn}
     accepted = set(step.nodes)
@@ -93,13 +96,13 @@ def draw_step(step: TracedStep, tokenizer: Any, number: int, before: Sequence[in
     for node, (parent, token) in enumerate(zip(step.tree.parents, step.tree.tokens, strict=True)):
         hit = node in accepted
         style = style_of(step.tree.depths[node]) if hit else _REJECTED
-        label = Text(f"{'✓' if hit else '·'} {_spelt(tokenizer, token)}", style=style)
+        label = Text(f"{'✓' if hit else '·'} {spelt(tokenizer, token)}", style=style)
         label.append(f"  {_bar(step.chances[node])} {100 * step.chances[node]:.0f} %", style="" if hit else "dim")
         if LOOKUP in step.drafters[node]:
             label.append("  lookup", style="dim")
         branches[node] = branches[parent].add(label)
-    branches[last].add(Text(f"➜ {_spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
-    return Group(drawn, Text(_verdict(step), style="dim"))
+    branches[last].add(Text(f"➜ {spelt(tokenizer, step.tokens[-1])}  the model's own choice", style="bold"))
+    return Group(drawn, Text(outcome(step), style="dim"))
 
 
 def summary(steps: Sequence[TracedStep]) -> str:
@@ -130,14 +133,16 @@ def show_steps(steps: Sequence[TracedStep], tokenizer: Any, console: Console) ->
     console.print(summary(steps), style="dim", highlight=False)
 
 
-def _verdict(step: TracedStep) -> str:
+def outcome(step: TracedStep) -> str:
+    """Drafts of a step: verified, expected, accepted."""
     if not len(step.tree):
         return "nothing was drafted"
     expected = sum(step.values)
     return f"{len(step.tree)} drafts, {expected:.2f} expected to be accepted, {len(step.nodes)} accepted"
 
 
-def _ordinal(rank: int) -> str:
+def ordinal(rank: int) -> str:
+    """The place of a guess among its head's: best, 2nd, ..."""
     return _ORDINALS[rank] if rank < len(_ORDINALS) else f"{rank + 1}th"
 
 
@@ -146,7 +151,7 @@ def _by_depth(paths: Sequence[Path]) -> str:
     return "/".join(map(str, counts)) or "0"
 
 
-def _spelt(tokenizer: Any, token: int) -> str:
+def spelt(tokenizer: Any, token: int) -> str:
     """A token in quotes, with spaces and line ends visible."""
     spelt: str = tokenizer.decode([token])
     return f"'{spelt}'".replace("\n", "⏎").replace("\t", "⇥")

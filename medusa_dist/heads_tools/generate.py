@@ -1,28 +1,47 @@
 """`medusa-dist generate`: one answer in the terminal, tokens coloured by head.
 
-Owns the colours and the summary line. Not here: decoding (llm.py).
+Owns the text and its summary line. Not here: decoding (llm.py), the tree of a step (explain.py).
 """
 
 import time
 
 from rich.console import Console
-from rich.style import Style
 from rich.text import Text
 
 from medusa_dist.config import LOOKUP
+from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.heads_tools.explain import draw_step
+from medusa_dist.heads_tools.steps.colours import HEAD_STYLES, style_of
+from medusa_dist.heads_tools.steps.show import traced
 from medusa_dist.llm import LLM
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.text.text_stream import TextDelta
 
-# Colour i: the token was drafted by head i and accepted; 0: the model's own choice, one per step.
-HEAD_STYLES = tuple(Style.parse(s) for s in ("default", "green", "cyan", "yellow", "magenta", "bright_blue"))
+
+class _BestStep:
+    """An observer of steps that keeps the one with most accepted drafts, the first among equals."""
+
+    def __init__(self) -> None:
+        self.tree: VerifiedTree | None = None
+        self.number = 0
+        self._num_steps = 0
+
+    def __call__(self, record: StepRecord) -> None:
+        for tree in record.trees:
+            self._num_steps += 1
+            if len(tree.accepted) > (0 if self.tree is None else len(self.tree.accepted)):
+                self.tree, self.number = tree, self._num_steps
 
 
-def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, console: Console) -> None:
+def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, tree: bool, console: Console) -> None:
     """Stream the answer; the text of a step appears at once. Then print speed and acceptance.
 
-    chat: apply the model's chat template to the prompt. Raises RequestError.
+    chat: apply the model's chat template to the prompt. tree: draw the step in which most drafts were accepted.
+    Raises RequestError.
     """
+    best = _BestStep()
+    if tree:
+        llm.engine.recorder.observers.append(best)
     ids = llm.chat_ids([{"role": "user", "content": prompt}]) if chat else prompt
     begin = time.perf_counter()
     first_s = 0.0
@@ -34,6 +53,10 @@ def generate(llm: LLM, prompt: str, params: SamplingParams, *, chat: bool, conso
     console.print()
     console.print(summary(deltas, first_s, time.perf_counter() - begin), style="dim", highlight=False)
     console.print(legend(llm))
+    if best.tree is not None:
+        answer = [token for delta in deltas for token in delta.token_ids]
+        console.print()
+        console.print(draw_step(traced(best.tree), llm.tokenizer, best.number, answer[: best.tree.position]))
 
 
 def coloured(llm: LLM, delta: TextDelta) -> Text:
@@ -45,11 +68,6 @@ def coloured(llm: LLM, delta: TextDelta) -> Text:
     for part, head in zip(parts, delta.heads, strict=True):
         text.append(part, style=style_of(head))
     return text
-
-
-def style_of(head: int) -> Style:
-    """Colour of a token guessed by this head."""
-    return HEAD_STYLES[min(head, len(HEAD_STYLES) - 1)]
 
 
 def legend(llm: LLM) -> Text:

@@ -135,6 +135,18 @@ def trust_remote_code(world: World, tmp_path: Path, patch: pytest.MonkeyPatch) -
     assert any(getattr(module, "was_here", False) for module in made.engine.ranks.worker.model.module.modules())
 
 
+def step_log(world: World, tmp_path: Path) -> None:
+    for value, num_lines in ((str(tmp_path / "steps.jsonl"), 1 + 4), (None, 0)):
+        engine = world.engine("step_log", value, speculation={"mode": "off"})
+        run(engine, request("a", max_tokens=4, temperature=0.0, ignore_eos=True))
+        found = [line for path in tmp_path.iterdir() for line in path.read_text().splitlines()]
+        assert len(found) == num_lines
+        for path in tmp_path.iterdir():
+            path.unlink()
+    with pytest.raises(ConfigError, match=r"step_log: 'steps\.jsonl' is not an absolute path"):
+        world.config("step_log", "steps.jsonl")
+
+
 def skip_tokenizer_init(world: World) -> None:
     """Grammars follow a tokenizer, so an engine without one refuses them."""
     for value in (False, True):
@@ -308,6 +320,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "revision": revision,
     "trust_remote_code": trust_remote_code,
     "skip_tokenizer_init": skip_tokenizer_init,
+    "step_log": step_log,
     "heads.source": heads_source,
     "heads.placement": heads_placement,
     "heads.allow_untrained": heads_allow_untrained,

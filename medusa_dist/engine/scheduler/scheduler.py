@@ -231,10 +231,11 @@ class Scheduler:
         """Give trees to the sequences whose root is computed in this step, within the tokens and blocks left."""
         decoding = [s for s, num_new in chosen if num_new == s.num_uncomputed_tokens]
         for sequence, _ in chosen:
-            sequence.tree = EMPTY
+            sequence.tree, sequence.num_ranked, sequence.num_worthwhile = EMPTY, 0, 0
         num_other_rows = sum(num_new for _, num_new in chosen) - len(decoding)
         for planned in self._policy.trees(decoding, num_other_rows, self.limits.max_model_len):
             sequence, tree = planned.sequence, planned.tree
+            sequence.num_worthwhile = len(tree)
             size = min(len(tree), budget)
             while sequence.num_blocks_to_allocate(len(sequence.tokens) + size) > self.pool.num_free:
                 size -= 1

@@ -63,6 +63,8 @@ class TreePolicy:
         ranked += [PlannedTree(*one, [(HEADS,)] * len(one[1])) for one in beams]
         if self.cost_model.measured is None:
             return ranked
+        for planned in ranked:
+            planned.sequence.num_ranked = len(planned.tree)
         sizes, speed_up = self._sizes(ranked, len(decoding), num_other_rows)
         self.gate.planned(sum(sizes))
         for planned, size in zip(ranked, sizes, strict=True):

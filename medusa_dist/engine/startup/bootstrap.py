@@ -5,6 +5,7 @@ The same code runs on every rank, and all ranks call it together; only rank 0 ad
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from medusa_dist.engine.startup.workspace import PeakMeter, profile_blocks, work
 from medusa_dist.engine.state.block_pool import BlockPool, blocks_for
 from medusa_dist.engine.state.limits import Limits
 from medusa_dist.engine.state.matcher import GrammarCompiler
+from medusa_dist.engine.steps.log import LoggedModel, StepLog
 from medusa_dist.errors import ConfigError
 from medusa_dist.medusa.published.reader import AnyHeads
 from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
@@ -234,6 +236,16 @@ class EngineRank:
         read = partial(load_tokenizer, folder, config)
         grammars = None if config.skip_tokenizer_init else GrammarCompiler(read, model.vocab_size, eos_ids)
         self.engine = Engine(scheduler, self._ranks, token_selector, drafters, policy, grammars)
+        if config.step_log is not None:
+            self.engine.recorder.observers.append(self._step_log(Path(config.step_log), drafters, folder))
+
+    def _step_log(self, path: Path, drafters: Mapping[str, Drafter], folder: Path) -> StepLog:
+        generation = self._ranks.generation
+        about = LoggedModel(self.config.model, str(folder), self._describe(drafters), generation, os.getpid())
+        log = StepLog(path, about)
+        if generation == 0:  # later ones go on without a log rather than not at all
+            log.open()
+        return log
 
     def _describe(self, drafters: Mapping[str, Drafter]) -> str:
         if not drafters:

@@ -48,6 +48,8 @@ class Sequence:
     tree: Tree = EMPTY  # draft tokens verified in this step
     tree_values: Seq[float] = ()  # expected acceptance of each node, calibrated
     tree_drafters: Seq[tuple[str, ...]] = ()  # who guessed each node
+    num_ranked: int = 0  # nodes found for this step, before the budget cut the tree; 0 if it did not
+    num_worthwhile: int = 0  # nodes that the budget left, before the step's tokens and blocks cut them
     suffixes: SuffixIndex = field(default_factory=SuffixIndex, repr=False)  # where its last tokens occurred before
     pending_copies: list[tuple[int, int]] = field(default_factory=list)  # (source, target) KV indices, not yet copied
     wants_prompt_logprobs: bool = False  # prompt logprobs are requested and not yet delivered

@@ -1,37 +1,20 @@
 """The words of the commands around heads, where no model is needed."""
 
 import sys
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from medusa_dist.cli.main import app
-from tests.support.tiny_tool_llm import save_llm, service_config
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
 
 
-def test_explain_draws_a_named_tree() -> None:
-    done = run("explain", "--tree", "chain4")
-    assert done.exit_code == 0 and "[0, 0, 0, 0] best guess of head 4" in done.output
-    assert "4 nodes, 4 deep, by depth 1/1/1/1" in done.output
-
-
-def test_explain_draws_the_tree_of_a_config(tmp_path: Path) -> None:
-    save_llm(tmp_path)
-    file = tmp_path / "serve.yaml"
-    file.write_text(service_config(tmp_path, speculation="{mode: static, tree: [[0], [1], [1, 0]]}"))
-    done = run("explain", str(file))
-    assert done.exit_code == 0 and "speculation.tree" in done.output and "no accuracies for it" in done.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("explain", "--tree", "oak"), "unknown tree 'oak'"),
         (("tune-tree", "--mode", "fast"), "--mode takes best, auto or static, not 'fast'"),
         (("tune-tree", "--batch", "none"), "--batch takes positive numbers"),
         (("train-heads", "out", "--taps", "3,x"), "--aux-layers takes layer numbers separated by commas, none or auto"),

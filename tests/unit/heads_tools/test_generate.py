@@ -2,7 +2,8 @@
 
 from types import SimpleNamespace
 
-from medusa_dist.heads_tools.generate import coloured, style_of, summary
+from medusa_dist.heads_tools.generate import coloured, summary
+from medusa_dist.heads_tools.steps.colours import style_of
 from medusa_dist.outputs import SpeculationStats
 from medusa_dist.text.text_stream import TextDelta
 from tests.support.tiny_tokenizers import byte_tokenizer

@@ -1,0 +1,125 @@
+"""StepRecord: one step of the engine, as it was; StepRecorder makes one for those who asked.
+
+Owns what a record has. Not here: the file of records (log.py), how they are drawn (heads_tools/steps/).
+Rank 0 only. Without an observer a step records nothing.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from medusa_dist.engine.runner.plan import Plan
+from medusa_dist.engine.state.sequence import StepResult
+from medusa_dist.medusa.trees.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedTree:
+    """The drafts of one sequence in one step, from all that were found to what became output.
+
+    position: output tokens before this step; the root is the last of them, or of the prompt. num_ranked: drafts that
+    the candidates gave; num_worthwhile: those of them whose expected gain exceeds their cost; the tree: those for
+    which the step had tokens and KV blocks. values[i]: expected acceptance of node i; () if unknown. drafters[i]: who
+    guessed it. accepted: nodes from the root down. tokens: emitted, the accepted ones and then the model's own choice.
+    """
+
+    request_id: str
+    position: int
+    root: int
+    tree: Tree
+    values: tuple[float, ...]
+    drafters: tuple[tuple[str, ...], ...]
+    num_ranked: int
+    num_worthwhile: int
+    accepted: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step. at: its begin, unix seconds. seconds: by phase. num_prompt_rows: rows of prompts, but for their last.
+
+    drafted_for: by drafter, the sequences that it drafted for at the end of this step; 0 if it paused.
+    """
+
+    step: int
+    at: float
+    seconds: Mapping[str, float]
+    num_rows: int
+    num_prompt_rows: int
+    num_running: int
+    num_waiting: int
+    kv_used_fraction: float
+    trees: tuple[VerifiedTree, ...]
+    drafted_for: Mapping[str, int]
+
+
+Observer = Callable[[StepRecord], None]
+
+
+class StepRecorder:
+    """Collects a record while the engine makes its step. observers: called at the end of each step, in order."""
+
+    def __init__(self) -> None:
+        self.observers: list[Observer] = []
+        self._at = 0.0
+        self._before: dict[str, float] = {}
+        self._rows = (0, 0, 0)  # of the plan: step, rows, prompt rows
+        self._trees: tuple[VerifiedTree, ...] = ()
+        self._drafted_for: dict[str, int] = {}
+
+    def begin(self, seconds: Mapping[str, float]) -> None:
+        """A step begins. seconds: by phase, of all steps before."""
+        if self.observers:
+            self._at, self._before, self._drafted_for = time.time(), dict(seconds), {}
+
+    def verified(self, plan: Plan, results: Sequence[StepResult]) -> None:
+        """Look before the policy learns and the trees are dropped."""
+        if self.observers:
+            num_roots = int((plan.needs_logits == 1).sum())
+            num_known = int(plan.num_new_tokens.sum())
+            self._rows = plan.step, num_known + int(plan.num_draft_tokens.sum()), num_known - num_roots
+            self._trees = tuple(map(_tree_of, results))
+
+    def drafted(self, drafter: str, num_sequences: int) -> None:
+        """A drafter has drafted."""
+        if self.observers:
+            self._drafted_for[drafter] = num_sequences
+
+    def end(self, seconds: Mapping[str, float], num_running: int, num_waiting: int, kv_used_fraction: float) -> None:
+        """The step is over."""
+        if not self.observers:
+            return
+        spent = {phase: total - self._before.get(phase, 0.0) for phase, total in seconds.items()}
+        step, rows, prompt_rows = self._rows
+        record = StepRecord(
+            step,
+            self._at,
+            spent,
+            rows,
+            prompt_rows,
+            num_running,
+            num_waiting,
+            kv_used_fraction,
+            self._trees,
+            self._drafted_for,
+        )
+        for observe in self.observers:
+            observe(record)
+
+
+def _tree_of(result: StepResult) -> VerifiedTree:
+    sequence = result.sequence
+    size = len(sequence.tree)
+    return VerifiedTree(
+        request_id=sequence.request.request_id,
+        position=sequence.num_output_tokens,
+        root=sequence.tokens[-1],
+        tree=sequence.tree,
+        values=tuple(sequence.tree_values[:size]),
+        drafters=tuple(sequence.tree_drafters[:size]),
+        num_ranked=max(sequence.num_ranked, sequence.num_worthwhile),
+        num_worthwhile=sequence.num_worthwhile,
+        accepted=result.hits,
+        tokens=result.accepted.tokens,
+    )

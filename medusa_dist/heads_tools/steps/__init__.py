@@ -1,0 +1,1 @@
+"""Step logs read and summarised, and drawings as files."""
