@@ -28,6 +28,7 @@ from medusa_dist.api.routes import build_api
 from medusa_dist.api.service import Health, Load, Service
 from medusa_dist.config import Config
 from medusa_dist.config_parts.files import AUTO
+from medusa_dist.config_parts.http import API_KEY_VARIABLE
 from medusa_dist.errors import StorageOffError
 from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
@@ -35,7 +36,6 @@ from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.storage.store import Store, open_store
 
 DEPLOYMENT = "Medusa"
-API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"  # not a config key: Serve shows configs in its dashboard and API
 STALE_S = 10.0  # a replica's report may be this late: node clocks differ, and a busy replica reports slowly
 
 

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LAYERS = [
     {"cli"},
     {"app"},
-    {"batch", "bench", "check", "heads_tools", "training"},
+    {"batch", "bench", "check", "heads_tools", "top", "training"},
     {"tools"},
     {"llm"},
     {"llm_backend", "offline"},

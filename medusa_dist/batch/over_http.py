@@ -15,10 +15,10 @@ import httpx
 
 from medusa_dist.api.in_process_client import BUSY_S
 from medusa_dist.batch.passes import Deliver
+from medusa_dist.config_parts.http import API_KEY_VARIABLE
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.storage.batch_lines import BatchLine, LineAnswer, no_response
 
-API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"
 PATIENCE_S = 120.0  # how long to retry a service that cannot be reached
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 10.0

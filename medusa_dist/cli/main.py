@@ -68,7 +68,8 @@ def serve(
     """Serve a model over HTTP, in the foreground, until Ctrl-C or SIGTERM."""
     with clear_errors(), stoppable():
         from medusa_dist.api.http.page import page_note
-        from medusa_dist.app import API_KEY_VARIABLE, DEPLOYMENT
+        from medusa_dist.app import DEPLOYMENT
+        from medusa_dist.config_parts.http import API_KEY_VARIABLE
         from medusa_dist.serve.config_file import read_serve_file
         from medusa_dist.serve.launch import Launch, sampling_note, wait_for_signal
         from medusa_dist.serve.ray_cluster import cluster_address

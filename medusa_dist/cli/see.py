@@ -1,9 +1,12 @@
-"""Commands that show what happens: generate, explain.
+"""Commands that show what happens: generate, explain, top.
 
-Owns their options and help texts; main.py adds them to the CLI. Not here: their implementation (heads_tools/).
+Owns their options and help texts; main.py adds them to the CLI. Not here: their implementation (heads_tools/, top/).
 Imports are inside the commands, so that `medusa-dist --help` stays fast.
 """
 
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,6 +126,38 @@ def _explain_prompt(prompt: str, config: Any, params: Any, speculation: Any, htm
         show_steps(steps, llm.tokenizer, Console())
         pictures = [step_picture(one, llm.tokenizer, f"step {i}") for i, one in enumerate(steps[1:], start=2)]
         _write(html, prompt, pictures, [summary(steps)])
+
+
+@app.command()
+def top(
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT or URL of a service or of a metrics port. Default: the metrics port of this machine, 8080."
+        ),
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, help="Print lines, so many for each model, and leave.")
+    ] = None,
+) -> None:
+    """Live numbers of a service: requests, speed, acceptance by head, time by phase. Lines if this is no terminal."""
+    with clear_errors():
+        from medusa_dist.config_parts.http import API_KEY_VARIABLE
+        from medusa_dist.top.reading import Source, url_of
+        from medusa_dist.top.run import keys, pause, print_lines, watch
+
+        source = Source(url_of(address), os.environ.get(API_KEY_VARIABLE), time.monotonic)
+        try:
+            if count is None and sys.stdin.isatty() and sys.stdout.isatty():
+                with keys() as wait:
+                    watch(source, Console(), interval, wait)
+            else:
+                print_lines(source, Console(), interval, pause, count)
+        except KeyboardInterrupt:
+            note("stopped")
+        finally:
+            source.close()
 
 
 def _explain_log(path: Path, step: int | None, html: Path | None) -> None:

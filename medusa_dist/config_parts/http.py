@@ -10,6 +10,9 @@ from pydantic import Field, field_validator
 
 from medusa_dist.config_parts.strict import Strict
 
+# Not a config key: Serve shows configs in its dashboard and API.
+API_KEY_VARIABLE = "MEDUSA_DIST_API_KEY"
+
 
 def _origin_of(text: str) -> str:
     """An origin as browsers send it, in lower case. Raises ValueError for anything else, also for "*"."""

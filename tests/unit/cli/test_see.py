@@ -1,6 +1,9 @@
 """The commands that show what happens, as a user calls them."""
 
+import socket
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from medusa_dist.cli.main import app
 from medusa_dist.engine.steps.log import LoggedModel, StepLog
+from tests.support.exposition import exposition
 from tests.support.step_records import step, tree
 from tests.support.tiny_tool_llm import save_llm, service_config
 
@@ -73,3 +77,25 @@ def test_generate_and_explain_draw_the_tree_of_a_real_step(tmp_path: Path) -> No
 def test_wrong_argument_is_one_error_line_without_a_traceback(arguments: tuple[str, ...], error: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 1 and error in done.output and "Traceback" not in done.output
+
+
+def test_top_prints_lines_where_there_is_no_terminal_and_explains_a_wrong_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    gone = run("top", "--address", f"127.0.0.1:{port}")
+    assert gone.exit_code == 1 and "is the service up?" in gone.output and "Traceback" not in gone.output
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(exposition({"requests": 7, "group_up": 1}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Metrics) as server:
+        threading.Thread(target=server.serve_forever).start()
+        done = run("top", "--address", f"127.0.0.1:{port}", "--interval", "0.1", "-n", "2")
+        server.shutdown()
+    assert done.exit_code == 0 and len(done.output.splitlines()) == 2 and "in all 7" in done.output

@@ -1,0 +1,1 @@
+"""`medusa-dist top`: live numbers of a service in a terminal."""
