@@ -268,6 +268,7 @@ def test_engine_step_reads_as_schedule_verify_accept_emit_draft() -> None:
         ("medusa_dist.request", ("torch", "transformers", "ray", "pydantic")),
         ("medusa_dist.serve.autoscaling", ("torch", "transformers", "pydantic")),  # runs in Serve's controller
         ("medusa_dist.text.text_stream", ("torch",)),
+        ("medusa_dist.serve.rank", ("torch",)),  # a rank's thread count must be set before torch is loaded
         ("medusa_dist.medusa.trees.accept", ("ray",)),
     ],
 )

@@ -18,7 +18,8 @@ from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.state.matcher import GrammarCompiler, Matcher
 from medusa_dist.engine.state.sequence import StepResult
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.engine.steps.record import StepRecorder
+from medusa_dist.engine.steps.record import StepRecorder, StepSamples
+from medusa_dist.engine.steps.samples import StepSample
 from medusa_dist.outputs import Output, SpeculationStats
 from medusa_dist.request import Request
 
@@ -47,6 +48,7 @@ class Engine:
         self.grammars = grammars
         self.clock = PhaseTimer()
         self.recorder = StepRecorder()
+        self._samples = StepSamples()
         self._begin = 0.0  # start of this step
         self._num_steps = 0
         self._totals = SpeculationStats()
@@ -107,7 +109,7 @@ class Engine:
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
-            kv_used_fraction=self._kv_used_fraction,
+            kv_used_fraction=self.scheduler.kv_used_fraction,
             num_steps=self._num_steps,
             num_tokens=self._num_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -123,6 +125,12 @@ class Engine:
             num_preemptions=self.scheduler.num_preemptions,
             phase_seconds=dict(self.clock.seconds),
         )
+
+    def take_samples(self) -> list[StepSample]:
+        """Samples of the steps since the last call. The first call begins the collection."""
+        if self._samples not in self.recorder.observers:
+            self.recorder.observers.append(self._samples)
+        return self._samples.take()
 
     def _schedule(self) -> Plan:
         self.recorder.begin(self.clock.seconds)
@@ -165,11 +173,4 @@ class Engine:
                 self.policy.observe_drafting(name, len(results), time.perf_counter() - begin)
             self.recorder.drafted(name, len(selected))
         self.clock.lap("draft")
-        self.recorder.end(
-            self.clock.seconds, len(self.scheduler.running), len(self.scheduler.waiting), self._kv_used_fraction
-        )
-
-    @property
-    def _kv_used_fraction(self) -> float:
-        pool = self.scheduler.pool
-        return 1.0 - pool.num_free / max(1, pool.num_usable)
+        self.recorder.end(self.clock.seconds, self.scheduler)

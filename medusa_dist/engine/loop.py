@@ -8,12 +8,14 @@ others.
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from medusa_dist.engine.messages import Abort, Close, Command, OutputBatch, Refusal, Submit
 from medusa_dist.engine.outbox import Outbox
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.samples import MAX_SAMPLES, StepSample
 from medusa_dist.errors import MedusaError
 from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
@@ -50,6 +52,9 @@ class SteppingEngine(Protocol):
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
 
+    def take_samples(self) -> list[StepSample]:
+        """Samples of the steps since the last call."""
+
 
 class EngineLoop:
     """Runs an engine until closed.
@@ -72,6 +77,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Command | Close] = queue.SimpleQueue()
         self._outbox = Outbox(MAX_WAITING_TOKENS, stall_s, clock)
         self._stats = engine.stats()
+        self._samples: deque[StepSample] = deque(maxlen=MAX_SAMPLES)  # of the engine's thread, for that of the stream
         self._turned_at = self._beat_at = clock()
 
     def post(self, commands: Iterable[Command]) -> None:
@@ -99,7 +105,9 @@ class EngineLoop:
         number = 0
         while not self._outbox.finished:
             messages = tuple(self._outbox.take(TURN_S))
-            yield OutputBatch(self._generation, number, messages, self._clock() - self._turned_at, self._stats)
+            samples = tuple(self._samples.popleft() for _ in range(len(self._samples)))
+            age_s = self._clock() - self._turned_at
+            yield OutputBatch(self._generation, number, messages, age_s, self._stats, samples)
             number += 1
 
     def _turn(self) -> bool:
@@ -121,6 +129,7 @@ class EngineLoop:
             self._engine.abort(request_id)
             self._outbox.put([Output(request_id=request_id, finish_reason=FinishReason.ABORT)])
         self._stats = self._engine.stats()
+        self._samples += self._engine.take_samples()
         return True
 
     def _next(self, wait_s: float) -> Command | Close | None:

@@ -6,6 +6,7 @@ Owns the types. Not here: the thread that handles them (loop.py), merging (outbo
 from dataclasses import dataclass
 
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.samples import StepSample
 from medusa_dist.errors import MedusaError
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
@@ -51,6 +52,7 @@ class OutputBatch:
 
     generation: of the rank group that produced it. number: 0, 1, 2, ... within the generation.
     age_s: seconds since the engine thread last started an iteration; it grows during a long step or a hang.
+    samples: of the steps since the last batch.
     """
 
     generation: int
@@ -58,3 +60,4 @@ class OutputBatch:
     messages: tuple[EngineMessage, ...]
     age_s: float
     stats: EngineStats
+    samples: tuple[StepSample, ...] = ()

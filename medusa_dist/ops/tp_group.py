@@ -4,13 +4,33 @@ Owns the group and how sizes are divided over ranks. Not here: sharded layers (l
 (model/sharding_plans.py), reading the weights (model/source/checkpoint.py).
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from medusa_dist.errors import ConfigError
+
+
+@dataclass
+class CollectiveClock:
+    """Wall time of this rank in collectives, as the host sees it. The rank with least of it is the one that the others
+    wait for. On a GPU it is the time to launch them alone."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -20,6 +40,7 @@ class TPGroup:
     rank: int = 0
     world_size: int = 1
     group: dist.ProcessGroup | None = None
+    clock: CollectiveClock = field(default_factory=CollectiveClock, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -30,7 +51,8 @@ class TPGroup:
         if self.world_size == 1:
             return x
         x = x.contiguous()
-        dist.all_reduce(x, group=self.group)
+        with self.clock.running():
+            dist.all_reduce(x, group=self.group)
         return x
 
     def gather_to_rank0(self, x: Tensor) -> list[Tensor] | None:
@@ -38,7 +60,8 @@ class TPGroup:
         if self.world_size == 1:
             return [x]
         parts = [torch.empty_like(x) for _ in range(self.world_size)] if self.rank == 0 else None
-        dist.gather(x.contiguous(), parts, group=self.group, group_dst=0)
+        with self.clock.running():
+            dist.gather(x.contiguous(), parts, group=self.group, group_dst=0)
         return parts
 
     def all_reduce_min(self, value: int) -> int:

@@ -4,16 +4,25 @@ Owns names, labels and bucket limits. Not here: counting in the engine (engine/s
 Ray Serve adds the labels application, deployment and replica; this module adds model.
 """
 
+import time
+
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from medusa_dist.engine.messages import OutputBatch
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.samples import StepSample
 from medusa_dist.errors import GroupError
-from medusa_dist.outputs import Output
+from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.serve.inflight import InflightRequest
 
 FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 TOKEN_S = [0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5.0]
+QUEUE_S = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
+REQUEST_S = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0]
+PHASE_S = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]
+SEQUENCE_TOKENS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
+STEP_TOKENS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
+STEP_NODES = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]  # Ray wants limits above 0
 MEMORY = 0.98  # of the moving average of tokens per step: about the last 50 batches
 # Names until 0.1.0, still exported with the same values, so that dashboards made for them go on.
 FORMER_NAMES = {
@@ -39,6 +48,18 @@ class ServiceMetrics:
         self._token = self._histogram(
             "time_per_token_seconds", "Time between outputs of a request, per output token.", TOKEN_S
         )
+        self._request = self._histogram(
+            "request_seconds", "From a request to its end, for requests that were completed.", REQUEST_S
+        )
+        self._queue = self._histogram(
+            "queue_seconds", "From a request's arrival in the engine to its first step.", QUEUE_S
+        )
+        self._sequence_tokens = self._histogram(
+            "sequence_step_tokens", "Tokens that a step gave to a sequence: accepted drafts + 1.", SEQUENCE_TOKENS
+        )
+        self._step_tokens = self._histogram("step_tokens", "Tokens of a step, all sequences.", STEP_TOKENS)
+        self._step_nodes = self._histogram("step_nodes", "Draft tokens verified by a step, all sequences.", STEP_NODES)
+        self._phase = self._histogram("step_seconds", "Wall time of a step, by phase.", PHASE_S, "phase")
         self._generation = -1
         self._before = EngineStats()
         self._batch_states: set[str] = set()
@@ -70,6 +91,7 @@ class ServiceMetrics:
         stats = batch.stats
         before = self._before if batch.generation == self._generation else EngineStats()
         self._generation, self._before = batch.generation, stats
+        self._gauge("generation", "Number of the current group: how often it was restarted.", batch.generation)
         self._gauge("requests", "Requests running or waiting in the replica.", num_requests)
         self._gauge("running_sequences", "Sequences decoded in the current step.", stats.num_running)
         self._gauge("waiting_sequences", "Sequences waiting to be scheduled.", stats.num_waiting)
@@ -106,6 +128,19 @@ class ServiceMetrics:
         for phase, seconds in stats.phase_seconds.items():
             spent = seconds - before.phase_seconds.get(phase, 0.0)
             self._count("phase_seconds", "Wall time of steps, by phase.", spent, phase=phase)
+        for sample in batch.samples:
+            self._on_step(sample)
+
+    def _on_step(self, sample: StepSample) -> None:
+        for phase, seconds in sample.seconds.items():
+            self._phase.observe(seconds, tags={"model": self._model, "phase": phase})
+        for seconds in sample.queue_seconds:
+            self._queue.observe(seconds)
+        if sample.sequence_tokens:  # else it computed a part of a prompt alone
+            self._step_nodes.observe(sample.num_nodes)
+            self._step_tokens.observe(sum(sample.sequence_tokens))
+        for count in sample.sequence_tokens:
+            self._sequence_tokens.observe(count)
 
     def _predict(self, stats: EngineStats, before: EngineStats) -> None:
         """Tokens per step as predicted by calibrated confidences, to compare with the measured value."""
@@ -121,6 +156,8 @@ class ServiceMetrics:
 
     def on_end(self, pending: InflightRequest) -> None:
         """A request left the replica."""
+        if pending.outcome in (FinishReason.STOP, FinishReason.LENGTH):
+            self._request.observe(time.monotonic() - pending.asked_at)
         self._count(
             "requests_ended",
             "Ended requests, by finish reason, error, or cancelled.",
@@ -172,7 +209,9 @@ class ServiceMetrics:
         if (old := FORMER_NAMES.get(name)) is not None:
             self._gauge(old, f"Deprecated: renamed to medusa_dist_{name}.", value, **labels)
 
-    def _histogram(self, name: str, text: str, boundaries: list[float]) -> Histogram:
-        histogram = Histogram(f"medusa_dist_{name}", description=text, boundaries=boundaries, tag_keys=("model",))
-        histogram.set_default_tags({"model": self._model})
+    def _histogram(self, name: str, text: str, boundaries: list[float], *labels: str) -> Histogram:
+        keys = ("model", *labels)
+        histogram = Histogram(f"medusa_dist_{name}", description=text, boundaries=boundaries, tag_keys=keys)
+        if not labels:
+            histogram.set_default_tags({"model": self._model})
         return histogram

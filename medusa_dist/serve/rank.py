@@ -10,14 +10,17 @@ Threads: "engine" starts and runs the engine, always on the same thread; "contro
 import os
 import platform
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import ray
+from ray.util.metrics import Counter
 
 from medusa_dist.config import Config
 from medusa_dist.engine.loop import EngineLoop, SteppingEngine
@@ -25,6 +28,7 @@ from medusa_dist.engine.messages import Command, OutputBatch
 from medusa_dist.errors import GroupError
 
 STACK = "medusa_dist.engine.startup.bootstrap"
+REPORT_S = 2.0  # between two reports of a rank's metrics
 PACKAGES = ("medusa-dist", "ray", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -33,6 +37,10 @@ class RankProcess(Protocol):
 
     engine: SteppingEngine | None  # only rank 0 has one, or no rank
     facts: dict[str, Any]
+
+    @property
+    def collective_seconds(self) -> float:
+        """Wall time of this rank in collectives since its start."""
 
     def follow(self) -> None:
         """Ranks without an engine: execute plans until rank 0 stops, or do the group's job.
@@ -140,10 +148,12 @@ class Rank:
     @ray.method(concurrency_group="engine")
     def run(self) -> None:
         """Decode until `close`. When it returns or raises, the group has ended."""
+        assert self._built is not None
+        if self._config.tensor_parallel_size > 1:
+            Thread(target=_report, args=(self._config, self._rank, self._built), daemon=True).start()
         if self._loop is not None:
             self._loop.run()
         else:
-            assert self._built is not None
             self._built.follow()
 
     @ray.method(concurrency_group="control")
@@ -166,6 +176,19 @@ class Rank:
 
 
 RankActor: Any = ray.remote(concurrency_groups={"engine": 1, "control": 2, "stream": 1})(Rank)
+
+
+def _report(config: Config, rank: int, process: RankProcess) -> None:
+    """Export the rank's time in collectives while the process lives; from here, since only the rank knows it."""
+    name, text = "medusa_dist_rank_collective_seconds_total", "Wall time of a rank in collectives, waiting included."
+    counter = Counter(name, description=text, tag_keys=("model", "rank"))
+    reported = process.collective_seconds
+    while True:
+        time.sleep(REPORT_S)
+        seconds = process.collective_seconds
+        if seconds > reported:
+            counter.inc(seconds - reported, tags={"model": config.name, "rank": str(rank)})
+        reported = seconds
 
 
 def _share_of_cores(world: int) -> int:

@@ -65,6 +65,11 @@ class HiddenStatesRank:
         seconds = {"load": round(time.perf_counter() - begin, 3)}
         self.facts: dict[str, Any] = {"weight_bytes": self._model.weight_bytes(), "seconds": seconds}
 
+    @property
+    def collective_seconds(self) -> float:
+        """Wall time of this rank in collectives since its start."""
+        return self._model.parallel.clock.seconds
+
     def follow(self) -> None:
         """Read all answers; rank 0 writes the result."""
         total, done = sum(len(answer.output_ids) for answer in self._answers), 0

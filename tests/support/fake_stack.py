@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medusa_dist.config import Config
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.samples import StepSample
 from medusa_dist.errors import ModelError, RequestError
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats
 from medusa_dist.request import Request
@@ -147,6 +148,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running))
 
+    def take_samples(self) -> list[StepSample]:
+        return []
+
 
 class EngineRank:
     def __init__(self, config, folder, rank, store, generation, progress):
@@ -170,6 +174,8 @@ class EngineRank:
             "speculation": "off",
             "seconds": {"load": 0.0},
         }
+
+    collective_seconds = 0.0
 
     def follow(self) -> None:
         (link,) = self._links

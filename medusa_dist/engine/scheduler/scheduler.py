@@ -12,6 +12,7 @@ preempted, the youngest among equals; it is recomputed later. A running group is
 """
 
 import heapq
+import time
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -43,6 +44,7 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self._admitted: list[SequenceGroup] = []  # in order of admission
         self.num_preemptions = 0
+        self.queue_seconds: list[float] = []  # of the groups that the last step admitted for the first time
         self._num_submitted = 0
         self._policy = policy
         self._generation = generation
@@ -53,6 +55,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.waiting or self.running)
+
+    @property
+    def kv_used_fraction(self) -> float:
+        """Fraction of the KV cache in use."""
+        return 1.0 - self.pool.num_free / max(1, self.pool.num_usable)
 
     @property
     def running(self) -> list[Sequence]:
@@ -83,6 +90,7 @@ class Scheduler:
 
     def schedule(self, step: int) -> Plan:
         """Decide the next step. Call only if has_work."""
+        self.queue_seconds = []
         moves = self._flush_copies()
         admitted: list[Sequence] = []
         chosen = self._choose_running()
@@ -217,6 +225,7 @@ class Scheduler:
             sequence.num_computed_tokens = len(prefix) * BLOCK_TOKENS
             sequence.num_hashed_blocks = len(prefix)
             if group.num_preemptions == 0:
+                self.queue_seconds.append(time.monotonic() - group.submitted_at)
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
             budget -= sequence.num_uncomputed_tokens
             self.waiting.remove(group)

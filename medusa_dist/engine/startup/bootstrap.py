@@ -131,6 +131,11 @@ class EngineRank:
             "seconds": self._seconds,
         }
 
+    @property
+    def collective_seconds(self) -> float:
+        """Wall time of this rank in collectives since its start."""
+        return self._ranks.worker.model.parallel.clock.seconds
+
     def follow(self) -> None:
         """Ranks > 0: execute plans until rank 0 sends STOP."""
         self._ranks.follower_loop()

@@ -9,6 +9,7 @@ KV indices (positions in the block table), as half-open ranges over n = len(toke
 Invariant between steps: num_computed_tokens < n.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -194,6 +195,7 @@ class SequenceGroup(ABC):
     def __init__(self, request: Request, number: int = 0) -> None:
         self.request = request
         self.number = number
+        self.submitted_at = time.monotonic()
         self.num_preemptions = 0
 
     @property

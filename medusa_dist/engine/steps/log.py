@@ -119,6 +119,7 @@ def _line_of(record: StepRecord) -> str:
             "waiting": record.num_waiting,
             "kv": round(record.kv_used_fraction, 4),
             "drafted_for": dict(record.drafted_for),
+            "queued_ms": [round(1000 * seconds, 3) for seconds in record.queue_seconds],
             "trees": [
                 {
                     "request": tree.request_id,
@@ -194,4 +195,5 @@ def _record_of(read: Mapping[str, Any]) -> StepRecord:
             for tree in read["trees"]
         ),
         drafted_for=read["drafted_for"],
+        queue_seconds=tuple(ms / 1000 for ms in read["queued_ms"]),
     )

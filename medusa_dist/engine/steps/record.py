@@ -1,15 +1,19 @@
 """StepRecord: one step of the engine, as it was; StepRecorder makes one for those who asked.
 
-Owns what a record has. Not here: the file of records (log.py), how they are drawn (heads_tools/steps/).
+Owns what a record has, and makes samples of records. Not here: what a sample has (samples.py), the file of records
+(log.py), how they are drawn (heads_tools/steps/).
 Rank 0 only. Without an observer a step records nothing.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.state.sequence import StepResult
+from medusa_dist.engine.steps.samples import MAX_SAMPLES, StepSample
 from medusa_dist.medusa.trees.tree import Tree
 
 
@@ -40,6 +44,7 @@ class StepRecord:
     """A step. at: its begin, unix seconds. seconds: by phase. num_prompt_rows: rows of prompts, but for their last.
 
     drafted_for: by drafter, the sequences that it drafted for at the end of this step; 0 if it paused.
+    queue_seconds: how long each request waited in the engine that ran for the first time.
     """
 
     step: int
@@ -52,9 +57,28 @@ class StepRecord:
     kv_used_fraction: float
     trees: tuple[VerifiedTree, ...]
     drafted_for: Mapping[str, int]
+    queue_seconds: tuple[float, ...] = ()
 
 
 Observer = Callable[[StepRecord], None]
+
+
+class Load(Protocol):
+    """What a record has of the scheduler."""
+
+    queue_seconds: list[float]
+
+    @property
+    def running(self) -> Sized:
+        """Running sequences."""
+
+    @property
+    def waiting(self) -> Sized:
+        """Waiting groups."""
+
+    @property
+    def kv_used_fraction(self) -> float:
+        """Fraction of the KV cache in use."""
 
 
 class StepRecorder:
@@ -86,8 +110,8 @@ class StepRecorder:
         if self.observers:
             self._drafted_for[drafter] = num_sequences
 
-    def end(self, seconds: Mapping[str, float], num_running: int, num_waiting: int, kv_used_fraction: float) -> None:
-        """The step is over."""
+    def end(self, seconds: Mapping[str, float], scheduler: Load) -> None:
+        """The step is over. scheduler: what it left."""
         if not self.observers:
             return
         spent = {phase: total - self._before.get(phase, 0.0) for phase, total in seconds.items()}
@@ -98,14 +122,39 @@ class StepRecorder:
             spent,
             rows,
             prompt_rows,
-            num_running,
-            num_waiting,
-            kv_used_fraction,
+            len(scheduler.running),
+            len(scheduler.waiting),
+            scheduler.kv_used_fraction,
             self._trees,
             self._drafted_for,
+            tuple(scheduler.queue_seconds),
         )
         for observe in self.observers:
             observe(record)
+
+
+class StepSamples:
+    """An observer of steps that keeps a sample of each until it is taken."""
+
+    def __init__(self) -> None:
+        self._samples: deque[StepSample] = deque(maxlen=MAX_SAMPLES)
+
+    def __call__(self, record: StepRecord) -> None:
+        """Keep a step's sample."""
+        self._samples.append(
+            StepSample(
+                record.seconds,
+                sum(len(tree.tree) for tree in record.trees),
+                tuple(len(tree.tokens) for tree in record.trees),
+                record.queue_seconds,
+            )
+        )
+
+    def take(self) -> list[StepSample]:
+        """All since the last call."""
+        samples = list(self._samples)
+        self._samples.clear()
+        return samples
 
 
 def _tree_of(result: StepResult) -> VerifiedTree:

@@ -8,6 +8,7 @@ import pytest
 from medusa_dist.engine.loop import EngineLoop
 from medusa_dist.engine.messages import Abort, Refusal, Submit
 from medusa_dist.engine.stats import EngineStats
+from medusa_dist.engine.steps.samples import StepSample
 from medusa_dist.errors import RequestError
 from medusa_dist.grammar import Grammar
 from medusa_dist.outputs import FinishReason, Output
@@ -23,6 +24,7 @@ class CountingEngine:
         self.log: list[str] = []
         self.threads: set[int] = set()
         self.step_s = step_s
+        self.num_sampled = 0
 
     def _called(self, what: str) -> None:
         self.log.append(what)
@@ -64,6 +66,12 @@ class CountingEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.running))
+
+    def take_samples(self) -> list[StepSample]:
+        self.threads.add(threading.get_ident())
+        steps = self.log.count("step") - self.num_sampled
+        self.num_sampled += steps
+        return [StepSample({"forward": 0.001}, 0, (1,), ())] * steps
 
 
 def request(name: str, max_tokens: int | None = 5, prompt: tuple[int, ...] = (1,)) -> Request:
@@ -110,6 +118,19 @@ def read_until_finished(loop: EngineLoop, names: set[str]) -> dict[str, list[int
             break
     assert numbers == list(range(len(numbers)))
     return ids
+
+
+def test_each_step_has_one_sample_in_the_stream():
+    engine = CountingEngine()
+    with Running(engine) as loop:
+        loop.post([Submit(request("a", 40))])
+        samples, ended = 0, False
+        for batch in loop.batches():
+            samples += len(batch.samples)
+            ended = ended or any(isinstance(m, Output) and m.finish_reason for m in batch.messages)
+            if ended and not batch.messages:  # a later batch brings what the last step left
+                break
+        assert samples == engine.log.count("step") == 40
 
 
 def test_requests_of_two_threads_are_run_whole_by_the_engine_thread():

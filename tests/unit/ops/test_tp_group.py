@@ -1,5 +1,8 @@
+import time
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
 from medusa_dist.errors import ConfigError
@@ -34,3 +37,20 @@ def test_small_vocabulary_gives_short_and_empty_shards() -> None:
 def test_rank_outside_the_group_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank 2"):
         TPGroup(2, 2)
+
+
+def test_time_in_collectives_is_counted_by_the_rank_and_is_no_part_of_its_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: time.sleep(0.02))
+    monkeypatch.setattr(dist, "gather", lambda *_, **__: time.sleep(0.03))
+    rank = TPGroup(1, 2)
+    rank.all_reduce(torch.zeros(2))
+    assert 0.02 <= rank.clock.seconds < 0.5
+    before = rank.clock.seconds
+    rank.gather_to_rank0(torch.zeros(2))
+    assert 0.03 <= rank.clock.seconds - before < 0.5
+    assert rank == TPGroup(1, 2) and TPGroup(1, 2).clock.seconds == 0.0
+    alone = TPGroup()
+    alone.all_reduce(torch.zeros(2))
+    assert alone.clock.seconds == 0.0

@@ -1,12 +1,15 @@
 """What is counted for Prometheus, on instruments that remember what they were told."""
 
+import time
 from collections import defaultdict
 
 import pytest
 
 from medusa_dist.engine.messages import OutputBatch
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.outputs import Output, SpeculationStats
+from medusa_dist.engine.steps.samples import StepSample
+from medusa_dist.errors import EngineError
+from medusa_dist.outputs import FinishReason, Output, SpeculationStats
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve import metrics
@@ -36,23 +39,28 @@ def samples(monkeypatch: pytest.MonkeyPatch) -> Samples:
             made[self.key(tags)] = value
 
         def set_default_tags(self, tags: dict[str, str]) -> None:
-            pass
+            self.default_tags = tags
 
-        def observe(self, value: float) -> None:
-            pass
+        def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
+            made[*self.key(tags or self.default_tags), "count"] += 1
+            made[*self.key(tags or self.default_tags), "sum"] += value
 
     for name in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(metrics, name, Instrument)
     return made
 
 
-def batch(generation: int = 0, **counts: object) -> OutputBatch:
-    return OutputBatch(generation, 0, (), 0.0, EngineStats(**counts))
+def batch(generation: int = 0, samples: tuple[StepSample, ...] = (), **counts: object) -> OutputBatch:
+    return OutputBatch(generation, 0, (), 0.0, EngineStats(**counts), samples)
+
+
+def inflight(asked_at: float = 0.0) -> InflightRequest:
+    return InflightRequest(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), asked_at)
 
 
 def test_drafted_and_accepted_tokens_are_counted_per_head(samples: Samples) -> None:
     made = ServiceMetrics("m")
-    pending = InflightRequest(Request(request_id="x", prompt_ids=(1,), params=SamplingParams(), seed=0), 0.0)
+    pending = inflight()
     for drafted, accepted in (((3, 2, 1), (1, 1, 0)), ((3,), (1,))):
         stats = SpeculationStats(1, sum(drafted), accepted, drafted)
         made.on_output(pending, Output(request_id="x", token_ids=(1, 2), heads=(1, 0), stats=stats), 1.0)
@@ -97,3 +105,53 @@ def test_batches_are_counted_by_status_and_one_that_is_empty_again_is_zero(sampl
     made.on_batch_end("cancelled")
     assert samples["batch_lines_total", "completed"] == 2 and samples["batch_lines_total", "failed"] == 1
     assert samples["batches_ended_total", "cancelled"] == 1
+
+
+def test_steps_are_observed_by_phase_with_their_tokens_drafts_and_queue_times(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    steps = (
+        StepSample({"forward": 0.25, "draft": 0.5}, 7, (3, 1), (0.125,)),
+        StepSample({"forward": 0.25, "draft": 0.0}, 0, (1,), ()),
+        StepSample({"forward": 0.5}, 0, (), ()),  # a part of a prompt
+    )
+    made.on_batch(batch(samples=steps), 1)
+    assert samples["step_seconds", "forward", "count"] == 3 and samples["step_seconds", "forward", "sum"] == 1.0
+    assert samples["step_seconds", "draft", "count"] == 2
+    assert samples["step_nodes", "count"] == 2 and samples["step_nodes", "sum"] == 7
+    assert samples["step_tokens", "count"] == 2 and samples["step_tokens", "sum"] == 5
+    assert samples["sequence_step_tokens", "count"] == 3 and samples["sequence_step_tokens", "sum"] == 5
+    assert samples["queue_seconds", "count"] == 1 and samples["queue_seconds", "sum"] == 0.125
+
+
+def test_only_completed_requests_have_a_duration(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT, None):
+        pending = inflight(time.monotonic() - 10.0)
+        if reason is not None:
+            pending.deliver(Output(request_id="x", finish_reason=reason), 0.0)
+        made.on_end(pending)
+    failed = inflight()
+    failed.fail(EngineError("gone"))
+    made.on_end(failed)
+    assert samples["request_seconds", "count"] == 2 and samples["request_seconds", "sum"] == pytest.approx(20.0, abs=5)
+    assert [samples["requests_ended_total", name] for name in ("stop", "length", "abort", "cancelled", "error")] == [
+        1
+    ] * 5
+
+
+def test_generation_is_shown_from_the_first_batch_on(samples: Samples) -> None:
+    made = ServiceMetrics("m")
+    made.on_batch(batch(generation=0), 0)
+    assert ("generation",) in samples and samples["generation",] == 0
+    made.on_batch(batch(generation=2), 0)
+    assert samples["generation",] == 2
+
+
+def test_labels_and_limits_keep_the_number_of_series_low() -> None:
+    """Of the histograms of one replica; a label with unbounded values would be the end of a Prometheus."""
+    limits = [metrics.FIRST_TOKEN_S, metrics.TOKEN_S, metrics.QUEUE_S, metrics.REQUEST_S, metrics.PHASE_S]
+    limits += [metrics.SEQUENCE_TOKENS, metrics.STEP_TOKENS, metrics.STEP_NODES]
+    assert all(one == sorted(set(one)) and one[0] > 0 for one in limits)
+    num_phases = 9
+    num_series = sum((len(one) + 3) * (num_phases if one is metrics.PHASE_S else 1) for one in limits)
+    assert num_series < 300

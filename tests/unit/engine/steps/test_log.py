@@ -37,6 +37,7 @@ RECORD = StepRecord(
     kv_used_fraction=0.5,
     trees=(TREE,),
     drafted_for={"heads": 1, "lookup": 0},
+    queue_seconds=(0.25, 0.5),
 )
 
 

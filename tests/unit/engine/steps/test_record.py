@@ -90,6 +90,38 @@ def test_record_tells_which_drafts_the_budget_and_the_scheduler_cut(rank: Engine
     assert crowded and any(len(tree.tree) < tree.num_worthwhile for r in crowded for tree in r.trees)
 
 
+def test_samples_are_those_of_the_steps_since_the_last_call(rank: EngineRank) -> None:
+    engine = engine_over(rank, Setting(nodes=7, skill=0.7, max_running=1), truth_of(rank))
+    assert engine.take_samples() == [], "the first call begins the collection"
+    records = observed(engine)
+    run = decode(engine, asked())
+    samples = engine.take_samples()
+    assert len(samples) == len(records) and engine.take_samples() == []
+    assert sum(sample.num_nodes for sample in samples) == run.drafted > 0
+    tokens = [len(tree.tokens) for record in records for tree in record.trees]
+    assert [count for sample in samples for count in sample.sequence_tokens] == tokens and sum(tokens) == 29
+    assert [sample.seconds for sample in samples] == [record.seconds for record in records]
+
+
+def test_queue_time_is_recorded_once_for_each_request_when_it_first_runs(rank: EngineRank) -> None:
+    engine = engine_over(rank, Setting(max_running=1))
+    records = observed(engine)
+    decode(engine, asked())
+    waited = [(i, seconds) for i, record in enumerate(records) for seconds in record.queue_seconds]
+    (first, short), (second, long) = waited
+    assert first == 0 and second >= 20, "b runs after the 20 steps of a"
+    assert 0 <= short < long
+    assert long >= sum(sum(record.seconds.values()) for record in records[:20])
+
+
+def test_a_preempted_request_is_not_queued_anew(rank: EngineRank) -> None:
+    engine = engine_over(rank, Setting(num_blocks=5))
+    records = observed(engine)
+    run = decode(engine, [request(name, [3] * 14, max_tokens=30, ignore_eos=True) for name in "ab"])
+    assert run.num_preemptions > 0
+    assert sum(len(record.queue_seconds) for record in records) == 2
+
+
 def test_without_observers_nothing_is_recorded(rank: EngineRank) -> None:
     engine = engine_over(rank, Setting(nodes=7))
     decode(engine, asked())
