@@ -120,6 +120,7 @@ def assemble(args: Config, stack: str) -> Application:
         serve.ingress(api)(Medusa),
         name=DEPLOYMENT,
         **replicas(config),
+        **logs(config),
         placement_group_bundles=bundles(config, front=True),
         placement_group_strategy="STRICT_PACK",  # a group that spans nodes is slow; a Serve config can override this
         # More than the replica admits, so that clients get its 429 in OpenAI's format and not Serve's plain text.
@@ -142,6 +143,11 @@ def files_of(config: Config) -> Store | StorageOffError:
     """The store of files and batches, as this replica sees it."""
     num_nodes = sum(bool(node["Alive"]) for node in ray.nodes()) if config.files.store == AUTO else 1
     return open_store(config.files, config.name, num_nodes)
+
+
+def logs(config: Config) -> dict[str, Any]:
+    """Options of serve.deployment: how the replica logs. Without log_format: json, Serve's own default."""
+    return {"logging_config": {"encoding": "JSON"}} if config.log_format == "json" else {}
 
 
 def replicas(config: Config) -> dict[str, Any]:

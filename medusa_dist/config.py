@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from medusa_dist.config_parts.autoscaling import AutoscalingConfig
 from medusa_dist.config_parts.files import FilesConfig
 from medusa_dist.config_parts.http import HttpConfig
+from medusa_dist.config_parts.resources import ResourcesConfig
 from medusa_dist.config_parts.strict import Strict
 from medusa_dist.config_parts.timeouts import TimeoutsConfig
 from medusa_dist.errors import ConfigError
@@ -126,23 +127,6 @@ class SpeculationConfig(Strict):
         return self.max_nodes if self.tree is None else len(self.tree)
 
 
-class ResourcesConfig(Strict):
-    """What Ray reserves for one replica: one bundle per rank; bundle 0 also holds the replica actor."""
-
-    cpus_per_rank: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="CPUs reserved for each rank (a reservation, not a thread limit)."
-    )
-    front_cpus: Annotated[float, Field(ge=0)] = Field(
-        default=0.5, description="CPUs reserved for the replica's HTTP process, in bundle 0 with rank 0."
-    )
-    threads_per_rank: int | None = Field(
-        ge=1,
-        default=None,
-        description="CPU threads of each rank's tensor operations. None: when serving, one less than the node's cores, "
-        "divided by the ranks; in LLM, all cores. More threads than free cores make a step many times slower.",
-    )
-
-
 class Config(Strict):
     """The service of one model. Used as `args:` of a Serve application, and by `LLM`."""
 
@@ -245,6 +229,11 @@ class Config(Strict):
         default=None,
         description="A page at / that chats with the model and shows how each token came about (docs/page.md). None: "
         "for callers on this machine, if no API key is set. true: for all; its files need no key, its data does.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="json: the logs of replicas and ranks are JSON, one object a line, with lines for each request: "
+        "its id, number of tokens and times, no text.",
     )
     step_log: str | None = Field(
         default=None,

@@ -17,6 +17,7 @@ from medusa_dist.serve.local_group import LocalGroup
 OF_A_SERVICE: dict[str, Any] = {
     "max_queued": True,
     "page": True,
+    "log_format": True,
     "http": True,
     "files": True,
     "autoscaling": True,

@@ -6,6 +6,7 @@ Not here: what a step does (engine.py), merging of outputs (outbox.py), Ray (ser
 others.
 """
 
+import logging
 import queue
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from medusa_dist.engine.steps.samples import MAX_SAMPLES, StepSample
 from medusa_dist.errors import MedusaError
 from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
+
+logger = logging.getLogger(__name__)
 
 MAX_WAITING_TOKENS = 1024  # of one request in the outbox; several seconds of decoding, so only a dead reader reaches it
 TURN_S = 1.0  # an idle loop iterates, and an idle stream yields, at least this often
@@ -120,7 +123,11 @@ class EngineLoop:
             self._obey(command)
             wait_s = 0.0
         if self._engine.has_work:
-            self._outbox.put(self._engine.step())
+            outputs = self._engine.step()
+            for output in outputs:
+                if output.finish_reason is not None:
+                    logger.info("a request ended", extra={"request": output.request_id, "reason": output.finish_reason})
+            self._outbox.put(outputs)
             self._beat_at = self._clock()
         elif self._clock() - self._beat_at >= self._heartbeat_s:
             self._engine.heartbeat()
@@ -140,9 +147,13 @@ class EngineLoop:
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Abort):
+            logger.info("a request is aborted", extra={"request": command.request_id})
             self._engine.abort(command.request_id)
             return
+        request = command.request
+        fields = {"prompt_tokens": len(request.prompt_ids), "output_tokens": len(command.output_ids)}
+        logger.info("a request arrives", extra={"request": request.request_id, **fields})
         try:
-            self._engine.submit(command.request, command.output_ids)
+            self._engine.submit(request, command.output_ids)
         except MedusaError as error:
             self._outbox.put([Refusal(command.request.request_id, error)])

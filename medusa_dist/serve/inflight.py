@@ -5,11 +5,14 @@ Owns the record that survives a failure of the group. Not here: delivering outpu
 """
 
 import asyncio
+import logging
 
 from medusa_dist.engine.messages import Submit
 from medusa_dist.errors import EngineError, MedusaError
 from medusa_dist.outputs import Output
 from medusa_dist.request import Request
+
+logger = logging.getLogger("ray.serve")
 
 MAX_FAILURES = 3  # consecutive group failures without a new token of this request
 
@@ -23,6 +26,7 @@ class InflightRequest:
     def __init__(self, request: Request, now: float) -> None:
         self.request = request
         self.asked_at = now
+        self.first_token_at: float | None = None
         self.last_token_at: float | None = None
         self.waiting_since: float | None = None
         self.outcome: str | None = None  # set when the request has ended: the finish reason, or "error"
@@ -51,6 +55,7 @@ class InflightRequest:
     def deliver(self, output: Output, now: float) -> None:
         """Add an output of the engine."""
         if output.token_ids:
+            self.first_token_at = self.first_token_at or now
             self.last_token_at = now
             self._num_failures = 0
         if self._waiting is None:
@@ -59,6 +64,21 @@ class InflightRequest:
         self._waiting = output if self._waiting is None else self._waiting.merged(output)
         self.outcome = output.finish_reason
         self._changed.set()
+
+    def log_end(self, log_format: str, now: float) -> None:
+        """Log the end of the request, for the config's log_format: json. No text."""
+        if log_format != "json":
+            return
+        first_s = None if self.first_token_at is None else round(self.first_token_at - self.asked_at, 4)
+        fields = {
+            "request": self.request.request_id,
+            "reason": self.outcome or "cancelled",
+            "prompt_tokens": len(self.request.prompt_ids),
+            "output_tokens": len(self._output_ids),
+            "first_token_s": first_s,
+            "seconds": round(now - self.asked_at, 4),
+        }
+        logger.info("a request ended", extra=fields)
 
     def fail(self, error: MedusaError) -> None:
         """End the request; `take` raises the error after any pending output."""

@@ -7,11 +7,12 @@ Threads: "engine" starts and runs the engine, always on the same thread; "contro
 "stream" carries the outputs.
 """
 
+import logging
 import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,8 @@ from threading import Thread
 from typing import Any, Protocol
 
 import ray
+from ray._common.filters import CoreContextFilter
+from ray._common.formatters import JSONFormatter
 from ray.util.metrics import Counter
 
 from medusa_dist.config import Config
@@ -87,6 +90,8 @@ class Rank:
         self._store: Any = None
         self._built: RankProcess | None = None
         self._loop: EngineLoop | None = None
+        if config.log_format == "json":
+            _log_as_json({"model": config.name, "rank": rank, "generation": generation})
         threads = config.resources.threads_per_rank or _share_of_cores(config.tensor_parallel_size)
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
         self._stack: RankFactory = import_module(stack)
@@ -176,6 +181,25 @@ class Rank:
 
 
 RankActor: Any = ray.remote(concurrency_groups={"engine": 1, "control": 2, "stream": 1})(Rank)
+
+
+def _log_as_json(fields: Mapping[str, object]) -> None:
+    """The package's log of this process as JSON on standard error, which Ray keeps in a file of each process.
+
+    The keys are those of a replica's log, of Ray's own formatter. fields: of every line.
+    """
+
+    def add(record: logging.LogRecord) -> bool:
+        vars(record).update(fields)
+        return True
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter())
+    handler.addFilter(CoreContextFilter())
+    handler.addFilter(add)
+    package = logging.getLogger("medusa_dist")
+    package.handlers, package.propagate = [handler], False
+    package.setLevel(logging.INFO)
 
 
 def _report(config: Config, rank: int, process: RankProcess) -> None:

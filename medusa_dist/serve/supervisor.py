@@ -158,6 +158,7 @@ class Supervisor:
         if pending.is_suspect:
             self._submit()
         self._watch.on_end(pending)
+        pending.log_end(self._config.log_format, time.monotonic())
 
     def _deliver(self, message: EngineMessage) -> None:
         pending = self._pending.get(message.request_id)

@@ -152,6 +152,7 @@ applications:
       dtype: float32
       device: cpu
       tensor_parallel_size: 2
+      log_format: json
       max_running: 3
       max_batched_tokens: 32
       kv_cache_tokens: 256
@@ -232,6 +233,17 @@ def rank_of(served: Served) -> int:
     raise AssertionError("no rank")
 
 
+def check_logs(folder: Path) -> None:
+    """Of replicas and ranks: JSON, one object a line, with ids that lead from one to the other, and no prompt."""
+    (replica,) = (folder / "serve").glob("replica_tiny_Medusa_*.log")
+    ranks = [text for path in folder.glob("worker-*.err") if '"rank": 0' in (text := path.read_text())]
+    front = [json.loads(line) for line in replica.read_text().splitlines()]
+    rank = [json.loads(line) for text in ranks for line in text.splitlines() if line.startswith("{")]
+    ended = {line["request"] for line in front if line["message"] == "a request ended"}
+    assert ended and ended <= {line["request"] for line in rank if line["message"] == "a request arrives"}
+    assert all("3 3 3 3" not in text for text in [replica.read_text(), *ranks]), "a prompt"
+
+
 @pytest.mark.slow
 def test_every_panel_has_data_in_a_real_prometheus_under_load() -> None:
     with (
@@ -262,6 +274,7 @@ def test_every_panel_has_data_in_a_real_prometheus_under_load() -> None:
             check=True,
             env=without_ray(PYTHONPATH=str(ROOT)),
         )
+        check_logs(Path(name) / "ray/session_latest/logs")
         assert re.search(
             r"tiny: running \d.* tokens/s.*generations [1-9]\d*, [1-9]\d* failures", top.stdout.splitlines()[-1]
         )

@@ -20,7 +20,7 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from medusa_dist import llm_backend
-from medusa_dist.app import Medusa, api_of, files_of, replicas
+from medusa_dist.app import Medusa, api_of, files_of, logs, replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import process_group
@@ -45,6 +45,12 @@ from tests.support.fake_groups import Silent
 from tests.support.tiny_tokenizers import byte_tokenizer
 
 # --- what Serve and Ray are told ---
+
+
+def log_format(world: World) -> None:
+    """What a rank does with it: tests/unit/serve/test_rank.py."""
+    for value, encoding in (("json", "JSON"), ("text", None)):
+        assert logs(world.config("log_format", value)).get("logging_config", {}).get("encoding") == encoding
 
 
 def served_model_name(world: World) -> None:
@@ -382,6 +388,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "files.max_file_bytes": max_file_bytes,
     "files.max_total_bytes": max_total_bytes,
     "files.max_batch_lines": max_batch_lines,
+    "log_format": log_format,
     "served_model_name": served_model_name,
     "chat_template": chat_template,
     "sanitize_control_tokens": sanitize_control_tokens,

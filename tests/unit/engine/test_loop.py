@@ -1,5 +1,6 @@
 """The loop: order of commands, sign of life, heartbeats, refusals, stalls, and what happens when the engine raises."""
 
+import logging
 import threading
 import time
 
@@ -118,6 +119,16 @@ def read_until_finished(loop: EngineLoop, names: set[str]) -> dict[str, list[int
             break
     assert numbers == list(range(len(numbers)))
     return ids
+
+
+def test_requests_are_logged_with_their_ids_and_without_their_tokens(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "medusa_dist.engine.loop")
+    with Running(CountingEngine()) as loop:
+        loop.post([Submit(request("a", 3, prompt=(7, 7)))])
+        read_until_finished(loop, {"a"})
+    arrived, ended = (record for record in caplog.records if vars(record).get("request") == "a")
+    assert (arrived.getMessage(), arrived.prompt_tokens, arrived.output_tokens) == ("a request arrives", 2, 0)
+    assert (ended.getMessage(), ended.reason) == ("a request ended", "length")
 
 
 def test_each_step_has_one_sample_in_the_stream():

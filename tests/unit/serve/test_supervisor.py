@@ -12,6 +12,7 @@ from medusa_dist.engine.messages import Abort, OutputBatch, Submit
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.errors import EngineError, GroupError, ModelError, OverloadedError, RequestError
 from medusa_dist.outputs import FinishReason
+from medusa_dist.serve import inflight
 from medusa_dist.serve import supervisor as module
 from medusa_dist.serve.group import TPWorkerGroup
 from medusa_dist.serve.placement import reserve
@@ -108,6 +109,26 @@ async def test_three_group_failures_in_one_stream_change_no_token():
         resubmitted = run.groups[1].commands[0]
         assert isinstance(resubmitted, Submit) and len(resubmitted.output_ids) > 10
         assert run.supervisor.num_requests == 0
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_ended_requests_are_logged_with_ids_tokens_and_times(log_format, monkeypatch):
+    lines = []
+    monkeypatch.setattr(inflight.logger, "info", lambda text, **given: lines.append((text, given["extra"])))
+    async with Started(config(log_format=log_format)) as run:
+        assert len(await collect(run.supervisor, request("a", (5, 0), max_tokens=4))) == 4
+        stream = run.supervisor.outputs(request("b", (5, 0), max_tokens=4000))
+        await anext(stream)
+        await stream.aclose()
+    if log_format == "text":
+        assert not lines
+        return
+    (text, done), (_, left) = lines
+    assert text == "a request ended"
+    assert (done["request"], done["reason"], done["prompt_tokens"], done["output_tokens"]) == ("a", "length", 2, 4)
+    assert 0 <= done["first_token_s"] <= done["seconds"] < 60
+    assert (left["request"], left["reason"]) == ("b", "cancelled")
+    assert set(done) == {"request", "reason", "prompt_tokens", "output_tokens", "first_token_s", "seconds"}, "no text"
 
 
 async def test_a_request_that_comes_during_a_restart_is_held_and_answered():
