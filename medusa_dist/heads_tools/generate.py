@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from medusa_dist.config import LOOKUP
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 from medusa_dist.heads_tools.explain import draw_step
 from medusa_dist.heads_tools.steps.colours import HEAD_STYLES, style_of
 from medusa_dist.heads_tools.steps.show import traced
@@ -26,7 +26,7 @@ class _BestStep:
         self.number = 0
         self._num_steps = 0
 
-    def __call__(self, record: StepRecord) -> None:
+    def __call__(self, record: LoggedStep) -> None:
         for tree in record.trees:
             self._num_steps += 1
             if len(tree.accepted) > (0 if self.tree is None else len(self.tree.accepted)):

@@ -262,8 +262,7 @@ class Supervisor:
             batch: OutputBatch = await ref
             if (batch.generation, batch.number) != (self._generation, number):
                 raise GroupError(f"output batch {batch.number} of generation {batch.generation} arrived as {number}")
-            number, self._num_silent = number + 1, 0
-            self.stats = batch.stats
+            number, self._num_silent, self.stats = number + 1, 0, batch.stats
             if batch.age_s > self._config.timeouts.step_s + GRACE_S:
                 raise GroupError(f"rank 0 has been in one step for {batch.age_s:.0f} s (timeouts.step_s)")
             for message in batch.messages:

@@ -1,6 +1,6 @@
 """Records of steps made up by hand."""
 
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 from medusa_dist.medusa.trees.tree import Tree
 
 
@@ -20,6 +20,6 @@ def tree(accepted: tuple[int, ...] = (), *, ranked: int = 5, worthwhile: int = 4
     )
 
 
-def step(*trees: VerifiedTree, rows: int = 4, ms: float = 20.0, prompt_rows: int = 0, drafted: int = 1) -> StepRecord:
+def step(*trees: VerifiedTree, rows: int = 4, ms: float = 20.0, prompt_rows: int = 0, drafted: int = 1) -> LoggedStep:
     seconds = {"forward": ms / 1000, "draft": 0.005}
-    return StepRecord(1, 100.0, seconds, rows, prompt_rows, 1, 0, 0.5, trees, {"heads": drafted, "lookup": 1})
+    return LoggedStep(1, 100.0, seconds, rows, prompt_rows, 1, 0, 0.5, trees, {"heads": drafted, "lookup": 1})

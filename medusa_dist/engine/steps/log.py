@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 from medusa_dist.errors import StepLogError
 from medusa_dist.medusa.trees.tree import Tree
 
@@ -52,7 +52,7 @@ class StepLog:
         self._size = 0
         self.path = path  # the one that it writes; see above
 
-    def __call__(self, record: StepRecord) -> None:
+    def __call__(self, record: LoggedStep) -> None:
         """Write a step. Never raises."""
         try:
             if self._file == -1 and self._max_bytes:
@@ -107,7 +107,7 @@ class StepLog:
             self._size += os.write(self._file, line.encode() + b"\n")
 
 
-def _line_of(record: StepRecord) -> str:
+def _line_of(record: LoggedStep) -> str:
     return json.dumps(
         {
             "step": record.step,
@@ -141,7 +141,7 @@ def _line_of(record: StepRecord) -> str:
     )
 
 
-def read_step_log(path: Path) -> Iterator[LoggedModel | StepRecord]:
+def read_step_log(path: Path) -> Iterator[LoggedModel | LoggedStep]:
     """The lines of a step log, in order; a last line that is still being written is left out.
 
     Raises StepLogError, with file and line, for a file that is none.
@@ -155,7 +155,7 @@ def read_step_log(path: Path) -> Iterator[LoggedModel | StepRecord]:
         raise StepLogError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read_line(line: str, where: str, is_first: bool) -> LoggedModel | StepRecord:
+def _read_line(line: str, where: str, is_first: bool) -> LoggedModel | LoggedStep:
     try:
         read = json.loads(line)
         if "step_log" in read:
@@ -169,8 +169,8 @@ def _read_line(line: str, where: str, is_first: bool) -> LoggedModel | StepRecor
         raise StepLogError(f"{where}: not a line of a step log ({type(error).__name__}: {error})") from None
 
 
-def _record_of(read: Mapping[str, Any]) -> StepRecord:
-    return StepRecord(
+def _record_of(read: Mapping[str, Any]) -> LoggedStep:
+    return LoggedStep(
         step=read["step"],
         at=read["at"],
         seconds={phase: ms / 1000 for phase, ms in read["ms"].items()},

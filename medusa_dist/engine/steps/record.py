@@ -1,4 +1,4 @@
-"""StepRecord: one step of the engine, as it was; StepRecorder makes one for those who asked.
+"""LoggedStep: one step of the engine, as it was; StepRecorder makes one for those who asked.
 
 Owns what a record has, and makes samples of records. Not here: what a sample has (samples.py), the file of records
 (log.py), how they are drawn (heads_tools/steps/).
@@ -40,7 +40,7 @@ class VerifiedTree:
 
 
 @dataclass(frozen=True, slots=True)
-class StepRecord:
+class LoggedStep:
     """A step. at: its begin, unix seconds. seconds: by phase. num_prompt_rows: rows of prompts, but for their last.
 
     drafted_for: by drafter, the sequences that it drafted for at the end of this step; 0 if it paused.
@@ -60,10 +60,10 @@ class StepRecord:
     queue_seconds: tuple[float, ...] = ()
 
 
-Observer = Callable[[StepRecord], None]
+Observer = Callable[[LoggedStep], None]
 
 
-class Load(Protocol):
+class LoggedLoad(Protocol):
     """What a record has of the scheduler."""
 
     queue_seconds: list[float]
@@ -110,13 +110,13 @@ class StepRecorder:
         if self.observers:
             self._drafted_for[drafter] = num_sequences
 
-    def end(self, seconds: Mapping[str, float], scheduler: Load) -> None:
+    def end(self, seconds: Mapping[str, float], scheduler: LoggedLoad) -> None:
         """The step is over. scheduler: what it left."""
         if not self.observers:
             return
         spent = {phase: total - self._before.get(phase, 0.0) for phase, total in seconds.items()}
         step, rows, prompt_rows = self._rows
-        record = StepRecord(
+        record = LoggedStep(
             step,
             self._at,
             spent,
@@ -139,7 +139,7 @@ class StepSamples:
     def __init__(self) -> None:
         self._samples: deque[StepSample] = deque(maxlen=MAX_SAMPLES)
 
-    def __call__(self, record: StepRecord) -> None:
+    def __call__(self, record: LoggedStep) -> None:
         """Keep a step's sample."""
         self._samples.append(
             StepSample(

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from medusa_dist.config import parse_config
 from medusa_dist.engine.steps.log import LoggedModel, read_step_log
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 from medusa_dist.errors import ModelError, StepLogError
 from medusa_dist.heads_tools.explain import draw_step
 from medusa_dist.heads_tools.steps.page import Picture, step_picture
@@ -41,11 +41,11 @@ class Sight:
     """A step worth a look, and of its trees those to draw."""
 
     title: str
-    record: StepRecord
+    record: LoggedStep
     trees: tuple[VerifiedTree, ...]
 
 
-_NOTHING = Sight("", StepRecord(0, 0.0, {}, 0, 0, 0, 0, 0.0, (), {}), ())
+_NOTHING = Sight("", LoggedStep(0, 0.0, {}, 0, 0, 0, 0, 0.0, (), {}), ())
 
 
 class LoggedSteps:
@@ -75,7 +75,7 @@ class LoggedSteps:
         if number is not None and self._asked is None:
             raise StepLogError(f"--step: {path} has no step {number}; it has {min(steps)} to {max(steps)}")
 
-    def _compare(self, record: StepRecord) -> None:
+    def _compare(self, record: LoggedStep) -> None:
         for tree in record.trees:
             accepted, rejected = len(tree.accepted), len(tree.tree) - len(tree.accepted)
             if accepted > self._best[0]:
@@ -239,7 +239,7 @@ def _shares(title: str, rows: Iterable[tuple[str, float]], form: str) -> Table:
     return table
 
 
-def load_of(record: StepRecord) -> str:
+def load_of(record: LoggedStep) -> str:
     """Time, rows and sequences of a step."""
     milliseconds = 1000 * sum(record.seconds.values())
     return f"a step of {milliseconds:.1f} ms, {record.num_rows} rows and {len(record.trees)} sequences"

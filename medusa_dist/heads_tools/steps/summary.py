@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 
 _DRAFT_PHASE = "draft"
 MIN_STEPS = 20  # decoding steps, before the cost of a row is estimated
@@ -61,7 +61,7 @@ class LogSummary:
     begin: float = 0.0  # unix seconds
     end: float = 0.0
 
-    def add(self, record: StepRecord) -> None:
+    def add(self, record: LoggedStep) -> None:
         """Count one step."""
         self.steps += 1
         self.begin = min(self.begin or record.at, record.at)
@@ -121,7 +121,7 @@ class LogSummary:
         return None if self.row_s is None else self.row_s * self.decoding_steps / steps_s
 
 
-def summarise(records: Iterable[StepRecord]) -> LogSummary:
+def summarise(records: Iterable[LoggedStep]) -> LogSummary:
     """All of them."""
     summary = LogSummary()
     for record in records:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medusa_dist.engine.steps.log import LoggedModel, StepLog, read_step_log
-from medusa_dist.engine.steps.record import StepRecord, VerifiedTree
+from medusa_dist.engine.steps.record import LoggedStep, VerifiedTree
 from medusa_dist.errors import StepLogError
 from medusa_dist.medusa.trees.tree import Tree
 
@@ -26,7 +26,7 @@ TREE = VerifiedTree(
     accepted=(0, 2),
     tokens=(2, 4, 8),
 )
-RECORD = StepRecord(
+RECORD = LoggedStep(
     step=12,
     at=1790000000.25,
     seconds={"schedule": 0.001, "forward": 0.02},
@@ -42,7 +42,7 @@ RECORD = StepRecord(
 
 
 def steps_in(path: Path) -> list[int]:
-    return [one.step for one in read_step_log(path) if isinstance(one, StepRecord)]
+    return [one.step for one in read_step_log(path) if isinstance(one, LoggedStep)]
 
 
 def test_written_record_is_read_again(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
-from medusa_dist.engine.steps.record import StepRecord
+from medusa_dist.engine.steps.record import LoggedStep
 from medusa_dist.medusa.trees.budget import StepCost
 from tests.support.tiny_engine import Setting, decode, engine_over, request, save_model, tiny_config
 
@@ -20,8 +20,8 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> EngineRank:
     return EngineRank(tiny_config(folder), folder)
 
 
-def observed(engine: Engine) -> list[StepRecord]:
-    records: list[StepRecord] = []
+def observed(engine: Engine) -> list[LoggedStep]:
+    records: list[LoggedStep] = []
     engine.recorder.observers.append(records.append)
     return records
 

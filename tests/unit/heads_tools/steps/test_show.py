@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from medusa_dist.engine.steps.log import LoggedModel, StepLog
-from medusa_dist.engine.steps.record import StepRecord
+from medusa_dist.engine.steps.record import LoggedStep
 from medusa_dist.errors import StepLogError
 from medusa_dist.heads_tools.steps.show import LoggedSteps, TokenIds, log_pictures, show_log, tokenizer_of
 from tests.support.step_records import step, tree
@@ -22,7 +22,7 @@ RECORDS = [
 ]
 
 
-def logged(tmp_path: Path, *records: StepRecord, number: int | None = None, about: LoggedModel = ABOUT) -> LoggedSteps:
+def logged(tmp_path: Path, *records: LoggedStep, number: int | None = None, about: LoggedModel = ABOUT) -> LoggedSteps:
     log = StepLog(tmp_path / "steps.jsonl", about)
     log.open()
     for record in records:
