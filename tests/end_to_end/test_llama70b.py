@@ -72,6 +72,7 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = raw["http_options"]["port"] = free_port()
     (application,) = raw["applications"]
     replaced = {"model": str(model), "heads": {"source": str(model / "heads")}, "device": "cpu", "dtype": "float32"}
+    assert application["args"].pop("max_model_len") > 512  # the tiny model has no more
     application["args"] |= replaced
     assert application["args"]["tensor_parallel_size"] == 8
     path = tmp_path_factory.mktemp("config") / "llama70b.yaml"
