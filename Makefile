@@ -11,10 +11,11 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 NVIDIA_GPU ?= $(shell { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1 && echo yes || echo no)
 # `make test-lowest` takes the lowest torch that pyproject.toml admits, unless TORCH says another.
 LOWEST_TORCH = $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/.*"\(torch\)>=\([0-9.]*\),.*/\1==\2/p' pyproject.toml),$(TORCH))
+KERNEL_TESTS = tests/unit/ops/gpu tests/unit/ops/attention tests/unit/model/test_fused_layers.py tests/unit/check/test_gpu_kernels.py
 LOWEST_TESTS ?= tests/unit/medusa tests/unit/ops tests/unit/api
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients test-browser lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients test-browser test-kernels test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -64,6 +65,12 @@ test-clients: $(CLIENTS)/installed-clients $(CLIENT_ENVIRONMENTS:%=$(CLIENTS)/%/
 test-browser: $(VENV)/installed-browser ## the page at / in a headless Chromium
 	$(VENV)/bin/pytest -m browser -rs tests/browser
 
+test-kernels: $(VENV)/installed-gpu ## GPU kernels on a machine without a GPU: interpreted, and compiled for three chips
+	$(VENV)/bin/pytest -m "not gpu" $(KERNEL_TESTS)
+
+test-gpu: $(VENV)/installed-gpu ## the same kernels on an NVIDIA GPU, against their oracles
+	$(VENV)/bin/pytest -m gpu $(KERNEL_TESTS)
+
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -99,6 +106,10 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 
 $(VENV)/installed-browser: pyproject.toml $(VENV)/installed-dev
 	$(PIP) install -e '.[browser]'
+	@touch $@
+
+$(VENV)/installed-gpu: pyproject.toml $(VENV)/installed-dev
+	$(PIP) install -e '.[gpu]'
 	@touch $@
 
 $(VENV)/installed-docs: pyproject.toml $(VENV)/installed

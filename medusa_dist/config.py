@@ -182,11 +182,12 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda if torch sees a GPU, otherwise cpu."
     )
-    attention_backend: Literal["auto", "paged_cpu", "exact", "sdpa"] = Field(
+    attention_backend: Literal["auto", "paged_cpu", "triton", "exact", "sdpa"] = Field(
         default="auto",
         description="What computes attention. auto: paged_cpu on a CPU (a compiled loop over the block tables, float32 "
-        "and bfloat16; exact for float16), sdpa on a GPU. exact: tensor operations, bitwise like paged_cpu in float32 "
-        "on a CPU, slower. sdpa: torch's scaled_dot_product_attention.",
+        "and bfloat16; exact for float16), sdpa on a GPU. triton: kernels for GPUs that read the block tables, and "
+        "with them fused layers and the choice of tokens; not yet run on a GPU. exact: tensor "
+        "operations, bitwise like paged_cpu in float32 on a CPU, slower. sdpa: torch's scaled_dot_product_attention.",
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ranks the model is sharded over. Valid: 1 to the model's number of key/value heads."

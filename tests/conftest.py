@@ -1,15 +1,19 @@
-"""One Ray for the whole run, started when the first test asks for it.
+"""One Ray for the whole run, started when the first test asks for it. Without a GPU, Triton's kernels are interpreted.
 
-The environment is set before ray is imported anywhere: Ray reads it at import.
+The environment is set before ray or triton is imported anywhere: they read it at import.
 """
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="medusa-dist-tests-")  # where files of /v1/files are by default
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+if not list(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 

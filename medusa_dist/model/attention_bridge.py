@@ -1,7 +1,8 @@
 """Bridge from transformers' attention layers to ours: passes q, k, v to the worker.
 
 Owns the bridge, and the check that a model really uses it. Not here: the attention itself (ops/attention/).
-It gets q, k, v after rotary embedding and q/k norms, with this rank's heads only. transformers makes no mask for an
+It gets q, k, v after rotary embedding (unless AttentionParams.rotary says otherwise) and q/k norms, with this rank's
+heads only. transformers makes no mask for an
 implementation without a mask function, so causality, trees and windows are up to the worker.
 Shapes: T rows, Hq / Hkv query and key-value heads of this rank, D head size.
 """
@@ -71,10 +72,12 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query [1, Hq, T, D], key and value [1, Hkv, T, D] -> ([1, T, Hq, D], None).
 
+    rotary: of our own modules (fused_layers.py), which leave rotary embedding to the backend.
     Raises ModelError for an option that would change the result and is not supported.
     """
     scale = options.pop("scaling", None)
     window, softcap, sinks = (options.pop(name, None) for name in ("sliding_window", "softcap", "s_aux"))
+    rotary = options.pop("rotary", None)
     unknown = [name for name, option in options.items() if option is not None and name not in _HARMLESS]
     if attention_mask is not None:
         unknown.append("attention_mask")
@@ -84,7 +87,7 @@ def paged_attention(
         raise ModelError(f"{type(module).__name__} uses attention options that are not supported: {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = attention_context.attend(module.layer_idx, q, k, v, AttentionParams(scale, window, softcap, sinks))
+    out = attention_context.attend(module.layer_idx, q, k, v, AttentionParams(scale, window, softcap, sinks, rotary))
     return out.unsqueeze(0), None
 
 

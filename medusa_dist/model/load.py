@@ -19,6 +19,7 @@ from medusa_dist.model.attention_bridge import check_attention
 from medusa_dist.model.aux_hidden_states import tapped_layers, tapping
 from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.context_length import context_length
+from medusa_dist.model.fused_layers import fuse_layers
 from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
 from medusa_dist.model.support_check import check_servable, layer_windows, model_class, read_config
@@ -129,7 +130,7 @@ class ShardedModel(Outline):
         return total + sum(m.out_features * m.in_features * self.dtype.itemsize for m in packed)
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 (all but the folder by name)
     folder: Path,
     *,
     dtype: torch.dtype,
@@ -138,11 +139,13 @@ def load_model(
     prepack: bool = True,
     trust_remote_code: bool = False,
     aux_layers: Sequence[int] = (),
+    fused: bool = False,
 ) -> ShardedModel:
     """Load this rank's part of the model in `folder`; called by all ranks together (it ends with a probe pass).
 
     prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (for comparison in tests). taps: aux
-    layers, ascending, whose outputs this rank needs.
+    layers, ascending, whose outputs this rank needs. fused: use Triton's kernels for small operations where the
+    model's modules are of a known form.
     Peak memory is the rank's part and one more tensor. Raises ModelError or ConfigError.
     """
     config = read_config(folder, trust_remote_code)
@@ -154,6 +157,8 @@ def load_model(
     builder.fill()
     checkpoint.close()
     heads = HeadShape.of(config, parallel)
+    if fused:
+        fuse_layers(module, int(config.hidden_size), heads.head_dim, dtype)
     start, _, shard = parallel.vocab_shard(builder.vocab_size)
     model = ShardedModel(
         config=config,

@@ -229,6 +229,7 @@ def packed_attention(lengths: Sequence[int]) -> Attend:
     """Attention for sequences laid end to end, each causal; supports all options of a layer, in plain torch."""
 
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        assert params.rotary is None, "models are loaded without fused layers for training"
         out = []
         parts = (torch.split(x, list(lengths)) for x in (q, k, v))
         for one_q, one_k, one_v in zip(*parts, strict=True):

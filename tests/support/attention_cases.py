@@ -1,8 +1,9 @@
 """Random batches of rows for attention, and one call of a backend on them."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,11 +11,15 @@ from medusa_dist.engine.runner.batch_builder import prepare
 from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.attention.registry import BACKENDS
-from tests.support.plan_helpers import Piece, make_step, random_parents
+from medusa_dist.ops.gpu.language import refusal
+from tests.support.plan_helpers import Piece, make_step, random_parents, rows_of
 
 CPU = torch.device("cpu")
 
 LAYERS, LAYER = 2, 1
+
+needs_triton = pytest.mark.skipif(refusal(CPU) is not None, reason=f"triton {refusal(CPU)}, or in its interpreter")
+BACKENDS_HERE = [pytest.param(name, marks=[needs_triton] if name == "triton" else []) for name in BACKENDS]
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,19 @@ class Contents:
         return tuple(torch.cat([old[:start], new[first:end]])[columns] for new, old in both)
 
 
-def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, backend: str, seed: int = 0) -> Tensor:
-    """[T, Hq, D] through plan, tables, pool and backend."""
+def attend(
+    pieces: list[Piece],
+    contents: Contents,
+    scoring: AttentionParams,
+    backend: str,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> Tensor:
+    """[T, Hq, D] through plan, tables, pool and backend, on the device; the result is on the CPU."""
     plan, tables, num_blocks = make_step(pieces, seed)
     heads, dtype = contents.heads, contents.q.dtype
-    attention = BACKENDS[backend](heads.dim, heads.query // heads.kv)
-    batch = prepare(plan, tables, CPU, attention)
+    attention = BACKENDS[backend](heads.dim, heads.query // heads.kv, dtype)
+    batch = prepare(plan, tables, device, attention)
     pool = KVCache.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
@@ -70,9 +82,30 @@ def attend(pieces: list[Piece], contents: Contents, scoring: AttentionParams, ba
         pool.write(LAYER, slots, *contents.old[index])
     padding = batch.input_ids.numel() - contents.q.shape[0]
     q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
-    out = attention(LAYER, q, k, v, scoring, pool, batch)
+    if scoring.sinks is not None:
+        scoring = replace(scoring, sinks=scoring.sinks.to(device))
+    there = KVCache(pool.rows.to(device))
+    out = attention(LAYER, q.to(device), k.to(device), v.to(device), scoring, there, batch).cpu()
     assert out.shape == q.shape and out.dtype == q.dtype and not out[contents.q.shape[0] :].isnan().any()
     return out[: contents.q.shape[0]]
+
+
+def by_definition(pieces: list[Piece], contents: Contents, scoring: AttentionParams) -> Tensor:
+    """What attend() gives, in float64, query by query."""
+    plan, tables, _ = make_step(pieces)
+    out = torch.zeros(contents.q.shape, dtype=torch.float64)
+    per_head = contents.heads.query // contents.heads.kv
+    for index, row in enumerate(rows_of(pieces, plan, tables)):
+        visible = row.visible if scoring.window is None else row.visible[-scoring.window :]  # by position
+        keys, values = (x.double() for x in contents.columns(pieces, row.piece, visible))
+        for head in range(contents.heads.query):
+            scores = keys[:, head // per_head] @ contents.q[index, head].double() * scoring.scale
+            if scoring.softcap is not None:
+                scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+            if scoring.sinks is not None:
+                scores = torch.cat([scores, scoring.sinks[head : head + 1].double()])
+            out[index, head] = torch.softmax(scores, 0)[: keys.shape[0]] @ values[:, head // per_head]
+    return out
 
 
 def random_pieces(seed: int) -> list[Piece]:

@@ -23,6 +23,8 @@ from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.source import resolve_model as source
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
+from medusa_dist.ops.attention.registry import resolve_backend
+from medusa_dist.ops.gpu.language import refusal
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
 from medusa_dist.serve.placement import bundles
@@ -258,6 +260,11 @@ def attention_backend(world: World) -> None:
     assert len(said["sdpa"]) == 16
     with pytest.raises(ConfigError, match="attention_backend: paged_cpu"):
         world.rank(world.config("attention_backend", "paged_cpu", dtype="float16"))
+    if refusal(torch.device("cpu")) is None:  # in the interpreter, which is too slow for an engine: the choice alone
+        assert resolve_backend("triton", torch.device("cpu"), torch.float32) == "triton"
+    else:
+        with pytest.raises(ConfigError, match="attention_backend: triton"):
+            world.rank(world.config("attention_backend", "triton"))
 
 
 def device(world: World, patch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,7 @@ def tokens(count: int = 13) -> Tensor:
 def dense_attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
     """Causal attention of one sequence at positions 0..T-1, by the definition. q [T, Hq, D] -> [T, Hq, D]."""
     assert params.sinks is None
+    q, k = params.rotated(q, k)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * params.scale

@@ -22,6 +22,7 @@ from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.forward_batch import ForwardBatch
+from medusa_dist.ops.gpu.choice_kernel import choose
 from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
 from medusa_dist.ops.sampling import lowest_argmax, perturb
 
@@ -64,11 +65,13 @@ class Worker:
         max_blocks: int,
         attention: AttentionBackend,
         reader: RowReader | None = None,
+        kernels: bool = False,
     ) -> None:
-        """reader: on rank 0, of heads that follow all rows."""
+        """reader: on rank 0, of heads that follow all rows. kernels: select tokens in Triton's kernel (a GPU)."""
         self.model = model
         self.pool = pool
         self._reader = reader
+        self._kernels = kernels
         self._attention = attention
         attention.warm_up(pool.rows.dtype)
         if model.device.type == "cpu":
@@ -150,7 +153,7 @@ class Worker:
         """logits [W, Vs], batch_indices [W] (on the host), positions [W] of the rows; selects the token after each."""
         parallel, model = self.model.parallel, self.model
         needs_full = self._whole[batch_indices] == 1
-        if parallel.world_size == 1:
+        if parallel.world_size == 1 and not self._kernels:
             # One rank has the full logits anyway, so noise is generated later, only for nodes that the traversal
             # reaches.
             needs_full |= self._temperatures[batch_indices] > 0
@@ -161,8 +164,7 @@ class Worker:
             if full_rows.size:  # otherwise all rows are plain, and these large logits need no copy
                 rows = self._tensor(plain_rows)
                 plain, next_positions = logits.index_select(0, rows), next_positions[rows]
-            scores = self._plain_scores(plain, batch_indices[plain_rows], next_positions)
-            values, ids = lowest_argmax(scores)
+            values, ids = self._best(plain, batch_indices[plain_rows], next_positions)
             pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
             gathered = parallel.gather_to_rank0(pairs)
             if gathered is not None:
@@ -176,6 +178,14 @@ class Worker:
                 full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
                 full_logits = {int(row): full[i] for i, row in enumerate(full_rows)}
         return Scores(choices, full_logits, hidden) if parallel.rank == 0 else None
+
+    def _best(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Best score [R] and its column [R] in this rank's shard, of rows that need only temperature and noise."""
+        if not self._kernels or not self._num_valid:
+            return lowest_argmax(self._plain_scores(logits, batch_indices, positions))
+        seeds = self._tensor(self._seeds[batch_indices])
+        temperatures = torch.from_numpy(self._temperatures[batch_indices].astype(np.float32)).to(self.model.device)
+        return choose(logits, seeds, positions, temperatures, self.model.vocab_start, self._num_valid)
 
     def _plain_scores(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> Tensor:
         """Scores [R, valid columns] of rows that need only temperature and noise."""

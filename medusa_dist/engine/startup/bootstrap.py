@@ -52,7 +52,7 @@ from medusa_dist.model.source.sampling_defaults import sampling_defaults
 from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
-from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
+from medusa_dist.ops.attention.registry import BACKENDS, TRITON, resolve_backend
 from medusa_dist.ops.dtypes import dtype_name
 from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
@@ -89,13 +89,15 @@ class EngineRank:
             context = context_length(read_config(folder, config.trust_remote_code))
             self._max_model_len = resolve_max_model_len(config.max_model_len, context)
             heads = self._read_heads(folder) if rank == 0 else None
+            dtype = agree_on_dtype(config.dtype, self._device, parallel)
             model = load_model(
                 folder,
-                dtype=agree_on_dtype(config.dtype, self._device, parallel),
+                dtype=dtype,
                 device=self._device,
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
                 aux_layers=() if heads is None else self._aux_layers(heads, folder),
+                fused=self._backend_name(dtype) == TRITON,
             )
             drafters = make_drafters(config.speculation, heads, model) if rank == 0 else {}
         with self._phase("warm up", progress):
@@ -118,7 +120,7 @@ class EngineRank:
             "transformers": transformers.__version__,
             "device": str(self._device),
             "dtype": dtype_name(model.dtype),
-            "attention_backend": resolve_backend(self.config.attention_backend, self._device, model.dtype),
+            "attention_backend": self._backend_name(model.dtype),
             "weight_bytes": model.weight_bytes(),
             "kv_blocks": self._ranks.worker.pool.num_blocks,
             "max_model_len": self._max_model_len,
@@ -199,9 +201,13 @@ class EngineRank:
             logger.warning("the KV cache holds %d of the model's %d tokens of context", fits, self._max_model_len)
         return fits
 
+    def _backend_name(self, dtype: torch.dtype) -> str:
+        return resolve_backend(self.config.attention_backend, self._device, dtype)
+
     def _attention(self, model: ShardedModel) -> AttentionBackend:
-        name = resolve_backend(self.config.attention_backend, self._device, model.dtype)
-        return BACKENDS[name](model.head_dim, model.num_heads // model.num_kv_heads)
+        return BACKENDS[self._backend_name(model.dtype)](
+            model.head_dim, model.num_heads // model.num_kv_heads, model.dtype
+        )
 
     def _make_worker(self, model: ShardedModel, drafters: Mapping[str, Drafter], num_blocks: int) -> Worker:
         pool = KVCache.allocate(
@@ -210,7 +216,8 @@ class EngineRank:
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
         attention, heads = self._attention(model), drafters.get(HEADS)
         reader = None if heads is None else heads.follow_rows(num_blocks, attention)
-        return Worker(model, pool, self.config.max_running, max_blocks, attention, reader)
+        uses_kernels = self._backend_name(model.dtype) == TRITON
+        return Worker(model, pool, self.config.max_running, max_blocks, attention, reader, uses_kernels)
 
     def _check_heads(self, drafter: Drafter | None, folder: Path) -> str | None:
         """Refuse heads that are no better than chance. Returns the finding; None without heads or if not checked."""

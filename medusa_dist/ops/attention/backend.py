@@ -1,7 +1,7 @@
 """AttentionBackend: the interface of attention over the paged KV cache.
 
 Owns the protocol, AttentionParams, and the row layout of a batch (BatchLayout). Not here: the backends (padded.py,
-paged_cpu.py), their registry (registry.py), the bridge to transformers (model/attention_bridge.py).
+paged_cpu.py, triton_backend.py), their registry (registry.py), the bridge to transformers (model/attention_bridge.py).
 Shapes: T rows of the batch, Hq query heads, Hk KV heads, D head_dim, S sequences.
 """
 
@@ -20,17 +20,44 @@ _ROOT = -1  # parent of a tree's first nodes (medusa/trees/tree.py)
 
 
 @dataclass(frozen=True)
+class RotaryAngles:
+    """Rotary embedding that is left to the backend, which may do it where it writes the keys.
+
+    cos, sin: [T, R] in the model's dtype, of the first R <= D elements of a head, which are paired as (i, i + R / 2).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """x [T, H, D] rotated, in the operations of transformers' `apply_rotary_pos_emb`."""
+        width = self.cos.shape[-1]
+        turned, rest = x[..., :width], x[..., width:]
+        low, high = turned.chunk(2, dim=-1)
+        made = turned * self.cos[:, None] + torch.cat([-high, low], dim=-1) * self.sin[:, None]
+        return torch.cat([made, rest], dim=-1)
+
+
+@dataclass(frozen=True)
 class AttentionParams:
     """Parameters of a layer's attention scores.
 
     window: a key is visible if 0 <= query position - key position < window; None: all. softcap: scores become c *
-    tanh(scores / c). sinks [Hq]: one more score per head that takes part in the softmax and has no value.
+    tanh(scores / c). sinks [Hq]: one more score per head that takes part in the softmax and has no value. rotary: what
+    queries and keys are still to be rotated by, before keys are written; None: nothing.
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    rotary: RotaryAngles | None = None
+
+    def rotated(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [T, Hq, D] and keys [T, Hk, D] after what is left of their rotary embedding."""
+        if self.rotary is None:
+            return queries, keys
+        return self.rotary.rotate(queries), self.rotary.rotate(keys)
 
 
 class Ancestry:

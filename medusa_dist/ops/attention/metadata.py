@@ -1,7 +1,7 @@
 """Attention metadata of a batch, built once for all layers.
 
-Owns its two forms: rectangles (PaddedMetadata) and block tables (PagedMetadata). Not here: who builds and reads them
-(padded.py, paged_cpu.py).
+Owns its three forms: rectangles (PaddedMetadata), block tables on the host (PagedMetadata) and on a GPU
+(TiledMetadata). Not here: who builds and reads them (padded.py, paged_cpu.py, triton_plan.py, triton_backend.py).
 Shapes: per group B sequences x Q query rows x L KV indices; N draft tokens in S sequences.
 """
 
@@ -79,3 +79,21 @@ class PagedMetadata(NamedTuple):
     first_nodes: Ints  # [S] index of the sequence's first draft token among all
     depths: Ints  # [N]
     ancestors: Bools  # [N or 1, most draft tokens] a node is its own ancestor
+
+
+@dataclass(frozen=True)
+class TiledMetadata:
+    """What the Triton kernels read (ops/gpu/attention_kernel.py), on the device: tiles of query-head pairs.
+
+    A pair is a row of a sequence and one of the query heads that share a KV head; pair p is row p // (Hq / Hk). The
+    context of a tile is cut into splits of fixed size. A tile is one item with all of its splits, or it is spread: one
+    item per split, whose sums are kept in rows of a scratch tensor and added afterwards.
+    The batch's padding rows are one more sequence, which has no keys.
+    """
+
+    sequences: Tensor  # [S + 1, 5] int32: first row, rows, computed tokens, known tokens, keys
+    block_tables: Tensor  # [S + 1, blocks] int32
+    words: Tensor  # [T, W] int64: bit b of word w is set if tree node 64 w + b is an ancestor of the row, or the row
+    items: Tensor  # [I, 5] int32: sequence, first pair, first split, end of splits, scratch row or -1
+    merges: Tensor  # [J, 5] int32, of spread tiles: sequence, first pair, splits, scratch row of the first, pairs
+    num_scratch_rows: int

@@ -85,6 +85,7 @@ class PaddedBackend:
         batch: ForwardBatch,
     ) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]."""
+        queries, keys = params.rotated(queries, keys)
         cache.write(layer, batch.slot_mapping, keys, values)
         metadata: PaddedMetadata = batch.attention
         num_rows, num_heads, head_dim = queries.shape

@@ -68,6 +68,7 @@ class PagedCpuBackend:
         batch: ForwardBatch,
     ) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows are zeros."""
+        queries, keys = params.rotated(queries, keys)
         metadata: PagedMetadata = batch.attention
         pool = _bits(cache.rows[layer])
         # The kernel checks no bounds: a mismatch would read and write outside the arrays.

@@ -64,7 +64,7 @@ class Steps:
         padded = [*rows, *[(0, 0)] * max(0, 4 - len(rows))]
         tokens = ints([int(self.tokens[text, place]) for text, place in rows])
         plan = replace(plan, token_ids=tokens)
-        batch = prepare(plan, TABLES, CPU, BACKENDS["exact"](6, 2))
+        batch = prepare(plan, TABLES, CPU, BACKENDS["exact"](6, 2, torch.float32))
         if plan.copy_sources.size:
             self.cache.copy(plan)
         return self.cache.read(plan, TABLES, batch, torch.stack([self.aux[text, place] for text, place in padded]))

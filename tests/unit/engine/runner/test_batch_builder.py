@@ -15,7 +15,7 @@ from tests.support.plan_helpers import Piece, ints, make_step, random_parents, r
 
 MIN_QUERIES = 3  # of heads of width 96 in pairs
 CPU = torch.device("cpu")
-PADDED, PAGED = BACKENDS["exact"](96, 2), BACKENDS["paged_cpu"](96, 2)
+PADDED, PAGED = BACKENDS["exact"](96, 2, torch.float32), BACKENDS["paged_cpu"](96, 2, torch.float32)
 
 
 def check(pieces: list[Piece], seed: int = 0) -> None:

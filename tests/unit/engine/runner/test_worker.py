@@ -14,6 +14,7 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.ops.noise import NoiseColumns, gumbel
 from medusa_dist.ops.tp_group import TPGroup
+from tests.support.attention_cases import needs_triton
 from tests.support.plan_helpers import ints
 from tests.support.tiny_engine import VOCAB, save_model, tiny_config
 
@@ -118,6 +119,17 @@ def test_shard_choices_have_the_noise_of_the_chosen_position(worker: Worker) -> 
     for choice, path in zip(scores.choices, ([3, 4], [3, 4, 8], [3, 4, 9], [3, 4, 9, 10]), strict=True):
         noise = gumbel(torch.tensor([6]), torch.tensor([len(path)]), columns)[0]  # of the token behind the path
         assert choice == int((logits_of(worker, path) / 2.5 + noise).argmax())
+
+
+@needs_triton
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 2.5])
+def test_kernel_selects_the_same_tokens(worker: Worker, temperature: float) -> None:
+    """One rank: without the kernel, sampled rows would be returned whole."""
+    plain = Worker(replace(worker.model, parallel=Alone(0, 2)), worker.pool, 4, 6, PagedCpuBackend())
+    kernel = Worker(worker.model, worker.pool, 4, 6, PagedCpuBackend(), kernels=True)
+    plan = step(1, 0, [3, 4, 8, 9, 10], parents=[-1, -1, 1], blocks=[2], **admit(1, 6, temperature))
+    found = kernel.execute(plan)
+    assert found.full_logits == {} and found.choices.tolist() == plain.execute(plan).choices.tolist()
 
 
 def test_kv_rows_are_copied_before_any_is_written(worker: Worker) -> None:

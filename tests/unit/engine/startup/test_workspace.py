@@ -53,7 +53,7 @@ def ranks(tmp_path: Path) -> RankGroup:
     save_tiny("llama", tmp_path)
     model = load_model(tmp_path, dtype=torch.float32, device=CPU, parallel=TPGroup())
     pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
-    attention = BACKENDS["exact"](model.head_dim, model.num_heads // model.num_kv_heads)
+    attention = BACKENDS["exact"](model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
     return RankGroup(Recorder(model, pool, 4, 16, attention), None, 0)
 
 

@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
 
 from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
@@ -13,34 +12,23 @@ from medusa_dist.ops.attention.metadata import PaddedMetadata
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 from medusa_dist.ops.attention.registry import BACKENDS
 from medusa_dist.ops.forward_batch import ForwardBatch
-from tests.support.attention_cases import SCORINGS, Contents, Heads, attend, random_pieces
+from tests.support.attention_cases import (
+    BACKENDS_HERE,
+    SCORINGS,
+    Contents,
+    Heads,
+    attend,
+    by_definition,
+    random_pieces,
+)
 from tests.support.plan_helpers import Piece, make_step, random_parents, rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ALL = list(BACKENDS)
 BITWISE = ["exact", "paged_cpu"]
 
 
-def by_definition(pieces: list[Piece], contents: Contents, scoring: AttentionParams) -> Tensor:
-    """The same in float64, query by query."""
-    plan, tables, _ = make_step(pieces)
-    out = torch.zeros(contents.q.shape, dtype=torch.float64)
-    per_head = contents.heads.query // contents.heads.kv
-    for index, row in enumerate(rows_of(pieces, plan, tables)):
-        visible = row.visible if scoring.window is None else row.visible[-scoring.window :]  # by position
-        keys, values = (x.double() for x in contents.columns(pieces, row.piece, visible))
-        for head in range(contents.heads.query):
-            scores = keys[:, head // per_head] @ contents.q[index, head].double() * scoring.scale
-            if scoring.softcap is not None:
-                scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-            if scoring.sinks is not None:
-                scores = torch.cat([scores, scoring.sinks[head : head + 1].double()])
-            out[index, head] = torch.softmax(scores, 0)[: keys.shape[0]] @ values[:, head // per_head]
-    return out
-
-
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_attention_equals_its_definition_in_float64(backend: str, scoring: AttentionParams) -> None:
     for seed in range(2):
         pieces = random_pieces(seed)
@@ -49,7 +37,7 @@ def test_attention_equals_its_definition_in_float64(backend: str, scoring: Atten
         assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize("per_head", [1, 2, 3, 8])
 def test_grouped_heads_equal_the_definition(backend: str, per_head: int) -> None:
     pieces = random_pieces(7)
@@ -58,7 +46,7 @@ def test_grouped_heads_equal_the_definition(backend: str, per_head: int) -> None
     assert torch.allclose(got.double(), by_definition(pieces, contents, AttentionParams(0.35)), atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_contexts_of_several_key_chunks_equal_the_definition(backend: str) -> None:
     pieces = [Piece(KEY_CHUNK - 1, 1, (-1,)), Piece(2 * KEY_CHUNK - 3, 2, (-1, -1, 0)), Piece(KEY_CHUNK + 40, 1)]
     contents = Contents.random(pieces, Heads(6, 3, 8), 2)
@@ -67,7 +55,7 @@ def test_contexts_of_several_key_chunks_equal_the_definition(backend: str) -> No
         assert torch.allclose(got.double(), by_definition(pieces, contents, scoring), atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_window_counts_positions_not_kv_columns(backend: str) -> None:
     """Siblings stand between a node and its parent; the window must not be used up by them."""
     pieces = [Piece(10, 1, (-1, -1, -1, -1, 0))]
@@ -204,7 +192,7 @@ def test_padding_rows_come_out_as_zeros() -> None:
         attention=PaddedMetadata((), in_order=False),
     )
     rows = torch.ones(4, 1, 8)
-    out = BACKENDS["exact"](8, 1)(0, rows, rows, rows, AttentionParams(1.0), pool, batch)
+    out = BACKENDS["exact"](8, 1, torch.float32)(0, rows, rows, rows, AttentionParams(1.0), pool, batch)
     assert torch.equal(out, torch.zeros(4, 1, 8))
 
 
