@@ -44,7 +44,8 @@ def test_training_bytes_count_heads_positions_and_logits() -> None:
     about = describe(form="sequential", width=5, tapped_layers=(-1, 2))
     heads = TrainableHeads(about, torch.zeros(VOCAB, HIDDEN), torch.zeros(VOCAB, HIDDEN))
     ids, chances = torch.zeros(9, 2).int(), torch.zeros(9, 2).half()
-    places = Positions(torch.zeros(9, 2 * HIDDEN), torch.zeros(9).long(), ids, chances, torch.zeros(9).long())
+    tokens, is_output = torch.zeros(9).long(), torch.ones(9, dtype=torch.bool)
+    places = Positions(torch.zeros(9, 2 * HIDDEN), tokens, ids, chances, torch.zeros(9).long(), is_output)
     learned = 5 * 2 * HIDDEN + 5 + HIDDEN * 5 + HIDDEN * HIDDEN
     expected = 2 * 9 * (2 * HIDDEN * 4 + 2 * 6) + 24 * learned + 2 * VOCAB * HIDDEN * 4 + 7 * VOCAB * 3 * 12
     assert training_bytes(heads, places, torch.arange(VOCAB), Recipe(batch_tokens=7)) == expected
