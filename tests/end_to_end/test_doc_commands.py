@@ -3,6 +3,7 @@
 The slow test runs what needs a service, with the ports of the pages. What cannot run here is listed with a reason.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +30,7 @@ OUTSIDE = {
     "docker": "containers do not run in the tests",
     "ssh": "another machine",
     "pip": "tests/end_to_end/test_wheel.py installs",
+    "python": "a module of ours, found below; it needs Triton: tests/unit/check/test_gpu_kernels.py",
     "python3": "make does the same, see tests/end_to_end/test_makefile.py",
     "export": "checked with the command that needs it",
     "cluster/start_head.sh": "tests/end_to_end/test_cluster_files.py",
@@ -80,6 +82,8 @@ def test_every_command_is_of_a_known_program_and_names_files_that_exist():
         assert command.program in {*CLICK, "make", *OUTSIDE}, command
         for word in re.findall(r"(?:serve_configs|cluster)/[\w./-]+", command.text):
             assert (ROOT / word).exists(), command
+        for module in re.findall(r"^python -m ([\w.]+)", command.text):
+            assert importlib.util.find_spec(module) is not None, command
 
 
 def shell(text: str, folder: Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
