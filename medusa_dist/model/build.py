@@ -6,6 +6,9 @@ buffers. Not here: the sharding plans (sharding_plans.py), reading (source/check
 
 import copy
 import logging
+import re
+from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,7 +29,8 @@ from medusa_dist.model.sharding_plans import (
     vocab_cut,
 )
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor, map_parameters
-from medusa_dist.ops.linear import Linear, RowLinear, Summed, VocabEmbedding, packing_refusal
+from medusa_dist.ops.cpu.packed_weights import packing_refusal
+from medusa_dist.ops.linear import Linear, RowLinear, Summed, VocabEmbedding
 from medusa_dist.ops.tp_group import TPGroup
 
 logger = logging.getLogger(__name__)
@@ -56,11 +60,16 @@ class Builder:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        prepack: bool,
+        packs: bool,
+        finish: Callable[[nn.Module], nn.Module] = lambda part: part,
     ) -> None:
+        """packs: `finish` packs linear layers where it can, so their plain weights are needed until then only.
+
+        finish: called with each decoder layer once it is filled, then with the model; what it returns takes its place.
+        """
         self.model, self.checkpoint, self.parallel = model, checkpoint, parallel
-        self.dtype, self.device, self.prepack = dtype, device, prepack
-        self.packs = prepack and packing_refusal(device, dtype) is None  # plain weights are dropped after packing
+        self.dtype, self.device, self._finish = dtype, device, finish
+        self.packs = packs and packing_refusal(device, dtype) is None
         self.heads = HeadShape.of(model.config, parallel)
         self.plan = plan_of(model.config) if parallel.world_size > 1 else {}
         self.pattern = match(self.plan, model.base_model_prefix)
@@ -85,8 +94,12 @@ class Builder:
     def fill(self) -> None:
         """Read every parameter of this rank, replace the layers, create the buffers."""
         self._make_buffers()
-        for name, module in list(self.model.named_modules()):
-            self._fill_module(name, module)
+        for path, modules in groupby(list(self.model.named_modules()), lambda named: _decoder_layer(named[0])):
+            for name, module in modules:
+                self._fill_module(name, module)
+            if path:
+                self._replace(path, self._finish(self.model.get_submodule(path)))
+        self._finish(self.model)
         self._check_attention_parameters()
         self._tied.clear()
         self.model.requires_grad_(False)
@@ -126,8 +139,8 @@ class Builder:
         if module.bias is not None:
             bias = self._read(module.bias, cut if cut is not None and cut.dim == 0 else None)
         if style is not None and style.is_summed:
-            return RowLinear(weight, bias, self.prepack, self.parallel)
-        return Linear(weight, bias, self.prepack)
+            return RowLinear(weight, bias, False, self.parallel)
+        return Linear(weight, bias, prepack=False)
 
     def _fill_embedding(self, name: str, module: Any) -> None:
         num_ids = int(module.weight.shape[0])
@@ -221,6 +234,12 @@ class Builder:
 
 
 _OBSOLETE = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+
+
+def _decoder_layer(name: str) -> str:
+    """The path of the decoder layer that a module is part of, as model.layers.3; empty for others."""
+    found = re.match(r"[^0-9]*\.[0-9]+(?=\.|$)", name)
+    return found[0] if found else ""
 
 
 def _rows_first(module: Any) -> Tensor:

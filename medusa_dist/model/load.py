@@ -5,8 +5,9 @@ Not here: what is supported (support_check.py), how it is sharded (sharding_plan
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from medusa_dist.errors import ModelError
+from medusa_dist.errors import ConfigError, ModelError
 from medusa_dist.model.attention_bridge import check_attention
 from medusa_dist.model.aux_hidden_states import tapped_layers, tapping
 from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.context_length import context_length
-from medusa_dist.model.fused_layers import fuse_layers
+from medusa_dist.model.fused_layers import LayerFuser
+from medusa_dist.model.fused_modules import LayerKernels
 from medusa_dist.model.sharding_plans import HeadShape, check_tp_size, legal_tp_sizes
 from medusa_dist.model.source.checkpoint import Checkpoint, StoredTensor
 from medusa_dist.model.support_check import check_servable, layer_windows, model_class, read_config
+from medusa_dist.ops.cpu.arrays import KERNEL_DTYPES
+from medusa_dist.ops.cpu.packed_weights import INT8, Int8Weight, PackedWeight, WeightForm, int8_refusal
+from medusa_dist.ops.dtypes import dtype_name
 from medusa_dist.ops.linear import Linear
 from medusa_dist.ops.tp_group import TPGroup
 
@@ -126,8 +131,7 @@ class ShardedModel(Outline):
         # By address: tied matrices share their memory.
         plain = {t.data_ptr(): t for t in (*self.module.buffers(), *self.module.parameters())}
         total: int = sum(t.numel() * t.element_size() for t in plain.values())
-        packed = (m for m in self.module.modules() if isinstance(m, Linear) and m.is_packed)
-        return total + sum(m.out_features * m.in_features * self.dtype.itemsize for m in packed)
+        return total + sum(m.packed_bytes for m in self.module.modules() if isinstance(m, Linear))
 
 
 def load_model(  # noqa: PLR0913 (all but the folder by name)
@@ -139,26 +143,28 @@ def load_model(  # noqa: PLR0913 (all but the folder by name)
     prepack: bool = True,
     trust_remote_code: bool = False,
     aux_layers: Sequence[int] = (),
-    fused: bool = False,
+    kernels: LayerKernels | None = None,
+    quantization: str = "none",
 ) -> ShardedModel:
     """Load this rank's part of the model in `folder`; called by all ranks together (it ends with a probe pass).
 
-    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (for comparison in tests). taps: aux
-    layers, ascending, whose outputs this rank needs. fused: use Triton's kernels for small operations where the
-    model's modules are of a known form.
-    Peak memory is the rank's part and one more tensor. Raises ModelError or ConfigError.
+    prepack: use oneDNN's packed linear layers on a CPU; False keeps plain ones (for comparison in tests). aux_layers:
+    ascending, whose outputs this rank needs. kernels: for small operations where the model's modules are of a known
+    form. quantization: "int8" rounds the weights of linear layers to 8 bits (CPU).
+    Peak memory is the rank's part and one more layer. Raises ModelError or ConfigError.
     """
     config = read_config(folder, trust_remote_code)
     found = model_class(config, trust_remote_code)
     check_tp_size(config, parallel.world_size)
     checkpoint = Checkpoint(folder)
     module = empty_model(found, config, dtype, device)
-    builder = Builder(module, checkpoint, parallel, dtype=dtype, device=device, prepack=prepack)
-    builder.fill()
-    checkpoint.close()
     heads = HeadShape.of(config, parallel)
-    if fused:
-        fuse_layers(module, int(config.hidden_size), heads.head_dim, dtype)
+    fuser = None if kernels is None else LayerFuser(kernels, int(config.hidden_size), heads.head_dim, dtype, device)
+    finish = partial(_finish, fuser, _weight_form(quantization, device, dtype) if prepack else None)
+    builder = Builder(module, checkpoint, parallel, dtype=dtype, device=device, packs=prepack, finish=finish)
+    with torch.inference_mode():
+        builder.fill()
+    checkpoint.close()
     start, _, shard = parallel.vocab_shard(builder.vocab_size)
     model = ShardedModel(
         config=config,
@@ -183,10 +189,38 @@ def load_model(  # noqa: PLR0913 (all but the folder by name)
     with torch.inference_mode():
         shape = (model.num_heads, model.num_kv_heads, model.head_dim)
         check_attention(model.forward, shape, layer_windows(config), device)
-    where = config.model_type, parallel.rank, parallel.world_size
-    megabytes = model.weight_bytes() / 1e6, checkpoint.bytes_read / 1e6
-    logger.info("loaded %s, rank %d of %d: %.0f MB, read %.0f MB", *where, *megabytes)
+    _log(model)
     return model
+
+
+def _log(model: ShardedModel) -> None:
+    where = model.config.model_type, model.parallel.rank, model.parallel.world_size
+    megabytes = model.weight_bytes() / 1e6, model.checkpoint.bytes_read / 1e6
+    logger.info("loaded %s, rank %d of %d: %.0f MB, read %.0f MB", *where, *megabytes)
+
+
+_Form = Callable[[Tensor], WeightForm | None]
+
+
+def _finish(fuser: LayerFuser | None, form: _Form | None, part: nn.Module) -> nn.Module:
+    """What stands for a filled part of the model: its known modules fused, its linear layers packed."""
+    finished = part if fuser is None else fuser.fuse(part)
+    for layer in finished.modules():
+        if form is not None and isinstance(layer, Linear):
+            layer.pack(form)
+    return finished
+
+
+def _weight_form(quantization: str, device: torch.device, dtype: torch.dtype) -> _Form:
+    """What packs the weights of linear layers. Raises ConfigError if it does not exist there."""
+    if quantization != INT8:
+        return PackedWeight.pack
+    reason = int8_refusal() if device.type == "cpu" else "there are no 8-bit products for GPUs yet"
+    if reason is None and dtype not in KERNEL_DTYPES:
+        reason = f"it goes with dtype float32 or bfloat16, not {dtype_name(dtype)}"
+    if reason is not None:
+        raise ConfigError(f"quantization: int8 is not possible here: {reason}; use none")
+    return Int8Weight
 
 
 def read_outline(folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Outline:
@@ -194,7 +228,7 @@ def read_outline(folder: Path, *, dtype: torch.dtype, device: torch.device, trus
     config = read_config(folder, trust_remote_code)
     checkpoint, meta = Checkpoint(folder), torch.device("meta")
     module = empty_model(model_class(config, trust_remote_code), config, dtype, meta)
-    builder = Builder(module, checkpoint, TPGroup(), dtype=dtype, device=meta, prepack=False)
+    builder = Builder(module, checkpoint, TPGroup(), dtype=dtype, device=meta, packs=False)
     return Outline(
         config=config,
         num_layers=int(config.num_hidden_layers),

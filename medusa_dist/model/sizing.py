@@ -15,7 +15,8 @@ from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.sharding_plans import HeadShape
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor
 from medusa_dist.model.support_check import model_class
-from medusa_dist.ops.linear import Linear, packing_refusal
+from medusa_dist.ops.cpu.packed_weights import packing_refusal
+from medusa_dist.ops.linear import Linear
 from medusa_dist.ops.tp_group import TPGroup
 
 Shapes = dict[str, tuple[int, ...]]  # stored name -> shape
@@ -100,7 +101,7 @@ def rank_size(
     """
     model = empty_model(model_class(config, trust), config, dtype, _META)
     packs = device_type == "cpu" and packing_refusal(torch.device("cpu"), dtype) is None
-    builder = _SizingBuilder(model, checkpoint, parallel, dtype=dtype, device=_META, prepack=False, packs_later=packs)
+    builder = _SizingBuilder(model, checkpoint, parallel, dtype=dtype, device=_META, packs=False, packs_later=packs)
     builder.fill()
     heads = HeadShape.of(config, parallel)
     linears = [m for m in model.modules() if isinstance(m, Linear)]

@@ -1,77 +1,24 @@
-"""Sharded layers: column- and row-parallel linear, vocabulary embedding, packed CPU weights.
+"""Sharded layers: column- and row-parallel linear, vocabulary embedding.
 
 Owns what a rank computes in a sharded layer. Not here: collectives (tp_group.py), which layer is sharded how
-(model/sharding_plans.py).
+(model/sharding_plans.py), layouts of weights for CPUs (cpu/packed_weights.py).
 """
 
-import functools
-import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medusa_dist.ops.cpu.packed_weights import PackedWeight, WeightForm
 from medusa_dist.ops.tp_group import TPGroup
-
-logger = logging.getLogger(__name__)
-
-
-class PackedWeight:
-    """A weight [O, I] in oneDNN's own blocked layout, and the linear product that uses it. CPU, float32 or bfloat16.
-
-    Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and in float32 a row's result does not
-    depend on how many other rows are computed with it. The operators are private to PyTorch, so `pack` may refuse.
-    """
-
-    def __init__(self, packed: Tensor) -> None:
-        self.packed = packed
-
-    @staticmethod
-    def pack(weight: Tensor) -> "PackedWeight | None":
-        """The packed copy, or None where this build, device or dtype does not support it; the reason is logged once."""
-        refusal = packing_refusal(weight.device, weight.dtype)
-        if refusal is not None:
-            if weight.device.type == "cpu":
-                _log_refusal(refusal)
-            return None
-        return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_PACKED_FOR))
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., I] -> [..., O]; the bias is added in the same operator."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
-        return y
-
-
-_ROWS_PACKED_FOR = 8  # only a hint for the blocking; results do not depend on it
-
-
-@functools.cache
-def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why weights of this kind cannot be prepacked; None if they can. Tries it once against F.linear."""
-    if device.type != "cpu":
-        return f"{device.type} does not use it"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"{dtype} is not supported"
-    x, weight = torch.linspace(-1, 1, 64).view(2, 32).to(dtype), torch.linspace(-1, 1, 480).view(15, 32).to(dtype)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
-        return str(error).splitlines()[0]
-    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    return None if torch.allclose(y, F.linear(x, weight), atol=tolerance, rtol=tolerance) else "its results are wrong"
-
-
-@functools.cache
-def _log_refusal(reason: str) -> None:
-    logger.warning("linear layers are not prepacked, which makes a CPU slower: %s", reason)
 
 
 class Linear(nn.Module):
     """y = x W^T + b with this rank's rows of W: a column-parallel layer, or a replicated one.
 
-    With `prepack`, where the CPU supports it, the plain weight is dropped and `weight` is None; otherwise F.linear
-    runs.
+    Once packed, in a form that the CPU multiplies faster, the plain weight is dropped and `weight` is None; otherwise
+    F.linear runs.
     """
 
     weight: Tensor | None
@@ -80,14 +27,37 @@ class Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, prepack: bool) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = PackedWeight.pack(weight) if prepack and weight.numel() else None
-        self.register_buffer("weight", weight if self._packed is None else None)
+        self._packed: WeightForm | None = None
+        self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        if prepack:
+            self.pack()
+
+    @staticmethod
+    def joined(layers: Sequence[nn.Module]) -> "Linear | None":
+        """One layer whose outputs are those of the layers, one after the other; None if they do not go together."""
+        plain = [each for each in layers if type(each) is Linear]
+        weights = [each.weight for each in plain if each.weight is not None]
+        biases = [each.bias for each in plain if each.bias is not None]
+        if len(weights) != len(layers) or len(biases) not in (0, len(layers)):
+            return None
+        return Linear(torch.cat(weights), torch.cat(biases) if biases else None, prepack=False)
+
+    def pack(self, form: Callable[[Tensor], WeightForm | None] = PackedWeight.pack) -> None:
+        """Put the weight into that form, once, where it exists for this weight."""
+        if self._packed is None and self.weight is not None and self.weight.numel():
+            self._packed = form(self.weight)
+            self.weight = None if self._packed is not None else self.weight
 
     @property
     def is_packed(self) -> bool:
-        """Whether the weight is in oneDNN's layout."""
+        """Whether the weight is in a form for CPUs."""
         return self._packed is not None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weight; 0 if it is not packed."""
+        return 0 if self._packed is None else self._packed.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] -> [..., O]."""

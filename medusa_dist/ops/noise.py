@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medusa_dist.ops.cpu.numba_cache import first_calls
 from medusa_dist.ops.noise_kernel import philox_words
-from medusa_dist.ops.numba_cache import first_calls
 
 NOISE_VERSION = 1
 

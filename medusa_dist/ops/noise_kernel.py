@@ -1,13 +1,13 @@
 """Philox4x32-10 compiled for CPUs, ten times as fast as its oracle, ops/noise.py.
 
-Owns the loop. Not here: the use of the words (noise.py), how it is compiled (numba_cache.py).
+Owns the loop. Not here: the use of the words (noise.py), how it is compiled (cpu/numba_cache.py).
 """
 
 import numpy as np
 from numba import njit
 
 from medusa_dist.ops.arrays import Array
-from medusa_dist.ops.numba_cache import kept_on_disk
+from medusa_dist.ops.cpu.numba_cache import kept_on_disk
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)

@@ -24,6 +24,7 @@ from medusa_dist.model.source import resolve_model as source
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.ops.attention.registry import resolve_backend
+from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.ops.gpu.language import refusal
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -243,6 +244,24 @@ def dtype(world: World) -> None:
             assert rank.engine.ranks.worker.model.dtype == found and rank.facts["dtype"] == str(found)[len("torch.") :]
 
 
+def quantization(world: World) -> None:
+    """int8 rounds the weights where the CPU can, and is refused where it cannot; both decode."""
+    plain = world.rank(world.config("quantization", "none"))
+    assert plain.facts["quantization"] == "none"
+    if int8_refusal() is None:
+        rank = world.rank(world.config("quantization", "int8"))
+        assert rank.facts["quantization"] == "int8" and rank.facts["weight_bytes"] < plain.facts["weight_bytes"]
+        assert rank.engine is not None
+        assert run(rank.engine, request("x", ignore_eos=True, temperature=0.0))
+    with pytest.raises(ConfigError, match=r"quantization: int8 is not possible here.*float16"):
+        world.rank(world.config("quantization", "int8", dtype="float16"))
+    with (
+        mock.patch("medusa_dist.model.load.int8_refusal", return_value="sums overflow"),
+        pytest.raises(ConfigError, match="quantization: int8 is not possible here: sums overflow; use none"),
+    ):
+        EngineRank(world.config("quantization", "int8"), world.folder)
+
+
 def attention_backend(world: World) -> None:
     """Each backend decodes, and says the same: all are exact for float32 on a CPU."""
     said = {}
@@ -338,6 +357,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "speculation.min_accepted": speculation_min_accepted,
     "dtype": dtype,
     "device": device,
+    "quantization": quantization,
     "attention_backend": attention_backend,
     "generation_config": generation_config,
     "max_model_len": max_model_len,

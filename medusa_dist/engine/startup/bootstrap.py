@@ -44,6 +44,7 @@ from medusa_dist.medusa.trees.draft import DRAFT_TOP_K
 from medusa_dist.medusa.trees.tree import check_paths
 from medusa_dist.model.context_length import check_cache_holds, context_length, resolve_max_model_len
 from medusa_dist.model.fingerprint import fingerprint
+from medusa_dist.model.fused_modules import choose_kernels
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.eos import eos_token_ids
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
@@ -53,8 +54,8 @@ from medusa_dist.model.support_check import output_width, read_config
 from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_bytes
 from medusa_dist.ops.attention.registry import BACKENDS, TRITON, resolve_backend
+from medusa_dist.ops.cpu.huge_pages import use_huge_pages
 from medusa_dist.ops.dtypes import dtype_name
-from medusa_dist.ops.huge_pages import use_huge_pages
 from medusa_dist.ops.noise import NOISE_VERSION
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class EngineRank:
                 parallel=parallel,
                 trust_remote_code=config.trust_remote_code,
                 aux_layers=() if heads is None else self._aux_layers(heads, folder),
-                fused=self._backend_name(dtype) == TRITON,
+                kernels=choose_kernels(self._backend_name(dtype), self._device, dtype),
+                quantization=config.quantization,
             )
             drafters = make_drafters(config.speculation, heads, model) if rank == 0 else {}
         with self._phase("warm up", progress):
@@ -120,6 +122,7 @@ class EngineRank:
             "transformers": transformers.__version__,
             "device": str(self._device),
             "dtype": dtype_name(model.dtype),
+            "quantization": self.config.quantization,
             "attention_backend": self._backend_name(model.dtype),
             "weight_bytes": model.weight_bytes(),
             "kv_blocks": self._ranks.worker.pool.num_blocks,

@@ -8,9 +8,13 @@ there, and it is never read.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from medusa_dist.ops.arrays import Array
+from medusa_dist.ops.cpu.arrays import bits
 
 BLOCK_TOKENS = 16
 SCRATCH_BLOCK = 0
@@ -43,6 +47,11 @@ class KVCache:
     def num_blocks(self) -> int:
         """Blocks in the cache, including the scratch block."""
         return self.rows.shape[3] // BLOCK_TOKENS
+
+    @cached_property
+    def host_layers(self) -> list[Array]:
+        """Each layer's rows [2, kv heads, slots, head_dim] as an array; of a cache on a CPU."""
+        return [bits(rows) for rows in self.rows]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys and values [T, kv heads, head_dim] of one layer to slots [T] int64."""

@@ -6,23 +6,21 @@ Owns the conversion of tensors for the kernel, its compilation, and its number o
 
 from contextlib import suppress
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.arrays import Array
-from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout
+from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, RotaryAngles
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.attention.metadata import PagedMetadata
-from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, attend, write
+from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, Rows, attend, rotate_and_write
+from medusa_dist.ops.cpu.arrays import bits
+from medusa_dist.ops.cpu.numba_cache import first_calls
+from medusa_dist.ops.cpu.openmp import run_shares, share_rows
 from medusa_dist.ops.forward_batch import ForwardBatch
-from medusa_dist.ops.numba_cache import first_calls
-from medusa_dist.ops.openmp import run_shares
 
-_BITS = {torch.float32: (torch.float32, np.float32), torch.bfloat16: (torch.int16, np.uint16)}
-KERNEL_DTYPES = frozenset(_BITS)  # of the KV cache
 ROWS_OF_ITEM = 16  # rows of a sequence in one work item, which reads keys and values once for all of them
 _WORTH_SHARING = 20_000  # query-key pairs; below this, waking threads costs more than it saves
 _NO_SINKS = np.zeros(0, np.float32)
@@ -30,18 +28,19 @@ _NO_SINKS = np.zeros(0, np.float32)
 
 @cache
 def compile_kernel(dtype: torch.dtype) -> None:
-    """Compile the kernel for caches of this dtype (4 to 10 s) or load it from disk, so that no step waits for it."""
+    """Compile the kernel for caches of this dtype (5 to 12 s) or load it from disk, so that no step waits for it."""
     shape, none = (1, BLOCK_TOKENS, 1), np.zeros(0, np.int64)
     reads = PagedMetadata(
         0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool)
     )
-    pool, rows = _bits(torch.zeros(2, *shape, dtype=dtype)), _bits(torch.zeros(shape, dtype=dtype))
-    q = np.zeros(shape, np.float32)
+    cache = KVCache.allocate(1, 1, 1, 1, dtype, torch.device("cpu"))
+    q, out, pool = np.zeros(shape, np.float32), bits(torch.zeros(shape, dtype=dtype)), cache.host_layers[0]
+    rows = Rows(0, (0, 0), 0, (0, 0), 0, (0, 0))
     with first_calls(attend):
         with suppress(OSError):  # a full disk: the compiled code is still in memory
-            write(pool, none, rows, rows)
+            rotate_and_write(rows, 0, 0, 0, none, pool, q, 0, 0)
         with suppress(OSError):
-            attend(q, pool, q, reads, KernelParams(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
+            attend(q, pool, out, reads, KernelParams(np.float32(1), 0, np.float32(0), _NO_SINKS), 0, 1)
 
 
 class PagedCpuBackend:
@@ -68,30 +67,51 @@ class PagedCpuBackend:
         batch: ForwardBatch,
     ) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows are zeros."""
-        queries, keys = params.rotated(queries, keys)
         metadata: PagedMetadata = batch.attention
-        pool = _bits(cache.rows[layer])
-        # The kernel checks no bounds: a mismatch would read and write outside the arrays.
-        assert keys.dtype == values.dtype == cache.rows.dtype
+        pool = cache.host_layers[layer]
         num_rows, (_, num_kv_heads, _, head_dim) = batch.slot_mapping.numel(), pool.shape
+        # The kernel checks no bounds: a mismatch would read and write outside the arrays.
+        assert queries.dtype == keys.dtype == values.dtype == cache.rows.dtype
         assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
         assert queries.shape == (num_rows, queries.shape[1] // num_kv_heads * num_kv_heads, head_dim)
-        assert params.sinks is None or params.sinks.shape == queries.shape[1:2]
-        write(pool, batch.slot_mapping.numpy(), _bits(keys), _bits(values))
-        out = torch.zeros(queries.shape, dtype=torch.float32)
-        kernel_params = KernelParams(
-            np.float32(params.scale),
-            params.window or 0,
-            np.float32(params.softcap or 0),
-            _NO_SINKS if params.sinks is None else params.sinks.float().numpy(),
-        )
-        q = queries.float().contiguous().numpy()
-        work = partial(attend, q, pool, out.numpy(), metadata, kernel_params)
+        rows, made = _rows(queries, keys, values)
+        cos, sin, width = _angles(params.rotary, keys)
+        q = np.empty(queries.shape, np.float32)
+        work = partial(rotate_and_write, rows, cos, sin, width, batch.slot_mapping.numpy(), pool, q)
+        share_rows(work, num_rows, queries.shape[1] * head_dim)
+        out = torch.zeros(queries.shape, dtype=queries.dtype)
+        work = partial(attend, q, pool, bits(out), metadata, _kernel_params(params, queries.shape[1]))
         if metadata.cost * queries.shape[1] < _WORTH_SHARING:
             work(0, 1)
         else:
             run_shares(work)
-        return out.to(queries.dtype)
+        del made  # the kernels have read them
+        return out
+
+
+def _kernel_params(params: AttentionParams, num_heads: int) -> KernelParams:
+    sinks = _NO_SINKS if params.sinks is None else params.sinks.float().numpy()
+    assert sinks.size in (0, num_heads)
+    return KernelParams(np.float32(params.scale), params.window or 0, np.float32(params.softcap or 0), sinks)
+
+
+def _angles(rotary: RotaryAngles | None, keys: Tensor) -> tuple[int, int, int]:
+    """Addresses of cos and sin [T, R], and R, which is 0 if nothing of the rotary embedding is left."""
+    if rotary is None:
+        return 0, 0, 0
+    cos, sin = rotary.cos, rotary.sin
+    assert cos.dtype == sin.dtype == keys.dtype and cos.is_contiguous() and sin.is_contiguous()
+    assert cos.shape == sin.shape and cos.shape[0] == keys.shape[0] and cos.shape[1] <= keys.shape[2]
+    return cos.data_ptr(), sin.data_ptr(), cos.shape[1]
+
+
+def _rows(*parts: Tensor) -> tuple[Rows, list[Tensor]]:
+    """Queries, keys and values [T, H, D], each perhaps a part of a larger tensor; and the tensors to keep meanwhile."""
+    near = [x if x.stride(2) == 1 else x.contiguous() for x in parts]
+    found: list[Any] = []
+    for x in near:
+        found += [x.data_ptr(), (x.stride(0), x.stride(1))]
+    return Rows(*found), near
 
 
 def _metadata(layout: BatchLayout) -> PagedMetadata:
@@ -123,10 +143,3 @@ def _metadata(layout: BatchLayout) -> PagedMetadata:
         depths=np.concatenate([tree.depths for tree in layout.trees]),
         ancestors=ancestors,
     )
-
-
-def _bits(x: Tensor) -> Array:
-    """A float32 tensor as it is, a bfloat16 one as its bits, for which numpy has no type."""
-    as_torch, as_numpy = _BITS[x.dtype]
-    bits: npt.NDArray[np.generic] = x.contiguous().view(as_torch).numpy().view(as_numpy)
-    return bits

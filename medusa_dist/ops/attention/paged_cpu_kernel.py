@@ -15,17 +15,16 @@ Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L KV indic
 last block.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.attention.metadata import PagedMetadata
-from medusa_dist.ops.numba_cache import kept_on_disk
+from medusa_dist.ops.cpu.loop_parts import VERSION, at, exp_of_negative, read, round_like, rounded
+from medusa_dist.ops.cpu.numba_cache import kept_on_disk
 
 _UNROLL = 8  # KV indices whose values are added at once; divides BLOCK_TOKENS
 _ZERO = np.float32(0)
@@ -36,10 +35,24 @@ _REORDERED = {"contract", "reassoc", "nsz"}
 # Cached code is reused as long as this file does not change. Dependencies from other files are asserted here, so that a
 # change there forces a change to this file too.
 assert BLOCK_TOKENS == 16
+assert VERSION == 1
 assert PagedMetadata._fields == (
     *("cost", "work_items", "first_rows", "num_computed_tokens", "num_new_tokens", "num_draft_tokens"),
     *("block_tables", "first_nodes", "depths", "ancestors"),
 )
+
+
+class Rows(NamedTuple):
+    """New queries, keys and values: addresses, and the steps, in elements, from row to row and from head to head. The
+    elements of a head are neighbours.
+    """
+
+    queries: int
+    query_steps: tuple[int, int]
+    keys: int
+    key_steps: tuple[int, int]
+    values: int
+    value_steps: tuple[int, int]
 
 
 class KernelParams(NamedTuple):
@@ -49,51 +62,6 @@ class KernelParams(NamedTuple):
     window: int
     softcap: np.float32
     sinks: Array
-
-
-@intrinsic
-def _as_float(_context: Any, _bits: Any) -> Any:
-    """float32 of the same 32 bits."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
-def _read(_context: Any, stored: Any) -> Any:
-    """float32 of a stored number: float32 as it is, bfloat16 (as uint16) from its bits."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        if stored == types.float32:
-            return arguments[0]
-        wide = builder.zext(arguments[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
-
-    return types.float32(stored), generate
-
-
-@njit(inline="always", fastmath=_FUSED)
-def _exp(x: np.float32) -> Any:
-    """e**x for x <= 0 within 2 units in the last place, without a branch, so that loops over it are vectorised
-    (Cephes).
-
-    Clamped at -87, where it is 1e-38; NaN stays NaN.
-    """
-    x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    # Adding 1.5 * 2**23 rounds to an integer. ln 2 is split into two parts, the first exact in few bits.
-    n = (x * np.float32(1.44269504) + np.float32(12582912.0)) - np.float32(12582912.0)
-    r = x - n * np.float32(0.693359375)
-    r = r - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * (r * r) + r + np.float32(1.0)
-    return p * _as_float((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @njit(fastmath=_REORDERED, nogil=True)
@@ -107,15 +75,15 @@ def _score(queries: Array, keys: Array, table: Array, first: int, scores: Array)
                 query = queries[r]
                 total = _ZERO
                 for d in range(query.size):
-                    total += query[d] * _read(key[d])
+                    total += query[d] * read(key[d])
                 scores[r, block * BLOCK_TOKENS + i] = total
 
 
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _cap(scores: Array, softcap: np.float32) -> None:
     """softcap * tanh(scores / softcap) in place."""
     for j in range(scores.size):
-        t = _exp(np.float32(-2) * abs(scores[j] / softcap))
+        t = exp_of_negative(np.float32(-2) * abs(scores[j] / softcap))
         capped = softcap * ((np.float32(1) - t) / (np.float32(1) + t))
         scores[j] = capped if scores[j] > _ZERO else -capped
 
@@ -136,7 +104,7 @@ def _highest(scores: Array, low: int, known: int, tree: int, own: Array) -> np.f
     return max(a, b, c, d)
 
 
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: np.float32) -> None:
     """Turn the scores [L] of one query into weights, e**(score - highest), in place.
 
@@ -144,7 +112,7 @@ def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: 
     """
     part = scores[low // BLOCK_TOKENS * BLOCK_TOKENS :]
     for j in range(part.size):
-        part[j] = _exp(part[j] - highest)
+        part[j] = exp_of_negative(part[j] - highest)
     for j in range(low):
         scores[j] = _ZERO
     for j in range(known, scores.size):
@@ -153,7 +121,7 @@ def _weigh(scores: Array, low: int, known: int, tree: int, own: Array, highest: 
             scores[j] = _ZERO
 
 
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _add_up(weights: Array, first: int, sums: Array) -> None:
     """sums [R] += the sum of weights [R, L] over KV indices from block `first` on: one chain each, four in parallel."""
     begin, fours = first * BLOCK_TOKENS, weights.shape[0] // 4 * 4
@@ -168,7 +136,7 @@ def _add_up(weights: Array, first: int, sums: Array) -> None:
             sums[r] += weights[r, j]
 
 
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _mix(weights: Array, values: Array, table: Array, first: int, out: Array) -> None:
     """out [R, D] += weights [R, L] @ values [slots, D] of the table's blocks, from block `first` on."""
     for step in range(first * BLOCK_TOKENS // _UNROLL, weights.shape[1] // _UNROLL):
@@ -182,14 +150,14 @@ def _mix(weights: Array, values: Array, table: Array, first: int, out: Array) ->
             total = out[r]
             for d in range(total.size):
                 x = total[d]
-                x = x + w0 * _read(v0[d])
-                x = x + w1 * _read(v1[d])
-                x = x + w2 * _read(v2[d])
-                x = x + w3 * _read(v3[d])
-                x = x + w4 * _read(v4[d])
-                x = x + w5 * _read(v5[d])
-                x = x + w6 * _read(v6[d])
-                x = x + w7 * _read(v7[d])
+                x = x + w0 * read(v0[d])
+                x = x + w1 * read(v1[d])
+                x = x + w2 * read(v2[d])
+                x = x + w3 * read(v3[d])
+                x = x + w4 * read(v4[d])
+                x = x + w5 * read(v5[d])
+                x = x + w6 * read(v6[d])
+                x = x + w7 * read(v7[d])
                 total[d] = x
 
 
@@ -209,7 +177,7 @@ def _own(ancestors: Array, depths: Array, depth: int, window: int) -> Array:
     return own
 
 
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _attend_item(
     q: Array, pool: Array, out: Array, item: Array, head: int, reads: PagedMetadata, rules: KernelParams
 ) -> None:
@@ -251,7 +219,7 @@ def _attend_item(
         if rules.sinks.size:
             sink = rules.sinks[head * per_head + r % per_head]
             highest = max(highest, sink)
-            norms[r] = _exp(sink - highest)
+            norms[r] = exp_of_negative(sink - highest)
         _weigh(scores[r], low, known, start + chain, own, highest)
     _add_up(scores, first, norms)
     mixed = np.zeros((num, dim), np.float32)
@@ -259,17 +227,17 @@ def _attend_item(
     for r in range(num):
         target = out[row + begin + r // per_head, head * per_head + r % per_head]
         for d in range(dim):
-            target[d] = mixed[r, d] / norms[r]
+            target[d] = round_like(mixed[r, d] / norms[r], target[d])
 
 
 @kept_on_disk
-@njit(fastmath=_FUSED, nogil=True)
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def attend(
     q: Array, pool: Array, out: Array, reads: PagedMetadata, rules: KernelParams, share: int, shares: int
 ) -> None:
     """Compute part `share` of `shares` of a layer's work; all parts together are the layer.
 
-    q and out [T, Hq, D] float32; pool [2, Hk, slots, D] float32, or bfloat16 as uint16.
+    q [T, Hq, D] float32; pool [2, Hk, slots, D] and out [T, Hq, D] float32, or bfloat16 as int16.
     """
     num_heads = pool.shape[1]
     work = reads.work_items.shape[0] * num_heads
@@ -278,12 +246,39 @@ def attend(
 
 
 @kept_on_disk
-@njit(nogil=True)
-def write(pool: Array, slots: Array, keys: Array, values: Array) -> None:
-    """Write keys and values [T, Hk, D] to slots [T] of pool [2, Hk, slots, D]; all of one dtype."""
-    for row in range(slots.size):
-        for head in range(keys.shape[1]):
-            key, value = pool[0, head, slots[row]], pool[1, head, slots[row]]
-            for d in range(keys.shape[2]):
-                key[d] = keys[row, head, d]
-                value[d] = values[row, head, d]
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
+def rotate_and_write(
+    rows: Rows, cos: int, sin: int, width: int, slots: Array, pool: Array, q: Array, begin: int, end: int
+) -> None:
+    """Rows begin .. end - 1: queries, rotated, to q [T, Hq, D]; keys, rotated, and values to slots [T] of the pool.
+
+    cos, sin: addresses of [T, width], of the first elements of a head, 0 <= width <= D. Rounded where transformers'
+    operations round.
+    """
+    like, dim = pool[0, 0, 0, 0], q.shape[2]
+    for t in range(begin, end):
+        turned, other = at(cos, t * width, width, like), at(sin, t * width, width, like)
+        for head in range(q.shape[1]):
+            first = t * rows.query_steps[0] + head * rows.query_steps[1]
+            _rotate(at(rows.queries, first, dim, like), turned, other, q[t, head])
+        for head in range(pool.shape[1]):
+            first = t * rows.key_steps[0] + head * rows.key_steps[1]
+            _rotate(at(rows.keys, first, dim, like), turned, other, pool[0, head, slots[t]])
+            first = t * rows.value_steps[0] + head * rows.value_steps[1]
+            source, target = at(rows.values, first, dim, like), pool[1, head, slots[t]]
+            for d in range(dim):
+                target[d] = source[d]
+
+
+@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
+def _rotate(x: Array, cos: Array, sin: Array, out: Array) -> None:
+    """out [D] = x [D], its first elements rotated in pairs (i, i + R / 2)."""
+    like, to, half = x[0], out[0], cos.size // 2
+    for i in range(half):
+        low, high = read(x[i]), read(x[half + i])
+        c, s = read(cos[i]), read(sin[i])
+        out[i] = round_like(rounded(rounded(low * c, like) - rounded(high * s, like), like), to)
+        c, s = read(cos[half + i]), read(sin[half + i])
+        out[half + i] = round_like(rounded(rounded(high * c, like) + rounded(low * s, like), like), to)
+    for i in range(cos.size, x.size):
+        out[i] = round_like(read(x[i]), to)

@@ -11,8 +11,9 @@ import torch
 from medusa_dist.errors import ConfigError
 from medusa_dist.ops.attention.backend import AttentionBackend
 from medusa_dist.ops.attention.padded import KEY_CHUNK, PaddedBackend, attend_exact, attend_sdpa
-from medusa_dist.ops.attention.paged_cpu import KERNEL_DTYPES, PagedCpuBackend
+from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
 from medusa_dist.ops.attention.triton_backend import TritonBackend
+from medusa_dist.ops.cpu.arrays import KERNEL_DTYPES
 from medusa_dist.ops.gpu.language import refusal
 
 TRITON = "triton"  # with it, Triton's kernels run everywhere, not in attention alone

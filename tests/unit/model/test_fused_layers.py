@@ -8,12 +8,14 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from medusa_dist.model import fused_layers
-from medusa_dist.model.fused_layers import FusedAttention, FusedDecoderLayer, FusedMLP, FusedRMSNorm, fuse_layers
+from medusa_dist.model.fused_layers import LayerFuser
+from medusa_dist.model.fused_modules import KERNELS, FusedAttention, FusedDecoderLayer, FusedMLP, FusedRMSNorm
 from tests.support.attention_cases import needs_triton
 from tests.support.loaded_models import load, run
 from tests.support.tiny_models import configs, save_tiny
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), needs_triton]
+pytestmark = pytest.mark.usefixtures("one_thread")
+every_kernels = pytest.mark.parametrize("kernels", ["cpu", pytest.param("triton", marks=needs_triton)])
 # layers, attention, MLPs, norms
 FOUND = {
     "llama": (2, 2, 2, 5),
@@ -27,10 +29,11 @@ FOUND = {
 }
 
 
+@every_kernels
 @pytest.mark.parametrize("name", FOUND)
-def test_fused_model_equals_the_model(name: str, tmp_path: Path) -> None:
+def test_fused_model_equals_the_model(name: str, kernels: str, tmp_path: Path) -> None:
     save_tiny(name, tmp_path)
-    plain, fused = load(tmp_path), load(tmp_path, fused=True)
+    plain, fused = load(tmp_path), load(tmp_path, kernels=KERNELS[kernels])
     kinds = (FusedDecoderLayer, FusedAttention, FusedMLP, FusedRMSNorm)
     found = tuple(sum(isinstance(m, kind) for m in fused.module.modules()) for kind in kinds)
     assert found == FOUND[name]
@@ -49,7 +52,8 @@ class _SquaredMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) ** 2)
 
 
-def test_modules_of_another_form_stay() -> None:
+@every_kernels
+def test_modules_of_another_form_stay(kernels: str) -> None:
     config = configs()["llama"]
     holder = nn.Module()
     for name, module in (("norm", _ScaledNorm(72)), ("mlp", _SquaredMLP(config)), ("layer_norm", nn.LayerNorm(72))):
@@ -57,7 +61,7 @@ def test_modules_of_another_form_stay() -> None:
     config.hidden_act = "gelu"
     holder.gelu = LlamaMLP(config)
     holder.known = LlamaRMSNorm(72)
-    assert fuse_layers(holder, 72, 8, torch.float32) == 1
+    LayerFuser(KERNELS[kernels], 72, 8, torch.float32, torch.device("cpu")).fuse(holder)
     assert [type(m) for m in holder.children()] == [_ScaledNorm, _SquaredMLP, nn.LayerNorm, LlamaMLP, FusedRMSNorm]
 
 
@@ -66,7 +70,7 @@ def test_attention_with_another_rotation_stays(tmp_path: Path, monkeypatch: pyte
     modeling = "transformers.models.llama.modeling_llama.apply_rotary_pos_emb"
     monkeypatch.setattr(modeling, lambda q, k, cos, sin: (q * cos - q * sin, k * cos + k * sin))
     save_tiny("llama", tmp_path)
-    fused = load(tmp_path, fused=True)
+    fused = load(tmp_path, kernels=KERNELS["cpu"])
     assert not any(isinstance(m, FusedAttention) for m in fused.module.modules())
     assert sum(isinstance(m, FusedMLP) for m in fused.module.modules()) == 2
 
@@ -74,5 +78,5 @@ def test_attention_with_another_rotation_stays(tmp_path: Path, monkeypatch: pyte
 def test_rows_that_are_tried_tell_the_two_forms_of_norms_apart() -> None:
     norm = LlamaRMSNorm(72)
     norm.weight.data.normal_()
-    found = fused_layers._norm(norm, lambda *shape: torch.randn(shape) * 2)
+    found = fused_layers._norm(norm, lambda *shape: torch.randn(shape) * 2, KERNELS["cpu"])
     assert found is not None and not found.adds_one

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medusa_dist.ops import linear as ops
-from medusa_dist.ops.linear import Linear, PackedWeight, VocabEmbedding
+from medusa_dist.ops.cpu import packed_weights as ops
+from medusa_dist.ops.cpu.packed_weights import PackedWeight
+from medusa_dist.ops.linear import Linear, VocabEmbedding
 from medusa_dist.ops.tp_group import TPGroup
 
 

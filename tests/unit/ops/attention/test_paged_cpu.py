@@ -16,8 +16,8 @@ import torch
 from medusa_dist.ops.attention.backend import AttentionParams
 from medusa_dist.ops.attention.paged_cpu import compile_kernel
 from medusa_dist.ops.attention.paged_cpu_kernel import attend as kernel
-from medusa_dist.ops.attention.paged_cpu_kernel import write
-from medusa_dist.ops.numba_cache import kept_on_disk
+from medusa_dist.ops.attention.paged_cpu_kernel import rotate_and_write
+from medusa_dist.ops.cpu.numba_cache import kept_on_disk
 from tests.support.attention_cases import SCORINGS, Contents, Heads, attend, random_pieces
 from tests.support.plan_helpers import Piece
 
@@ -55,13 +55,13 @@ def test_compile_kernel_covers_all_signatures_used_later() -> None:
     dtypes = [torch.float32, torch.bfloat16]
     for dtype in dtypes:
         compile_kernel(dtype)
-    before = [*kernel.signatures], [*write.signatures]
+    before = [*kernel.signatures], [*rotate_and_write.signatures]
     assert [len(signatures) for signatures in before] == [2, 2]
     for pieces in ([Piece(0, 1)], [Piece(0, 40)], [Piece(5, 1, (-1, 0)), Piece(30, 2)]):
         for dtype in dtypes:
             for scoring in SCORINGS.values():
                 attend(pieces, Contents.random(pieces, Heads(6, 3, 8), 0).to(dtype), scoring, "paged_cpu")
-    assert ([*kernel.signatures], [*write.signatures]) == before
+    assert ([*kernel.signatures], [*rotate_and_write.signatures]) == before
 
 
 def test_function_that_cannot_be_cached_on_disk_still_runs() -> None:

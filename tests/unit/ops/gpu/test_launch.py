@@ -56,7 +56,7 @@ def test_a_layer_runs_on_fake_gpu_tensors_without_a_wait_or_a_copy() -> None:
         x = torch.empty(4, 2048, dtype=torch.bfloat16, device=GPU)
         weight = torch.empty(2048, dtype=torch.bfloat16, device=GPU)
         add_rms_norm(x, rms_norm(x, weight, 1e-6, False), weight, 1e-6, False)
-        silu_mul(x, x)
+        silu_mul(x)
         numbers = torch.empty(4, dtype=torch.int64, device=GPU)
         _, columns = choose(x, numbers, numbers, torch.empty(4, device=GPU), 0, 2048)
     assert out.shape == q.shape and out.device == columns.device == GPU and columns.dtype == torch.int64

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medusa_dist.ops.openmp import run_shares
+from medusa_dist.ops.cpu.openmp import run_shares
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -65,7 +65,7 @@ def test_run_shares_loads_no_library_beyond_torchs() -> None:
     code = """
 from pathlib import Path
 import torch
-from medusa_dist.ops.openmp import run_shares
+from medusa_dist.ops.cpu.openmp import run_shares
 def libraries():
     return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
 torch.set_num_threads(2)

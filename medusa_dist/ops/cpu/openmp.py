@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+_WORTH_SHARING = 50_000  # numbers; below it, waking threads costs more than it saves
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -40,6 +41,14 @@ def run_shares(work: Callable[[int, int], None]) -> None:
     parallel(_Task(task), None, shares, 0)
     if failed:
         raise failed[0]
+
+
+def share_rows(work: Callable[[int, int], None], rows: int, width: int) -> None:
+    """Call work(begin, end) so that all rows, of `width` numbers each, are done; on torch's threads if that pays."""
+    if rows * width < _WORTH_SHARING:
+        work(0, rows)
+    else:
+        run_shares(lambda share, shares: work(share * rows // shares, (share + 1) * rows // shares))
 
 
 @cache

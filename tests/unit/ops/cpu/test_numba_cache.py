@@ -13,7 +13,7 @@ class Pair(NamedTuple):
 LOOP = """
 import numba
 from kept_types import {name}
-from medusa_dist.ops.numba_cache import kept_on_disk
+from medusa_dist.ops.cpu.numba_cache import kept_on_disk
 @kept_on_disk
 @numba.njit
 def add(pair):

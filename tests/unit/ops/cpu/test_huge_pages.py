@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medusa_dist.ops.huge_pages import anonymous_ranges, use_huge_pages
+from medusa_dist.ops.cpu.huge_pages import anonymous_ranges, use_huge_pages
 
 MAPS = """\
 00400000-00c00000 r-xp 00000000 08:01 123 /usr/bin/python3

@@ -1,0 +1,1 @@
+"""Operations for CPUs: packed weights, compiled loops, threads, memory pages."""

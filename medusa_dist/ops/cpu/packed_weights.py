@@ -1,0 +1,130 @@
+"""Weights of linear layers in layouts that CPUs multiply fast: oneDNN's blocks of the model's dtype, 8-bit integers.
+
+Owns the layouts, their products, and whether this CPU and this torch have them. Not here: the layers that use them
+(ops/linear.py), the rounding of rows to 8 bits (int8_kernel.py).
+Shapes: T rows, I inputs, O outputs. The operators are private to PyTorch, so each is tried before it is used.
+"""
+
+import functools
+import logging
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medusa_dist.ops.cpu.int8_rows import INT8_MAX, ZERO, compile_int8, quantize_rows, rescale_rows
+
+logger = logging.getLogger(__name__)
+
+INT8 = "int8"
+_ROWS_PACKED_FOR = 8  # only a hint for the blocking; results do not depend on it
+
+
+class WeightForm(Protocol):
+    """A weight [O, I] in some layout. nbytes: what it takes."""
+
+    nbytes: int
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., I] -> [..., O] in x's dtype, plus the bias."""
+
+
+class PackedWeight:
+    """A weight [O, I] in oneDNN's own blocked layout, and the linear product that uses it. CPU, float32 or bfloat16.
+
+    Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and in float32 a row's result does not
+    depend on how many other rows are computed with it.
+    """
+
+    def __init__(self, packed: Tensor, nbytes: int) -> None:
+        self.packed, self.nbytes = packed, nbytes
+
+    @staticmethod
+    def pack(weight: Tensor) -> "PackedWeight | None":
+        """The packed copy, or None where this build, device or dtype does not support it; the reason is logged once."""
+        refusal = packing_refusal(weight.device, weight.dtype)
+        if refusal is not None:
+            if weight.device.type == "cpu":
+                _log_refusal(refusal)
+            return None
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_PACKED_FOR)
+        return PackedWeight(packed, weight.nbytes)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., I] -> [..., O]; the bias is added in the same operator."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
+        return y
+
+
+class Int8Weight:
+    """A weight [O, I] as 8-bit integers with a scale per output, multiplied by rows that are rounded to 8 bits, each
+    with a scale of its own (as in LLM.int8(), arXiv 2208.07339, without its outlier columns).
+
+    Sums of integers are exact in any order, so a row's result is bitwise the same whatever else is in the batch.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        """weight [O, I] in any floating-point dtype. Raises RuntimeError where int8_refusal() has a reason."""
+        compile_int8(weight.dtype)
+        num_outputs, _ = weight.shape
+        values, self._scales = quantize_rows(weight.detach().float().contiguous())
+        self._zeros = torch.zeros(num_outputs, dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack((values.int() - ZERO).to(torch.int8), None)
+        self.nbytes = values.nbytes + self._scales.nbytes
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., I] -> [..., O] in x's dtype; sums are in 32 bits, scales and the bias in float32."""
+        values, scales = quantize_rows(x.reshape(-1, x.shape[-1]))
+        sums = _int8_product(values, self._packed, self._scales, self._zeros)
+        return rescale_rows(sums, scales, bias, x.dtype).view(*x.shape[:-1], -1)
+
+
+def _int8_product(values: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """values [T, I] uint8 about ZERO, since oneDNN is slow for signed rows -> [T, O] float32, scaled by output."""
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(values, 1.0, ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    )
+    return y
+
+
+@functools.cache
+def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why weights of this kind cannot be prepacked; None if they can. Tries it once against F.linear."""
+    if device.type != "cpu":
+        return f"{device.type} does not use it"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"{dtype} is not supported"
+    x, weight = torch.linspace(-1, 1, 64).view(2, 32).to(dtype), torch.linspace(-1, 1, 480).view(15, 32).to(dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
+        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
+        return str(error).splitlines()[0]
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    return None if torch.allclose(y, F.linear(x, weight), atol=tolerance, rtol=tolerance) else "its results are wrong"
+
+
+@functools.cache
+def int8_refusal() -> str | None:
+    """Why this CPU or this torch does not multiply 8-bit integers exactly; None if they do.
+
+    Tried on the largest values: CPUs without VNNI add pairs of products in 16 bits, which overflow.
+    """
+    rows = torch.full((3, 96), INT8_MAX, dtype=torch.int32)
+    rows[1] = -rows[1]
+    rows[2, ::2] = 1
+    weight = torch.full((33, 96), INT8_MAX, dtype=torch.int8)
+    weight[1::2] = -weight[1::2]
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        y = _int8_product((rows + ZERO).to(torch.uint8), packed, torch.ones(33), torch.zeros(33, dtype=torch.int64))
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
+        return str(error).splitlines()[0]
+    exact = torch.equal(y.double(), rows.double() @ weight.double().t())
+    return None if exact else "sums of 8-bit products overflow on this CPU (it lacks VNNI)"
+
+
+@functools.cache
+def _log_refusal(reason: str) -> None:
+    logger.warning("linear layers are not prepacked, which makes a CPU slower: %s", reason)
