@@ -31,6 +31,7 @@ from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, ran
 from medusa_dist.model.source.resolve_model import hub_folder, is_hub_id
 from medusa_dist.model.support_check import model_class, output_width, read_config
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
+from medusa_dist.ops.cpu.packed_weights import INT8
 from medusa_dist.ops.dtypes import AUTO, choose_dtype, dtype_name
 from medusa_dist.ops.tp_group import TPGroup
 from medusa_dist.serve.config_file import ServeFile
@@ -100,6 +101,8 @@ def check_application(config: Config, application: ServeApplicationSchema, optio
     plan = place(resolved, application, options.gpus_per_node)
     report = CheckReport(application.name, resolved, gpu, plan, notes=notes)
     report.problems += misplacements(resolved, plan, application)
+    if config.quantization == INT8 and gpu is not None:
+        report.problems.append("quantization: there are no 8-bit products for GPUs yet; use none, or device: cpu")
     try:
         headers = read_headers(options.model or config.model, None if options.model else config.revision)
         base = read_config(headers.folder, config.trust_remote_code)
@@ -142,7 +145,7 @@ def rank_sizes(config: Config, headers: Headers, base: Any) -> list[RankSize]:
     checkpoint = HeaderCheckpoint(headers.folder, shapes)
 
     def size(rank: int) -> RankSize:
-        return rank_size(base, checkpoint, TPGroup(rank, world), dtype, config.device, trust)
+        return rank_size(base, checkpoint, TPGroup(rank, world), dtype, config.device, trust, config.quantization)
 
     dimensions = {d for shape in shapes.values() for d in shape} | {HeadShape.of(base, TPGroup()).num_kv_heads}
     if all(d % world == 0 for d in dimensions):  # all shards are even, so all ranks are equal

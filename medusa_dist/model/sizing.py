@@ -15,7 +15,7 @@ from medusa_dist.model.build import Builder, empty_model
 from medusa_dist.model.sharding_plans import HeadShape
 from medusa_dist.model.source.checkpoint import Checkpoint, Cut, StoredTensor
 from medusa_dist.model.support_check import model_class
-from medusa_dist.ops.cpu.packed_weights import packing_refusal
+from medusa_dist.ops.cpu.packed_weights import INT8, int8_bytes, packing_refusal
 from medusa_dist.ops.linear import Linear
 from medusa_dist.ops.tp_group import TPGroup
 
@@ -93,7 +93,13 @@ def own_shapes(config: Any, dtype: torch.dtype, trust_remote_code: bool = False)
 
 
 def rank_size(
-    config: Any, checkpoint: Checkpoint, parallel: TPGroup, dtype: torch.dtype, device_type: str, trust: bool = False
+    config: Any,
+    checkpoint: Checkpoint,
+    parallel: TPGroup,
+    dtype: torch.dtype,
+    device_type: str,
+    trust: bool = False,
+    quantization: str = "none",
 ) -> RankSize:
     """The part of rank `parallel.rank`. device_type: "cpu" packs linear layers where `dtype` allows it.
 
@@ -108,6 +114,8 @@ def rank_size(
     experts = [p for p in model.parameters() if p.dim() == 3]
     lookups = [p for m in model.modules() for p in m.parameters(recurse=False) if p.dim() == 2]
     all_bytes, expert_bytes = _bytes([*model.buffers(), *model.parameters()]), _bytes(experts)
+    if quantization == INT8:
+        all_bytes -= sum(m.out_features * m.in_features * dtype.itemsize - int8_bytes(m.weight) for m in linears)
     return RankSize(
         weight_bytes=all_bytes - builder.shared_bytes,
         dense_bytes=all_bytes - expert_bytes - _bytes(lookups),

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from medusa_dist.engine.runner import broadcast as ranks
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
+from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.outputs import FinishReason
 from medusa_dist.request import Request
 from tests.support.equivalence import SITUATIONS, TREES, ids, same, speculated
@@ -24,7 +25,9 @@ from tests.support.tiny_engine import EOS, VOCAB, Run, Setting, decode, engine_o
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["llama", "gemma2", "gpt2"]  # gemma2: softcap, windows of 4, scaled embeddings; gpt2: learned positions
-HALF = "llama in bfloat16"
+NARROW: dict[str, dict[str, object]] = {"llama in bfloat16": {"dtype": "bfloat16"}}
+if int8_refusal() is None:
+    NARROW["llama in 8 bits"] = {"quantization": "int8"}
 KINDS: dict[str, list[dict]] = {
     "greedy": [{"temperature": 0.0}],
     "sampled": [{"temperature": 0.8}],
@@ -59,9 +62,8 @@ class Model:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
-        self.original: PreTrainedModel = save_model(name.removesuffix(" in bfloat16"), folder)
-        dtype = "bfloat16" if name == HALF else "float32"
-        self.rank = EngineRank(tiny_config(folder, dtype=dtype), folder)
+        self.original: PreTrainedModel = save_model(name.partition(" ")[0], folder)
+        self.rank = EngineRank(tiny_config(folder, **NARROW.get(name, {})), folder)
         self._references: dict[str, Run] = {}
 
     def reference(self, kind: str) -> Run:
@@ -84,12 +86,12 @@ class Model:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Model]:
-    return {name: Model(name, tmp_path_factory.mktemp(name)) for name in (*NAMES, HALF)}
+    return {name: Model(name, tmp_path_factory.mktemp(name)) for name in (*NAMES, *NARROW)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("situation", SITUATIONS)
-@pytest.mark.parametrize(("name", "tree"), [("llama", "3"), *itertools.product([*NAMES, HALF], ["15", "static"])])
+@pytest.mark.parametrize(("name", "tree"), [("llama", "3"), *itertools.product([*NAMES, *NARROW], ["15", "static"])])
 def test_speculation_on_equals_off_in_every_situation(
     models: dict[str, Model], name: str, tree: str, situation: str, kind: str
 ) -> None:
@@ -103,7 +105,7 @@ def test_speculation_on_equals_off_in_every_situation(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*NAMES, HALF])
+@pytest.mark.parametrize("name", [*NAMES, *NARROW])
 def test_drafts_of_real_heads_change_no_token(models: dict[str, Model], name: str, kind: str) -> None:
     """The heads' own guesses; dynamic and static trees; alone and together."""
     model, each = models[name], requests(kind)
@@ -123,7 +125,7 @@ def test_decoding_without_drafts_does_not_depend_on_the_batch(models: dict[str, 
         assert run.drafted == 0
 
 
-@pytest.mark.parametrize("name", [*NAMES, HALF])
+@pytest.mark.parametrize("name", [*NAMES, *NARROW])
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_logits_are_bitwise_equal_alone_and_with_trees_in_a_batch(
     models: dict[str, Model], name: str, situation: str

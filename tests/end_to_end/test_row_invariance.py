@@ -17,17 +17,20 @@ from medusa_dist.config import parse_config
 from medusa_dist.engine.runner.plan import Op, Plan
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.medusa.trees.tree import ROOT
+from medusa_dist.model.fused_modules import choose_kernels
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.model.source.resolve_model import model_folder
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.attention.paged_cpu import PagedCpuBackend
+from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints, random_parents
 from tests.support.tiny_engine import VOCAB, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+needs_int8 = pytest.mark.skipif(int8_refusal() is not None, reason=f"8-bit products: {int8_refusal()}")
 DENSE = [
     "llama",
     "llama-tied",
@@ -137,17 +140,33 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def tiny(name: str, root: Path, dtype: torch.dtype = torch.float32) -> ShardedModel:
+def tiny(name: str, root: Path, dtype: torch.dtype = torch.float32, quantization: str = "none") -> ShardedModel:
     folder = root / name
     if not folder.exists():
         save_model(name, folder)
-    return load_model(folder, dtype=dtype, device=CPU, parallel=TPGroup())
+    return served(folder, dtype, quantization)
+
+
+def served(folder: Path, dtype: torch.dtype, quantization: str) -> ShardedModel:
+    """As a rank on a CPU loads it."""
+    kernels = choose_kernels("paged_cpu", CPU, dtype)
+    return load_model(folder, dtype=dtype, device=CPU, parallel=TPGroup(), kernels=kernels, quantization=quantization)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", DENSE)
 def test_logits_of_a_row_are_bitwise_equal_alone_and_in_a_batch(name: str, dtype: torch.dtype, root: Path) -> None:
     model = tiny(name, root, dtype)
+    assert [count for count in (2, 7, 33) if differing(model, count)] == []
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "gpt2", "opt"])
+def test_logits_of_a_row_in_8_bits_are_bitwise_equal_alone_and_in_a_batch(
+    name: str, dtype: torch.dtype, root: Path
+) -> None:
+    model = tiny(name, root, dtype, "int8")
     assert [count for count in (2, 7, 33) if differing(model, count)] == []
 
 
@@ -178,13 +197,16 @@ def test_rows_of_routed_models_differ_in_the_last_bits_only(name: str, root: Pat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("int8", marks=needs_int8)])
 @pytest.mark.slow
 @pytest.mark.real
-def test_logits_of_the_demo_model_are_bitwise_equal_in_a_batch(threads: int, dtype: torch.dtype) -> None:
+def test_logits_of_the_demo_model_are_bitwise_equal_in_a_batch(
+    quantization: str, threads: int, dtype: torch.dtype
+) -> None:
     config = parse_config({"model": "demo:smollm2-135m"})
     torch.set_num_threads(threads)
     try:
-        model = load_model(model_folder(config), dtype=dtype, device=CPU, parallel=TPGroup())
+        model = served(model_folder(config), dtype, quantization)
         counts = (2, 3, 4, 8, 31, 32, 33, 64)
         assert [count for count in counts if differing(model, count, 8, model.vocab_size)] == []
     finally:

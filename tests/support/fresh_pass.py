@@ -21,7 +21,7 @@ def fresh_rows(worker: Worker, tokens: Sequence[int]) -> list[tuple[Tensor, Tens
     seen: list[tuple[Tensor, Tensor]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        seen.append((k, v))
+        seen.append((params.rotated(q, k)[1], v))
         return dense_attend(layer, q, k, v, params)
 
     with torch.inference_mode(), attention_context.using(attend):

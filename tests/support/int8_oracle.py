@@ -1,6 +1,8 @@
-"""Rows in 8 bits by their definition, in tensor operations."""
+"""Rows and weights in 8 bits by their definition, in tensor operations."""
 
 import torch
+
+from medusa_dist.ops.cpu.int8_rows import ZERO
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -9,8 +11,7 @@ def rows(count: int, width: int, dtype: torch.dtype = torch.float32, seed: int =
     return (torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
 
 
-def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, in tensor operations."""
-    wide = x.float()
-    largest = wide.abs().amax(dim=1)
-    return (wide * (127 / largest)[:, None]).round().to(torch.int64), largest / 127
+def numbers_of(digits: torch.Tensor) -> torch.Tensor:
+    """digits [2 T, I] -> the integers [T, I] that they write."""
+    high, low = (digits.to(torch.int64) - ZERO).chunk(2)
+    return 254 * high + low

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medusa_dist.ops.cpu.int8_rows import INT8_MAX, ZERO, compile_int8, quantize_rows, rescale_rows
+from medusa_dist.ops.cpu.int8_rows import INT8_MAX, ZERO, compile_int8, join_rows, split_rows
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +58,36 @@ class PackedWeight:
 
 
 class Int8Weight:
-    """A weight [O, I] as 8-bit integers with a scale per output, multiplied by rows that are rounded to 8 bits, each
-    with a scale of its own (as in LLM.int8(), arXiv 2208.07339, without its outlier columns).
+    """A weight [O, I] as 8-bit integers with a scale per output, multiplied by rows of two 8-bit digits.
 
     Sums of integers are exact in any order, so a row's result is bitwise the same whatever else is in the batch.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        """weight [O, I] in any floating-point dtype. Raises RuntimeError where int8_refusal() has a reason."""
+        """weight [O, I] in float32 or bfloat16. Raises RuntimeError where int8_refusal() has a reason."""
         compile_int8(weight.dtype)
-        num_outputs, _ = weight.shape
-        values, self._scales = quantize_rows(weight.detach().float().contiguous())
-        self._zeros = torch.zeros(num_outputs, dtype=torch.int64)
-        self._packed = torch.ops.onednn.qlinear_prepack((values.int() - ZERO).to(torch.int8), None)
-        self.nbytes = values.nbytes + self._scales.nbytes
+        values, self._scales = quantize_weight(weight.detach())
+        self._zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack(values, None)
+        self.nbytes = int8_bytes(weight)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., I] -> [..., O] in x's dtype; sums are in 32 bits, scales and the bias in float32."""
-        values, scales = quantize_rows(x.reshape(-1, x.shape[-1]))
-        sums = _int8_product(values, self._packed, self._scales, self._zeros)
-        return rescale_rows(sums, scales, bias, x.dtype).view(*x.shape[:-1], -1)
+        digits, scales = split_rows(x.reshape(-1, x.shape[-1]))
+        sums = _int8_product(digits, self._packed, self._scales, self._zeros)
+        return join_rows(sums, scales, bias, x.dtype).view(*x.shape[:-1], sums.shape[1])
+
+
+def int8_bytes(weight: Tensor | None) -> int:
+    """What a weight [O, I] takes as Int8Weight: a byte per element, and a float32 scale per output."""
+    return 0 if weight is None else weight.numel() + 4 * weight.shape[0]
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [O, I] -> int8 [O, I] and scales [O] float32: the largest magnitude of an output becomes 127."""
+    wide = weight.float()
+    scales = wide.abs().amax(dim=1) / INT8_MAX
+    return (wide / scales.clamp_min(1e-30)[:, None]).round().to(torch.int8), scales
 
 
 def _int8_product(values: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:

@@ -97,6 +97,16 @@ def test_memory_of_a_rank_equals_that_of_a_started_one(tmp_path: Path, model: Pa
     assert found.heads == "2 heads for tiny"
 
 
+def test_8_bit_weights_are_counted_and_are_a_problem_on_a_gpu(tmp_path: Path, model: Path) -> None:
+    plain, rounded = (
+        report(tmp_path, model, device="cpu", dtype="float32", quantization=name).memory for name in ("none", "int8")
+    )
+    assert plain is not None and rounded is not None
+    assert rounded.ranks[0].weights < plain.ranks[0].weights
+    found = report(tmp_path, model, Options(gpu="h100"), device="cuda", quantization="int8")
+    assert found.problems == ["quantization: there are no 8-bit products for GPUs yet; use none, or device: cpu"]
+
+
 TAPPED = {"form": "sequential", "width": 5, "tapped_layers": (-1, 0, 1)}
 
 

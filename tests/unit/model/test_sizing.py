@@ -13,6 +13,7 @@ from medusa_dist.model.sizing import HeaderCheckpoint, RankSize, own_shapes, ran
 from medusa_dist.model.source.checkpoint import Checkpoint
 from medusa_dist.model.support_check import read_config
 from medusa_dist.ops.attention.kv_cache import KVCache, block_bytes
+from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.ops.linear import Linear
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.tiny_models import VOCAB, configs, save_tiny
@@ -37,10 +38,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def sized(folder: Path, parallel: TPGroup, dtype: torch.dtype, device: str = "cpu") -> RankSize:
+def sized(
+    folder: Path, parallel: TPGroup, dtype: torch.dtype, device: str = "cpu", quantization: str = "none"
+) -> RankSize:
     stored = Checkpoint(folder)
     shapes = {name: stored.shape(name) for name in stored.names()}
-    return rank_size(read_config(folder), HeaderCheckpoint(folder, shapes), parallel, dtype, device)
+    return rank_size(
+        read_config(folder), HeaderCheckpoint(folder, shapes), parallel, dtype, device, False, quantization
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["packed", "plain"])  # float16 is never packed
@@ -62,6 +67,16 @@ def test_rank_size_equals_that_of_a_loaded_rank(zoo: dict[str, Path], name: str,
             assert size.dense_params == sum(m.in_features * m.out_features for m in linears)
             pool = KVCache.allocate(2, size.num_kv_heads, size.head_dim, 3, dtype, CPU)
             assert pool.rows.nbytes == 3 * block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, dtype)
+
+
+@pytest.mark.skipif(int8_refusal() is not None, reason=f"8-bit products: {int8_refusal()}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "mixtral", "gpt2"])
+def test_rank_size_in_8_bits_equals_that_of_a_loaded_rank(zoo: dict[str, Path], name: str, dtype: torch.dtype) -> None:
+    for rank in range(2):
+        parallel = Alone(rank, 2)
+        model = load_model(zoo[name], dtype=dtype, device=CPU, parallel=parallel, quantization="int8")
+        assert sized(zoo[name], parallel, dtype, quantization="int8").weight_bytes == model.weight_bytes()
 
 
 @pytest.mark.parametrize("name", list(configs()))
