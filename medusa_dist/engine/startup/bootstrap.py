@@ -106,9 +106,9 @@ class EngineRank:
             memory = self._memory(model, drafters, control, generation)
             num_blocks = self._num_blocks(model, drafters, memory)
             self._max_model_len = self._fit_cache((num_blocks - 1) * BLOCK_TOKENS)
-            self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
             if self._device.type == "cpu":
-                use_huge_pages()
+                use_huge_pages()  # of what exists by now; the KV cache asks for its own
+            self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
             if rank == 0:
                 self._heads_check = self._check_heads(drafters.get(HEADS), folder)
                 self._build_engine(model, drafters, folder)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.cpu.arrays import bits
+from medusa_dist.ops.cpu.huge_pages import zeros_on_demand
 
 BLOCK_TOKENS = 16
 SCRATCH_BLOCK = 0
@@ -41,6 +42,8 @@ class KVCache:
         Zeroed, since masked KV indices still enter products with weight 0, and 0 x NaN from stale memory is NaN.
         """
         shape = (num_layers, 2, num_kv_heads, num_blocks * BLOCK_TOKENS, head_dim)
+        if device.type == "cpu":
+            return cls(zeros_on_demand(shape, dtype))
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     @property

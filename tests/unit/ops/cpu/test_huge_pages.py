@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medusa_dist.ops.cpu.huge_pages import anonymous_ranges, use_huge_pages
+from medusa_dist.ops.cpu.huge_pages import anonymous_ranges, use_huge_pages, zeros_on_demand
 
 MAPS = """\
 00400000-00c00000 r-xp 00000000 08:01 123 /usr/bin/python3
@@ -23,6 +23,20 @@ MAPS = """\
 
 def test_anonymous_ranges_are_private_memory_in_whole_huge_pages() -> None:
     assert anonymous_ranges(MAPS) == [(0x1200000, 0x2A00000), (0x7F0000200000, 0x7F0000600000)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_on_demand_are_zeros_that_take_memory_once_written(dtype: torch.dtype) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    x = zeros_on_demand((64, 1 << 20), dtype)
+    assert x.shape == (64, 1 << 20) and x.dtype == dtype
+    assert resident() - before < x.nbytes // 4
+    x[3] = 1
+    assert x[3].eq(1).all() and x[2].eq(0).all() and resident() - before < x.nbytes // 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
