@@ -34,6 +34,7 @@ from medusa_dist.serve.placement import bundles, resolve_device
 from medusa_dist.serve.rank import STACK
 from medusa_dist.serve.replica import LLMReplica
 from medusa_dist.storage.store import Store, open_store
+from medusa_dist.tracing.open_tracing import check_tracing, open_tracing
 
 DEPLOYMENT = "Medusa"
 STALE_S = 10.0  # a replica's report may be this late: node clocks differ, and a busy replica reports slowly
@@ -56,6 +57,9 @@ class Medusa(LLMReplica):
         if worker is not None:
             await worker.stop()
         await super().__del__()
+        tracer = open_tracing(self._config.tracing) if hasattr(self, "_config") else None
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     def health(self) -> Health:
         """Whether the model decodes now."""
@@ -87,7 +91,7 @@ class Medusa(LLMReplica):
         config = self._config
         num_places = places(config.max_running, config.max_queued)
         behind = cast(Service, LowPriority(self, num_places, config.max_running))
-        inside = Inside(build_api(lambda: behind, http=config.http))
+        inside = Inside(build_api(lambda: behind, http=config.http, tracer=open_tracing(config.tracing)))
 
         async def send(url: str, body: dict[str, Any]) -> InProcessReply:
             return await inside.post(url, body, busy_s=math.inf)  # a batch has a time limit of its own
@@ -96,7 +100,8 @@ class Medusa(LLMReplica):
 
     @cached_property
     def _inside(self) -> Inside:
-        return Inside(build_api(lambda: self, http=self._config.http))
+        config = self._config
+        return Inside(build_api(lambda: self, http=config.http, tracer=open_tracing(config.tracing)))
 
 
 def build_app(args: Config) -> Application:
@@ -106,12 +111,13 @@ def build_app(args: Config) -> Application:
 
 def assemble(args: Config, stack: str) -> Application:
     """build_app with an explicit rank module, for tests."""
+    check_tracing(args.tracing)  # raises here, rather than in each replica
     config = resolve_device(args)
     api_key = os.environ.get(API_KEY_VARIABLE)
     if api_key is not None:
         check_api_key(api_key)
 
-    open_store(config.files, config.name)  # raises here, rather than in each replica
+    open_store(config.files, config.name)  # the same
 
     def api() -> FastAPI:
         return api_of(config, api_key)
@@ -136,7 +142,15 @@ def assemble(args: Config, stack: str) -> Application:
 
 def api_of(config: Config, api_key: str | None) -> FastAPI:
     """The HTTP application of a replica; called in its process."""
-    return build_api(current_front, api_key, config.http, behind_serve=True, store=files_of(config), page=config.page)
+    return build_api(
+        current_front,
+        api_key,
+        config.http,
+        behind_serve=True,
+        store=files_of(config),
+        page=config.page,
+        tracer=open_tracing(config.tracing),
+    )
 
 
 def files_of(config: Config) -> Store | StorageOffError:

@@ -242,6 +242,11 @@ class Config(Strict):
         description="json: the logs of replicas and ranks are JSON, one object a line, with lines for each request: "
         "its id, number of tokens and times, no text.",
     )
+    tracing: bool = Field(
+        default=False,
+        description="Traces of requests for OpenTelemetry, exported as the variables OTEL_* of the environment say "
+        "(docs/operations.md). Needs the extra `tracing`.",
+    )
     step_log: str | None = Field(
         default=None,
         description="File to which rank 0 writes one JSON line a step, for medusa-dist explain: its drafts, what cut "

@@ -103,6 +103,7 @@ class LLM:
         priority: Priority = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
+        explain: bool = False,
         params: Params = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
@@ -112,13 +113,14 @@ class LLM:
         "cache_salt" if needed. sampling_params, priority: one for all prompts, or one each; lower priorities are
         scheduled first. use_tqdm: show a progress bar, or a class like tqdm that makes one. lora_request: must be None.
         tokenization_kwargs: add_special_tokens, truncation and max_length of the tokenizer. cache_salt: of all prompts
-        without their own; they share prefixes only with prompts of the same salt. params, progress: former names of
-        sampling_params and use_tqdm. Raises RequestError for an invalid prompt or parameter, naming the prompt by its
-        index and the field; in this case nothing is decoded.
+        without their own; they share prefixes only with prompts of the same salt. explain: outputs have `steps`, who
+        guessed which token and why. params, progress: former names of sampling_params and use_tqdm. Raises RequestError
+        for an invalid prompt or parameter, naming the prompt by its index and the field; in this case nothing is
+        decoded.
         """
         _no_adapter(lora_request)
         tokens = self._jobs.read(prompts, tokenization_kwargs)
-        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, explain)
         return self._finish(jobs, use_tqdm or progress)
 
     def as_finished(
@@ -128,10 +130,12 @@ class LLM:
         *,
         priority: Priority = None,
         cache_salt: str | None = None,
+        explain: bool = False,
         params: Params = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Like `generate`, but yields (index, result) as each prompt finishes. Leaving aborts the rest."""
-        jobs = self._jobs.make(self._jobs.read(prompts), _one_of(sampling_params, params), priority, cache_salt)
+        chosen = _one_of(sampling_params, params)
+        jobs = self._jobs.make(self._jobs.read(prompts), chosen, priority, cache_salt, explain)
         for place, _ in self._run(jobs):
             if jobs[place].has_ended:
                 yield place, jobs[place].result(self.tokenizer)
@@ -153,6 +157,7 @@ class LLM:
         parallel_tool_calls: bool | None = None,
         priority: Priority = None,
         cache_salt: str | None = None,
+        explain: bool = False,
         params: Params = None,
     ) -> RequestOutputs:
         """Reply to a conversation, or to each of a list: messages are {"role": ..., "content": ...}.
@@ -178,7 +183,7 @@ class LLM:
         encoded = [self._encode(turns, plan, **template, **rest) for turns in split_conversations(messages)]
         chats = [PlannedChat(plan, text) for text, _ in encoded]
         tokens = self._jobs.read([ids for _, ids in encoded])
-        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, chats)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, explain, chats)
         return RequestOutputs(self._finish(jobs, use_tqdm))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -199,10 +204,12 @@ class LLM:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        explain: bool = False,
         params: SamplingParams | None = None,
     ) -> Iterator[TextDelta]:
         """Complete one prompt step by step, otherwise like `generate`; leaving the iteration aborts the request."""
-        jobs = self._jobs.make(self._jobs.read(prompt), _one_of(sampling_params, params), priority, cache_salt)
+        chosen = _one_of(sampling_params, params)
+        jobs = self._jobs.make(self._jobs.read(prompt), chosen, priority, cache_salt, explain)
         if len(jobs) != 1 or len(jobs[0].requests) != 1:
             raise RequestError("a stream is one output of one prompt; use generate for several", "n")
         for _, delta in self._run(jobs):

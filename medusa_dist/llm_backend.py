@@ -18,6 +18,7 @@ OF_A_SERVICE: dict[str, Any] = {
     "max_queued": True,
     "page": True,
     "log_format": True,
+    "tracing": True,
     "http": True,
     "files": True,
     "autoscaling": True,

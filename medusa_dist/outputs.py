@@ -136,6 +136,7 @@ class Output:
     is_complete: the grammar allows no further token, so the last token with finish_reason STOP is text; otherwise it is
     an end-of-sequence or stop token. error: why the engine could not continue this request, with finish_reason ABORT.
     steps: what each step did, in order, if the request asks for it; engine/state/step_notes.py has the bounds.
+    prefill_s: seconds from the request's first step to its first token, in the output that has it; None for a search.
     """
 
     request_id: str
@@ -150,6 +151,7 @@ class Output:
     is_complete: bool = False
     error: RequestError | None = None
     steps: tuple[StepRecord, ...] = ()
+    prefill_s: float | None = field(default=None, compare=False)
 
     def merged(self, later: "Output") -> "Output":
         """This output merged with a later one of the same request."""
@@ -167,4 +169,5 @@ class Output:
             is_complete=later.is_complete,
             error=later.error,
             steps=self.steps + later.steps,
+            prefill_s=later.prefill_s if self.prefill_s is None else self.prefill_s,
         )

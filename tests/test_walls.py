@@ -23,7 +23,7 @@ LAYERS = [
     {"llm"},
     {"llm_backend", "offline"},
     {"api", "serve"},
-    {"storage"},
+    {"storage", "tracing"},
     {"engine.startup"},
     {"engine"},
     {"engine.scheduler"},

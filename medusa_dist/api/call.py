@@ -4,7 +4,7 @@ Owns the tasks of a call; no request outlives its call. Not here: the response f
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Self
 
@@ -13,7 +13,7 @@ from starlette.types import Receive
 from medusa_dist.api.beams import split_choices
 from medusa_dist.api.service import Service
 from medusa_dist.errors import EngineError, OverloadedError
-from medusa_dist.outputs import FinishReason
+from medusa_dist.outputs import FinishReason, Output
 from medusa_dist.request import Request
 from medusa_dist.text.text_stream import TextDelta, TextStream
 
@@ -98,16 +98,24 @@ class Call:
     async def _decode(self, index: int) -> None:
         """Pass one request's outputs, as text, to `next`. A stop string ends the request and aborts the rest."""
         num_each = len(self.streams) // len(self._requests)
-        async with aclosing(self._service.generate(self._requests[index])) as outputs:
+        async with aclosing(self._outputs(index)) as outputs:
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
                     raise EngineError("the service aborted this request; send it again")
                 for choice, part in enumerate(split_choices(output, num_each), index * num_each):
-                    delta = self.streams[choice].push(part)
+                    delta = self._push(choice, part)
                     await self._events.put((choice, delta))
                 if delta.finish_reason is not None:
                     return
         raise EngineError("the service ended this request early; send it again")
+
+    def _outputs(self, index: int) -> AsyncGenerator[Output, None]:
+        """The outputs of one request."""
+        return self._service.generate(self._requests[index])
+
+    def _push(self, choice: int, part: Output) -> TextDelta:
+        """What an output adds to the text of a choice."""
+        return self.streams[choice].push(part)
 
     async def _watch(self, receive: Receive, pumps: Sequence[asyncio.Task[None]]) -> None:
         """Stop everything when the client disconnects. Servers do not cancel the handlers of unstreamed responses."""

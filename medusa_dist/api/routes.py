@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from medusa_dist.api.auth import OPEN_PATHS, ApiKey, RequestId, check_api_key
 from medusa_dist.api.batches.route import add_batches
-from medusa_dist.api.call import Call, ClientGone
+from medusa_dist.api.call import ClientGone
 from medusa_dist.api.chat.answering import Answering, answering
 from medusa_dist.api.chat.chat_answer import ChatAnswer
 from medusa_dist.api.convert import (
@@ -34,6 +34,7 @@ from medusa_dist.api.http.failures import Failures, Json, error_response, reques
 from medusa_dist.api.http.page import add_page, open_paths
 from medusa_dist.api.http.paths import HeadAsGet, PlainPaths
 from medusa_dist.api.http.service_routes import GetService, add_service_routes
+from medusa_dist.api.http.traced_call import Traced, make_call
 from medusa_dist.api.http.unknown_route import explain_route
 from medusa_dist.api.messages.route import add_messages
 from medusa_dist.api.response_builder import CompletionAnswer, Facts, ResponseBuilder
@@ -47,6 +48,7 @@ from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.errors import MedusaError, StorageOffError
 from medusa_dist.storage.store import Store
 from medusa_dist.text.text_stream import TextStream
+from medusa_dist.tracing.open_tracing import Tracer
 
 _STREAM: dict[str, Any] = {"text/event-stream": {}}  # with stream: true; OpenAI's chunks
 
@@ -58,11 +60,12 @@ def build_api(
     behind_serve: bool = False,
     store: Store | StorageOffError | None = None,
     page: bool | None = False,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Build the application. get_service: called per request; may raise EngineError while there is no service.
 
     api_key: None = no authentication. http: None = its defaults. behind_serve: Ray Serve's HTTP server is in front.
-    store: of files and batches, or why there is none. page: the config key.
+    store: of files and batches, or why there is none. page: the config key. tracer: None = no traces.
     Raises ConfigError for a key that cannot be sent in a header.
     """
     http = http or HttpConfig()
@@ -97,6 +100,8 @@ def build_api(
     app.add_middleware(Failures)  # responses to errors of the layers above carry the headers of those below
     if http.cors_origins:
         allow_origins(app, http.cors_origins)
+    if tracer is not None:
+        app.add_middleware(Traced, tracer=tracer)
     app.add_middleware(RequestId, behind_serve=behind_serve)
     return app
 
@@ -192,7 +197,7 @@ async def _generate(
     else:
         echoes = [prompt if body.echo else None for prompt in prompts for _ in range(body.n or 1)]
         builder = CompletionAnswer(facts, streams, tokenizer, echoes)
-    call = Call(service, requests, streams)
+    call = make_call(service, requests, streams, request.scope, is_chat)
     call.start(request.receive)
     if body.stream:
         return await open_stream(call, builder, request_id(request.scope), None if form is None else form.events())

@@ -257,6 +257,7 @@ def _hints(dashboard: str, metrics: str) -> str:
     """metrics: empty if Ray was not started here."""
     hints = f"Dashboard: http://{dashboard}\n" if dashboard else ""
     if metrics:
+        hints += "It asks once for Ray's token: `ray get-auth-token` prints it.\n" if dashboard else ""
         hints += (
             f"Metrics for Prometheus: http://{metrics}/metrics\n"
             "In another shell, first run\n"

@@ -77,10 +77,11 @@ class JobMaker:
         params: Params,
         priority: Priority,
         cache_salt: str | None,
+        explain: bool = False,
         chats: Sequence[PlannedChat] | None = None,
     ) -> list[PromptJob]:
-        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. chats: how the
-        prompts are answered, if they are conversations. Raises RequestError.
+        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. explain: their
+        outputs have steps. chats: how the prompts are answered, if they are conversations. Raises RequestError.
         """
         if params is None:
             params = [self._own_params(len(prompt.ids)) for prompt in prompts]
@@ -96,7 +97,10 @@ class JobMaker:
                 raise RequestError(f"sampling_params must be SamplingParams, got {one!r}", "sampling_params")
         planned = [None] * len(prompts) if chats is None else chats
         parts = zip(prompts, each, priorities, planned, strict=True)
-        return [self._job(prompt, one, number, cache_salt, chat) for prompt, one, number, chat in parts]
+        if not isinstance(explain, bool):
+            raise RequestError(f"explain must be True or False, got {explain!r}", "explain")
+        rest = {"cache_salt": cache_salt, "explain": explain}
+        return [self._job(prompt, one, chat, {**rest, "priority": number}) for prompt, one, number, chat in parts]
 
     def _own_params(self, num_prompt_tokens: int) -> SamplingParams:
         """The model's own params; where their max_tokens exceeds what the context leaves, all of that."""
@@ -109,10 +113,10 @@ class JobMaker:
         self,
         prompt: PromptTokens,
         params: SamplingParams,
-        priority: int,
-        cache_salt: str | None,
         chat: PlannedChat | None,
+        rest: Mapping[str, Any],
     ) -> PromptJob:
+        """rest: further fields of its requests."""
         self._num_prompts += 1
         seed, name = self._draw_seed() if params.seed is None else params.seed, f"llm-{self._num_prompts}"
         is_search = params.beam_width is not None
@@ -120,14 +124,14 @@ class JobMaker:
         one = replace(with_bad_word_ids(params, self._tokenizer), n=params.n if is_search else 1)
         if chat is not None:
             one = chat.plan.constrained(one, chat.prompt, self._tokenizer)
+        rest = dict(rest) if prompt.cache_salt is None else {**rest, "cache_salt": prompt.cache_salt}
         requests = [
             Request(
                 request_id=f"{name}-{i}" if i else name,
                 prompt_ids=prompt.ids,
                 params=one,
                 seed=choice_seed(seed, i),
-                priority=priority,
-                cache_salt=cache_salt if prompt.cache_salt is None else prompt.cache_salt,
+                **rest,
             )
             for i in range(1 if is_search else params.n)
         ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from medusa_dist.api.step_records import step_reports
 from medusa_dist.offline.conversations import ChatStream
 from medusa_dist.outputs import FinishReason, Hypothesis, Output, SpeculationStats, TokenLogprobs
 from medusa_dist.request import Request
@@ -51,7 +52,8 @@ class CompletionOutput:
     token_ids: with the token that ended it, which is not in the text. cumulative_logprob: sum over the tokens, if
     logprobs were requested. stop_reason: the stop string, or the id from stop_token_ids, that ended it.
     heads[i]: the Medusa head that guessed token i; 0 = the base model. message: of a chat, the assistant's message that
-    the text is: content, reasoning_content of a model that reasons, tool_calls; else None.
+    the text is: content, reasoning_content of a model that reasons, tool_calls; else None. steps: with explain, what
+    each step did, in the form of the field `steps` over HTTP (docs/requests.md); else None.
     """
 
     index: int
@@ -65,6 +67,7 @@ class CompletionOutput:
     heads: tuple[int, ...] = ()
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     message: dict[str, Any] | None = field(default=None, compare=False)  # ids of calls are random
+    steps: list[dict[str, Any]] | None = field(default=None, compare=False)  # other drafts, the same output
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
@@ -185,7 +188,12 @@ def _completion(index: int, request: Request, stream: TextStream, tokenizer: Any
         heads=tuple(stream.heads),
         stats=stream.stats,
         message=stream.message if isinstance(stream, ChatStream) else None,
+        steps=_steps(stream, tokenizer) if request.explain else None,
     )
+
+
+def _steps(stream: TextStream, tokenizer: Any) -> list[dict[str, Any]]:
+    return step_reports(tokenizer, stream.steps, stream.token_ids, stream.token_texts)
 
 
 def _other_beam(

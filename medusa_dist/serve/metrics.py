@@ -34,7 +34,7 @@ FORMER_NAMES = {
 
 
 class ServiceMetrics:
-    """Called by the supervisor and the worker of batches, on their event loop. model: the name clients use."""
+    """Called by replica, supervisor and the worker of batches, on their event loop. model: the name clients use."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -60,6 +60,8 @@ class ServiceMetrics:
         self._step_tokens = self._histogram("step_tokens", "Tokens of a step, all sequences.", STEP_TOKENS)
         self._step_nodes = self._histogram("step_nodes", "Draft tokens verified by a step, all sequences.", STEP_NODES)
         self._phase = self._histogram("step_seconds", "Wall time of a step, by phase.", PHASE_S, "phase")
+        self._is_up = False
+        self._start_seconds: dict[str, float] = {}
         self._generation = -1
         self._before = EngineStats()
         self._batch_states: set[str] = set()
@@ -91,7 +93,7 @@ class ServiceMetrics:
         stats = batch.stats
         before = self._before if batch.generation == self._generation else EngineStats()
         self._generation, self._before = batch.generation, stats
-        self._gauge("generation", "Number of the current group: how often it was restarted.", batch.generation)
+        self._show_generation()
         self._gauge("requests", "Requests running or waiting in the replica.", num_requests)
         self._gauge("running_sequences", "Sequences decoded in the current step.", stats.num_running)
         self._gauge("waiting_sequences", "Sequences waiting to be scheduled.", stats.num_waiting)
@@ -183,15 +185,26 @@ class ServiceMetrics:
     def on_failure(self, error: GroupError) -> None:
         """The group failed."""
         self._count("group_failures", "Times the tensor-parallel group failed.", 1)
-        self._gauge("group_up", "1 while the group decodes.", 0)
+        self._is_up = False
+        self.refresh()
 
     def on_start(self, seconds: dict[str, float]) -> None:
         """A group has started; seconds: duration of each phase of its start."""
-        self._gauge("group_up", "1 while the group decodes.", 1)
-        for phase, duration in seconds.items():
+        self._is_up, self._start_seconds = True, dict(seconds)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Export what seldom changes; call it often. Ray drops a gauge that was not set for 20 s."""
+        self._gauge("group_up", "1 while the group decodes.", int(self._is_up))
+        for phase, duration in self._start_seconds.items():
             self._gauge(
                 "group_start_seconds", "Duration of the current group's start, by phase.", duration, phase=phase
             )
+        if self._generation >= 0:
+            self._show_generation()
+
+    def _show_generation(self) -> None:
+        self._gauge("generation", "Number of the current group: how often it was restarted.", self._generation)
 
     def _count(self, name: str, text: str, amount: float, **labels: str) -> None:
         if name not in self._counters:

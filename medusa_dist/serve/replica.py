@@ -32,6 +32,7 @@ from medusa_dist.text.tools.chat_format import ChatFormat, chat_format
 
 logger = logging.getLogger("ray.serve")
 
+REFRESH_S = 4.0  # between two exports of metrics that seldom change; Ray forgets them after 20 s
 CALL_FILL = 3  # in batches: one is decoded, the others wait here, so that a place in it is filled at once
 
 
@@ -49,6 +50,7 @@ class LLMReplica:
             config, lambda generation: TPWorkerGroup(config, placement, generation, stack), self._metrics
         )
         await self._supervisor.start()
+        self._refresher = asyncio.create_task(self._refresh_metrics())
         facts = self._facts = self._supervisor.facts
         # Bundle 0 holds rank 0 and this process, so both see the same folder.
         self._tokenizer = load_tokenizer(facts["folder"], config)
@@ -71,8 +73,15 @@ class LLMReplica:
 
     async def __del__(self) -> None:
         """Called once by Serve when the replica stops. Leaves no process."""
+        if hasattr(self, "_refresher"):
+            self._refresher.cancel()
         if hasattr(self, "_supervisor"):
             await self._supervisor.stop()
+
+    async def _refresh_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self._metrics.refresh()
 
     # Called by the routes
 

@@ -24,7 +24,8 @@ TREE_MARKS = ("<!-- files -->\n", "<!-- end of files -->\n")
 _HEAD = """# Keys of a service
 
 Keys under `args:` of an application in a Serve config, and keyword arguments of `LLM` (except the service keys
-`max_queued`, `log_format`, `page`, `http`, `files`, `autoscaling` and `resources.front_cpus`, which it refuses).
+`max_queued`, `log_format`, `tracing`, `page`, `http`, `files`, `autoscaling` and `resources.front_cpus`, which it
+refuses).
 Unknown keys are errors. This page is generated from the code by `make docs`.
 
 | key | type | default | description |

@@ -1,9 +1,11 @@
 """The page in a real browser: ask, stream, stop, hover, keys, switch, errors, API key, narrow window, hostile text."""
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,13 +91,17 @@ def opened(browser: Any) -> Iterator[Open]:
             api_key: str | None = None,
             expected: tuple[str, ...] = (),
             more: dict[str, Any] | None = None,
+            script: Path | None = None,
             **context: Any,
         ) -> Tab:
+            """script: runs in the page before its own."""
             services = {"/": service, **(more or {})}
             apps = {prefix: build_api(lambda one=one: one, api_key, page=True) for prefix, one in services.items()}
             url = stack.enter_context(serving(as_serve_does(apps)))
             made = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **context})
             stack.callback(made.close)
+            if script is not None:
+                made.add_init_script(path=script)
             tabs.append((Tab(made.new_page(), url), expected))
             return tabs[-1][0]
 
@@ -393,6 +399,64 @@ def test_all_text_has_the_contrast_of_wcag_aa_and_all_fields_have_names(opened: 
           .filter((e) => !(e.ariaLabel || e.labels?.length || e.textContent.trim())).map((e) => e.outerHTML)"""
     )
     assert nameless == []
+
+
+AXE = """async () => {
+  const found = await axe.run(document, { resultTypes: ["violations", "incomplete"] });
+  const shown = (list) => list.map((rule) => [rule.id, rule.help, ...rule.nodes.map((node) => node.html)]);
+  return { violations: shown(found.violations), incomplete: shown(found.incomplete), passes: found.passes.length };
+}"""
+# What axe-core leaves to people: text in drawings and over gradients, whose contrast it cannot tell. CONTRAST does.
+LEFT_TO_PEOPLE = {"color-contrast"}
+
+
+def axe_script() -> Path:
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        pytest.skip("no axe-core: `make test-browser` installs it")
+    return Path(spec.origin).with_name("axe.min.js")
+
+
+def axe(tab: Tab) -> None:
+    """axe-core finds nothing wrong, all its rules taken together, those of good practice too."""
+    found = tab.page.evaluate(AXE)
+    assert found["violations"] == []
+    assert {rule for rule, *_ in found["incomplete"]} <= LEFT_TO_PEOPLE, found["incomplete"]
+    assert found["passes"] > 20
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_nothing_wrong_in_any_state_of_the_page(opened: Open, scheme: str, width: int) -> None:
+    service = Explained(TEXT)
+    viewport = {"width": width, "height": 860}
+    tab = opened(service, script=axe_script(), color_scheme=scheme, viewport=viewport, expected=("503",))
+    axe(tab)  # empty
+    tab.ask()
+    tab.wait_for_end()
+    axe(tab)
+    tab.page.click(".text .head-1 >> nth=0")
+    tab.page.wait_for_selector("#inspector svg")
+    tab.page.click(".as-list summary")
+    axe(tab)  # a step, drawn and as a list
+    if width < 600:
+        tab.page.click("#close")
+    tab.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    axe(tab)  # all settings
+    tab.page.locator("#compare").check(force=True)
+    tab.ask()
+    tab.page.wait_for_selector(".verdict")
+    axe(tab)  # two answers side by side
+    service.before = EngineError("the model is restarting; try again")
+    tab.ask()
+    tab.page.wait_for_selector("#error:not([hidden])")
+    axe(tab)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_where_the_page_asks_for_the_key(opened: Open, scheme: str) -> None:
+    tab = opened(Explained(TEXT), api_key="secret", script=axe_script(), color_scheme=scheme, expected=("401",))
+    tab.page.wait_for_selector("#key-form:not([hidden])")
+    axe(tab)
 
 
 def test_page_works_below_a_prefix_and_lists_the_models_of_all_applications(opened: Open, browser: Any) -> None:

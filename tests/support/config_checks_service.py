@@ -20,13 +20,21 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from medusa_dist import llm_backend
-from medusa_dist.app import Medusa, api_of, files_of, logs, replicas
+from medusa_dist.api.http.traced_call import Traced
+from medusa_dist.app import Medusa, api_of, build_app, files_of, logs, replicas
 from medusa_dist.config import Config
 from medusa_dist.engine.messages import Abort
 from medusa_dist.engine.startup import process_group
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.stats import EngineStats
-from medusa_dist.errors import BodyTooLargeError, GroupError, OverloadedError, RequestError, StorageOffError
+from medusa_dist.errors import (
+    BodyTooLargeError,
+    ConfigError,
+    GroupError,
+    OverloadedError,
+    RequestError,
+    StorageOffError,
+)
 from medusa_dist.llm import LLM
 from medusa_dist.offline.conversations import chat_plan
 from medusa_dist.serve import placement
@@ -338,6 +346,20 @@ def page(world: World) -> None:
             assert asyncio.run(client.get("/")).status_code == status
 
 
+def tracing(world: World, patch: pytest.MonkeyPatch) -> None:
+    """The spans: tests/unit/tracing/ and tests/unit/api/http/test_traced_call.py."""
+    patch.setenv("OTEL_TRACES_EXPORTER", "none")
+    for value in (True, False):
+        config = world.config("tracing", value, files={"store": "off"})
+        assert any(one.cls is Traced for one in api_of(config, None).user_middleware) is value
+        assert (
+            any(one.cls is Traced for one in replica_of(config)._inside._client._transport.app.user_middleware) is value
+        )
+    patch.setenv("OTEL_TRACES_EXPORTER", "pigeon")
+    with pytest.raises(ConfigError, match="tracing: no installed package has the exporter 'pigeon'"):
+        build_app(world.config("tracing", True, files={"store": "off"}))
+
+
 def files_store(world: World) -> None:
     found = {value: files_of(world.config("files.store", value)) for value in ("off", str(world.folder / "kept"))}
     kept, off = found.pop(str(world.folder / "kept")), found.pop("off")
@@ -384,6 +406,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "http.max_body_bytes": max_body_bytes,
     "http.cors_origins": cors_origins,
     "page": page,
+    "tracing": tracing,
     "files.store": files_store,
     "files.max_file_bytes": max_file_bytes,
     "files.max_total_bytes": max_total_bytes,

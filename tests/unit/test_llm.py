@@ -162,6 +162,34 @@ def test_calls_without_params_use_the_models_own(plain: LLM, monkeypatch: pytest
     assert len(whole.token_ids) + len(whole.prompt_token_ids) == plain.facts["max_model_len"]
 
 
+def test_explain_gives_the_steps_of_every_output_and_changes_none(llm: LLM, plain: LLM) -> None:
+    params = SamplingParams(max_tokens=20, temperature=0.8, seed=3, n=2, ignore_eos=True)
+    (expected,) = llm.generate("the cat the", params)
+    assert [one.steps for one in expected.outputs] == [None, None]
+    (found,) = llm.generate("the cat the", params, explain=True)
+    assert found == expected
+    for one in found.outputs:
+        assert one.steps is not None
+        assert [token["id"] for step in one.steps for token in step["tokens"]] == one.token_ids
+        assert sum(len(step["accepted"]) for step in one.steps) == one.stats.num_accepted
+    assert sum(step["num_drafts"] for step in found.outputs[0].steps or ()) == found.stats.num_drafted > 0
+    ((_, finished),) = llm.as_finished("the cat the", params, explain=True)
+    assert [one.steps for one in finished.outputs] != [None, None]
+    deltas = list(llm.stream("the cat the", replace(params, n=1), explain=True))
+    assert sum(len(delta.steps) for delta in deltas) == len(found.outputs[0].steps or ())
+    hello = [{"role": "user", "content": "hello"}]
+    (answer,) = plain.chat(hello, replace(params, n=1), explain=True)
+    assert [step["reason"] for step in answer.outputs[0].steps or ()][1:] == ["off"] * 19
+    assert plain.chat(hello, replace(params, n=1))[0].outputs[0].steps is None
+
+
+def test_explain_is_refused_beside_a_search_and_as_anything_but_a_bool(plain: LLM) -> None:
+    with pytest.raises(RequestError, match="explain cannot be used with beam_width"):
+        plain.generate("a", SamplingParams(beam_width=2, max_tokens=3, temperature=0.0), explain=True)
+    with pytest.raises(RequestError, match="explain must be True or False, got 'yes'"):
+        plain.generate("a", explain="yes")  # type: ignore[arg-type]
+
+
 def test_interleaved_streams_each_get_their_own_tokens(llm: LLM) -> None:
     """What a step brings for one stream, while another one is read, is kept for it."""
     params = [SamplingParams(temperature=0.7, seed=i, max_tokens=25, ignore_eos=True) for i in range(3)]

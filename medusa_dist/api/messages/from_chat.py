@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from medusa_dist.api.translation.chat_fields import notes_of
+from medusa_dist.api.translation.chat_fields import notes_of, steps_of
 
 # What the API calls a signature proves who wrote a thinking block. Nothing here is signed, and none is checked.
 SIGNATURE = "unsigned"
@@ -26,7 +26,8 @@ def message_of(chat: dict[str, Any]) -> dict[str, Any]:
     for call in message.get("tool_calls") or ():
         function = call["function"]
         content.append(tool_use_block(call["id"], function["name"], _input(function["arguments"])))
-    return opened(chat, chat["usage"]) | {"content": content, **stopped(choice)} | notes_of(chat, "metrics")
+    steps = {"steps": steps_of(choice)} if steps_of(choice) else {}
+    return opened(chat, chat["usage"]) | {"content": content, **stopped(choice)} | notes_of(chat, "metrics") | steps
 
 
 def opened(chat: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:

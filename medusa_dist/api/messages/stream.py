@@ -12,6 +12,7 @@ from medusa_dist.api.convert import Failure
 from medusa_dist.api.messages import from_chat
 from medusa_dist.api.messages.errors import messages_error
 from medusa_dist.api.translation.answer_form import Event
+from medusa_dist.api.translation.chat_fields import steps_of
 
 
 class MessageEvents:
@@ -25,6 +26,7 @@ class MessageEvents:
         self._index = 0  # of the block that is open, or of the next one
         self._kind: str | None = None  # of the block that is open
         self._call: int | None = None  # the index of its call, if it is one
+        self._steps: list[Any] = []  # that no event had yet
 
     def chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         """The events that follow from a chunk."""
@@ -34,6 +36,7 @@ class MessageEvents:
             yield {"type": "message_start", "message": from_chat.opened(chunk, chunk["usage"])}
         for choice in chunk["choices"]:
             delta = choice["delta"]
+            self._steps += steps_of(choice)
             if delta.get("reasoning_content"):
                 yield from self._open(from_chat.thinking_block("", ""))
                 yield self._delta("thinking_delta", thinking=delta["reasoning_content"])
@@ -48,7 +51,8 @@ class MessageEvents:
     def end(self) -> Iterator[Event]:
         """The events after the last chunk."""
         yield from self._close()
-        yield {"type": "message_delta", "delta": self._stopped, "usage": from_chat.usage_of(self._usage)}
+        usage = from_chat.usage_of(self._usage)
+        yield {"type": "message_delta", "delta": self._stopped, "usage": usage, **self._new_steps()}
         yield {"type": "message_stop"}
 
     def error(self, failure: Failure) -> Iterator[Event]:
@@ -65,7 +69,13 @@ class MessageEvents:
             yield self._delta("input_json_delta", partial_json=call["function"]["arguments"])
 
     def _delta(self, kind: str, **fields: Any) -> Event:
-        return {"type": "content_block_delta", "index": self._index, "delta": {"type": kind, **fields}}
+        delta = {"type": kind, **fields}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta, **self._new_steps()}
+
+    def _new_steps(self) -> dict[str, Any]:
+        """The field steps of an event, if there are any that no event had."""
+        steps, self._steps = self._steps, []
+        return {"steps": steps} if steps else {}
 
     def _open(self, block: dict[str, Any]) -> Iterator[Event]:
         """Begin a block, unless one of this kind is open."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medusa_dist.api.responses.schema import ResponsesRequest
-from medusa_dist.api.translation.chat_fields import notes_of
+from medusa_dist.api.translation.chat_fields import notes_of, steps_of
 
 COMPLETED, INCOMPLETE, IN_PROGRESS, FAILED = "completed", "incomplete", "in_progress", "failed"
 _ECHOED = (
@@ -34,7 +34,8 @@ def response_of(request: ResponsesRequest, chat: dict[str, Any]) -> dict[str, An
         index = f"{ident}_{len(items)}"
         items.append(call_item(index, call["id"], function["name"], function["arguments"], COMPLETED))
     items[-1]["status"] = status  # what the limit cut is the last item
-    return ended(opened(request, chat), items, status, chat["usage"]) | notes_of(chat, "metrics")
+    notes = notes_of(chat, "metrics")
+    return ended(opened(request, chat), items, status, chat["usage"], steps_of(choice)) | notes
 
 
 def ident_of(chat: dict[str, Any]) -> str:
@@ -74,11 +75,19 @@ def opened(request: ResponsesRequest, chat: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def ended(head: dict[str, Any], items: Sequence[dict[str, Any]], status: str, usage: dict[str, Any]) -> dict[str, Any]:
-    """The Response object at its end. head: as it was opened; usage: of the chat completion."""
+def ended(
+    head: dict[str, Any],
+    items: Sequence[dict[str, Any]],
+    status: str,
+    usage: dict[str, Any],
+    steps: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """The Response object at its end. head: as it was opened; usage: of the chat completion; steps: none if not asked
+    for.
+    """
     details = {"reason": "max_output_tokens"} if status == INCOMPLETE else None
     changed = {"status": status, "incomplete_details": details, "output": list(items), "usage": usage_of(usage)}
-    return head | changed
+    return head | changed | ({"steps": list(steps)} if steps else {})
 
 
 def usage_of(usage: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from medusa_dist.api.convert import Failure
 from medusa_dist.api.responses import from_chat
 from medusa_dist.api.responses.schema import ResponsesRequest
 from medusa_dist.api.translation.answer_form import Event
+from medusa_dist.api.translation.chat_fields import steps_of
 
 MESSAGE, REASONING, CALL = "message", "reasoning", "function_call"
 _DELTAS = {
@@ -38,6 +39,8 @@ class ResponseEvents:
         self._call: dict[str, Any] = {}  # id, name and index of the call that is open
         self._logprobs: list[Any] = []  # of the tokens since the last message
         self._num_sent_logprobs = 0
+        self._steps: list[Any] = []  # of all chunks
+        self._num_sent_steps = 0
 
     def chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         """The events that follow from a chunk."""
@@ -48,6 +51,7 @@ class ResponseEvents:
         self._usage = chunk["usage"]
         for choice in chunk["choices"]:
             delta = choice["delta"]
+            self._steps += steps_of(choice)
             self._logprobs += (choice.get("logprobs") or {}).get("content") or []
             if delta.get("reasoning_content"):
                 yield from self._open(REASONING)
@@ -67,7 +71,7 @@ class ResponseEvents:
         if not kinds & {MESSAGE, CALL} and not (REASONING in kinds and self._status == from_chat.INCOMPLETE):
             yield from self._open(MESSAGE)  # an empty one, as there is in an answer that is not streamed
         yield from self._close(self._status)
-        response = from_chat.ended(self._head, self._items, self._status, self._usage)
+        response = from_chat.ended(self._head, self._items, self._status, self._usage, self._steps)
         yield self._event(f"response.{self._status}", response=response)
 
     def error(self, failure: Failure) -> Iterator[Event]:
@@ -106,7 +110,9 @@ class ResponseEvents:
         assert self._kind is not None
         self._text += text
         content = {} if self._kind == CALL else {"content_index": 0}
-        return self._item_event(f"{_DELTAS[self._kind]}.delta", **content, delta=text, **fields)
+        new, self._num_sent_steps = self._steps[self._num_sent_steps :], len(self._steps)
+        steps = {"steps": new} if new else {}
+        return self._item_event(f"{_DELTAS[self._kind]}.delta", **content, delta=text, **fields, **steps)
 
     def _tool_call(self, call: dict[str, Any]) -> Iterator[Event]:
         """A part of a tool call: with its id and name at its start, else more arguments."""

@@ -50,3 +50,4 @@ class CommonFields(Body):
     typical_epsilon: Annotated[float, within("typical_epsilon")] | None = None
     typical_delta: Annotated[float, within("typical_delta")] | None = None
     structured_outputs: StructuredOutputs | None = None
+    explain: bool | None = None

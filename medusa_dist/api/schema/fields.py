@@ -64,7 +64,7 @@ _SHARED: Mapping[str, Rule] = {
     "return_token_ids": Rule(Use.HONOURED, "adds prompt_token_ids and token_ids"),
     "return_tokens_as_token_ids": Rule(Use.HONOURED, 'tokens in logprobs are named "token_id:5"'),
     "explain": Rule(
-        Use.HONOURED, "true: each choice has steps, who guessed which token and why (docs/requests.md); not with beams"
+        Use.HONOURED, "true adds steps: who guessed which token and why (docs/requests.md); not with beams"
     ),
     "truncate_prompt_tokens": Rule(Use.HONOURED, "keeps the last k tokens of a longer prompt; -1: as many as fit"),
     "truncation_side": Rule(Use.HONOURED, '"left" (default) cuts the start of the prompt, "right" its end'),

@@ -101,7 +101,6 @@ class Sampled(CommonFields, Unserved):
     prompt_logprobs: Annotated[Whole, within("prompt_logprobs")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    explain: bool | None = None
     beam_width: Annotated[Whole, within("beam_width")] | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, within("length_penalty")] | None = None

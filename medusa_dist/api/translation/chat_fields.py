@@ -33,6 +33,11 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def steps_of(choice: Mapping[str, Any]) -> list[Any]:
+    """The steps of a choice, if the request asked for them (`explain`), else none."""
+    return list(choice.get("steps") or ())
+
+
 def notes_of(chat: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """The fields of NOTES, and more, that a chat completion or a chunk has."""
     return {name: chat[name] for name in (*NOTES, *more) if name in chat}

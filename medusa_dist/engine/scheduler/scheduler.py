@@ -225,7 +225,8 @@ class Scheduler:
             sequence.num_computed_tokens = len(prefix) * BLOCK_TOKENS
             sequence.num_hashed_blocks = len(prefix)
             if group.num_preemptions == 0:
-                self.queue_seconds.append(time.monotonic() - group.submitted_at)
+                group.admitted_at = time.monotonic()
+                self.queue_seconds.append(group.admitted_at - group.submitted_at)
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
             budget -= sequence.num_uncomputed_tokens
             self.waiting.remove(group)

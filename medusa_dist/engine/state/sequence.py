@@ -196,6 +196,7 @@ class SequenceGroup(ABC):
         self.request = request
         self.number = number
         self.submitted_at = time.monotonic()
+        self.admitted_at: float | None = None  # to its first step; None again once its prefill was reported
         self.num_preemptions = 0
 
     @property
@@ -226,6 +227,13 @@ class SequenceGroup(ABC):
     def admit(self) -> list[Sequence]:
         """Create its other sequences; returns all that get a batch index now."""
         return self.sequences
+
+    def take_prefill_s(self) -> float | None:
+        """Seconds since its first step, returned once: with its first token."""
+        if self.admitted_at is None:
+            return None
+        seconds, self.admitted_at = time.monotonic() - self.admitted_at, None
+        return seconds
 
     @abstractmethod
     def restart(self) -> None:

@@ -64,6 +64,7 @@ class SingleSequence(SequenceGroup):
             is_complete=sequence.is_complete,
             error=sequence.error,
             steps=steps,
+            prefill_s=self.take_prefill_s(),
         )
 
     def _append(self, accepted: Accepted, limits: Limits) -> tuple[int, ...]:

@@ -50,6 +50,24 @@ def test_stats_count_sequences_tokens_drafts_and_phases(engine: Engine) -> None:
     assert all(seconds > 0 for seconds in end.phase_seconds.values())
 
 
+def test_first_output_of_a_request_has_the_time_since_its_first_step(rank: EngineRank) -> None:
+    """Which is not its time in the queue, and for a prompt in chunks the time of all."""
+    engine = engine_over(rank, Setting(max_running=1, max_batched_tokens=16))
+    for name in "ab":
+        engine.submit(request(name, [3] * 40, max_tokens=20, ignore_eos=True))
+    begin, outputs, ends = time.perf_counter(), [], []
+    while engine.has_work:
+        new = engine.step()
+        outputs += new
+        ends += [time.perf_counter()] * len(new)
+    for name, start in (("a", begin), ("b", ends[[o.request_id for o in outputs].index("b") - 1])):
+        mine = [(output, end) for output, end in zip(outputs, ends, strict=True) if output.request_id == name]
+        (first, end), *later = mine
+        assert first.prefill_s is not None and 0.0 < first.prefill_s < end - start
+        assert first.prefill_s > (end - start) / 3, "three steps, and not the last alone"
+        assert later and all(output.prefill_s is None for output, _ in later)
+
+
 def test_refused_and_aborted_requests_leave_no_work_and_no_kv(engine: Engine) -> None:
     with pytest.raises(RequestError, match="the prompt is empty"):
         engine.submit(request("bad", []))

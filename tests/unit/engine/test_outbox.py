@@ -35,6 +35,13 @@ def test_prompt_logprobs_survive_merging():
     assert taken.token_ids == (1, 2, 3) and taken.prompt_logprobs == scores
 
 
+def test_prefill_time_survives_merging():
+    """It comes with the first output, and again after a failure of the group."""
+    first, second, third = (replace(out("a", 1), prefill_s=seconds) for seconds in (None, 0.5, 0.25))
+    assert first.merged(second).prefill_s == 0.5 and second.merged(first).prefill_s == 0.5
+    assert second.merged(third).prefill_s == 0.5
+
+
 def test_refusal_is_passed_on_unmerged():
     box = Outbox(max_tokens=100, stall_s=1.0)
     refusal = Refusal("a", RequestError("no", "prompt"))

@@ -8,7 +8,7 @@ import pytest
 from medusa_dist.engine.messages import OutputBatch
 from medusa_dist.engine.stats import EngineStats
 from medusa_dist.engine.steps.samples import StepSample
-from medusa_dist.errors import EngineError
+from medusa_dist.errors import EngineError, GroupError
 from medusa_dist.outputs import FinishReason, Output, SpeculationStats
 from medusa_dist.request import Request
 from medusa_dist.sampling_params import SamplingParams
@@ -137,6 +137,20 @@ def test_only_completed_requests_have_a_duration(samples: Samples) -> None:
     assert [samples["requests_ended_total", name] for name in ("stop", "length", "abort", "cancelled", "error")] == [
         1
     ] * 5
+
+
+def test_what_seldom_changes_can_be_exported_again_and_again(samples: Samples) -> None:
+    """Ray drops gauges that are not set anew."""
+    made = ServiceMetrics("m")
+    made.on_start({"load": 2.5})
+    made.on_batch(batch(generation=3), 0)
+    for fails, is_up in ((False, 1), (True, 0)):
+        if fails:
+            made.on_failure(GroupError("lost"))
+            assert samples["group_up",] == 0
+        samples.clear()
+        made.refresh()
+        assert samples == {("group_up",): is_up, ("group_start_seconds", "load"): 2.5, ("generation",): 3}
 
 
 def test_generation_is_shown_from_the_first_batch_on(samples: Samples) -> None:

@@ -192,6 +192,16 @@ def test_metrics_of_a_request_are_on_rays_metrics_port(url):
         assert f"ray_medusa_dist_{name}" in names
 
 
+@pytest.mark.slow
+def test_state_of_the_group_stays_on_rays_metrics_port(url):
+    """For longer than Ray keeps a gauge that nobody sets anew."""
+    wanted = {f"ray_medusa_dist_{name}" for name in ("group_up", "group_start_seconds", "generation")}
+    until(lambda: wanted <= scrape().keys(), seconds=60)
+    for _ in range(20):
+        time.sleep(1.5)
+        assert wanted <= scrape().keys()
+
+
 def test_client_disconnect_frees_its_request(url):
     with httpx.stream("POST", f"{url}/v1/completions", json=body([10, 0], 5000, stream=True), timeout=60) as response:
         lines = response.iter_lines()

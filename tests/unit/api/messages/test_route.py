@@ -5,6 +5,7 @@ import pytest
 from medusa_dist.api import sse
 from medusa_dist.errors import EngineError, RequestError
 from tests.support import anthropic_shapes
+from tests.support.explained_service import Explained
 from tests.support.fake_service import FakeService, chat, client_of
 
 PATH = "/v1/messages"
@@ -140,3 +141,21 @@ async def test_a_prompt_that_does_not_fit_names_max_tokens():
     assert reply.status_code == 400
     assert "exceed context limit: " in reply.json()["error"]["message"]
     assert "max_completion_tokens" not in reply.text
+
+
+async def test_explain_adds_the_steps_of_the_chat_request():
+    text = "Hello thé there"
+    asked = chat(max_tokens=100, explain=True)
+    expected = (await post(asked, Explained(text), "/v1/chat/completions"))[0].json()["choices"][0]["steps"]
+    whole = (await post({**BASE, "explain": True}, Explained(text)))[0].json()
+    assert whole["steps"] == expected and len(expected) > 3 and whole["content"][0]["text"] == text
+    found = events((await post({**BASE, "explain": True, "stream": True}, Explained(text)))[0].text)
+    assert [step for event in found for step in event.get("steps", ())] == expected
+    assert {event["type"] for event in found if "steps" in event} <= {"content_block_delta", "message_delta"}
+    assert sum("steps" in event for event in found) > 3, "as they come, not all at the end"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_explain_there_are_no_steps(stream):
+    reply, service = await post({**BASE, "stream": stream}, Explained("Hello there"))
+    assert reply.status_code == 200 and '"steps"' not in reply.text and not service.requests[0].explain

@@ -5,6 +5,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from medusa_dist.errors import EngineError, RequestError
+from tests.support.explained_service import Explained
 from tests.support.fake_service import FakeService, chat, client_of
 
 PATH, CHAT = "/v1/responses", "/v1/chat/completions"
@@ -134,3 +135,22 @@ async def test_what_the_engine_refuses_names_the_field_of_this_api(stream):
 async def test_an_error_in_an_item_says_where_it_is():
     reply, _ = await post({**BASE, "input": [{"role": "user", "content": "x"}, {"type": "function_call", "name": "f"}]})
     assert reply.json()["error"]["message"] == "input[1].call_id is required"
+
+
+async def test_explain_adds_the_steps_of_the_chat_request():
+    text = "Hello thé there"
+    expected = (await post(chat(explain=True), Explained(text), CHAT))[0].json()["choices"][0]["steps"]
+    whole = (await post({**BASE, "explain": True}, Explained(text)))[0].json()
+    assert whole["steps"] == expected and len(expected) > 3
+    assert whole["output"][0]["content"][0]["text"] == text
+    found = events((await post({**BASE, "explain": True, "stream": True}, Explained(text)))[0].text)
+    sent = [step for event in found for step in event.get("steps", ())]
+    assert found[-1]["response"]["steps"] == expected and sent == expected[: len(sent)] and len(sent) > 3
+    for event in found:
+        assert "steps" not in event or event["type"] == "response.output_text.delta"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_explain_there_are_no_steps(stream):
+    reply, service = await post({**BASE, "stream": stream, "explain": False}, Explained("Hello there"))
+    assert reply.status_code == 200 and '"steps"' not in reply.text and not service.requests[0].explain

@@ -1,0 +1,1 @@
+"""OpenTelemetry traces of requests, with the config key `tracing`."""
