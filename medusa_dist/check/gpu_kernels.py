@@ -75,12 +75,16 @@ def all_launches() -> Iterator[tuple[str, KernelLaunch]]:
         yield from ((f"{short}, hidden size 4096", launch) for launch in other_launches(dtype))
 
 
-def line(words: str, found: KernelResources) -> str:
-    """One line of the table in docs/gpu.md."""
-    return (
-        f"| {found.name} | {words} | sm_{found.capability} | {found.num_warps} | {found.registers} | "
-        f"{found.local_bytes} | {found.shared_bytes / 1024:.1f} | {', '.join(found.products) or '-'} |"
+def line(words: str, found: list[KernelResources]) -> str:
+    """One line of the table in docs/gpu.md: what a kernel takes of each chip."""
+    cells = [found[0].name, words, str(found[0].num_warps)]
+    cells.append(", ".join(str(one.registers) for one in found))
+    cells.append(", ".join(str(one.local_bytes) for one in found))
+    cells.append(", ".join(f"{one.shared_bytes / 1024:.1f}" for one in found))
+    cells.append(
+        ", ".join("+".join(one.products) or "-" for one in found) if any(one.products for one in found) else "-"
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -95,9 +99,9 @@ def main() -> None:
     for words, launch in all_launches():
         if options.only not in f"{launch.kernel.__name__} {words}":
             continue
-        for chip in options.chips.split(","):
-            found = compile_for(launch, int(chip))
-            print(json.dumps({"for": words, **asdict(found)}) if options.json else line(words, found), flush=True)
+        found = [compile_for(launch, int(chip)) for chip in options.chips.split(",")]
+        rows = [json.dumps({"for": words, **asdict(one)}) for one in found] if options.json else [line(words, found)]
+        print(*rows, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

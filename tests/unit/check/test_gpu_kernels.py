@@ -29,8 +29,8 @@ def check(found: list[dict]) -> None:
         words = f"{kernel['name']} for {kernel['for']} on sm_{kernel['capability']}"
         assert kernel["shared_bytes"] <= SHARED_LIMIT[kernel["capability"]], words
         assert kernel["registers"] <= 255
-        # The one that does not fit: float32 has no tensor cores, and 256 elements are two accumulators of 16 x 256.
-        known = kernel["capability"] == 80 and "float32, heads of 256" in kernel["for"]
+        # float32 has no tensor cores: for large heads, accumulators fill the registers (docs/gpu.md has the numbers).
+        known = any(f"float32, heads of {size}" in kernel["for"] for size in (128, 256))
         assert kernel["local_bytes"] == 0 or (known and kernel["local_bytes"] <= 128), f"{words} spills registers"
         multiplies = kernel["name"] == "attend_tiles" and "float32" not in kernel["for"]
         assert bool(kernel["products"]) == multiplies, f"{words}: {kernel['products']}"
