@@ -67,17 +67,28 @@ class SpeculationStats:
         return 1.0 + self.num_accepted / self.num_steps if self.num_steps else 0.0
 
     def __add__(self, other: "SpeculationStats") -> "SpeculationStats":
-        def added(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(a + b for a, b in zip_longest(mine, theirs, fillvalue=0))
-
         return SpeculationStats(
             self.num_steps + other.num_steps,
             self.num_drafted + other.num_drafted,
-            added(self.accepted_per_head, other.accepted_per_head),
-            added(self.drafted_per_head, other.drafted_per_head),
-            Counter(self.drafted_by) + Counter(other.drafted_by),
-            Counter(self.accepted_by) + Counter(other.accepted_by),
+            _sums(self.accepted_per_head, other.accepted_per_head),
+            _sums(self.drafted_per_head, other.drafted_per_head),
+            _sum_by_name(self.drafted_by, other.drafted_by),
+            _sum_by_name(self.accepted_by, other.accepted_by),
         )
+
+
+def _sums(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip_longest(mine, theirs, fillvalue=0)) if theirs else mine
+
+
+def _sum_by_name(mine: Mapping[str, int], theirs: Mapping[str, int]) -> Mapping[str, int]:
+    """Neither is changed later, so one that stays as it is need not be copied."""
+    if not theirs:
+        return mine
+    total = Counter(mine)
+    for name, count in theirs.items():
+        total[name] += count
+    return total
 
 
 class TreeReason(StrEnum):

@@ -81,9 +81,8 @@ def line(words: str, found: list[KernelResources]) -> str:
     cells.append(", ".join(str(one.registers) for one in found))
     cells.append(", ".join(str(one.local_bytes) for one in found))
     cells.append(", ".join(f"{one.shared_bytes / 1024:.1f}" for one in found))
-    cells.append(
-        ", ".join("+".join(one.products) or "-" for one in found) if any(one.products for one in found) else "-"
-    )
+    products = ["+".join(one.products) for one in found]
+    cells.append(", ".join(products) if any(products) else "-")
     return f"| {' | '.join(cells)} |"
 
 

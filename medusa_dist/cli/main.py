@@ -1,7 +1,8 @@
 """Entry point of the command line `medusa-dist`.
 
-Owns serve, check, demo, bench and batch. Not here: heads commands (heads.py, train.py), those that show what happens
-(see.py), shared options (options.py). Imports are inside the commands, so that `medusa-dist --help` stays fast.
+Owns serve, check, demo and batch. Not here: bench (measure.py), heads commands (heads.py, train.py), those that show
+what happens (see.py), shared options (options.py). Imports are inside the commands, so that `medusa-dist --help` stays
+fast.
 """
 
 import os
@@ -10,27 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from medusa_dist import __version__
 from medusa_dist.cli import heads as cli_heads
+from medusa_dist.cli import measure as cli_measure
 from medusa_dist.cli import see as cli_see
 from medusa_dist.cli import train as cli_train
-from medusa_dist.cli.options import (
-    DtypeOption,
-    HeadsOption,
-    ModelOption,
-    SpeculationOption,
-    clear_errors,
-    console,
-    note,
-    parse_sizes,
-    parse_speculation,
-    parse_temperatures,
-)
+from medusa_dist.cli.options import clear_errors, console, note
 from medusa_dist.cli.signals import stoppable
 
 app = typer.Typer(no_args_is_help=True, help="Exact speculative decoding with Medusa heads.")
+app.add_typer(cli_measure.app)
 app.add_typer(cli_see.app)
 app.add_typer(cli_heads.app)
 app.add_typer(cli_train.app)
@@ -129,60 +120,6 @@ def demo() -> None:
         from medusa_dist.model.source.demo import NAME, demo_folder
 
         print(f"{NAME} is in {demo_folder()}")
-
-
-@app.command()
-def bench(
-    model: ModelOption = "demo:smollm2-135m",
-    heads: HeadsOption = None,
-    dtype: DtypeOption = "float32",
-    speculation: SpeculationOption = "auto",
-    batches: Annotated[str, typer.Option("--batches", "--batch", help="Batch sizes, separated by commas.")] = "1,4,16",
-    temperatures: Annotated[str, typer.Option(help="Temperatures, separated by commas; 0 is greedy.")] = "0",
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of runs, with and without drafts, per batch size.")] = 10,
-    waves: Annotated[int, typer.Option(min=1, help="Prompts per run / batch size, for batches above 1.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
-    prompts: Annotated[
-        Path | None, typer.Option(help="One prompt per line, or .jsonl; default: the shipped prompts.")
-    ] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="Also compare with this engine: transformers or vllm.")] = None,
-    peer_python: Annotated[str | None, typer.Option(help="Python executable of the environment with vLLM.")] = None,
-    peer_batches: Annotated[str, typer.Option(help="Batch sizes for the comparison with vLLM.")] = "8,32",
-    exact_phases: Annotated[bool, typer.Option(help="On a GPU: synchronise after each phase. Slower.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the full report to this file, as JSON.")] = None,
-) -> None:
-    """Measure the speed-up of speculation on this machine: the same prompts with and without drafts, alternating."""
-    with clear_errors():
-        from medusa_dist.bench.bench import PROMPTS, Setting
-        from medusa_dist.bench.bench import bench as run
-        from medusa_dist.bench.peers import PeerOptions, open_peers
-        from medusa_dist.bench.report import as_json, as_tables
-        from medusa_dist.llm import LLM
-        from medusa_dist.tools.progress import ProgressDisplay
-        from medusa_dist.tools.tool_llm import tool_context
-
-        options = PeerOptions(tuple(peer or ()), peer_python, tuple(parse_sizes(peer_batches, "--peer-batches")))
-        setting = Setting(
-            batches=parse_sizes(batches, "--batches"),
-            temperatures=parse_temperatures(temperatures),
-            pairs=pairs,
-            waves=waves,
-            max_tokens=max_tokens,
-            prompts=prompts or PROMPTS,
-            exact_phases=exact_phases,
-        )
-        sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": tool_context(model)}
-        with (
-            ProgressDisplay(console, "loading") as progress,
-            LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **sizes) as llm,
-            open_peers(options, llm, progress.say) as peers,
-        ):
-            report = run(llm, setting, peers, progress.say)
-        screen = Console(width=None if sys.stdout.isatty() else 140)  # no width limit in a file or pipe
-        for table in as_tables(report):
-            screen.print(table)
-        if output is not None:
-            output.write_text(as_json(report) + "\n")
 
 
 @app.command()

@@ -37,19 +37,24 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, attention: Attention
     counts = plan.num_computed_tokens, plan.num_new_tokens, plan.num_draft_tokens
     layout = BatchLayout(*counts, block_tables, trees, total + padding)
 
-    def tensor(values: Ints, pad: int = 0) -> torch.Tensor:
-        return torch.from_numpy(np.pad(values, (0, pad))).to(device)
+    pad: Ints = np.zeros(padding, dtype=np.int64)  # padding rows write to the scratch block
+    arrays = {
+        "input_ids": np.concatenate([plan.token_ids, pad]),
+        "positions": np.concatenate([positions, pad]),
+        "slot_mapping": np.concatenate([slots, pad]),
+        "copy_sources": plan.copy_sources,
+        "copy_targets": plan.copy_targets,
+        "logits_rows": logits_rows_of(plan),
+        "prompt_logprob_rows": prompt_logprob_rows_of(plan),
+    }
+    return ForwardBatch(**_upload(arrays, device), attention=attention.metadata(layout, device))
 
-    return ForwardBatch(
-        input_ids=tensor(plan.token_ids, padding),
-        positions=tensor(positions, padding),
-        slot_mapping=tensor(slots, padding),  # padding rows write to the scratch block
-        copy_sources=tensor(plan.copy_sources),
-        copy_targets=tensor(plan.copy_targets),
-        logits_rows=tensor(logits_rows_of(plan)),
-        prompt_logprob_rows=tensor(prompt_logprob_rows_of(plan)),
-        attention=attention.metadata(layout, device),
-    )
+
+def _upload(arrays: dict[str, Ints], device: torch.device) -> dict[str, torch.Tensor]:
+    """The arrays on the device, as parts of one tensor, in one copy."""
+    uploaded = torch.from_numpy(np.concatenate(list(arrays.values()))).to(device)
+    parts = torch.split_with_sizes(uploaded, [array.size for array in arrays.values()])
+    return dict(zip(arrays, parts, strict=True))
 
 
 def logits_rows_of(plan: Plan) -> Ints:

@@ -16,8 +16,8 @@ from medusa_dist.engine.runner.batch_builder import prepare
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs, gather_prompt_logprobs
+from medusa_dist.engine.runner.served_model import ServedModel
 from medusa_dist.model.attention_bridge import attention_context
-from medusa_dist.model.load import ShardedModel
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
@@ -59,7 +59,7 @@ class Worker:
 
     def __init__(
         self,
-        model: ShardedModel,
+        model: ServedModel,
         pool: KVCache,
         max_running: int,
         max_blocks: int,

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from itertools import chain
 
 from medusa_dist.engine.spec.cost_model import CostModel
-from medusa_dist.medusa.trees.budget import best_budget
+from medusa_dist.medusa.trees.budget import StepCost, best_budget
 
 MIN_GAIN = 1.05  # minimum predicted speed-up; lower values act on estimation noise
 _PROBE_EVERY = 128  # steps between probes of the opposite decision: 0.8 % of the steps
@@ -97,14 +97,15 @@ class DraftGate:
         assert self._recent, "nothing was drafted yet"
         trees = list(self._recent) * -(-num_sequences // len(self._recent))
         batches = [trees[i : i + num_sequences] for i in range(0, len(trees) - num_sequences + 1, num_sequences)]
+        cost, plain_cost = self._cost.of(num_sequences, True), self._cost.of(num_sequences, False)
         gains = []
         for batch in batches[-_BATCHES:]:
-            with_heads = self._speed_up([values for values, _ in batch], num_sequences, True)
-            without = self._speed_up([values for _, values in batch], num_sequences, False)
+            with_heads = self._speed_up([values for values, _ in batch], num_sequences, cost)
+            without = self._speed_up([values for _, values in batch], num_sequences, plain_cost)
             gains.append(with_heads / without)
         return sum(gains) / len(gains)
 
-    def _speed_up(self, trees: Seq[Seq[float]], num_sequences: int, with_heads: bool) -> float:
+    def _speed_up(self, trees: Seq[Seq[float]], num_sequences: int, cost: StepCost) -> float:
         """Predicted speed-up of these trees over no drafts at all."""
         values = self.discounted(sorted(chain.from_iterable(trees), reverse=True))
-        return best_budget(values, num_sequences, 0, self._cost.of(num_sequences, with_heads))[1]
+        return best_budget(values, num_sequences, 0, cost)[1]

@@ -5,7 +5,7 @@ step costs (cost_model.py), drafting (engine/drafters/), blocks and tokens (sche
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from medusa_dist.config import HEADS, LOOKUP, SpeculationConfig
@@ -18,7 +18,7 @@ from medusa_dist.engine.state.sequence import Sequence, StepResult
 from medusa_dist.medusa.trees.budget import StepCost, best_budget
 from medusa_dist.medusa.trees.calibration import Calibration, labels_of, lookup_calibration
 from medusa_dist.medusa.trees.candidates import Candidates
-from medusa_dist.medusa.trees.merged import MergedCandidates, drafters_of
+from medusa_dist.medusa.trees.merged import drafters_of, merged
 from medusa_dist.medusa.trees.tree import any_path, best_tree, static_tree, values_of
 from medusa_dist.ops.attention.padded import KEY_CHUNK
 from medusa_dist.outputs import TreeReason
@@ -58,7 +58,9 @@ class TreePolicy:
             return []
         if self.config.mode == "static":
             return [self._static(s, *limit) for s, limit in drafted if HEADS in s.candidates]
-        ranked = [self._dynamic(s, *limit) for s, limit in drafted if not s.is_beam]
+        alone = [(s, limit) for s, limit in drafted if not s.is_beam]
+        calibrated = self._calibrated([s for s, _ in alone])
+        ranked = [self._dynamic(s, *limit, parts) for (s, limit), parts in zip(alone, calibrated, strict=True)]
         beams = self._beams.trees([(s, limit) for s, limit in drafted if s.is_beam])
         ranked += [PlannedTree(*one, [(HEADS,)] * len(one[1])) for one in beams]
         if self.cost_model.measured is None:
@@ -160,28 +162,39 @@ class TreePolicy:
         chunk = self._key_chunk
         return self.config.most_nodes if chunk is None else chunk - known % chunk, left - 1
 
-    def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
-        calibrated = self._calibrated(sequence, sequence.candidates)
+    def _dynamic(self, sequence: Sequence, max_nodes: int, max_depth: int, calibrated: list[Candidates]) -> PlannedTree:
         if sequence.matcher is not None and (forced := sequence.matcher.forced()[:max_depth]):
             calibrated = [part.with_forced_prefix(forced) for part in calibrated]
         most = min(max_nodes, self.config.max_nodes)
-        tree, values = best_tree(MergedCandidates(calibrated), most, max_depth, may_follow=_fits(sequence))
+        tree, values = best_tree(merged(calibrated), most, max_depth, may_follow=_fits(sequence))
         if sequence.notes is not None:
             full = TreeReason.MAX_NODES if most == self.config.max_nodes else TreeReason.ROOM
             sequence.notes.offer(len(tree), full if len(tree) == most else TreeReason.ALL)
         return PlannedTree(sequence, tree, values, drafters_of(tree.tokens, tree.parents, sequence.candidates))
 
-    def _calibrated(self, sequence: Sequence, candidates: Mapping[str, Candidates]) -> list[Candidates]:
-        return [self.calibrations[name].calibrated(part, sequence.sampling_mode) for name, part in candidates.items()]
+    def _calibrated(self, sequences: list[Sequence]) -> list[list[Candidates]]:
+        """Each sequence's candidates with calibrated confidences, in their order. Those of a drafter have lists of one
+        length, so that all of them are calibrated together."""
+        found: list[dict[str, Candidates]] = [dict(s.candidates) for s in sequences]
+        for name, calibration in self.calibrations.items():
+            own = [i for i, parts in enumerate(found) if name in parts]
+            if own:
+                parts, modes = [found[i][name] for i in own], [sequences[i].sampling_mode for i in own]
+                for i, part in zip(own, calibration.calibrated_together(parts, modes), strict=True):
+                    found[i][name] = part
+        return [list(parts.values()) for parts in found]
 
     def _values_without_heads(self, planned: PlannedTree) -> Seq[float]:
         """The values of the tree that this step would have without the heads. Beams have no other drafter."""
         sequence, tree, _, _ = planned
-        others = {name: part for name, part in sequence.candidates.items() if name != HEADS}
+        others = [
+            self.calibrations[name].calibrated(part, sequence.sampling_mode)
+            for name, part in sequence.candidates.items()
+            if name != HEADS
+        ]
         if not others:
             return ()
-        merged = MergedCandidates(self._calibrated(sequence, others))
-        return best_tree(merged, len(tree), max(tree.depths, default=0), may_follow=_fits(sequence))[1]
+        return best_tree(merged(others), len(tree), max(tree.depths, default=0), may_follow=_fits(sequence))[1]
 
     def _static(self, sequence: Sequence, max_nodes: int, max_depth: int) -> PlannedTree:
         assert self.config.tree is not None

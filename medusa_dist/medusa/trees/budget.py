@@ -17,6 +17,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from medusa_dist.ops.arrays import Array, Ints
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -46,6 +50,14 @@ class StepCost:
         y0, y1 = self.seconds[right - 1], self.seconds[right]
         return y0 + (y1 - y0) * (num_rows - x0) / (x1 - x0)
 
+    def of_all(self, num_rows: Ints) -> Array:
+        """The same for many numbers of rows at once."""
+        rows, seconds = np.array(self.rows), np.array(self.seconds)
+        right = np.clip(np.searchsorted(rows, num_rows), 1, rows.size - 1)
+        x0, x1, y0, y1 = rows[right - 1], rows[right], seconds[right - 1], seconds[right]
+        line: Array = y0 + (y1 - y0) * (num_rows - x0) / (x1 - x0)
+        return np.where(num_rows <= rows[0], seconds[0], line)
+
     def drafting(self, num_sequences: int) -> float:
         """Seconds to draft for this many sequences."""
         return self.draft_s + self.draft_s_each * num_sequences
@@ -67,17 +79,13 @@ def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int
     """
     base_rows = num_sequences + num_other_rows
     plain_s, draft_s = cost(num_sequences), cost.drafting(num_sequences)
-
-    def rate(expected: float, n: int) -> float:
-        more_s = cost(base_rows + n) - cost(base_rows)
-        if num_other_rows:  # with prompts no row is free, even if a noisy curve says so
-            more_s = max(0.0, more_s)
-        return expected / (plain_s + more_s + (n * cost.node_s + cost.tree_s if n else 0.0) + draft_s)
-
-    expected = float(num_sequences)
-    best, best_rate = 0, rate(expected, 0)
-    for n, value in enumerate(values, start=1):
-        expected += value
-        if rate(expected, n) > best_rate:
-            best, best_rate = n, rate(expected, n)
-    return best, best_rate * plain_s / num_sequences
+    if not values:
+        return 0, num_sequences / (plain_s + draft_s) * plain_s / num_sequences
+    n = np.arange(len(values) + 1)
+    more_s = cost.of_all(base_rows + n) - cost(base_rows)
+    if num_other_rows:  # with prompts no row is free, even if a noisy curve says so
+        more_s = np.maximum(0.0, more_s)
+    drafts_s = np.where(n > 0, n * cost.node_s + cost.tree_s, 0.0)
+    rates = np.cumsum([float(num_sequences), *values]) / (plain_s + more_s + drafts_s + draft_s)
+    best = int(rates.argmax())  # the smallest of equally good ones
+    return best, float(rates[best]) * plain_s / num_sequences

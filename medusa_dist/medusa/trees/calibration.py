@@ -9,7 +9,9 @@ Calibration changes which drafts are verified, and so the speed, but never the o
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +25,7 @@ MAX_DEPTH = 16  # of candidates: most heads of a head file, longest chain of loo
 GREEDY, SAMPLED, BEAMS = 0, 1, 2  # sampling modes: temperature 0, above 0, and beams, where several guesses are right
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """One verified draft token whose parent was accepted. depth: 1 is the first head."""
 
     depth: int
@@ -44,12 +45,27 @@ class Calibration:
         """The same guesses with acceptance probabilities instead of raw confidences."""
         return replace(candidates, confidences=self.apply(candidates.confidences, band, candidates.depths))
 
-    def apply(self, confidences: Floats, band: int, depths: Ints | None = None) -> Floats:
-        """Raw confidences -> acceptance probabilities, both [lists, R]. depths: of the lists; None: 1, 2, 3, ..."""
+    def calibrated_together(self, parts: Sequence[Candidates], bands: Sequence[int]) -> list[Candidates]:
+        """`calibrated` of each, in one pass: all must have lists of the same length R."""
+        sizes = [len(part.tokens) for part in parts]
+        heads = np.concatenate([part.depths for part in parts])
+        chances = self.apply(np.concatenate([part.confidences for part in parts]), np.repeat(bands, sizes), heads)
+        ends = np.cumsum(sizes).tolist()
+        return [
+            Candidates(part.tokens, chances[end - size : end], part.follows)
+            for part, size, end in zip(parts, sizes, ends, strict=True)
+        ]
+
+    def apply(self, confidences: Floats, band: int | Ints, depths: Ints | None = None) -> Floats:
+        """Raw confidences -> acceptance probabilities, both [lists, R]. depths: of the lists; None: 1, 2, 3, ...
+
+        band: of all lists, or [lists].
+        """
         clipped = np.clip(confidences, _EDGE, 1.0 - _EDGE)
         heads = np.arange(len(clipped)) if depths is None else depths - 1
-        intercepts = np.array(self.intercepts[band], dtype=np.float32)[heads, None]
-        logits = self.slopes[band] * np.log(clipped / (1.0 - clipped)) + intercepts
+        intercepts = np.array(self.intercepts, dtype=np.float32)[band, heads, None]
+        slopes = np.array(self.slopes, dtype=np.float32)[band, ..., None]
+        logits = slopes * np.log(clipped / (1.0 - clipped)) + intercepts
         chances: Floats = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
         return chances
 
@@ -88,7 +104,7 @@ def labels_of(tree: Tree, accepted: tuple[int, ...], candidates: Candidates) -> 
         if parent in lists:
             guess_index = candidates.index_of(lists[parent], token)
             if guess_index != NOWHERE:
-                confidence = float(candidates.confidences[lists[parent], guess_index])
+                confidence = candidates.guesses(lists[parent])[1][guess_index]
                 labels.append(Label(tree.depths[node], confidence, node in hits))
             if node in hits:
                 lists[node] = candidates.list_after_token(lists[parent], token)

@@ -31,24 +31,37 @@ class Candidates:
     confidences: Floats
     follows: Ints | None = None
 
+    @cached_property
+    def _lists(self) -> list[tuple[list[int], list[float]]]:
+        """Tokens and confidences of all lists, as `guesses` gives them: a step reads them many times, one by one."""
+        lists = []
+        for tokens, confidences in zip(self.tokens.tolist(), self.confidences.tolist(), strict=True):
+            count = tokens.index(NO_TOKEN) if NO_TOKEN in tokens else len(tokens)
+            lists.append((tokens[:count], confidences[:count]))
+        return lists
+
+    @cached_property
+    def _next_lists(self) -> list[list[int]]:
+        assert self.follows is not None
+        next_lists: list[list[int]] = self.follows.tolist()
+        return next_lists
+
     def guesses(self, place: int) -> tuple[list[int], list[float]]:
         """Tokens and confidences of a list, in falling order, without padding."""
-        tokens: list[int] = self.tokens[place].tolist()
-        count = tokens.index(NO_TOKEN) if NO_TOKEN in tokens else len(tokens)
-        return tokens[:count], self.confidences[place, :count].tolist()
+        return self._lists[place]
 
     def list_after(self, place: int, guess_index: int) -> int:
         """The list after guess `guess_index` of list `place`, or NOWHERE."""
         if self.follows is not None:
-            return int(self.follows[place, guess_index])
+            return self._next_lists[place][guess_index]
         return place + 1 if place + 1 < len(self.tokens) else NOWHERE
 
     def index_of(self, place: int, token: int) -> int:
         """Index of the token in a list, or NOWHERE."""
         if place == NOWHERE:
             return NOWHERE
-        found = np.flatnonzero(self.tokens[place] == token)
-        return int(found[0]) if found.size else NOWHERE
+        tokens, _ = self._lists[place]
+        return tokens.index(token) if token in tokens else NOWHERE
 
     def list_after_token(self, place: int, token: int) -> int:
         """The list after `token` of list `place`; heads that see no guesses have one next list for any token."""

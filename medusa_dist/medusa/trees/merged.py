@@ -38,6 +38,11 @@ class MergedCandidates:
         return len(self._places) - 1
 
 
+def merged(parts: Sequence[Candidates]) -> Candidates | MergedCandidates:
+    """The candidates of all parts; a lone one stays as it is."""
+    return parts[0] if len(parts) == 1 else MergedCandidates(parts)
+
+
 def mix_in_order(lists: Sequence[Guesses]) -> Guesses:
     """One list of guesses in falling order. The first list counts in full; each further one shares the probability that
     those before it leave. Confidences of equal tokens add up.

@@ -29,9 +29,8 @@ class Tree:
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.parents)
-        assert all(ROOT <= parent < node for node, parent in enumerate(self.parents)), (
-            "parents must come before children"
-        )
+        for node, parent in enumerate(self.parents):
+            assert ROOT <= parent < node, "parents must come before children"
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,7 +43,7 @@ class Tree:
             depths.append(1 if parent == ROOT else depths[parent] + 1)
         return tuple(depths)
 
-    @property
+    @cached_property
     def num_per_depth(self) -> tuple[int, ...]:
         """Number of nodes at depth 1, 2, ..."""
         return tuple(self.depths.count(depth) for depth in range(1, max(self.depths, default=0) + 1))
@@ -89,18 +88,16 @@ def best_tree(
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
-    paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+    paths: dict[int, tuple[int, ...]] = {ROOT: ()}  # filled only if may_follow asks for them
+    asks = may_follow is not any_path
     # A heap entry is a node not yet in the tree: (-value, depth, index in list, parent node, list, value of the
     # parent).
     heap: list[tuple[float, int, int, int, int, float]] = []
-    lists: dict[int, tuple[list[int], list[float]]] = {}  # those reached
 
     def offer(depth: int, guess_index: int, parent: int, list_index: int, parent_value: float) -> None:
         if depth > max_depth or list_index == NOWHERE:
             return
-        if list_index not in lists:
-            lists[list_index] = candidates.guesses(list_index)
-        confidences = lists[list_index][1]
+        confidences = candidates.guesses(list_index)[1]
         if guess_index < len(confidences):
             value = parent_value * confidences[guess_index]
             if value > floor:
@@ -110,12 +107,13 @@ def best_tree(
     while heap and len(tokens) < max_nodes:
         negative, depth, guess_index, parent, list_index, parent_value = heapq.heappop(heap)
         offer(depth, guess_index + 1, parent, list_index, parent_value)  # the next sibling
-        path = (*paths[parent], lists[list_index][0][guess_index])
-        if not may_follow(path):
-            continue
-        node = len(tokens)
-        paths[node] = path
-        tokens.append(path[-1])
+        token, node = candidates.guesses(list_index)[0][guess_index], len(tokens)
+        if asks:
+            path = (*paths[parent], token)
+            if not may_follow(path):
+                continue
+            paths[node] = path
+        tokens.append(token)
         parents.append(parent)
         values.append(-negative)
         offer(depth + 1, 0, node, candidates.list_after(list_index, guess_index), -negative)  # the first child

@@ -6,6 +6,7 @@ Shapes: T rows of the batch, Hq query heads, Hk KV heads, D head_dim, S sequence
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,16 +62,28 @@ class AttentionParams:
 
 
 class Ancestry:
-    """Depths [N] and ancestor matrix [N, N] (a node is its own ancestor) of one tree, computed from its parents."""
+    """Depths [N] and ancestors (a node is its own ancestor) of one tree, computed from its parents."""
 
     def __init__(self, parents: Ints) -> None:
-        size = parents.size
-        self.depths: Ints = np.ones(size, dtype=np.int64)
-        self.matrix: Bools = np.eye(size, dtype=np.bool_)
-        for node, parent in enumerate(parents):
-            if parent != _ROOT:
-                self.depths[node] = self.depths[parent] + 1
-                self.matrix[node] |= self.matrix[parent]
+        depths: list[int] = []
+        sets: list[int] = []  # bit n: node n is an ancestor. Python's integers have as many bits as there are nodes
+        for node, parent in enumerate(parents.tolist()):
+            depths.append(1 if parent == _ROOT else depths[parent] + 1)
+            sets.append(1 << node | (0 if parent == _ROOT else sets[parent]))
+        self.depths: Ints = np.array(depths, dtype=np.int64)
+        self._sets = sets
+
+    def words(self, num_words: int) -> Ints:
+        """Ancestors as bits, [N, num_words] int64: bit b of word w of a row is node 64 w + b."""
+        packed = b"".join(ancestors.to_bytes(8 * num_words, "little") for ancestors in self._sets)
+        return np.frombuffer(packed, dtype="<i8").reshape(-1, num_words)
+
+    @cached_property
+    def matrix(self) -> Bools:
+        """Ancestors [N, N] as booleans."""
+        size = len(self._sets)
+        bits = self.words(max(1, -(-size // 64))).view(np.uint8)
+        return np.unpackbits(bits, axis=1, count=size, bitorder="little").view(np.bool_)
 
 
 @dataclass(frozen=True)

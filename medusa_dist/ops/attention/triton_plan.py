@@ -93,9 +93,7 @@ def _ancestor_words(layout: BatchLayout) -> Ints:
     words = np.zeros((layout.num_rows, num_words), dtype="<i8")
     ends = np.cumsum(layout.rows)
     for s in np.flatnonzero(layout.num_draft_tokens):
-        bits = np.packbits(layout.trees[s].matrix, axis=1, bitorder="little")
-        count = int(layout.num_draft_tokens[s])
-        words.view(np.uint8)[ends[s] - count : ends[s], : bits.shape[1]] = bits
+        words[ends[s] - layout.num_draft_tokens[s] : ends[s]] = layout.trees[s].words(num_words)
     return words
 
 

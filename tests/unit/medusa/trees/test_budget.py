@@ -1,5 +1,7 @@
 """The budget: every n tried by hand, and the cost curve between and beyond its points."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,3 +70,37 @@ def test_prompt_rows_beside_them_do_not_make_drafts_cheap() -> None:
     """Each row costs a second; a draft saves half a sequence's step of one second. 60 rows of prompt change nothing."""
     steep = StepCost((1, 100), (1.0, 100.0))
     assert best_budget([0.5], 1, 0, steep) == best_budget([0.5], 1, 60, steep) == (0, 1.0)
+
+
+def one_by_one(values: list[float], num_sequences: int, num_other_rows: int, cost: StepCost) -> tuple[int, float]:
+    """best_budget's slow twin: the rate of each number of drafts, by its definition."""
+    base_rows = num_sequences + num_other_rows
+    plain_s, draft_s = cost(num_sequences), cost.drafting(num_sequences)
+
+    def rate(expected: float, n: int) -> float:
+        more_s = cost(base_rows + n) - cost(base_rows)
+        if num_other_rows:
+            more_s = max(0.0, more_s)
+        return expected / (plain_s + more_s + (n * cost.node_s + cost.tree_s if n else 0.0) + draft_s)
+
+    expected = float(num_sequences)
+    best, best_rate = 0, rate(expected, 0)
+    for n, value in enumerate(values, start=1):
+        expected += value
+        if rate(expected, n) > best_rate:
+            best, best_rate = n, rate(expected, n)
+    return best, best_rate * plain_s / num_sequences
+
+
+def test_all_budgets_at_once_are_bitwise_those_found_one_by_one() -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        rows = sorted(rng.sample(range(1, 140), rng.randrange(2, 8)))
+        cost = StepCost(
+            tuple(rows),
+            tuple(rng.uniform(1e-3, 2e-2) for _ in rows),  # not monotone, as measured ones
+            *(rng.choice([0.0, rng.uniform(0, 1e-3)]) for _ in range(4)),
+        )
+        values = sorted((rng.random() for _ in range(rng.choice([0, 1, 7, 90]))), reverse=True)
+        asked = values, rng.randrange(1, 40), rng.choice([0, 0, 5, 200]), cost
+        assert best_budget(*asked) == one_by_one(*asked)

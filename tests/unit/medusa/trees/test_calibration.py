@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medusa_dist.medusa.trees.calibration import GREEDY, SAMPLED, Calibration, Label, labels_of
-from medusa_dist.medusa.trees.candidates import Candidates
+from medusa_dist.medusa.trees.candidates import NOWHERE, Candidates
 from medusa_dist.medusa.trees.tree import ROOT, Tree
 
 
@@ -86,3 +86,22 @@ def test_nodes_that_another_drafter_guessed_teach_this_one_nothing() -> None:
     tree = Tree((9, 1, 3, 8), (-1, -1, 0, 0))
     labels = labels_of(tree, (0, 2), own)
     assert [(label.depth, label.accepted) for label in labels] == [(1, False), (2, True)]
+
+
+def test_candidates_calibrated_together_have_the_bits_of_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    calibration = Calibration()
+    calibration.slopes = [0.71, 1.3, 0.9]
+    calibration.intercepts = [[0.1 * head - mode for head in range(16)] for mode in range(3)]
+    parts = []
+    for num_lists in (4, 1, 3, 4):
+        tokens = rng.integers(50, size=(num_lists, 10))
+        confidences = np.sort(rng.random((num_lists, 10), dtype=np.float32))[:, ::-1].copy()
+        follows = None if num_lists != 3 else np.array([[1] + [NOWHERE] * 9, [2] + [NOWHERE] * 9, [NOWHERE] * 10])
+        parts.append(Candidates(tokens, confidences, follows))
+    modes = [GREEDY, SAMPLED, SAMPLED, GREEDY]
+    together = calibration.calibrated_together(parts, modes)
+    for part, mode, found in zip(parts, modes, together, strict=True):
+        alone = calibration.calibrated(part, mode)
+        assert (found.confidences == alone.confidences).all() and found.tokens is part.tokens
+        assert found.guesses(0) == alone.guesses(0) and found.list_after(0, 0) == alone.list_after(0, 0)
