@@ -195,6 +195,11 @@ class Config(Strict):
         "with them fused layers and the choice of tokens; not yet run on a GPU. exact: tensor "
         "operations, bitwise like paged_cpu in float32 on a CPU, slower. sdpa: torch's scaled_dot_product_attention.",
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: on a GPU with attention_backend triton, steps of up to 512 rows are captured at start and "
+        "replayed, one launch instead of hundreds; not yet run on a GPU. off: kernels are launched one by one.",
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Ranks the model is sharded over. Valid: 1 to the model's number of key/value heads."
     )

@@ -87,7 +87,7 @@ class Bench:
         self.worker = Worker(model, pool, count, BLOCKS_EACH, PagedCpuBackend())
         blocks = torch.randperm(count * BLOCKS_EACH, generator=torch.Generator().manual_seed(4)) + 1
         self.worker._tables[:] = blocks.view(count, BLOCKS_EACH).numpy()
-        self.worker._whole[:] = 1
+        self.worker.choice._whole[:] = 1
 
     def logits(self, parts: list[Part]) -> list[Tensor]:
         """[1 + nodes, V] of each: known tokens but the root in one pass of all, then a step of all."""

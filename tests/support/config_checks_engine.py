@@ -15,6 +15,7 @@ import torch
 from medusa_dist.config import Config, parse_config
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.capture import why_eager
 from medusa_dist.engine.startup.find_heads import find_heads
 from medusa_dist.engine.startup.kv_sizing import DeviceMemory, kv_blocks
 from medusa_dist.engine.startup.process_group import choose_device
@@ -23,7 +24,7 @@ from medusa_dist.medusa.heads.heads_file import read_heads
 from medusa_dist.model.source import resolve_model as source
 from medusa_dist.model.source.load_tokenizer import load_tokenizer
 from medusa_dist.model.source.resolve_model import model_folder
-from medusa_dist.ops.attention.registry import resolve_backend
+from medusa_dist.ops.attention.registry import BACKENDS, resolve_backend
 from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.ops.gpu.language import refusal
 from medusa_dist.request import Request
@@ -286,6 +287,14 @@ def attention_backend(world: World) -> None:
             world.rank(world.config("attention_backend", "triton"))
 
 
+def cuda_graphs(world: World) -> None:
+    """Without a GPU nothing is captured; tests/unit/engine/runner/test_graphed_steps.py runs what would be."""
+    triton = BACKENDS["triton"](64, 2, torch.bfloat16)
+    reasons = [why_eager(world.config("cuda_graphs", v), torch.device("cuda"), triton, False) for v in ("auto", "off")]
+    assert reasons == [None, "cuda_graphs: off"]
+    assert world.rank(world.config("cuda_graphs", "auto")).facts["cuda_graphs"] == "no: cpu has no CUDA graphs"
+
+
 def device(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(world.config("device", "auto")) == choose_device(world.config("device", "cpu"))
@@ -359,6 +368,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "device": device,
     "quantization": quantization,
     "attention_backend": attention_backend,
+    "cuda_graphs": cuda_graphs,
     "generation_config": generation_config,
     "max_model_len": max_model_len,
     "max_running": max_running,

@@ -139,6 +139,7 @@ def engine_over(rank: EngineRank, setting: Setting, truth: dict[str, tuple[int, 
         max_model_len=old_limits.max_model_len,
         vocab_size=old_limits.vocab_size,
         eos_ids=old_limits.eos_ids,
+        graph_buckets=old.ranks.worker.buckets,
     )
     scheduler = Scheduler(limits, BlockPool(setting.num_blocks), speculation, old.ranks.generation)
     drafters = dict(old.drafters) if setting.nodes != 0 else {}

@@ -1,9 +1,11 @@
-"""Builds the ForwardBatch of a Plan: the only function that turns decisions into tensors.
+"""Builds the ForwardBatch of a Plan: the only place where decisions become rows.
 
 Owns rows, positions and slot mapping. Not here: the decisions (scheduler/scheduler.py), masks and other attention
 metadata (ops/attention/padded.py, ops/attention/paged_cpu.py).
 Pure: the same plan and block tables give the same tensors on every rank.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +19,22 @@ from medusa_dist.ops.forward_batch import ForwardBatch
 MIN_ROWS = 4  # single rows are padded: 4 rows are faster than 1 on a CPU, and kernels for 1 row round differently
 
 
-def prepare(plan: Plan, tables: Ints, device: torch.device, attention: AttentionBackend) -> ForwardBatch:
-    """tables: [max_running, blocks] int64, with this plan's deltas already applied."""
+@dataclass(frozen=True)
+class PlanRows:
+    """A plan on the host: its T rows, without padding, and their layout for attention, with padding."""
+
+    positions: Ints  # [T]
+    slot_mapping: Ints  # [T]
+    layout: BatchLayout
+
+
+def rows_of_plan(plan: Plan, tables: Ints, num_rows: int) -> PlanRows:
+    """tables: [max_running, blocks] int64, with this plan's deltas already applied. num_rows: with padding."""
     rows = plan.num_new_tokens + plan.num_draft_tokens
     ends = np.cumsum(rows)
     offsets = ends - rows
-    total = int(ends[-1])
     sequence = np.repeat(np.arange(rows.size), rows)
-    local = np.arange(total) - offsets[sequence]
+    local = np.arange(sequence.size) - offsets[sequence]
     kv_index = plan.num_computed_tokens[sequence] + local
     block_tables = tables[plan.batch_indices]
     slots = block_tables[sequence, kv_index // BLOCK_TOKENS] * BLOCK_TOKENS + kv_index % BLOCK_TOKENS
@@ -33,21 +43,25 @@ def prepare(plan: Plan, tables: Ints, device: torch.device, attention: Attention
     for s in np.flatnonzero(plan.num_draft_tokens):
         first = offsets[s] + plan.num_new_tokens[s]
         positions[first : ends[s]] = plan.num_computed_tokens[s] + plan.num_new_tokens[s] - 1 + trees[s].depths
-    padding = max(0, MIN_ROWS - total)
     counts = plan.num_computed_tokens, plan.num_new_tokens, plan.num_draft_tokens
-    layout = BatchLayout(*counts, block_tables, trees, total + padding)
+    return PlanRows(positions, slots, BatchLayout(*counts, block_tables, trees, num_rows))
 
-    pad: Ints = np.zeros(padding, dtype=np.int64)  # padding rows write to the scratch block
+
+def prepare(plan: Plan, tables: Ints, device: torch.device, attention: AttentionBackend) -> ForwardBatch:
+    """tables: as above. The index tensors are one upload, the attention's are its own."""
+    num_rows = max(MIN_ROWS, plan.token_ids.size)
+    rows = rows_of_plan(plan, tables, num_rows)
+    pad: Ints = np.zeros(num_rows - plan.token_ids.size, dtype=np.int64)  # padding rows write to the scratch block
     arrays = {
         "input_ids": np.concatenate([plan.token_ids, pad]),
-        "positions": np.concatenate([positions, pad]),
-        "slot_mapping": np.concatenate([slots, pad]),
+        "positions": np.concatenate([rows.positions, pad]),
+        "slot_mapping": np.concatenate([rows.slot_mapping, pad]),
         "copy_sources": plan.copy_sources,
         "copy_targets": plan.copy_targets,
         "logits_rows": logits_rows_of(plan),
         "prompt_logprob_rows": prompt_logprob_rows_of(plan),
     }
-    return ForwardBatch(**_upload(arrays, device), attention=attention.metadata(layout, device))
+    return ForwardBatch(**_upload(arrays, device), attention=attention.metadata(rows.layout, device))
 
 
 def _upload(arrays: dict[str, Ints], device: torch.device) -> dict[str, torch.Tensor]:

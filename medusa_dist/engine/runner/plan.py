@@ -15,7 +15,7 @@ import numpy as np
 from medusa_dist.errors import GroupError
 from medusa_dist.ops.arrays import Ints
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 HEADER_WORDS = 16
 _MAGIC = 0x4D454455  # "MEDU"
 
@@ -47,6 +47,7 @@ class Plan:
     op: Op
     generation: int
     step: int
+    graph_rows: int = 0  # the captured step that runs it (graph_buckets.py); 0: none
     admitted_indices: Ints = field(default_factory=_none)  # [A] batch indices of sequences admitted in this step
     admitted_seeds: Ints = field(default_factory=_none)  # [A]
     admitted_temperatures: Ints = field(default_factory=_none)  # [A] float64, bit-cast
@@ -80,14 +81,14 @@ class Plan:
         sections = [getattr(self, name) for name in _SECTIONS]
         header = np.zeros(HEADER_WORDS + len(_SECTIONS), dtype=np.int64)
         total = header.size + sum(section.size for section in sections)
-        header[:6] = (_MAGIC, WIRE_VERSION, self.generation, self.step, self.op, total)
+        header[:7] = (_MAGIC, WIRE_VERSION, self.generation, self.step, self.op, total, self.graph_rows)
         header[HEADER_WORDS:] = [section.size for section in sections]
         return np.concatenate([header, *sections])
 
     @classmethod
     def unpack(cls, words: Ints, generation: int, step: int) -> "Plan":
         """The plan in `words`. Raises GroupError if it is not the expected one: ranks are then out of sync."""
-        magic, version, sent_generation, sent_step, op, _ = (int(word) for word in words[:6])
+        magic, version, sent_generation, sent_step, op, _, graph_rows = (int(word) for word in words[:7])
         if (magic, version) != (_MAGIC, WIRE_VERSION):
             raise GroupError(f"expected a plan of version {WIRE_VERSION}, received {magic:#x}, version {version}")
         if (sent_generation, sent_step) != (generation, step):
@@ -100,10 +101,10 @@ class Plan:
         for name, size in zip(_SECTIONS, words[HEADER_WORDS:begin], strict=True):
             parts[name] = words[begin : begin + int(size)]
             begin += int(size)
-        return cls(op=Op(op), generation=sent_generation, step=sent_step, **parts)
+        return cls(op=Op(op), generation=sent_generation, step=sent_step, graph_rows=graph_rows, **parts)
 
 
-_SECTIONS = tuple(f.name for f in fields(Plan) if f.name not in ("op", "generation", "step"))
+_SECTIONS = tuple(f.name for f in fields(Plan) if f.name not in ("op", "generation", "step", "graph_rows"))
 
 
 def packed_words(words: Ints) -> int:

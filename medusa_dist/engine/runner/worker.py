@@ -1,32 +1,31 @@
 """Worker: executes plans on one rank: KV copies, forward pass, local token selection.
 
-Owns this rank's copy of block tables and sampling parameters. Not here: the broadcast (broadcast.py), what rank 0 does
-with the scores (spec/token_selector.py).
-Shapes: W logits rows, V vocabulary, Vs this rank's shard of it, I width of what the heads read (model/load.py).
+Owns this rank's copy of block tables, and the two ways to run a step: captured (graphed_steps.py) or launch by launch.
+Not here: the broadcast (broadcast.py), the choice of tokens (token_choice.py), what rank 0 does with the scores
+(spec/token_selector.py).
+Shapes: W logits rows, R prompt logprob rows, V vocabulary, Vs this rank's shard of it, I width of what the heads read
+(model/load.py).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medusa_dist.engine.runner.batch_builder import prepare
+from medusa_dist.engine.runner.batch_builder import logits_rows_of, prepare, prompt_logprob_rows_of
+from medusa_dist.engine.runner.graphed_steps import GraphedSteps, GraphSettings
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.prompt_logprobs import PromptLogprobs, gather_prompt_logprobs
 from medusa_dist.engine.runner.served_model import ServedModel
+from medusa_dist.engine.runner.token_choice import TokenChoice
 from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.forward_batch import ForwardBatch
-from medusa_dist.ops.gpu.choice_kernel import choose
-from medusa_dist.ops.noise import NoiseColumns, compile_noise, gumbel
-from medusa_dist.ops.sampling import lowest_argmax, perturb
-
-_NO_TOKEN = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -70,51 +69,94 @@ class Worker:
         """reader: on rank 0, of heads that follow all rows. kernels: select tokens in Triton's kernel (a GPU)."""
         self.model = model
         self.pool = pool
+        self.choice = TokenChoice(model, max_running, kernels)
         self._reader = reader
-        self._kernels = kernels
         self._attention = attention
         attention.warm_up(pool.rows.dtype)
-        if model.device.type == "cpu":
-            compile_noise()
         self._tables: Ints = np.zeros((max_running, max_blocks), dtype=np.int64)
-        self._seeds: Ints = np.zeros(max_running, dtype=np.int64)
-        self._temperatures = np.zeros(max_running, dtype=np.float64)
-        self._whole: Ints = np.zeros(max_running, dtype=np.int64)
-        num_valid = max(0, min(model.vocab_size - model.vocab_start, model.vocab_shard))
-        self._num_valid = num_valid  # columns of the shard that are tokens; the padding after them is never selected
-        self._noise_columns = NoiseColumns.of_range(model.vocab_start, model.vocab_start + num_valid, model.device)
+        self._graphs: GraphedSteps | None = None
+        self.buckets: tuple[int, ...] = ()  # numbers of rows for which steps are captured
+
+    def capture(self, settings: GraphSettings) -> None:
+        """Capture steps, which all ranks do together. Raises RuntimeError if the model cannot be captured."""
+        assert self._reader is None, "heads that follow all rows have no captured form"
+        self._graphs = GraphedSteps(settings, self.model, self.pool, self._attention, self.choice)
+        self.buckets = settings.buckets
+
+    def drop_graphs(self) -> None:
+        """Forget captured steps, and free their memory."""
+        self._graphs, self.buckets = None, ()
+
+    @property
+    def table_shape(self) -> tuple[int, int]:
+        """Most sequences, and most KV blocks of one of them."""
+        max_running, max_blocks = self._tables.shape
+        return max_running, max_blocks
 
     @torch.inference_mode()
     def execute(self, plan: Plan, clock: PhaseTimer | None = None) -> Scores | None:
         """Run one step. Rank 0 gets the scores, the others None. clock: None if the phases are not timed."""
         clock = clock or PhaseTimer()
         self._apply_deltas(plan)
-        batch = prepare(plan, self._tables, self.model.device, self._attention) if plan.batch_indices.size else None
-        clock.lap("prepare")
-        if plan.copy_sources.size:
-            self.pool.copy_rows(self._tensor(plan.copy_sources), self._tensor(plan.copy_targets))
-            if self._reader is not None:
-                self._reader.copy(plan)
-        clock.lap("copy")
-        if batch is None:
+        if not plan.batch_indices.size:
+            self._copy(plan, None)
+            clock.lap("copy")
             return Scores(np.zeros(0, dtype=np.int64), {}, torch.empty(0, self.model.hidden_size))
+        if plan.graph_rows:
+            return self._replay(plan, clock)
+        batch = prepare(plan, self._tables, self.model.device, self._attention)
+        clock.lap("prepare")
+        self._copy(plan, (batch.copy_sources, batch.copy_targets))
+        clock.lap("copy")
         logits, hidden = self._forward(plan, batch)
         clock.lap("forward")
-        batch_indices = np.repeat(plan.batch_indices, np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0))
-        scores = self._choose(
-            logits[: batch_indices.size],
-            hidden[: batch_indices.size],
-            batch_indices,
-            batch.positions[batch.logits_rows],
-        )
-        if plan.prompt_targets.size:
-            model, num_top = self.model, int(plan.num_top_logprobs.max())
-            found = gather_prompt_logprobs(
-                logits[batch_indices.size :], plan.prompt_targets, num_top, model.vocab_size, model.parallel
-            )
-            scores = scores and replace(scores, prompt_logprobs=found)
+        batch_indices = _batch_indices(plan)
+        count = batch_indices.size
+        chosen = self.choice.choose(logits[:count], batch_indices, batch.positions[batch.logits_rows])
+        prompt_logprobs = self._score_prompts(plan, logits[count:])
         clock.lap("sample")
-        return scores
+        return Scores(*chosen, hidden[:count], prompt_logprobs) if self.model.parallel.rank == 0 else None
+
+    def _replay(self, plan: Plan, clock: PhaseTimer) -> Scores | None:
+        """The same in a captured step: one upload before it, and one download after it, of the chosen tokens."""
+        assert self._graphs is not None, "rank 0 asks for a captured step, and none was captured"
+        self._graphs.fill(plan, self._tables)
+        clock.lap("prepare")
+        self._copy(plan, self._graphs.copies(plan))
+        clock.lap("copy")
+        logits, hidden, pairs = self._graphs.replay(plan)
+        clock.lap("forward")
+        rows, prompt_rows = logits_rows_of(plan), prompt_logprob_rows_of(plan)
+        chosen = self.choice.pick(pairs, logits, rows, _batch_indices(plan))
+        prompt_logprobs = self._score_prompts(plan, self._take(logits, prompt_rows))
+        clock.lap("sample")
+        if self.model.parallel.rank != 0:
+            return None
+        return Scores(*chosen, self._take(hidden, rows), prompt_logprobs)
+
+    def _take(self, values: Tensor, rows: Ints) -> Tensor:
+        """Some rows of a captured step's output; the first ones without a copy."""
+        if not rows.size or int(rows[-1]) == rows.size - 1:  # they ascend
+            return values[: rows.size]
+        return values.index_select(0, torch.from_numpy(rows).to(values.device))
+
+    def _copy(self, plan: Plan, slots: tuple[Tensor, Tensor] | None) -> None:
+        """Copy the plan's KV rows. slots: sources and targets, if they are on the device already."""
+        if plan.copy_sources.size:
+            sources, targets = slots or (
+                torch.from_numpy(values).to(self.model.device) for values in (plan.copy_sources, plan.copy_targets)
+            )
+            self.pool.copy_rows(sources, targets)
+            if self._reader is not None:
+                self._reader.copy(plan)
+
+    def _score_prompts(self, plan: Plan, logits: Tensor) -> PromptLogprobs | None:
+        """logits: [R, Vs]; called by all ranks together."""
+        if not plan.prompt_targets.size:
+            return None
+        num_top = int(plan.num_top_logprobs.max())
+        model = self.model
+        return gather_prompt_logprobs(logits, plan.prompt_targets, num_top, model.vocab_size, model.parallel)
 
     def _forward(self, plan: Plan, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """logits [W + R, Vs] and hidden [W + R, I] of the W logits rows, then the R prompt logprob rows."""
@@ -134,84 +176,15 @@ class Worker:
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:
-        for index, seed, temperature, full_logits in zip(
-            plan.admitted_indices,
-            plan.admitted_seeds,
-            plan.admitted_temperatures,
-            plan.admitted_full_logits,
-            strict=True,
-        ):
-            self._seeds[index], self._whole[index] = seed, full_logits
-            self._temperatures[index] = temperature.view(np.float64)
+        self.choice.admit(plan)
         begin = 0
         for index, kept, count in zip(plan.batch_indices, plan.num_kept_blocks, plan.num_new_blocks, strict=True):
             if count:
                 self._tables[index, kept : kept + count] = plan.blocks[begin : begin + count]
                 begin += count
 
-    def _choose(self, logits: Tensor, hidden: Tensor, batch_indices: Ints, positions: Tensor) -> Scores | None:
-        """logits [W, Vs], batch_indices [W] (on the host), positions [W] of the rows; selects the token after each."""
-        parallel, model = self.model.parallel, self.model
-        needs_full = self._whole[batch_indices] == 1
-        if parallel.world_size == 1 and not self._kernels:
-            # One rank has the full logits anyway, so noise is generated later, only for nodes that the traversal
-            # reaches.
-            needs_full |= self._temperatures[batch_indices] > 0
-        full_rows, plain_rows = np.flatnonzero(needs_full), np.flatnonzero(~needs_full)
-        choices: Ints = np.full(batch_indices.size, -1, dtype=np.int64)
-        if plain_rows.size:
-            plain, next_positions = logits, positions + 1
-            if full_rows.size:  # otherwise all rows are plain, and these large logits need no copy
-                rows = self._tensor(plain_rows)
-                plain, next_positions = logits.index_select(0, rows), next_positions[rows]
-            values, ids = self._best(plain, batch_indices[plain_rows], next_positions)
-            pairs = torch.stack([values.double(), (ids + model.vocab_start).double()], dim=1)
-            gathered = parallel.gather_to_rank0(pairs)
-            if gathered is not None:
-                choices[plain_rows] = _best_of_shards(torch.stack(gathered))
-        full_logits: dict[int, Tensor] = {}
-        if full_rows.size:
-            # Logits are large: do not copy them unless needed.
-            rows = logits if not plain_rows.size else logits.index_select(0, self._tensor(full_rows))
-            shards = parallel.gather_to_rank0(rows.float())
-            if shards is not None:
-                full = (shards[0] if len(shards) == 1 else torch.cat(shards, dim=1))[:, : model.vocab_size]
-                full_logits = {int(row): full[i] for i, row in enumerate(full_rows)}
-        return Scores(choices, full_logits, hidden) if parallel.rank == 0 else None
 
-    def _best(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Best score [R] and its column [R] in this rank's shard, of rows that need only temperature and noise."""
-        if not self._kernels or not self._num_valid:
-            return lowest_argmax(self._plain_scores(logits, batch_indices, positions))
-        seeds = self._tensor(self._seeds[batch_indices])
-        temperatures = torch.from_numpy(self._temperatures[batch_indices].astype(np.float32)).to(self.model.device)
-        return choose(logits, seeds, positions, temperatures, self.model.vocab_start, self._num_valid)
-
-    def _plain_scores(self, logits: Tensor, batch_indices: Ints, positions: Tensor) -> Tensor:
-        """Scores [R, valid columns] of rows that need only temperature and noise."""
-        scores = logits[:, : self._num_valid].float()
-        temperatures = self._temperatures[batch_indices]
-        if not temperatures.any():
-            return scores
-        sampled = self._tensor(np.flatnonzero(temperatures))
-        # Rows at the same depth of a tree have the same position and seed, hence the same noise: generate it once.
-        keys = torch.stack([self._tensor(self._seeds[batch_indices])[sampled], positions[sampled]], dim=1)
-        unique, inverse = torch.unique(keys, dim=0, return_inverse=True)
-        noise = gumbel(unique[:, 0], unique[:, 1], self._noise_columns)[inverse]
-        sampled_temperatures = torch.from_numpy(temperatures).to(device=logits.device, dtype=torch.float32)[sampled]
-        return scores.index_copy(0, sampled, perturb(scores[sampled], sampled_temperatures, noise))
-
-    def _tensor(self, values: Ints) -> Tensor:
-        return torch.from_numpy(values).to(self.model.device)
-
-
-def _best_of_shards(pairs: Tensor) -> Ints:
-    """pairs [ranks, R, 2] of (value, id): the id of the largest value per row; ties go to the lowest id.
-
-    A row of NaN gets an id outside any vocabulary.
-    """
-    values, ids = pairs[..., 0], pairs[..., 1]
-    best = values.amax(dim=0, keepdim=True)
-    lowest = torch.where(values == best, ids, _NO_TOKEN).amin(dim=0)
-    chosen: Ints = lowest.cpu().numpy().astype(np.int64)
-    return chosen
+def _batch_indices(plan: Plan) -> Ints:
+    """Batch index of each logits row [W]."""
+    counts = np.where(plan.needs_logits == 1, plan.num_draft_tokens + 1, 0)
+    return np.repeat(plan.batch_indices, counts)

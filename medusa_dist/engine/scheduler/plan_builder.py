@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from medusa_dist.engine.runner.graph_buckets import EAGER, bucket_for
 from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.ops.arrays import Ints
@@ -18,6 +19,7 @@ def build_plan(
     chosen: list[tuple[Sequence, int]],
     admitted: list[Sequence],
     copies: tuple[Ints, Ints],
+    graph_buckets: tuple[int, ...] = (),
 ) -> Plan:
     """when: (generation, step). chosen: (sequence, known tokens to compute), its tree already set. copies: KV slots."""
     tokens: list[int] = []
@@ -33,6 +35,7 @@ def build_plan(
     return Plan(
         Op.STEP,
         *when,
+        graph_rows=bucket_for(graph_buckets, len(tokens)) if sequences else EAGER,
         admitted_indices=_ints(s.batch_index for s in admitted),
         admitted_seeds=_ints(s.request.seed for s in admitted),
         admitted_temperatures=_ints(bits_of(p.temperature) for p in params),

@@ -105,7 +105,8 @@ class Scheduler:
                 chosen.append((sequence, num_new))
         self._plant_trees(chosen, budget)
         copies: Ints = np.array(with_forks(moves, (s for s, _ in chosen)), dtype=np.int64).reshape(-1, 2)
-        plan = build_plan((self._generation, step), chosen, admitted, (copies[:, 0].copy(), copies[:, 1].copy()))
+        slots = copies[:, 0].copy(), copies[:, 1].copy()
+        plan = build_plan((self._generation, step), chosen, admitted, slots, self.limits.graph_buckets)
         for sequence, _ in chosen:
             sequence.num_broadcast_blocks = len(sequence.block_table)
         return plan

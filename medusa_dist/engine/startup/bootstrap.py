@@ -28,6 +28,7 @@ from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.token_selector import TokenSelector
 from medusa_dist.engine.spec.tree_policy import TreePolicy
+from medusa_dist.engine.startup.capture import capture_steps, graph_bytes, why_eager
 from medusa_dist.engine.startup.find_heads import find_heads, make_drafters, read_source
 from medusa_dist.engine.startup.head_check import MAX_TOKENS, check_heads, text_ids
 from medusa_dist.engine.startup.kv_sizing import MIN_BLOCKS, DeviceMemory, kv_blocks
@@ -109,6 +110,8 @@ class EngineRank:
             if self._device.type == "cpu":
                 use_huge_pages()  # of what exists by now; the KV cache asks for its own
             self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
+            worker, reason = self._ranks.worker, self._why_eager(model, drafters)
+            self._graphs = capture_steps(worker, config, reason)
             if rank == 0:
                 self._heads_check = self._check_heads(drafters.get(HEADS), folder)
                 self._build_engine(model, drafters, folder)
@@ -124,6 +127,7 @@ class EngineRank:
             "dtype": dtype_name(model.dtype),
             "quantization": self.config.quantization,
             "attention_backend": self._backend_name(model.dtype),
+            "cuda_graphs": self._graphs,
             "weight_bytes": model.weight_bytes(),
             "kv_blocks": self._ranks.worker.pool.num_blocks,
             "max_model_len": self._max_model_len,
@@ -180,6 +184,7 @@ class EngineRank:
         small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.all_reduce_min(free)))
         ranks = RankGroup(self._make_worker(model, drafters, small + 1), control, generation)
         workspace = workspace_bytes(ranks, self.config, drafters.values(), PeakMeter(self._device))
+        workspace += graph_bytes(ranks.worker, self.config, self._why_eager(model, drafters), self._device)
         del ranks
         torch.cuda.empty_cache()
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
@@ -211,6 +216,11 @@ class EngineRank:
         return BACKENDS[self._backend_name(model.dtype)](
             model.head_dim, model.num_heads // model.num_kv_heads, model.dtype
         )
+
+    def _why_eager(self, model: ShardedModel, drafters: Mapping[str, Drafter]) -> str | None:
+        heads = drafters.get(HEADS)
+        reads_rows = heads is not None and heads.kv_block_bytes > 0
+        return why_eager(self.config, self._device, self._attention(model), reads_rows)
 
     def _make_worker(self, model: ShardedModel, drafters: Mapping[str, Drafter], num_blocks: int) -> Worker:
         pool = KVCache.allocate(
@@ -244,6 +254,7 @@ class EngineRank:
             max_model_len=self._max_model_len,
             vocab_size=model.vocab_size,
             eos_ids=eos_ids,
+            graph_buckets=self._ranks.worker.buckets,
         )
         pool = BlockPool(self._ranks.worker.pool.num_blocks)
         scheduler = Scheduler(limits, pool, policy, self._ranks.generation)

@@ -11,6 +11,7 @@ import numpy as np
 from medusa_dist.config import HEADS, Config
 from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.graph_buckets import bucket_for
 from medusa_dist.engine.runner.plan import Op, Plan, bits_of
 from medusa_dist.engine.state.block_pool import blocks_for
 from medusa_dist.medusa.trees.budget import StepCost
@@ -81,6 +82,7 @@ def rows_plan(ranks: RankGroup, size: int, context: int) -> Plan:
         Op.STEP,
         ranks.generation,
         ranks.next_step(),
+        graph_rows=bucket_for(ranks.worker.buckets, size),
         admitted_indices=one(0),
         admitted_seeds=one(0),
         admitted_temperatures=one(bits_of(0.0)),

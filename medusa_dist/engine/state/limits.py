@@ -13,13 +13,17 @@ from medusa_dist.request import Request, check_prompt
 
 @dataclass(frozen=True)
 class Limits:
-    """What the scheduler must stay within, in tokens and sequences. eos_ids end a sequence unless it ignores them."""
+    """What the scheduler must stay within, in tokens and sequences. eos_ids end a sequence unless it ignores them.
+
+    graph_buckets: numbers of rows for which all ranks captured steps, ascending.
+    """
 
     max_running: int
     max_batched_tokens: int
     max_model_len: int
     vocab_size: int
     eos_ids: tuple[int, ...]
+    graph_buckets: tuple[int, ...] = ()
 
 
 def check_request(request: Request, limits: Limits, num_blocks: int) -> None:

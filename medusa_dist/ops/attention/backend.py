@@ -5,6 +5,7 @@ paged_cpu.py, triton_backend.py), their registry (registry.py), the bridge to tr
 Shapes: T rows of the batch, Hq query heads, Hk KV heads, D head_dim, S sequences.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.arrays import Bools, Ints
+from medusa_dist.ops.arrays import Array, Bools, Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.attention.metadata import Section, StepSizes
 from medusa_dist.ops.forward_batch import ForwardBatch
 
 _ROOT = -1  # parent of a tree's first nodes (medusa/trees/tree.py)
@@ -119,8 +121,24 @@ class BatchLayout:
         return -(-int(self.lengths.max()) // BLOCK_TOKENS)
 
 
+class StaticForm(Protocol):
+    """Metadata in arrays of fixed shapes, for a step that is captured once and replayed with new data."""
+
+    def sections(self, sizes: StepSizes) -> dict[str, Section]:
+        """Name -> form of the arrays."""
+
+    def fill(self, layout: BatchLayout, arrays: Mapping[str, Array]) -> None:
+        """Write a batch that fits to the arrays, every element of them."""
+
+    def metadata(self, tensors: Mapping[str, Tensor]) -> Any:
+        """What `AttentionBackend.metadata` returns, over tensors of the sections' forms."""
+
+
 class AttentionBackend(Protocol):
     """Attention of one rank. To add one, write a class with these members and add a row to registry.py."""
+
+    static_form: StaticForm | None
+    """How its metadata is laid out for captured steps; None: it cannot be captured."""
 
     tree_alignment: int | None
     """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;

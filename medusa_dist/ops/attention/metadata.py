@@ -1,7 +1,8 @@
 """Attention metadata of a batch, built once for all layers.
 
 Owns its three forms: rectangles (PaddedMetadata), block tables on the host (PagedMetadata) and on a GPU
-(TiledMetadata). Not here: who builds and reads them (padded.py, paged_cpu.py, triton_plan.py, triton_backend.py).
+(TiledMetadata), and the sizes of a captured step. Not here: who builds and reads them (padded.py, paged_cpu.py,
+triton_plan.py, static_tiles.py, triton_backend.py).
 Shapes: per group B sequences x Q query rows x L KV indices; N draft tokens in S sequences.
 """
 
@@ -79,6 +80,22 @@ class PagedMetadata(NamedTuple):
     first_nodes: Ints  # [S] index of the sequence's first draft token among all
     depths: Ints  # [N]
     ancestors: Bools  # [N or 1, most draft tokens] a node is its own ancestor
+
+
+class StepSizes(NamedTuple):
+    """What fits into a captured step: rows, sequences, KV blocks of one of them. One may have nearly all rows as
+    drafts."""
+
+    rows: int
+    sequences: int
+    blocks: int
+
+
+class Section(NamedTuple):
+    """Shape and numpy dtype of an array that a captured step reads."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medusa_dist.ops.arrays import Ints
-from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout
+from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, StaticForm
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.attention.metadata import PaddedGroup, PaddedMetadata
 from medusa_dist.ops.forward_batch import ForwardBatch
@@ -58,6 +58,7 @@ class PaddedBackend:
         self, attend: GroupAttention, head_dim: int, queries_per_head: int, tree_alignment: int | None
     ) -> None:
         self.tree_alignment = tree_alignment
+        self.static_form: StaticForm | None = None
         self._attend = attend
         self._min_queries = min_queries(head_dim, queries_per_head)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, RotaryAngles
+from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, RotaryAngles, StaticForm
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.attention.metadata import PagedMetadata
 from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, Rows, attend, rotate_and_write
@@ -47,6 +47,7 @@ class PagedCpuBackend:
     """One compiled pass over the block tables. A query's result is bitwise the same in any batch."""
 
     tree_alignment: int | None = None
+    static_form: StaticForm | None = None
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile the kernel or load it from disk."""

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout
+from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, StaticForm
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
+from medusa_dist.ops.attention.static_tiles import FixedTiles, StaticTiles
 from medusa_dist.ops.attention.triton_plan import TiledBatch, tile_shape
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.gpu.attention_kernel import attend_tiles, merge_splits
@@ -29,6 +30,7 @@ class TritonBackend:
 
     def __init__(self, head_dim: int, queries_per_head: int, dtype: torch.dtype) -> None:
         self._model = tile_shape(head_dim, dtype), queries_per_head
+        self.static_form: StaticForm | None = StaticTiles(*self._model)
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Nothing: kernels are compiled at their first launch, and steps run before a service is ready."""
@@ -60,7 +62,7 @@ def _attend(queries: Tensor, params: AttentionParams, planes: Tensor, batch: For
     """planes: [2, Hk, slots, D], keys and values of the layer."""
     num_rows, num_heads, head_dim = queries.shape
     num_kv_heads = planes.shape[1]
-    tiled: TiledBatch = batch.attention
+    tiled: TiledBatch | FixedTiles = batch.attention
     shape = tile_shape(head_dim, queries.dtype)
     tiles = tiled.tiles(shape, num_heads // num_kv_heads)
     assert queries.stride(-1) == 1 and batch.positions.numel() == num_rows == tiles.words.shape[0]

@@ -7,6 +7,7 @@ How tiles are dealt to programs does depend on the batch: it changes no bit.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,16 +68,30 @@ class TiledBatch:
         return self._tiles[key]
 
 
+class SpreadLimits(NamedTuple):
+    """How much may be spread: rows of sums that wait, and splits."""
+
+    scratch_rows: int
+    splits: int = 1 << 30
+
+
 def plan_tiles(layout: BatchLayout, shape: TileShape, per_head: int, device: torch.device) -> TiledMetadata:
     """The batch for the kernels; one upload. per_head: query heads that share a KV head."""
+    arrays, num_scratch_rows = tile_arrays(layout, shape, per_head, SpreadLimits(_SCRATCH_ROWS))
+    uploaded = dict(zip(arrays, _upload(list(arrays.values()), device), strict=True))
+    return TiledMetadata(**uploaded, num_scratch_rows=num_scratch_rows)
+
+
+def tile_arrays(
+    layout: BatchLayout, shape: TileShape, per_head: int, most: SpreadLimits
+) -> tuple[dict[str, Array], int]:
+    """The arrays of TiledMetadata on the host, by name, and the scratch rows that they need."""
     sequences = _sequences(layout)
-    items, merges, num_scratch_rows = _items(sequences, shape, per_head)
+    items, merges, num_scratch_rows = _items(sequences, shape, per_head, most)
     tables = np.zeros((len(sequences), layout.used_blocks), dtype=np.int32)
     tables[:-1] = layout.block_tables[:, : layout.used_blocks]
-    arrays: list[Array] = [_ancestor_words(layout), sequences, tables, items, merges]
-    words, *rest = _upload(arrays, device)
-    uploaded = dict(zip(("sequences", "block_tables", "items", "merges"), rest, strict=True))
-    return TiledMetadata(**uploaded, words=words, num_scratch_rows=num_scratch_rows)
+    found: dict[str, Array] = {"words": _ancestor_words(layout), "sequences": sequences, "block_tables": tables}
+    return {**found, "items": items, "merges": merges}, num_scratch_rows
 
 
 def _sequences(layout: BatchLayout) -> _Words:
@@ -97,7 +112,7 @@ def _ancestor_words(layout: BatchLayout) -> Ints:
     return words
 
 
-def _items(sequences: _Words, shape: TileShape, per_head: int) -> tuple[_Words, _Words, int]:
+def _items(sequences: _Words, shape: TileShape, per_head: int, most: SpreadLimits) -> tuple[_Words, _Words, int]:
     """items and merges of TiledMetadata, and the scratch rows that they need."""
     _, num_rows, computed, known, length = sequences.astype(np.int64).T
     num_tiles = -(-num_rows * per_head // shape.pairs)
@@ -114,7 +129,8 @@ def _items(sequences: _Words, shape: TileShape, per_head: int) -> tuple[_Words, 
     order = np.argsort(-splits, kind="stable")
     order = order[may_spread[order]]
     spread = np.zeros(sequence.size, dtype=np.bool_)
-    spread[order[np.cumsum((splits * pairs)[order]) <= _SCRATCH_ROWS]] = True
+    fits = np.cumsum((splits * pairs)[order]) <= most.scratch_rows
+    spread[order[fits & (np.cumsum(splits[order]) <= most.splits)]] = True
     whole = ~spread
     begin = np.cumsum((splits * pairs)[spread]) - (splits * pairs)[spread]
     tile = np.repeat(np.arange(int(spread.sum())), splits[spread])

@@ -9,7 +9,7 @@ import pytest
 from medusa_dist.engine.runner.plan import HEADER_WORDS, Op, Plan, bits_of, packed_words
 from medusa_dist.errors import GroupError
 
-SECTIONS = [f.name for f in fields(Plan) if f.name not in ("op", "generation", "step")]
+SECTIONS = [f.name for f in fields(Plan) if f.name not in ("op", "generation", "step", "graph_rows")]
 
 
 def random_plan(seed: int, op: Op = Op.STEP) -> Plan:
@@ -18,7 +18,7 @@ def random_plan(seed: int, op: Op = Op.STEP) -> Plan:
         name: np.array([rng.randrange(-(2**63), 2**63) for _ in range(rng.choice([0, 1, 3, 40]))], dtype=np.int64)
         for name in SECTIONS
     }
-    return Plan(op, generation=5, step=seed, **arrays)
+    return Plan(op, generation=5, step=seed, graph_rows=4 * seed, **arrays)
 
 
 @pytest.mark.parametrize("op", list(Op))
@@ -28,7 +28,7 @@ def test_unpacked_plan_equals_the_packed_one(op: Op) -> None:
         words = plan.pack()
         assert words.dtype == np.int64 and packed_words(words) == words.size
         again = Plan.unpack(words, generation=5, step=seed)
-        assert (again.op, again.generation, again.step) == (op, 5, seed)
+        assert (again.op, again.generation, again.step, again.graph_rows) == (op, 5, seed, 4 * seed)
         assert all(np.array_equal(getattr(again, name), getattr(plan, name)) for name in SECTIONS)
 
 
@@ -48,7 +48,7 @@ def test_plan_of_another_step_or_generation_is_a_group_error(generation: int, st
 def test_message_with_another_magic_or_version_is_a_group_error(word: int) -> None:
     words = random_plan(7).pack()
     words[word] += 1
-    with pytest.raises(GroupError, match="expected a plan of version 2"):
+    with pytest.raises(GroupError, match="expected a plan of version 3"):
         Plan.unpack(words, 5, 7)
 
 

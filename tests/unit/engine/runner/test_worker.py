@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from medusa_dist.engine.runner.plan import Op, Plan, bits_of
-from medusa_dist.engine.runner.worker import Worker, _best_of_shards
+from medusa_dist.engine.runner.token_choice import TokenChoice, best_of_shards
+from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.ops.arrays import Ints
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
@@ -91,10 +91,10 @@ def test_sampling_parameters_stay_until_the_next_admission(worker: Worker) -> No
 
 
 def test_plain_scores_are_logits_by_temperature_plus_noise(worker: Worker) -> None:
-    worker._seeds[[0, 2]], worker._temperatures[[0, 2]] = (-9, 5), (0.5, 2.0)
+    worker.choice._seeds[[0, 2]], worker.choice._temperatures[[0, 2]] = (-9, 5), (0.5, 2.0)
     logits = torch.randn(4, VOCAB)
     slots, positions = ints([0, 1, 2, 0]), torch.tensor([7, 8, 9, 7])
-    got = worker._plain_scores(logits, slots, positions)
+    got = worker.choice._plain_scores(logits, slots, positions)
     columns = NoiseColumns.of_range(0, VOCAB, CPU)
     for row, (seed, temperature) in enumerate([(-9, 0.5), (0, 0.0), (5, 2.0), (-9, 0.5)]):
         expected = logits[row]
@@ -182,15 +182,15 @@ def test_best_of_shards_takes_the_lowest_id_and_shows_nan() -> None:
     pairs = torch.tensor(
         [[[1.0, 3.0], [5.0, 9.0], [2.0, 4.0], [nan, 31.0]], [[2.0, 20.0], [5.0, 16.0], [1.0, 17.0], [0.0, 16.0]]]
     ).double()
-    chosen = _best_of_shards(pairs)
+    chosen = best_of_shards(pairs)
     assert chosen[:3].tolist() == [20, 9, 4]
     assert not 0 <= chosen[3] < VOCAB, "NaN in one shard must not hide behind the other"
 
 
 def test_padding_of_a_vocabulary_shard_is_never_chosen(model) -> None:
     """A rank's logits may be wider than its tokens."""
-    worker = Worker.__new__(Worker)
-    worker._num_valid, worker._temperatures = VOCAB - 4, np.zeros(1)
+    choice = TokenChoice(model, max_running=1, kernels=False)
+    choice._num_valid = VOCAB - 4
     logits = torch.zeros(1, VOCAB)
     logits[0, -4:] = 100.0
-    assert worker._plain_scores(logits, ints([0]), torch.tensor([1])).shape == (1, VOCAB - 4)
+    assert choice._plain_scores(logits, ints([0]), torch.tensor([1])).shape == (1, VOCAB - 4)

@@ -36,7 +36,9 @@ class FakeRanks:
 
     def __post_init__(self) -> None:
         pool = SimpleNamespace(num_blocks=self.num_blocks)
-        self.worker = SimpleNamespace(pool=pool, model=SimpleNamespace(hidden_size=8, dtype=torch.float32))
+        self.worker = SimpleNamespace(
+            pool=pool, buckets=(4, 16, 48), model=SimpleNamespace(hidden_size=8, dtype=torch.float32)
+        )
 
     def perf_counter(self) -> float:
         return self.now
@@ -133,6 +135,7 @@ def test_each_measured_pass_is_a_root_and_a_chain_after_a_context(monkeypatch: p
             [1],
         )
         size = plan.token_ids.size
+        assert plan.graph_rows == next((bucket for bucket in (4, 16, 48) if bucket >= size), 0)
         assert plan.num_draft_tokens.tolist() == [size - 1] and plan.parents.tolist() == list(range(-1, size - 2))
         assert len(set(plan.blocks.tolist())) == plan.blocks.size and 0 not in plan.blocks
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from medusa_dist.ops.attention.backend import Ancestry, AttentionParams, BatchLayout, RotaryAngles
 from medusa_dist.ops.attention.kv_cache import KVCache
@@ -16,23 +15,9 @@ from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.gpu.choice_kernel import choose
 from medusa_dist.ops.gpu.launch import recorded
 from medusa_dist.ops.gpu.layer_kernels import add_rms_norm, rms_norm, silu_mul
+from tests.support.copy_count import CopyCount
 
 GPU = torch.device("cuda", 0)
-
-
-class CopyCount(TorchDispatchMode):
-    """Counts copies between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.copies = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
-            before = next((x.device for x in args if isinstance(x, torch.Tensor)), out.device)
-            self.copies += before != out.device
-        return out
 
 
 def test_a_layer_runs_on_fake_gpu_tensors_without_a_wait_or_a_copy() -> None:
