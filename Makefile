@@ -15,7 +15,7 @@ KERNEL_TESTS = tests/unit/ops/gpu tests/unit/ops/attention tests/unit/model/test
 LOWEST_TESTS ?= tests/unit/medusa tests/unit/ops tests/unit/api
 PIP = $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients test-browser test-kernels test-gpu lint format clean
+.PHONY: help serve docs site build test test-slow test-matrix test-lowest test-clients test-browser test-kernels test-gpu gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -70,6 +70,12 @@ test-kernels: $(VENV)/installed-gpu ## GPU kernels on a machine without a GPU: i
 
 test-gpu: $(VENV)/installed-gpu ## the same kernels on an NVIDIA GPU, against their oracles
 	$(VENV)/bin/pytest -m gpu $(KERNEL_TESTS)
+
+# Options of the measurement: `.venv/bin/python -m medusa_dist.bench.gpu_bench --help`.
+GPU_BENCH ?=
+gpu: $(VENV)/installed-gpu ## on an NVIDIA GPU, in about ten minutes: its tests, then decoding of a model with random weights
+	$(VENV)/bin/pytest -m gpu || [ $$? = 5 ]
+	$(VENV)/bin/python -m medusa_dist.bench.gpu_bench $(GPU_BENCH)
 
 lint: $(VENV)/installed-dev ## ruff (lint and format) and mypy --strict
 	$(VENV)/bin/ruff check .

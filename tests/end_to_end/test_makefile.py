@@ -56,6 +56,14 @@ def pip_call(folder: Path, *settings: str, path: str = "") -> str:
     return call
 
 
+def test_make_gpu_runs_the_marked_tests_and_then_the_measurement():
+    command = ["make", "-n", "gpu", "VENV=venv", "GPU_BENCH=--shape tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    *_, tests, bench = done.stdout.splitlines()
+    assert tests.startswith("venv/bin/pytest -m gpu")
+    assert bench == "venv/bin/python -m medusa_dist.bench.gpu_bench --shape tiny"
+
+
 def test_without_a_gpu_torch_comes_from_the_cpu_index(tmp_path, index):
     call = pip_call(tmp_path, "NVIDIA_GPU=no", f"TORCH_CPU_INDEX={index}", "TORCH=torch==1.2.3")
     assert call == f"install torch==1.2.3 --index-url {index}"

@@ -253,3 +253,18 @@ def test_a_mixture_of_experts_cannot_be_captured(tmp_path) -> None:
     with pytest.raises((RuntimeError, DynamicOutputShapeException)) as caught:
         fake_step("mixtral", tmp_path)
     assert "nonzero" in str(caught.traceback[-1].statement)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_graphs_say_what_launches_say_with_and_without_drafts(tmp_path, name: str) -> None:
+    save_model(name, tmp_path)
+    said = {}
+    for graphs in ("auto", "off"):
+        config = tiny_config(tmp_path, device="cuda", attention_backend="triton", cuda_graphs=graphs)
+        rank = EngineRank(config, tmp_path)
+        assert rank.facts["cuda_graphs"].startswith("steps of up to" if graphs == "auto" else "no: cuda_graphs: off")
+        for nodes in (0, 15):
+            found = decode(engine_over(rank, Setting(nodes=nodes)), requests("greedy"))
+            said[graphs, nodes] = {each: output.token_ids for each, output in found.outputs.items()}
+    assert all(answers == said["off", 0] for answers in said.values())
