@@ -110,8 +110,7 @@ class EngineRank:
             if self._device.type == "cpu":
                 use_huge_pages()  # of what exists by now; the KV cache asks for its own
             self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
-            worker, reason = self._ranks.worker, self._why_eager(model, drafters)
-            self._graphs = capture_steps(worker, config, reason)
+            self._graphs = capture_steps(self._ranks.worker, config, self._why_eager(model, drafters))
             if rank == 0:
                 self._heads_check = self._check_heads(drafters.get(HEADS), folder)
                 self._build_engine(model, drafters, folder)

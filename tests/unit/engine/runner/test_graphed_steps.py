@@ -17,8 +17,10 @@ from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.step_cost import measure_step_cost
+from medusa_dist.model.fused_modules import KERNELS
 from medusa_dist.model.load import load_model
 from medusa_dist.ops.attention.kv_cache import KVCache
+from medusa_dist.ops.attention.registry import TRITON
 from medusa_dist.ops.attention.triton_backend import TritonBackend
 from medusa_dist.ops.gpu.launch import recorded
 from medusa_dist.ops.tp_group import TPGroup
@@ -219,8 +221,8 @@ def fake_step(name: str, folder) -> tuple[list[torch.Tensor], int, set[str]]:
     There, .item(), .tolist(), unique and every shape that depends on data raise.
     """
     save_model(name, folder)
-    fused = name != "mixtral"
-    model = load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup(), prepack=False, fused=fused)
+    kernels = KERNELS[TRITON]
+    model = load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup(), prepack=False, kernels=kernels)
     attention = TritonBackend(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
     pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
     worker = Worker(model, pool, 4, 8, attention, kernels=True)
