@@ -1,10 +1,10 @@
 """A model and heads that do nothing, and an engine around them: what is left of a step is the engine's own time.
 
 Owns what they answer. Not here: measuring (null_bench.py).
-The next token is read from a table, the heads' guesses from others, which are right now and then. On a CPU all that is
-computed for a row is a few lookups among 256 tokens; everything around it is as it is served: scheduling, the draft
-policy with its costs, block tables and tiles for the Triton kernels (whose launches are part of the pass), selection,
-acceptance, outputs. The heads' own launches are left out, too.
+The next token is read from a table, the heads' guesses from others, which are right now and then. All that is computed
+for a row is a few lookups among 256 tokens, and its noise: in the captured part of a step, which is not counted.
+Everything around it is as it is served on a GPU: scheduling, the draft policy with its costs, block tables and tiles
+for the Triton kernels, acceptance, outputs. The heads' own launches are left out, too.
 """
 
 import numpy as np
@@ -17,6 +17,8 @@ from medusa_dist.engine.drafters.head_drafter import HeadDrafter
 from medusa_dist.engine.drafters.lookup_drafter import LookupDrafter
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.graph_buckets import graph_buckets
+from medusa_dist.engine.runner.graphed_steps import GraphSettings
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
 from medusa_dist.engine.spec.token_selector import TokenSelector
@@ -32,6 +34,7 @@ from medusa_dist.medusa.trees.levels import Growth
 from medusa_dist.ops.arrays import Floats, Ints
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.attention.triton_backend import TritonBackend
+from medusa_dist.ops.gpu.step_graph import PlainCall
 from medusa_dist.ops.tp_group import TPGroup
 
 VOCAB = 256
@@ -90,9 +93,19 @@ def null_engine(batch: int, max_nodes: int, max_model_len: int) -> Engine:
     num_blocks = 1 + batch * blocks_for(max_model_len + max_nodes)
     pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, _CPU)
     attention = TritonBackend(128, 4, torch.bfloat16)
-    worker = Worker(NullModel(), pool, batch, blocks_for(max_model_len + max_nodes), attention)
+    max_blocks = blocks_for(max_model_len + max_nodes)
+    worker = Worker(NullModel(), pool, batch, max_blocks, attention)
+    buckets = graph_buckets(batch, max_nodes)
+    worker.capture(GraphSettings(buckets, batch, max_blocks, max_nodes, PlainCall))
     policy = TreePolicy(config, _STEP, attention.tree_alignment)
-    limits = Limits(batch, max_batched_tokens=8192, max_model_len=max_model_len, vocab_size=VOCAB, eos_ids=())
+    limits = Limits(
+        batch,
+        max_batched_tokens=8192,
+        max_model_len=max_model_len,
+        vocab_size=VOCAB,
+        eos_ids=(),
+        graph_buckets=buckets,
+    )
     scheduler = Scheduler(limits, BlockPool(num_blocks), policy, generation=0)
     drafters: dict[str, Drafter] = {HEADS: NullHeadDrafter(), LOOKUP: LookupDrafter(max_nodes)}
     return Engine(scheduler, RankGroup(worker, None, 0), TokenSelector(VOCAB, (), _CPU), drafters, policy)

@@ -124,8 +124,12 @@ def _items(sequences: _Words, shape: TileShape, per_head: int, most: SpreadLimit
     num_keys = np.where(is_chain, computed[sequence] + last_row + 1, length[sequence])
     num_keys = np.where(length[sequence] == 0, 0, num_keys)  # padding rows
     splits = -(-num_keys // shape.split)
-    # The longest tiles first, as far as the scratch rows go.
     may_spread = (num_tiles[sequence] <= _SPREAD_TILES) & (splits > 1)
+    if not may_spread.any():
+        zeros = np.zeros(sequence.size, dtype=np.int64)
+        items = np.stack([sequence, first, zeros, splits, zeros - 1], axis=1)
+        return items.astype(np.int32), np.zeros((0, 5), dtype=np.int32), 0
+    # The longest tiles first, as far as the scratch rows go.
     order = np.argsort(-splits, kind="stable")
     order = order[may_spread[order]]
     spread = np.zeros(sequence.size, dtype=np.bool_)
