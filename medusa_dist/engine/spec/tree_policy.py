@@ -170,6 +170,8 @@ class TreePolicy:
         if sequence.notes is not None:
             full = TreeReason.MAX_NODES if most == self.config.max_nodes else TreeReason.ROOM
             sequence.notes.offer(len(tree), full if len(tree) == most else TreeReason.ALL)
+        if sequence.matcher is None and len(sequence.candidates) == 1:  # it guessed every node
+            return PlannedTree(sequence, tree, values, [tuple(sequence.candidates)] * len(tree))
         return PlannedTree(sequence, tree, values, drafters_of(tree.tokens, tree.parents, sequence.candidates))
 
     def _calibrated(self, sequences: list[Sequence]) -> list[list[Candidates]]:

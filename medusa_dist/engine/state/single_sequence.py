@@ -6,6 +6,7 @@ accepted (spec/token_selector.py), when it runs (scheduler/scheduler.py).
 
 from collections import Counter
 from collections.abc import Sequence as Seq
+from itertools import chain
 
 from medusa_dist.engine.state.block_pool import BlockPool
 from medusa_dist.engine.state.limits import Limits
@@ -91,8 +92,8 @@ def _count(sequence: Sequence, accepted: Seq[int], num_tokens: int) -> Speculati
         len(sequence.tree),
         tuple(hits),
         sequence.tree.num_per_depth,
-        Counter(name for names in drafters for name in names),
-        Counter(name for node in accepted for name in (drafters[node] if drafters else ())),
+        Counter(chain.from_iterable(drafters)),
+        Counter(chain.from_iterable(drafters[node] for node in accepted)) if accepted and drafters else Counter(),
     )
 
 

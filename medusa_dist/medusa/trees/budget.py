@@ -53,7 +53,7 @@ class StepCost:
     def of_all(self, num_rows: Ints) -> Array:
         """The same for many numbers of rows at once."""
         rows, seconds = np.array(self.rows), np.array(self.seconds)
-        right = np.clip(np.searchsorted(rows, num_rows), 1, rows.size - 1)
+        right = 1 + rows[1:-1].searchsorted(num_rows)
         x0, x1, y0, y1 = rows[right - 1], rows[right], seconds[right - 1], seconds[right]
         line: Array = y0 + (y1 - y0) * (num_rows - x0) / (x1 - x0)
         return np.where(num_rows <= rows[0], seconds[0], line)
@@ -85,7 +85,8 @@ def best_budget(values: Sequence[float], num_sequences: int, num_other_rows: int
     more_s = cost.of_all(base_rows + n) - cost(base_rows)
     if num_other_rows:  # with prompts no row is free, even if a noisy curve says so
         more_s = np.maximum(0.0, more_s)
-    drafts_s = np.where(n > 0, n * cost.node_s + cost.tree_s, 0.0)
+    drafts_s = n * cost.node_s + cost.tree_s
+    drafts_s[0] = 0.0
     rates = np.cumsum([float(num_sequences), *values]) / (plain_s + more_s + drafts_s + draft_s)
     best = int(rates.argmax())  # the smallest of equally good ones
     return best, float(rates[best]) * plain_s / num_sequences

@@ -6,6 +6,7 @@ Tile sizes depend on the model and its dtype only, never on the batch, so that a
 How tiles are dealt to programs does depend on the batch: it changes no bit.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,41 +113,60 @@ def _ancestor_words(layout: BatchLayout) -> Ints:
     return words
 
 
+class _Tile(NamedTuple):
+    sequence: int
+    first: int  # pair
+    pairs: int
+    splits: int
+
+
 def _items(sequences: _Words, shape: TileShape, per_head: int, most: SpreadLimits) -> tuple[_Words, _Words, int]:
-    """items and merges of TiledMetadata, and the scratch rows that they need."""
-    _, num_rows, computed, known, length = sequences.astype(np.int64).T
-    num_tiles = -(-num_rows * per_head // shape.pairs)
-    sequence = np.repeat(np.arange(num_rows.size), num_tiles)
-    first = (np.arange(sequence.size) - (np.cumsum(num_tiles) - num_tiles)[sequence]) * shape.pairs
-    pairs = np.minimum(shape.pairs, num_rows[sequence] * per_head - first)
-    last_row = (first + pairs - 1) // per_head
-    is_chain = last_row < (known - computed)[sequence]
-    num_keys = np.where(is_chain, computed[sequence] + last_row + 1, length[sequence])
-    num_keys = np.where(length[sequence] == 0, 0, num_keys)  # padding rows
-    splits = -(-num_keys // shape.split)
-    may_spread = (num_tiles[sequence] <= _SPREAD_TILES) & (splits > 1)
-    if not may_spread.any():
-        zeros = np.zeros(sequence.size, dtype=np.int64)
-        items = np.stack([sequence, first, zeros, splits, zeros - 1], axis=1)
-        return items.astype(np.int32), np.zeros((0, 5), dtype=np.int32), 0
-    # The longest tiles first, as far as the scratch rows go.
-    order = np.argsort(-splits, kind="stable")
-    order = order[may_spread[order]]
-    spread = np.zeros(sequence.size, dtype=np.bool_)
-    fits = np.cumsum((splits * pairs)[order]) <= most.scratch_rows
-    spread[order[fits & (np.cumsum(splits[order]) <= most.splits)]] = True
-    whole = ~spread
-    begin = np.cumsum((splits * pairs)[spread]) - (splits * pairs)[spread]
-    tile = np.repeat(np.arange(int(spread.sum())), splits[spread])
-    split = np.arange(tile.size) - (np.cumsum(splits[spread]) - splits[spread])[tile]
-    scratch = begin[tile] + split * pairs[spread][tile]
-    # Whole tiles start first: they take longest.
-    zeros = np.zeros(int(whole.sum()), dtype=np.int64)
-    alone = np.stack([sequence[whole], first[whole], zeros, splits[whole], zeros - 1], axis=1)
-    parts = np.stack([sequence[spread][tile], first[spread][tile], split, split + 1, scratch], axis=1)
-    merges = np.stack([sequence[spread], first[spread], splits[spread], begin, pairs[spread]], axis=1)
-    items = np.concatenate([alone, parts]).astype(np.int32)
-    return items, merges.astype(np.int32), int((splits * pairs)[spread].sum())
+    """items and merges of TiledMetadata, and the scratch rows that they need. Whole tiles come first: they take
+    longest."""
+    tiles = _tiles(sequences, shape, per_head)
+    spread = _spread(tiles, most)
+    whole: list[tuple[int, ...]] = []
+    parts: list[tuple[int, ...]] = []
+    merges: list[tuple[int, ...]] = []
+    scratch = 0
+    for index, (sequence, first, pairs, splits) in enumerate(tiles):
+        if index not in spread:
+            whole.append((sequence, first, 0, splits, -1))
+            continue
+        merges.append((sequence, first, splits, scratch, pairs))
+        parts += [(sequence, first, split, split + 1, scratch + split * pairs) for split in range(splits)]
+        scratch += splits * pairs
+    items, found = (np.array(rows, dtype=np.int32).reshape(-1, 5) for rows in (whole + parts, merges))
+    return items, found, scratch
+
+
+def _tiles(sequences: _Words, shape: TileShape, per_head: int) -> list[_Tile]:
+    """Tiles of all sequences, in order, and how many splits of the context each reads."""
+    tiles: list[_Tile] = []
+    for sequence, (_, num_rows, computed, known, length) in enumerate(sequences.tolist()):
+        end = num_rows * per_head
+        for first in range(0, end, shape.pairs):
+            pairs = min(shape.pairs, end - first)
+            last_row = (first + pairs - 1) // per_head
+            is_chain = last_row < known - computed and length > 0  # padding rows have no keys
+            num_keys = computed + last_row + 1 if is_chain else length
+            tiles.append(_Tile(sequence, first, pairs, -(-num_keys // shape.split)))
+    return tiles
+
+
+def _spread(tiles: list[_Tile], most: SpreadLimits) -> set[int]:
+    """Indices of the tiles to spread: of sequences with few tiles, the longest first, as far as the limits allow."""
+    num_tiles = Counter(tile.sequence for tile in tiles)
+    may = [i for i, tile in enumerate(tiles) if tile.splits > 1 and num_tiles[tile.sequence] <= _SPREAD_TILES]
+    spread: set[int] = set()
+    rows = splits = 0
+    for index in sorted(may, key=lambda i: -tiles[i].splits):
+        rows += tiles[index].splits * tiles[index].pairs
+        splits += tiles[index].splits
+        if rows > most.scratch_rows or splits > most.splits:
+            break
+        spread.add(index)
+    return spread
 
 
 def _upload(arrays: list[Array], device: torch.device) -> list[Tensor]:
