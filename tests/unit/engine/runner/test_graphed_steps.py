@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
@@ -16,6 +17,7 @@ from medusa_dist.engine.runner.graphed_steps import GraphSettings
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.engine.startup.process_group import open_store
 from medusa_dist.engine.startup.step_cost import measure_step_cost
 from medusa_dist.model.fused_modules import KERNELS
 from medusa_dist.model.load import load_model
@@ -30,6 +32,7 @@ from tests.support.equivalence import SITUATIONS, TREES, same, speculated
 from tests.support.fake_gpu import GPU, fake_gpu, like, move
 from tests.support.graphed_rank import GraphedRank, graphed, poison
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
+from tests.support.two_graphed_ranks import WORLD, run_rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["llama", "gemma2"]  # gemma2: softcap, and windows of 4, shorter than its trees
@@ -57,6 +60,7 @@ class World:
     """A tiny model; its engine launch by launch and captured; what each request says alone, launch by launch."""
 
     def __init__(self, name: str, folder) -> None:
+        self.folder = folder
         save_model(name, folder)
         self.rank = EngineRank(tiny_config(folder), folder)
         self.eager = graphed(self.rank, ())
@@ -181,6 +185,18 @@ def test_all_ranks_run_a_plan_in_the_bucket_that_rank_0_chose(
 
 
 EMPTY = Plan(1, 0, 0)
+
+
+@pytest.mark.slow
+def test_two_ranks_replay_the_same_buckets_and_say_what_one_says(worlds: dict[str, World]) -> None:
+    """Over gloo; each rank keeps its steps' buckets."""
+    world = worlds["llama"]
+    folder = world.folder
+    store = open_store(WORLD, "127.0.0.1", 60)
+    mp.spawn(run_rank, (folder, requests("sampled"), store.port), nprocs=WORLD)
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD))
+    assert first["tokens"] == world.truth("sampled")
+    assert first["buckets"] == second["buckets"] and len(set(first["buckets"])) > 2
 
 
 def test_a_step_is_one_upload_and_one_download(worlds: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
