@@ -61,7 +61,10 @@ class StepBuffers:
         return _size(_sections(sizes, form, num_copies))
 
     def fill(self, rows: StepRows, layout: BatchLayout) -> None:
-        """Write every element and upload. The device must have read the last step's arrays: steps end on the host."""
+        """Write every element and upload.
+
+        The device has read the last step's arrays: rank 0 sends a plan only after it got all ranks' scores of the last.
+        """
         for name in ("input_ids", "positions", "slot_mapping", "seeds", "temperatures", "copy_sources", "copy_targets"):
             values, target = getattr(rows, name), self.arrays[name]
             target[: values.size] = values

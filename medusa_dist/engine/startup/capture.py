@@ -39,7 +39,9 @@ def capture_steps(worker: Worker, config: Config, reason: str | None, make: Grap
     """
     parallel = worker.model.parallel
     if not parallel.all_reduce_min(int(reason is None)):
-        return f"no: {reason or 'another rank cannot'}"
+        reason = reason or "another rank cannot capture steps"
+        logger.info("kernels are launched one by one: %s", reason)
+        return f"no: {reason}"
     max_running, max_blocks = worker.table_shape
     buckets = graph_buckets(max_running, config.speculation.most_nodes)
     make = make or partial(CudaGraph, memory=torch.cuda.graph_pool_handle())
