@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from medusa_dist.bench.local_peers import Answers
 from medusa_dist.bench.machine import machine, read_bandwidth
-from medusa_dist.bench.peers import Answers, Peer
+from medusa_dist.bench.peers import Peer
 from medusa_dist.bench.report import PEER_TIMED, TIMED, BenchReport, PeerRow, Row, Side
 from medusa_dist.bench.timed_run import TimedRun, run_prompts
 from medusa_dist.errors import EngineError

@@ -1,8 +1,8 @@
-"""Peer engines for `bench`: transformers in this process, vLLM in its own.
+"""Peer engines for `bench`: which there are, and vLLM in a process of its own.
 
-Owns starting, calling and stopping a peer. Not here: the comparison (bench.py), the script inside vLLM's Python
-(vllm_script.py).
-Both get the same folder, dtype and threads as our engine, decode greedily, and continue past end-of-sequence tokens.
+Owns the choice, and starting, calling and stopping vLLM. Not here: those in this process (local_peers.py), the
+comparison (bench.py), the script inside vLLM's Python (vllm_script.py).
+All get the same model and number of threads as our engine, decode greedily, and continue past end-of-sequence tokens.
 """
 
 import json
@@ -10,17 +10,15 @@ import os
 import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig
 
+from medusa_dist.bench.local_peers import Answers, LlamaCppPeer, Prompts, TransformersPeer, UnquantizedPeer
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
 from medusa_dist.model.source.resolve_model import model_folder
@@ -29,20 +27,21 @@ _START_S = 1800.0  # vLLM compiles its kernels when it starts
 _ANSWER_S = 1800.0
 _END_S = 30.0
 
-Prompts = Sequence[Sequence[int]]
-NAMES = ("transformers", "vllm")
+NAMES = ("transformers", "vllm", "llama.cpp", "unquantized")
+_BATCHED = {"vllm", "llama.cpp", "unquantized"}
 
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """Peers to compare with. python: of vLLM's environment. batches: batch sizes for vLLM.
+    """Peers to compare with. python: of vLLM's environment. batches: for peers that batch. gguf: llama.cpp's file.
 
-    Raises ConfigError for an unknown peer, and for vLLM without its Python.
+    Raises ConfigError for an unknown peer, and for vLLM or llama.cpp without what it needs.
     """
 
     names: tuple[str, ...] = ()
     python: str | None = None
     batches: tuple[int, ...] = (8, 32)
+    gguf: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.names if name not in NAMES]
@@ -50,24 +49,13 @@ class PeerOptions:
             raise ConfigError(f"--peer: {unknown[0]!r} is unknown; use one of {', '.join(NAMES)}")
         if "vllm" in self.names and self.python is None:
             raise ConfigError("--peer vllm requires --peer-python; set it to the Python of the environment with vLLM")
+        if "llama.cpp" in self.names and self.gguf is None:
+            raise ConfigError("--peer llama.cpp requires --peer-gguf; set it to a GGUF file of the same model")
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Batch sizes that our engine must support for the comparison."""
-        return self.batches if "vllm" in self.names else (1,)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A peer's answers to a batch of prompts, and the time for the whole batch."""
-
-    tokens: list[tuple[int, ...]]
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second."""
-        return sum(len(tokens) for tokens in self.tokens) / self.seconds
+        return self.batches if _BATCHED & {*self.names} else (1,)
 
 
 class Peer(Protocol):
@@ -81,34 +69,6 @@ class Peer(Protocol):
 
     def close(self) -> None:
         """Stop the peer."""
-
-
-class TransformersPeer:
-    """`generate` of a plain transformers model, one prompt at a time: the baseline without a server."""
-
-    batches: tuple[int, ...] = (1,)
-
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.name = f"transformers {transformers.__version__}"
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-        # The model's own config would stop at the end-of-sequence token.
-        self._model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
-        self._device = device
-
-    @torch.inference_mode()
-    def decode(self, prompts: Prompts, max_tokens: int) -> Answers:
-        """Decode the prompts one after another."""
-        tokens: list[tuple[int, ...]] = []
-        begin = time.perf_counter()
-        for prompt in prompts:
-            ids = torch.tensor([list(prompt)], device=self._device)
-            out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens)
-            tokens.append(tuple(out[0, len(prompt) :].tolist()))
-        return Answers(tokens, time.perf_counter() - begin)
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        self._model = None
 
 
 class VllmPeer:
@@ -183,15 +143,21 @@ def open_peers(options: PeerOptions, llm: LLM, report: Callable[[str], None]) ->
     with ExitStack() as stack:
         for name in dict.fromkeys(options.names):
             report(f"starting {name}")
-            if name == "transformers":
-                dtype, device = getattr(torch, llm.facts["dtype"]), torch.device(llm.facts["device"])
-                peers.append(TransformersPeer(folder, dtype, device))
-            else:
-                assert options.python is not None
-                longest = llm.facts["max_model_len"]
-                peers.append(VllmPeer(options.python, folder, llm.facts["dtype"], longest, options.batches))
+            peers.append(_opened(name, options, llm, folder))
             stack.callback(peers[-1].close)
         yield peers
+
+
+def _opened(name: str, options: PeerOptions, llm: LLM, folder: Path) -> Peer:
+    if name == "transformers":
+        return TransformersPeer(folder, getattr(torch, llm.facts["dtype"]), torch.device(llm.facts["device"]))
+    if name == "unquantized":
+        return UnquantizedPeer(llm, options.batches)
+    if name == "llama.cpp":
+        assert options.gguf is not None
+        return LlamaCppPeer(options.gguf, llm, options.batches)
+    assert options.python is not None
+    return VllmPeer(options.python, folder, llm.facts["dtype"], llm.facts["max_model_len"], options.batches)
 
 
 def vllm_environment(ours: Mapping[str, str], num_threads: int) -> dict[str, str]:

@@ -29,6 +29,11 @@ app = typer.Typer()
 PromptsOption = Annotated[
     Path | None, typer.Option(help="One prompt per line, or .jsonl; default: the shipped prompts.")
 ]
+QuantizationOption = Annotated[str, typer.Option(help="none, or int8: weights in 8 bits (docs/quantization.md).")]
+PeerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Also compare with this engine: transformers, vllm, llama.cpp, or unquantized (ours)."),
+]
 NullModelOption = Annotated[
     bool,
     typer.Option(
@@ -45,7 +50,8 @@ def bench(
     context: typer.Context,
     model: ModelOption = "demo:smollm2-135m",
     heads: HeadsOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = "none",
     speculation: SpeculationOption = "auto",
     batches: Annotated[str, typer.Option("--batches", "--batch", help="Batch sizes, separated by commas.")] = "1,4,16",
     temperatures: Annotated[str, typer.Option(help="Temperatures, separated by commas; 0 is greedy.")] = "0",
@@ -53,9 +59,10 @@ def bench(
     waves: Annotated[int, typer.Option(min=1, help="Prompts per run / batch size, for batches above 1.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 64,
     prompts: PromptsOption = None,
-    peer: Annotated[list[str] | None, typer.Option(help="Also compare with this engine: transformers or vllm.")] = None,
+    peer: PeerOption = None,
     peer_python: Annotated[str | None, typer.Option(help="Python executable of the environment with vLLM.")] = None,
-    peer_batches: Annotated[str, typer.Option(help="Batch sizes for the comparison with vLLM.")] = "8,32",
+    peer_gguf: Annotated[Path | None, typer.Option(help="The same model as a GGUF file, for llama.cpp.")] = None,
+    peer_batches: Annotated[str, typer.Option(help="Batch sizes for peers that batch.")] = "8,32",
     exact_phases: Annotated[bool, typer.Option(help="On a GPU: synchronise after each phase. Slower.")] = False,
     null_model: NullModelOption = False,
     output: Annotated[Path | None, typer.Option(help="Write the full report to this file, as JSON.")] = None,
@@ -73,7 +80,8 @@ def bench(
         from medusa_dist.tools.progress import ProgressDisplay
         from medusa_dist.tools.tool_llm import tool_context
 
-        options = PeerOptions(tuple(peer or ()), peer_python, tuple(parse_sizes(peer_batches, "--peer-batches")))
+        peer_sizes = tuple(parse_sizes(peer_batches, "--peer-batches"))
+        options = PeerOptions(tuple(peer or ()), peer_python, peer_sizes, peer_gguf)
         setting = Setting(
             batches=parse_sizes(batches, "--batches"),
             temperatures=parse_temperatures(temperatures),
@@ -86,7 +94,14 @@ def bench(
         sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": tool_context(model)}
         with (
             ProgressDisplay(console, "loading") as progress,
-            LLM(model, heads=heads, dtype=dtype, speculation=parse_speculation(speculation), **sizes) as llm,
+            LLM(
+                model,
+                heads=heads,
+                dtype=dtype,
+                quantization=quantization,
+                speculation=parse_speculation(speculation),
+                **sizes,
+            ) as llm,
             open_peers(options, llm, progress.say) as peers,
         ):
             report = run(llm, setting, peers, progress.say)
