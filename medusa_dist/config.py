@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from medusa_dist.config_parts.autoscaling import AutoscalingConfig
 from medusa_dist.config_parts.files import FilesConfig
+from medusa_dist.config_parts.heads import HeadsConfig
 from medusa_dist.config_parts.http import HttpConfig
 from medusa_dist.config_parts.resources import ResourcesConfig
 from medusa_dist.config_parts.strict import Strict
@@ -47,25 +48,6 @@ def _paths_of(tree: object) -> object:
     if tree not in NAMED_TREES:
         raise ValueError(f"unknown tree {tree!r}; use one of {', '.join(NAMED_TREES)}, or list the paths")
     return NAMED_TREES[tree]
-
-
-class HeadsConfig(Strict):
-    """Which heads draft for the model."""
-
-    source: str | None = Field(
-        default=None,
-        description="Folder or hub id of draft heads in safetensors: those of train-heads, or published Medusa and "
-        "EAGLE-3 heads as they are (docs/heads.md). None: the demo model uses its own heads; any other model drafts "
-        "by lookup alone (speculation.drafters) and reports this.",
-    )
-    placement: Literal["rank0"] = Field(
-        default="rank0", description="Where the heads are loaded. rank0: only on rank 0."
-    )
-    allow_untrained: bool = Field(
-        default=False,
-        description="Serve heads that were trained for another base model (fingerprints differ), or whose guesses are "
-        "no better than chance on a fixed text at start, instead of refusing them.",
-    )
 
 
 class SpeculationConfig(Strict):
