@@ -6,7 +6,7 @@ commands, so that `medusa-dist --help` stays fast.
 
 import sys
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -23,6 +23,10 @@ from medusa_dist.cli.options import (
     parse_speculation,
     parse_temperatures,
 )
+
+if TYPE_CHECKING:
+    from medusa_dist.bench.bench import Setting
+    from medusa_dist.bench.peers import PeerOptions
 
 app = typer.Typer()
 
@@ -73,12 +77,7 @@ def bench(
             _bench_engine(context, NullOptions(batches, speculation, pairs, max_tokens, output))
             return
         from medusa_dist.bench.bench import PROMPTS, Setting
-        from medusa_dist.bench.bench import bench as run
-        from medusa_dist.bench.peers import PeerOptions, open_peers
-        from medusa_dist.bench.report import as_json, as_tables
-        from medusa_dist.llm import LLM
-        from medusa_dist.tools.progress import ProgressDisplay
-        from medusa_dist.tools.tool_llm import tool_context
+        from medusa_dist.bench.peers import PeerOptions
 
         peer_sizes = tuple(parse_sizes(peer_batches, "--peer-batches"))
         options = PeerOptions(tuple(peer or ()), peer_python, peer_sizes, peer_gguf)
@@ -91,21 +90,29 @@ def bench(
             prompts=prompts or PROMPTS,
             exact_phases=exact_phases,
         )
-        sizes = {"max_running": max(*setting.batches, *options.sizes), "max_model_len": tool_context(model)}
-        with (
-            ProgressDisplay(console, "loading") as progress,
-            LLM(
-                model,
-                heads=heads,
-                dtype=dtype,
-                quantization=quantization,
-                speculation=parse_speculation(speculation),
-                **sizes,
-            ) as llm,
-            open_peers(options, llm, progress.say) as peers,
-        ):
-            report = run(llm, setting, peers, progress.say)
-        _show(as_tables(report), as_json(report), output)
+        asked = {"heads": heads, "dtype": dtype, "quantization": quantization}
+        _bench_model(model, asked | {"speculation": parse_speculation(speculation)}, setting, options, output)
+
+
+def _bench_model(
+    model: str, asked: dict[str, Any], setting: "Setting", peers: "PeerOptions", output: Path | None
+) -> None:
+    """asked: keyword arguments of LLM."""
+    from medusa_dist.bench.bench import bench as run
+    from medusa_dist.bench.peers import open_peers
+    from medusa_dist.bench.report import as_json, as_tables
+    from medusa_dist.llm import LLM
+    from medusa_dist.tools.progress import ProgressDisplay
+    from medusa_dist.tools.tool_llm import tool_context
+
+    sizes = {"max_running": max(*setting.batches, *peers.sizes), "max_model_len": tool_context(model)}
+    with (
+        ProgressDisplay(console, "loading") as progress,
+        LLM(model, **(asked | sizes)) as llm,
+        open_peers(peers, llm, progress.say) as opened,
+    ):
+        report = run(llm, setting, opened, progress.say)
+    _show(as_tables(report), as_json(report), output)
 
 
 class NullOptions(NamedTuple):
