@@ -120,7 +120,7 @@ class LLM:
         """
         _no_adapter(lora_request)
         tokens = self._jobs.read(prompts, tokenization_kwargs)
-        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, explain)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, explain=explain)
         return self._finish(jobs, use_tqdm or progress)
 
     def as_finished(
@@ -135,7 +135,7 @@ class LLM:
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Like `generate`, but yields (index, result) as each prompt finishes. Leaving aborts the rest."""
         chosen = _one_of(sampling_params, params)
-        jobs = self._jobs.make(self._jobs.read(prompts), chosen, priority, cache_salt, explain)
+        jobs = self._jobs.make(self._jobs.read(prompts), chosen, priority, cache_salt, explain=explain)
         for place, _ in self._run(jobs):
             if jobs[place].has_ended:
                 yield place, jobs[place].result(self.tokenizer)
@@ -183,7 +183,7 @@ class LLM:
         encoded = [self._encode(turns, plan, **template, **rest) for turns in split_conversations(messages)]
         chats = [PlannedChat(plan, text) for text, _ in encoded]
         tokens = self._jobs.read([ids for _, ids in encoded])
-        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, explain, chats)
+        jobs = self._jobs.make(tokens, _one_of(sampling_params, params), priority, cache_salt, chats, explain)
         return RequestOutputs(self._finish(jobs, use_tqdm))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -209,7 +209,7 @@ class LLM:
     ) -> Iterator[TextDelta]:
         """Complete one prompt step by step, otherwise like `generate`; leaving the iteration aborts the request."""
         chosen = _one_of(sampling_params, params)
-        jobs = self._jobs.make(self._jobs.read(prompt), chosen, priority, cache_salt, explain)
+        jobs = self._jobs.make(self._jobs.read(prompt), chosen, priority, cache_salt, explain=explain)
         if len(jobs) != 1 or len(jobs[0].requests) != 1:
             raise RequestError("a stream is one output of one prompt; use generate for several", "n")
         for _, delta in self._run(jobs):

@@ -51,7 +51,6 @@ FIXED: Mapping[str, Fixed] = {
     "hf_config_path": _TOKENIZER,
     "code_revision": Fixed("code is read at `revision`; remove it"),
     "tokenizer_mode": Fixed("transformers' AutoTokenizer is used; remove it", ("auto", "hf")),
-    "quantization": Fixed("weights are kept in `dtype`; use the unquantized checkpoint, or a GGUF file as the model"),
     "load_format": Fixed("weights are read from safetensors or a GGUF file; remove it", ("auto", "safetensors")),
     "config_format": Fixed("config.json is read; remove it", ("auto", "hf")),
     "kv_cache_dtype": Fixed("the KV cache has the model's dtype; remove it", ("auto",)),
@@ -97,6 +96,7 @@ def config_of(model: str, arguments: Mapping[str, Any]) -> Config:
     if heads is not None:
         options["heads"] = {"source": heads} if isinstance(heads, str) else dict(heads)
     _take_speculative_config(options)
+    _check_quantization(options)
     if options.get("tokenizer") == model:
         del options["tokenizer"]
     dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
@@ -125,6 +125,18 @@ def _check_fixed(name: str, value: Any) -> None:
     fixed = FIXED[name]
     if value is not None and not any(type(value) is type(each) and value == each for each in fixed.values):
         raise ConfigError(f"{name}: {value!r} is not supported: {fixed.instead}")
+
+
+def _check_quantization(options: dict[str, Any]) -> None:
+    """vLLM's argument has the key's name, and values that the key has not; None is the default of both."""
+    value = options.get("quantization")
+    if value is None:
+        options.pop("quantization", None)
+    elif value not in ("none", "int8"):
+        raise ConfigError(
+            f'quantization: {value!r} is not supported: use the unquantized checkpoint, with "int8" if you like, or a '
+            "GGUF file as the model"
+        )
 
 
 def _take_speculative_config(options: dict[str, Any]) -> None:

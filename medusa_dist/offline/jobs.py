@@ -77,11 +77,11 @@ class JobMaker:
         params: Params,
         priority: Priority,
         cache_salt: str | None,
-        explain: bool = False,
         chats: Sequence[PlannedChat] | None = None,
+        explain: bool = False,
     ) -> list[PromptJob]:
-        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. explain: their
-        outputs have steps. chats: how the prompts are answered, if they are conversations. Raises RequestError.
+        """One job per prompt. params, priority: one for all, or one each; no params: the model's own. chats: how the
+        prompts are answered, if they are conversations. explain: their outputs have steps. Raises RequestError.
         """
         if params is None:
             params = [self._own_params(len(prompt.ids)) for prompt in prompts]

@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store, open_store
-from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.outputs import FinishReason, Hypothesis, Output
 from medusa_dist.request import Request
 from tests.support.beam_oracle import BeamOracle, Trace, search, traced
+from tests.support.fresh_pass import fresh_rows
 from tests.support.tiny_engine import EOS, VOCAB, Setting, engine_over, request, save_model, tiny_config
-from tests.support.tiny_models import dense_attend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["llama", "gemma2", "gpt2"]
@@ -207,14 +206,7 @@ def check_kv(engine: Engine) -> None:
     worker = engine.ranks.worker
     for sequence in engine.scheduler.running:
         count = sequence.num_computed_tokens
-        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: object, into=seen):
-            into.append((k, v))
-            return dense_attend(layer, q, k, v, params)
-
-        with torch.inference_mode(), attention_context.using(attend):
-            worker.model.forward(torch.tensor(sequence.tokens[:count]), torch.arange(count), torch.tensor([0]))
+        seen = fresh_rows(worker, sequence.tokens[:count])
         moved = {target: source for source, target in sequence.pending_copies}
         own = range(count - len(sequence.fork_slots))
         slots = [sequence.slot_at(moved.get(column, column)) for column in own] + sequence.fork_slots

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from medusa_dist.config import parse_config
 from medusa_dist.engine.runner.plan import Op, Plan
@@ -27,6 +28,7 @@ from medusa_dist.ops.cpu.packed_weights import int8_refusal
 from medusa_dist.ops.tp_group import TPGroup
 from tests.support.plan_helpers import ints, random_parents
 from tests.support.tiny_engine import VOCAB, save_model
+from tests.support.tiny_models import configs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -186,6 +188,17 @@ def test_logits_of_a_row_are_bitwise_equal_with_two_threads(name: str, root: Pat
         assert [count for count in (2, 33) if differing(model, count, 3)] == []
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_logits_of_a_row_are_bitwise_equal_with_an_intermediate_size_of_67(name: str, tmp_path: Path) -> None:
+    """torch's element-wise functions compute what remains of 32 numbers by other code; our loops do not."""
+    config = configs()[name]
+    config.intermediate_size = 67
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = served(tmp_path, torch.float32, "none")
+    assert [count for count in (5, 11, 33) if differing(model, count, 40, config.vocab_size)] == []
 
 
 @pytest.mark.parametrize("name", ROUTED)

@@ -92,6 +92,11 @@ def test_argument_without_counterpart_is_refused_by_name(given: dict[str, object
         config_of("m", given)
 
 
+def test_quantization_is_a_key_of_ours_and_vllms_none_is_its_default() -> None:
+    assert config_of("m", {"quantization": None}) == config_of("m", {"quantization": "none"}) == config_of("m", {})
+    assert config_of("m", {"quantization": "int8"}).quantization == "int8"
+
+
 def test_values_that_describe_this_engine_change_nothing() -> None:
     plain = config_of("m", {})
     for name, fixed in FIXED.items():
