@@ -1,15 +1,13 @@
-"""Peers in this process: our engine unquantized, and llama.cpp by a fake of xllamacpp."""
+"""Peers: our engine unquantized, and llama.cpp by a stand-in for xllamacpp."""
 
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
+from medusa_dist.bench import peers as bench_peers
 from medusa_dist.bench.bench import Setting, bench
-from medusa_dist.bench.local_peers import LlamaCppPeer
-from medusa_dist.bench.peers import PeerOptions, open_peers
+from medusa_dist.bench.peers import LlamaCppPeer, PeerOptions, open_peers
 from medusa_dist.errors import ConfigError, EngineError
 from medusa_dist.llm import LLM
 from medusa_dist.ops.cpu.packed_weights import int8_refusal
@@ -20,35 +18,35 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BATCHES = (1, 3)
 
 
-class FakeServer:
-    """Answers with a text for each prompt; remembers what it was sent."""
-
-    sent: ClassVar[list[dict[str, Any]]] = []
-    made_with: Any = None
-    num_tokens: int | None = None  # instead of what was asked for
-
-    def __init__(self, params: Any) -> None:
-        FakeServer.made_with = params
-
-    def handle_completions(self, request: dict[str, Any]) -> Any:
-        FakeServer.sent.append(request)
+FAKE = """
+import json, os
+from types import SimpleNamespace
+__version__ = "9.9"
+class CommonParams:
+    def __init__(self):
+        self.model, self.cpuparams, self.cpuparams_batch = (SimpleNamespace() for _ in range(3))
+class Server:
+    def __init__(self, params):
+        print("noise on standard output")
+        asked = params.n_parallel, params.n_ctx, params.cpuparams.n_threads, params.cpuparams_batch.n_threads
+        assert asked == (3, 3 * int(os.environ["LONGEST"]), 1, 1), asked
+        assert params.model.path.endswith("model.gguf")
+    def handle_completions(self, request):
+        assert request["temperature"] == 0.0 and request["ignore_eos"] and request["cache_prompt"] is False
         if not request["prompt"]:
             return "a broken prompt"
-        count = FakeServer.num_tokens or request["n_predict"]
+        count = 4 if request["prompt"] == [9] else request["n_predict"]
         return {"choices": [{"text": "ab" * len(request["prompt"])}], "usage": {"completion_tokens": count}}
-
-
-def fake_params() -> SimpleNamespace:
-    threads = SimpleNamespace(n_threads=0)
-    return SimpleNamespace(model=SimpleNamespace(path=""), cpuparams=threads, cpuparams_batch=threads)
+"""
 
 
 @pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("xllamacpp")
-    module.__dict__.update(__version__="9.9", CommonParams=fake_params, Server=FakeServer)
-    monkeypatch.setitem(sys.modules, "xllamacpp", module)
-    monkeypatch.setattr(FakeServer, "sent", [])
+def package(tmp_path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for xllamacpp, which this process and its children find."""
+    (tmp_path / "xllamacpp.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("LONGEST", str(llm.facts["max_model_len"]))
 
 
 @pytest.fixture(scope="module")
@@ -74,35 +72,30 @@ def test_llama_cpp_gets_the_prompts_and_as_many_places_and_tokens_as_ours(
 ) -> None:
     made = peer(tmp_path, llm)
     assert made.name == "llama.cpp 9.9 (model.gguf)" and made.batches == BATCHES
-    assert FakeServer.made_with.n_parallel == 3 and FakeServer.made_with.n_ctx == 3 * llm.facts["max_model_len"]
-    assert FakeServer.made_with.cpuparams.n_threads == 1
     answers = made.decode([[1, 2], [3], [4, 5, 6, 7]], max_tokens=5)
     ab = tuple(llm.tokenizer.encode("ab", add_special_tokens=False))
     assert answers.tokens == [(*ab, *ab, -1), (*ab, -1, -1, -1), (*ab, *ab, ab[0])]
     assert answers.rate == pytest.approx(15 / answers.seconds)
-    assert sorted(request["prompt"] for request in FakeServer.sent) == [[1, 2], [3], [4, 5, 6, 7]]
-    for request in FakeServer.sent:
-        assert (request["n_predict"], request["temperature"], request["ignore_eos"]) == (5, 0.0, True)
-        assert request["cache_prompt"] is False
     made.close()
+    assert made._process.returncode == 0
 
 
+@pytest.mark.parametrize("prompt", [[], [9]], ids=["broken", "fewer tokens"])
 def test_llama_cpp_that_does_not_do_the_same_work_is_an_error(
-    tmp_path: Path, llm: LLM, package: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, llm: LLM, package: None, prompt: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = peer(tmp_path, llm)
-    with pytest.raises(EngineError, match="did not answer: a broken prompt"):
-        made.decode([[]], 5)
-    monkeypatch.setattr(FakeServer, "num_tokens", 4)
-    with pytest.raises(EngineError, match="4 tokens instead of 5"):
-        made.decode([[1]], 5)
+    with pytest.raises(EngineError, match=r"llama.cpp has exited; see its output"):
+        made.decode([prompt], 5)
     made.close()
+    said = capfd.readouterr().err
+    assert "did not answer: a broken prompt" in said or "gave 4 tokens instead of 5" in said
 
 
 def test_what_a_peer_lacks_is_named(tmp_path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--peer-gguf: there is no file"):
         LlamaCppPeer(tmp_path / "none.gguf", llm, BATCHES)
-    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr(bench_peers, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install xllamacpp"):
         peer(tmp_path, llm)
     with pytest.raises(ConfigError, match=r"--peer llama.cpp requires --peer-gguf"):
