@@ -164,8 +164,8 @@ class Config(Strict):
     quantization: Literal["none", "int8"] = Field(
         default="none",
         description="int8: linear layers multiply 8-bit integers, with a scale per output of a weight and per row of "
-        "its input. Two to three times as fast on a CPU with VNNI, about half the memory of bfloat16, answers "
-        "nearly as good (docs/quantization.md). CPUs only. none: weights as they are.",
+        "its input. Products take half the time on a CPU with VNNI, and weights half the memory of bfloat16; answers "
+        "are nearly as good (docs/quantization.md). CPUs only. none: weights as they are.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda if torch sees a GPU, otherwise cpu."
