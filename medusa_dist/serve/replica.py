@@ -123,9 +123,13 @@ class LLMReplica:
 
     @property
     def system_fingerprint(self) -> str:
-        """A hash of all that determines the tokens of a seed: weights, dtype, device, noise, library versions."""
+        """A hash of all that determines the tokens of a seed: weights and their rounding, dtype, device, noise, library
+        versions.
+        """
         decisive = ("dtype", "fingerprint", "noise_version", "device", "torch", "transformers")
         known = [self._config.model, self._config.revision, *map(self._facts.get, decisive)]
+        if self._config.quantization != "none":
+            known.append(self._config.quantization)
         return "medusa-" + hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=6).hexdigest()
 
     @property
@@ -145,6 +149,7 @@ class LLMReplica:
             "speculation": self._facts["speculation"],
             "default_sampling_params": self.default_sampling_params,
             "dtype": self._facts["dtype"],
+            "quantization": self._config.quantization,
             "device": self._config.device,
             "tensor_parallel_size": self._config.tensor_parallel_size,
             "max_running": self._config.max_running,
