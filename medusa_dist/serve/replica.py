@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import ray
@@ -34,6 +34,17 @@ logger = logging.getLogger("ray.serve")
 
 REFRESH_S = 4.0  # between two exports of metrics that seldom change; Ray forgets them after 20 s
 CALL_FILL = 3  # in batches: one is decoded, the others wait here, so that a place in it is filled at once
+
+
+def system_fingerprint(config: Config, facts: Mapping[str, Any]) -> str:
+    """A hash of all that determines the tokens of a seed: weights and their rounding, dtype, device, noise, library
+    versions.
+    """
+    decisive = ("dtype", "fingerprint", "noise_version", "device", "torch", "transformers")
+    known = [config.model, config.revision, *map(facts.get, decisive)]
+    if config.quantization != "none":
+        known.append(config.quantization)
+    return "medusa-" + hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=6).hexdigest()
 
 
 class LLMReplica:
@@ -123,14 +134,8 @@ class LLMReplica:
 
     @property
     def system_fingerprint(self) -> str:
-        """A hash of all that determines the tokens of a seed: weights and their rounding, dtype, device, noise, library
-        versions.
-        """
-        decisive = ("dtype", "fingerprint", "noise_version", "device", "torch", "transformers")
-        known = [self._config.model, self._config.revision, *map(self._facts.get, decisive)]
-        if self._config.quantization != "none":
-            known.append(self._config.quantization)
-        return "medusa-" + hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=6).hexdigest()
+        """See `system_fingerprint`."""
+        return system_fingerprint(self._config, self._facts)
 
     @property
     def created(self) -> int:

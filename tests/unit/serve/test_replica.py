@@ -15,6 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from medusa_dist.app import assemble
+from medusa_dist.config import parse_config
+from medusa_dist.serve.replica import system_fingerprint
 from tests.support.fake_stack import expected
 from tests.support.raw_http import H2C, request, talk
 from tests.support.served_fake import STACK, alive, body, config, folder, stream_ids, until  # noqa: F401 - a fixture
@@ -48,11 +50,24 @@ def requests_inside() -> float:
     return replica.record_autoscaling_stats.remote().result(timeout_s=5)["sequences"]
 
 
+def test_fingerprint_names_whatever_gives_a_seed_other_tokens() -> None:
+    facts = {"dtype": "bfloat16", "device": "cpu", "torch": "2.13", "fingerprint": "w"}
+    plain = parse_config({"model": "m"})
+    seen = {
+        system_fingerprint(plain, facts),
+        system_fingerprint(plain.model_copy(update={"quantization": "int8"}), facts),
+        *(system_fingerprint(plain, facts | {name: "other"}) for name in facts),
+    }
+    assert len(seen) == 2 + len(facts)
+    assert system_fingerprint(plain.model_copy(update={"max_queued": 7}), facts) in seen
+
+
 def test_service_answers_completions_models_and_health_over_http(url):
     answer = httpx.post(f"{url}/v1/completions", json=body([1, 0, 5], 6), timeout=60).json()
     assert [int(word[1:]) for word in answer["choices"][0]["text"].split()] == expected((1, 0, 5), 6)
     assert answer["system_fingerprint"].startswith("medusa-")
     card = httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]
+    assert card["quantization"] == "none"
     assert card["id"] == "fake" and card["tensor_parallel_size"] == 2 and card["max_model_len"] == 10_000
     health = httpx.get(f"{url}/health", timeout=10)
     assert (health.status_code, health.text) == (200, "ok")
