@@ -210,9 +210,8 @@ def check_kv(engine: Engine) -> None:
         moved = {target: source for source, target in sequence.pending_copies}
         own = range(count - len(sequence.fork_slots))
         slots = [sequence.slot_at(moved.get(column, column)) for column in own] + sequence.fork_slots
-        for layer, (k, v) in enumerate(seen):
-            for part, expected in enumerate((k, v)):
-                got = worker.pool.rows[layer, part][:, slots].transpose(0, 1)
+        for layer, wanted in enumerate(seen):
+            for got, expected in zip(worker.pool.read(layer, torch.tensor(slots)), wanted, strict=True):
                 assert torch.allclose(got, expected, atol=1e-5), sequence.request.request_id
 
 

@@ -63,9 +63,7 @@ def pip_call(folder: Path, *settings: str, path: str = "") -> str:
 
 def test_make_gpu_runs_the_marked_tests_and_then_the_measurement():
     command = ["make", "-n", "gpu", "VENV=venv", "GPU_BENCH=--shape tiny"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True)
     *_, tests, bench = done.stdout.splitlines()
     assert tests.startswith("venv/bin/pytest -m gpu")
     assert bench == "venv/bin/python -m medusa_dist.bench.gpu_bench --shape tiny"

@@ -83,7 +83,8 @@ class Bench:
 
     def __init__(self, model: ShardedModel, count: int) -> None:
         pool = KVCache.allocate(
-            model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, model.dtype, CPU
+            *(model.num_layers, model.num_kv_heads, model.head_dim, 1 + count * BLOCKS_EACH, model.dtype, CPU),
+            keys_in_columns=True,
         )
         pool.rows.normal_(generator=torch.Generator().manual_seed(3))  # what others left there
         self.worker = Worker(model, pool, count, BLOCKS_EACH, PagedCpuBackend())

@@ -74,7 +74,9 @@ def attend(
     heads, dtype = contents.heads, contents.q.dtype
     attention = BACKENDS[backend](heads.dim, heads.query // heads.kv, dtype)
     batch = prepare(plan, tables, device, attention)
-    pool = KVCache.allocate(LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU)
+    pool = KVCache.allocate(
+        LAYERS, heads.kv, heads.dim, num_blocks, dtype, CPU, keys_in_columns=attention.keys_in_columns
+    )
     pool.rows.normal_(generator=torch.Generator().manual_seed(9))  # stale rows of others, finite
     for index, piece in enumerate(pieces):
         columns = torch.arange(piece.start)
@@ -84,7 +86,7 @@ def attend(
     q, k, v = (torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) for x in (contents.q, contents.k, contents.v))
     if scoring.sinks is not None:
         scoring = replace(scoring, sinks=scoring.sinks.to(device))
-    there = KVCache(pool.rows.to(device))
+    there = replace(pool, rows=pool.rows.to(device))
     out = attention(LAYER, q.to(device), k.to(device), v.to(device), scoring, there, batch).cpu()
     assert out.shape == q.shape and out.dtype == q.dtype and not out[contents.q.shape[0] :].isnan().any()
     return out[: contents.q.shape[0]]

@@ -34,8 +34,8 @@ def check_rows(
 ) -> None:
     """The pool's rows at `slots` are those of the columns from `first` on."""
     for layer, both in enumerate(fresh):
-        for part, expected in enumerate(both):
-            got = worker.pool.rows[layer, part][:, list(slots)].transpose(0, 1)
+        found = worker.pool.read(layer, torch.tensor(list(slots)))
+        for part, (got, expected) in enumerate(zip(found, both, strict=True)):
             wanted = expected[first : first + len(slots)]
             assert torch.allclose(got, wanted, atol=TOLERANCE, rtol=TOLERANCE), f"{whose}: layer {layer}, part {part}"
 

@@ -10,6 +10,7 @@ from medusa_dist.engine.runner.graphed_steps import GraphMaker, GraphSettings
 from medusa_dist.engine.runner.step_buffers import StepBuffers
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
+from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.gpu.step_graph import PlainCall
 from tests.support.tiled_twin import TiledTwin
 
@@ -29,7 +30,7 @@ def twin_worker(rank: EngineRank, max_running: int = 8) -> Worker:
     old = rank.engine.ranks.worker
     model = old.model
     twin = TiledTwin(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
-    return Worker(model, old.pool, max_running, old.table_shape[1], twin)
+    return Worker(model, KVCache(old.pool.rows), max_running, old.table_shape[1], twin)
 
 
 def graphed(rank: EngineRank, buckets: tuple[int, ...], make: GraphMaker = PlainCall) -> GraphedRank:

@@ -88,7 +88,7 @@ def markov_engine(
     """An engine over the table. heads: None = without drafters."""
     vocab = logits.shape[0]
     num_blocks = 1 + max_running * (max_model_len // 16 + 8)
-    pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU)
+    pool = KVCache.allocate(1, 1, 1, num_blocks, torch.float32, CPU, keys_in_columns=True)
     worker = Worker(MarkovModel(logits, parallel), pool, max_running, max_model_len // 16 + 8, PagedCpuBackend())
     speculation = TreePolicy(config, cost)
     limits = Limits(

@@ -26,7 +26,10 @@ class PrefixReader:
         self._layer, self._attention = layer, attention
         shape = layer.shape
         attention.warm_up(layer.dtype)
-        self.cache = KVCache.allocate(1, shape.num_kv_heads, shape.head_dim, num_blocks, layer.dtype, layer.device)
+        self.cache = KVCache.allocate(
+            *(1, shape.num_kv_heads, shape.head_dim, num_blocks, layer.dtype, layer.device),
+            keys_in_columns=attention.keys_in_columns,
+        )
 
     def copy(self, plan: Plan) -> None:
         """Copy rows between slots as the base model's are."""

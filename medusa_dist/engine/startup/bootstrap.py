@@ -222,11 +222,12 @@ class EngineRank:
         return why_eager(self.config, self._device, self._attention(model), reads_rows)
 
     def _make_worker(self, model: ShardedModel, drafters: Mapping[str, Drafter], num_blocks: int) -> Worker:
+        attention, heads = self._attention(model), drafters.get(HEADS)
         pool = KVCache.allocate(
-            model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device
+            *(model.num_layers, model.num_kv_heads, model.head_dim, num_blocks, model.dtype, self._device),
+            keys_in_columns=attention.keys_in_columns,
         )
         max_blocks = blocks_for(self._max_model_len + self.config.speculation.most_nodes)
-        attention, heads = self._attention(model), drafters.get(HEADS)
         reader = None if heads is None else heads.follow_rows(num_blocks, attention)
         uses_kernels = self._backend_name(model.dtype) == TRITON
         return Worker(model, pool, self.config.max_running, max_blocks, attention, reader, uses_kernels)

@@ -144,6 +144,9 @@ class AttentionBackend(Protocol):
     """A tree must not extend past a multiple of this many KV indices, so that its keys are summed in their final chunk;
     None: no limit."""
 
+    keys_in_columns: bool
+    """How its caches hold keys, see KVCache."""
+
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile what a cache of this dtype needs, so that no step waits for it."""
 

@@ -54,6 +54,8 @@ class PaddedBackend:
     attend: attention of one rectangle. queries_per_head: query heads that share a KV head.
     """
 
+    keys_in_columns = False
+
     def __init__(
         self, attend: GroupAttention, head_dim: int, queries_per_head: int, tree_alignment: int | None
     ) -> None:
@@ -112,6 +114,7 @@ class PaddedBackend:
 
 def _gather(cache: KVCache, layer: int, group: PaddedGroup, size: int) -> Tensor:
     """Keys and values of a group: [2, Hk, B, L, D]."""
+    assert not cache.keys_in_columns
     rows = cache.rows[layer]
     _, num_kv_heads, _, head_dim = rows.shape
     # As rows of one matrix, a CPU copies whole blocks; along an inner dimension it took up to 3 times as long.

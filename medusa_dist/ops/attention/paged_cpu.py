@@ -15,7 +15,7 @@ from torch import Tensor
 from medusa_dist.ops.attention.backend import AttentionParams, BatchLayout, RotaryAngles, StaticForm
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.attention.metadata import PagedMetadata
-from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, Rows, attend, rotate_and_write
+from medusa_dist.ops.attention.paged_cpu_kernel import KernelParams, Pool, Rows, attend, rotate_and_write
 from medusa_dist.ops.cpu.arrays import bits
 from medusa_dist.ops.cpu.numba_cache import first_calls
 from medusa_dist.ops.cpu.openmp import run_shares, share_rows
@@ -33,8 +33,8 @@ def compile_kernel(dtype: torch.dtype) -> None:
     reads = PagedMetadata(
         0, none.reshape(0, 3), none, none, none, none, none.reshape(0, 1), none, none, np.zeros((1, 0), bool)
     )
-    cache = KVCache.allocate(1, 1, 1, 1, dtype, torch.device("cpu"))
-    q, out, pool = np.zeros(shape, np.float32), bits(torch.zeros(shape, dtype=dtype)), cache.host_layers[0]
+    cache = KVCache.allocate(1, 1, 1, 1, dtype, torch.device("cpu"), keys_in_columns=True)
+    q, out, pool = np.zeros(shape, np.float32), bits(torch.zeros(shape, dtype=dtype)), Pool(*cache.host_layers[0])
     rows = Rows(0, (0, 0), 0, (0, 0), 0, (0, 0))
     with first_calls(attend):
         with suppress(OSError):  # a full disk: the compiled code is still in memory
@@ -48,6 +48,7 @@ class PagedCpuBackend:
 
     tree_alignment: int | None = None
     static_form: StaticForm | None = None
+    keys_in_columns = True
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile the kernel or load it from disk."""
@@ -69,10 +70,10 @@ class PagedCpuBackend:
     ) -> Tensor:
         """queries [T, Hq, D], keys and values [T, Hk, D] -> [T, Hq, D]. Padding rows are zeros."""
         metadata: PagedMetadata = batch.attention
-        pool = cache.host_layers[layer]
-        num_rows, (_, num_kv_heads, _, head_dim) = batch.slot_mapping.numel(), pool.shape
+        pool = Pool(*cache.host_layers[layer])
+        num_rows, (num_kv_heads, _, head_dim) = batch.slot_mapping.numel(), pool.values.shape
         # The kernel checks no bounds: a mismatch would read and write outside the arrays.
-        assert queries.dtype == keys.dtype == values.dtype == cache.rows.dtype
+        assert cache.keys_in_columns and queries.dtype == keys.dtype == values.dtype == cache.rows.dtype
         assert keys.shape == values.shape == (num_rows, num_kv_heads, head_dim)
         assert queries.shape == (num_rows, queries.shape[1] // num_kv_heads * num_kv_heads, head_dim)
         rows, made = _rows(queries, keys, values)

@@ -5,12 +5,12 @@ caller, which has it compiled (paged_cpu.py), the same in tensor operations (pad
 Nothing here checks bounds or that arrays fit each other: a block table must cover its sequence, as
 engine/runner/batch_builder.py ensures.
 
-Why a query's result is bitwise the same whatever else is in the batch: every score is one run of the same inner loop
-over head_dim; maxima do not depend on order; a weight is the same few operations in a loop's vector part and in its
-remainder; the normaliser and each output element are one chain of additions over the KV indices, in their order, and an
-index that is not visible has weight 0 and changes no sum (values are finite). So it does not matter where in a tree a
-key is, how many queries are computed with it, or which thread computes it. tests/unit/ops/attention/test_padded.py
-checks this on the machine it runs on.
+Why a query's result is bitwise the same whatever else is in the batch: every score is one chain of additions over
+head_dim, in order; maxima do not depend on order; a weight is the same few operations in a loop's vector part and in
+its remainder; the normaliser and each output element are one chain of additions over the KV indices, in their order,
+and an index that is not visible has weight 0 and changes no sum (values are finite). So it does not matter where in a
+tree a key is, how many queries are computed with it, or which thread computes it.
+tests/unit/ops/attention/test_padded.py checks this on the machine it runs on.
 Shapes: T rows, Hq query heads, Hk kv heads, G = Hq / Hk, D head_dim, L KV indices of a sequence up to the end of its
 last block.
 """
@@ -25,17 +25,17 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS
 from medusa_dist.ops.attention.metadata import PagedMetadata
 from medusa_dist.ops.cpu.loop_parts import VERSION, at, exp_of_negative, read, round_like, rounded
 from medusa_dist.ops.cpu.numba_cache import kept_on_disk
+from medusa_dist.ops.cpu.row_products_kernel import PANEL, multiply_rows
+from medusa_dist.ops.cpu.row_products_kernel import VERSION as PRODUCTS_VERSION
 
-_UNROLL = 8  # KV indices whose values are added at once; divides BLOCK_TOKENS
 _ZERO = np.float32(0)
-# Multiply-adds may be fused, the same way everywhere. Reordering is allowed in one place only: inside a score.
-_FUSED = {"contract"}
-_REORDERED = {"contract", "reassoc", "nsz"}
+_FUSED = {"contract"}  # multiply-adds, the same way everywhere; nothing is reordered
 
 # Cached code is reused as long as this file does not change. Dependencies from other files are asserted here, so that a
 # change there forces a change to this file too.
-assert BLOCK_TOKENS == 16
+assert BLOCK_TOKENS == PANEL == 16
 assert VERSION == 1
+assert PRODUCTS_VERSION == 1
 assert PagedMetadata._fields == (
     *("cost", "work_items", "first_rows", "num_computed_tokens", "num_new_tokens", "num_draft_tokens"),
     *("block_tables", "first_nodes", "depths", "ancestors"),
@@ -55,6 +55,13 @@ class Rows(NamedTuple):
     value_steps: tuple[int, int]
 
 
+class Pool(NamedTuple):
+    """A layer's cache: keys [Hk, blocks, D, BLOCK_TOKENS], values [Hk, slots, D]; float32, or bfloat16 as int16."""
+
+    keys: Array
+    values: Array
+
+
 class KernelParams(NamedTuple):
     """AttentionParams for the kernel: window and softcap are 0 if there is none. sinks: [Hq], or empty."""
 
@@ -64,19 +71,14 @@ class KernelParams(NamedTuple):
     sinks: Array
 
 
-@njit(fastmath=_REORDERED, nogil=True)
+@njit(nogil=True)
 def _score(queries: Array, keys: Array, table: Array, first: int, scores: Array) -> None:
-    """queries [R, D], keys [slots, D], table [blocks] -> scores [R, L], from block `first` on."""
-    for block in range(first, scores.shape[1] // BLOCK_TOKENS):
-        base = table[block] * BLOCK_TOKENS
-        for i in range(BLOCK_TOKENS):
-            key = keys[base + i]
-            for r in range(queries.shape[0]):
-                query = queries[r]
-                total = _ZERO
-                for d in range(query.size):
-                    total += query[d] * read(key[d])
-                scores[r, block * BLOCK_TOKENS + i] = total
+    """queries [R, D], keys [blocks, D, BLOCK_TOKENS], table [blocks] -> scores [R, L], from block `first` on."""
+    (num, dim), length, like = queries.shape, scores.shape[1], keys[0, 0, 0]
+    block_bytes = dim * BLOCK_TOKENS * keys.itemsize
+    for block in range(first, length // BLOCK_TOKENS):
+        source, target = keys.ctypes.data + table[block] * block_bytes, scores.ctypes.data + 4 * BLOCK_TOKENS * block
+        multiply_rows(queries.ctypes.data, dim, source, BLOCK_TOKENS, dim, target, length, num, False, like)
 
 
 @njit(fastmath=_FUSED, error_model="numpy", nogil=True)
@@ -136,29 +138,22 @@ def _add_up(weights: Array, first: int, sums: Array) -> None:
             sums[r] += weights[r, j]
 
 
-@njit(fastmath=_FUSED, error_model="numpy", nogil=True)
+@njit(fastmath=_FUSED, nogil=True)
 def _mix(weights: Array, values: Array, table: Array, first: int, out: Array) -> None:
     """out [R, D] += weights [R, L] @ values [slots, D] of the table's blocks, from block `first` on."""
-    for step in range(first * BLOCK_TOKENS // _UNROLL, weights.shape[1] // _UNROLL):
-        j = step * _UNROLL
-        base = table[j // BLOCK_TOKENS] * BLOCK_TOKENS + j % BLOCK_TOKENS
-        v0, v1, v2, v3 = values[base], values[base + 1], values[base + 2], values[base + 3]
-        v4, v5, v6, v7 = values[base + 4], values[base + 5], values[base + 6], values[base + 7]
-        for r in range(out.shape[0]):
-            w0, w1, w2, w3 = weights[r, j], weights[r, j + 1], weights[r, j + 2], weights[r, j + 3]
-            w4, w5, w6, w7 = weights[r, j + 4], weights[r, j + 5], weights[r, j + 6], weights[r, j + 7]
-            total = out[r]
-            for d in range(total.size):
-                x = total[d]
-                x = x + w0 * read(v0[d])
-                x = x + w1 * read(v1[d])
-                x = x + w2 * read(v2[d])
-                x = x + w3 * read(v3[d])
-                x = x + w4 * read(v4[d])
-                x = x + w5 * read(v5[d])
-                x = x + w6 * read(v6[d])
-                x = x + w7 * read(v7[d])
-                total[d] = x
+    (num, dim), length, like = out.shape, weights.shape[1], values[0, 0]
+    whole = dim // PANEL * PANEL
+    for block in range(first, length // BLOCK_TOKENS):
+        begin, slot = block * BLOCK_TOKENS, table[block] * BLOCK_TOKENS
+        mixing, target = weights.ctypes.data + 4 * begin, out.ctypes.data
+        source = values.ctypes.data + slot * dim * values.itemsize
+        for d in range(0, whole, PANEL):
+            panel = source + d * values.itemsize
+            multiply_rows(mixing, length, panel, dim, BLOCK_TOKENS, target + 4 * d, dim, num, True, like)
+        for r in range(num):
+            for d in range(whole, dim):
+                for i in range(BLOCK_TOKENS):
+                    out[r, d] += weights[r, begin + i] * read(values[slot + i, d])
 
 
 @njit(nogil=True)
@@ -179,7 +174,7 @@ def _own(ancestors: Array, depths: Array, depth: int, window: int) -> Array:
 
 @njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def _attend_item(
-    q: Array, pool: Array, out: Array, item: Array, head: int, reads: PagedMetadata, rules: KernelParams
+    q: Array, pool: Pool, out: Array, item: Array, head: int, reads: PagedMetadata, rules: KernelParams
 ) -> None:
     """Some rows of one sequence, for the query heads of one kv head."""
     s, begin, end = item[0], item[1], item[2]
@@ -189,7 +184,7 @@ def _attend_item(
         reads.num_draft_tokens[s],
         reads.first_rows[s],
     )
-    table, per_head = reads.block_tables[s], q.shape[1] // pool.shape[1]
+    table, per_head = reads.block_tables[s], q.shape[1] // pool.values.shape[0]
     columns = start + (end if end <= chain else chain + nodes)
     length = (columns + BLOCK_TOKENS - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     num, dim = (end - begin) * per_head, q.shape[2]
@@ -200,7 +195,7 @@ def _attend_item(
             queries[r, d] = source[d] * rules.scale
     # Rows are in the order of their positions, except the tree's, which follow the last known token.
     first = _low(start + min(begin, chain), rules.window) // BLOCK_TOKENS
-    _score(queries, pool[0, head], table, first, scores)
+    _score(queries, pool.keys[head], table, first, scores)
     norms = np.zeros(num, np.float32)
     for r in range(num):
         place = begin + r // per_head
@@ -223,7 +218,7 @@ def _attend_item(
         _weigh(scores[r], low, known, start + chain, own, highest)
     _add_up(scores, first, norms)
     mixed = np.zeros((num, dim), np.float32)
-    _mix(scores, pool[1, head], table, first, mixed)
+    _mix(scores, pool.values[head], table, first, mixed)
     for r in range(num):
         target = out[row + begin + r // per_head, head * per_head + r % per_head]
         for d in range(dim):
@@ -233,13 +228,13 @@ def _attend_item(
 @kept_on_disk
 @njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def attend(
-    q: Array, pool: Array, out: Array, reads: PagedMetadata, rules: KernelParams, share: int, shares: int
+    q: Array, pool: Pool, out: Array, reads: PagedMetadata, rules: KernelParams, share: int, shares: int
 ) -> None:
     """Compute part `share` of `shares` of a layer's work; all parts together are the layer.
 
-    q [T, Hq, D] float32; pool [2, Hk, slots, D] and out [T, Hq, D] float32, or bfloat16 as int16.
+    q [T, Hq, D] float32; out [T, Hq, D] of the pool's type.
     """
-    num_heads = pool.shape[1]
+    num_heads = pool.values.shape[0]
     work = reads.work_items.shape[0] * num_heads
     for index in range(share * work // shares, (share + 1) * work // shares):
         _attend_item(q, pool, out, reads.work_items[index // num_heads], index % num_heads, reads, rules)
@@ -248,24 +243,25 @@ def attend(
 @kept_on_disk
 @njit(fastmath=_FUSED, error_model="numpy", nogil=True)
 def rotate_and_write(
-    rows: Rows, cos: int, sin: int, width: int, slots: Array, pool: Array, q: Array, begin: int, end: int
+    rows: Rows, cos: int, sin: int, width: int, slots: Array, pool: Pool, q: Array, begin: int, end: int
 ) -> None:
     """Rows begin .. end - 1: queries, rotated, to q [T, Hq, D]; keys, rotated, and values to slots [T] of the pool.
 
     cos, sin: addresses of [T, width], of the first elements of a head, 0 <= width <= D. Rounded where transformers'
     operations round.
     """
-    like, dim = pool[0, 0, 0, 0], q.shape[2]
+    like, dim = pool.values[0, 0, 0], q.shape[2]
     for t in range(begin, end):
         turned, other = at(cos, t * width, width, like), at(sin, t * width, width, like)
         for head in range(q.shape[1]):
             first = t * rows.query_steps[0] + head * rows.query_steps[1]
             _rotate(at(rows.queries, first, dim, like), turned, other, q[t, head])
-        for head in range(pool.shape[1]):
+        block, place = slots[t] // BLOCK_TOKENS, slots[t] % BLOCK_TOKENS
+        for head in range(pool.values.shape[0]):
             first = t * rows.key_steps[0] + head * rows.key_steps[1]
-            _rotate(at(rows.keys, first, dim, like), turned, other, pool[0, head, slots[t]])
+            _rotate(at(rows.keys, first, dim, like), turned, other, pool.keys[head, block, :, place])
             first = t * rows.value_steps[0] + head * rows.value_steps[1]
-            source, target = at(rows.values, first, dim, like), pool[1, head, slots[t]]
+            source, target = at(rows.values, first, dim, like), pool.values[head, slots[t]]
             for d in range(dim):
                 target[d] = source[d]
 

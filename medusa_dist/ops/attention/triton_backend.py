@@ -27,6 +27,7 @@ class TritonBackend:
     whatever other sequences are in the batch, and however its prompt is cut into chunks."""
 
     tree_alignment: int | None = None
+    keys_in_columns = False
 
     def __init__(self, head_dim: int, queries_per_head: int, dtype: torch.dtype) -> None:
         self._model = tile_shape(head_dim, dtype), queries_per_head

@@ -31,7 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def worker(model) -> Worker:
-    pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 12, torch.float32, CPU)
+    shape = model.num_layers, model.num_kv_heads, model.head_dim
+    pool = KVCache.allocate(*shape, 12, torch.float32, CPU, keys_in_columns=True)
     return Worker(model, pool, max_running=4, max_blocks=6, attention=PagedCpuBackend())
 
 
@@ -172,9 +173,14 @@ def test_block_tables_are_extended_by_new_blocks(worker: Worker) -> None:
 
 
 def test_plan_of_copies_only_copies_and_chooses_nothing(worker: Worker) -> None:
-    worker.pool.rows[..., 20, :] = 3.0
+    rows = torch.full((1, worker.model.num_kv_heads, worker.model.head_dim), 3.0)
+    for layer in range(worker.model.num_layers):
+        worker.pool.write(layer, torch.tensor([20]), rows, rows + 1)
     nothing = worker.execute(Plan(Op.STEP, 0, 0, copy_sources=ints([20]), copy_targets=ints([40])))
-    assert nothing.choices.size == 0 and (worker.pool.rows[..., 40, :] == 3.0).all()
+    assert nothing.choices.size == 0
+    for layer in range(worker.model.num_layers):
+        keys, values = worker.pool.read(layer, torch.tensor([40]))
+        assert torch.equal(keys, rows) and torch.equal(values, rows + 1)
 
 
 def test_best_of_shards_takes_the_lowest_id_and_shows_nan() -> None:

@@ -10,9 +10,9 @@ from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache, block_byte
 CPU = torch.device("cpu")
 
 
-def pool(num_blocks: int = 3, numbered: bool = True) -> KVCache:
+def pool(num_blocks: int = 3, numbered: bool = True, columns: bool = False) -> KVCache:
     """2 layers, 3 heads of size 5; numbered: every value tells where it stands."""
-    made = KVCache.allocate(2, 3, 5, num_blocks, torch.float32, CPU)
+    made = KVCache.allocate(2, 3, 5, num_blocks, torch.float32, CPU, columns)
     if numbered:
         made.rows.copy_(torch.arange(made.rows.numel()).view(made.rows.shape))
     return made
@@ -35,6 +35,31 @@ def test_write_touches_its_slots_in_its_layer_only() -> None:
     rest = [slot for slot in range(48) if slot not in (40, 17)]
     assert torch.equal(made.rows[1][:, :, rest], before[1][:, :, rest])
     assert torch.equal(made.rows[0], before[0])
+
+
+def transposed(rows: torch.Tensor) -> torch.Tensor:
+    """The tensor of a cache with keys in columns, for that of one with keys in rows."""
+    moved = rows.clone()
+    blocks = rows[:, 0].unflatten(2, (-1, BLOCK_TOKENS)).transpose(3, 4)  # [layers, heads, blocks, 5, BLOCK_TOKENS]
+    moved[:, 0] = blocks.reshape(rows[:, 0].shape)
+    return moved
+
+
+def test_keys_in_columns_stand_transposed_in_their_blocks_and_all_else_as_in_rows() -> None:
+    rng = random.Random(5)
+    for _ in range(10):
+        rows, columns = pool(numbered=False), pool(numbered=False, columns=True)
+        slots = torch.tensor(rng.sample(range(48), 7))
+        keys, values = torch.randn(2, 7, 3, 5)
+        sources, targets = (torch.tensor(rng.sample(range(48), 9)) for _ in range(2))
+        for made in (rows, columns):
+            made.write(1, slots, keys, values)
+            found = made.read(1, slots)
+            assert torch.equal(found[0], keys) and torch.equal(found[1], values)
+            made.copy_rows(sources, targets)
+        assert torch.equal(columns.rows, transposed(rows.rows))
+        assert columns.host_layers[1][0].shape == (3, 3, 5, BLOCK_TOKENS)
+        assert columns.host_layers[1][0][2, 1, 4, 6] == rows.host_layers[1][0][2, BLOCK_TOKENS + 6, 4]
 
 
 @pytest.mark.parametrize(
