@@ -227,8 +227,9 @@ def placement_s(world: World, patch: pytest.MonkeyPatch) -> None:
 
 
 def groups_of(config: Config, patch: pytest.MonkeyPatch) -> list[timedelta]:
-    """Deadlines of the data group and of the control group, as torch is told them."""
+    """Deadlines of the data group, of plans over sockets, and of plans over gloo, as those are told them."""
     asked: list[timedelta] = []
+    patch.setattr(process_group, "connect_on_node", lambda *args: asked.append(timedelta(seconds=args[-1])))
     patch.setattr(process_group.dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
     patch.setattr(process_group.dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
     patch.setattr(process_group, "PrefixStore", MagicMock())
@@ -247,7 +248,7 @@ def step_s(world: World, patch: pytest.MonkeyPatch) -> None:
     """The deadline of the group that plans travel by; and rank 0 may not be in one step for longer."""
     for value in (30.0, 90.0):
         config = world.config("timeouts.step_s", value, tensor_parallel_size=2)
-        assert groups_of(config, patch)[1] == timedelta(seconds=value)
+        assert groups_of(config, patch)[1:] == [timedelta(seconds=value)] * 2
         supervisor = Supervisor(config, MagicMock(), Silent())
         supervisor._generation = 0
         for age_s, is_dead in ((value + 4.0, False), (value + 6.0, True)):

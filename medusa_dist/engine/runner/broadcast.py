@@ -1,12 +1,13 @@
 """RankGroup: broadcasts rank 0's plans to all ranks; runs the follower loop.
 
 Owns the broadcast, the only control traffic: one fixed-size int64 message per step, and a second one for the rest of a
-longer plan. Not here: what a plan contains (plan.py), how it is executed (worker.py).
+longer plan. Not here: what a plan contains (plan.py), how it is executed (worker.py), what carries the messages
+(engine/startup/control.py).
 """
 
+from typing import Protocol
+
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from medusa_dist.engine.runner.phase_timer import PhaseTimer
 from medusa_dist.engine.runner.plan import HEADER_WORDS, Op, Plan, packed_words
@@ -18,10 +19,18 @@ MESSAGE_WORDS = 1024  # enough for a step of about 32 sequences; broadcast time 
 assert MESSAGE_WORDS > 2 * HEADER_WORDS
 
 
-class RankGroup:
-    """All ranks of one tensor-parallel group, seen from any of them. control: a gloo group; None with a single rank."""
+class Control(Protocol):
+    """Carries messages from rank 0 to all others."""
 
-    def __init__(self, worker: Worker, control: dist.ProcessGroup | None, generation: int) -> None:
+    def broadcast(self, words: Ints) -> None:
+        """Rank 0 sends the words; the others receive as many, in place. Raises OSError or RuntimeError if a rank is
+        lost or does not answer within the deadline of a step."""
+
+
+class RankGroup:
+    """All ranks of one tensor-parallel group, seen from any of them. control: None with a single rank."""
+
+    def __init__(self, worker: Worker, control: Control | None, generation: int) -> None:
         self.worker = worker
         self.generation = generation
         self._control = control
@@ -77,7 +86,8 @@ class RankGroup:
         return plan
 
     def _broadcast(self, words: Ints) -> None:
+        assert self._control is not None
         try:
-            dist.broadcast(torch.from_numpy(words), src=0, group=self._control)
-        except RuntimeError as error:
+            self._control.broadcast(words)
+        except (OSError, RuntimeError) as error:
             raise GroupError(f"the broadcast of step {self._next_step} failed: {error}") from error

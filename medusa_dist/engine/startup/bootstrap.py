@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from torch._C._distributed_c10d import Store
 
@@ -22,7 +21,7 @@ from medusa_dist.config import HEADS, LOOKUP, Config
 from medusa_dist.engine.drafters.context_drafter import ContextDrafter
 from medusa_dist.engine.drafters.drafter import Drafter
 from medusa_dist.engine.engine import Engine
-from medusa_dist.engine.runner.broadcast import RankGroup
+from medusa_dist.engine.runner.broadcast import Control, RankGroup
 from medusa_dist.engine.runner.plan import Op
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.scheduler.scheduler import Scheduler
@@ -173,7 +172,7 @@ class EngineRank:
         return heads.aux_layers(int(read_config(folder, self.config.trust_remote_code).num_hidden_layers))
 
     def _memory(
-        self, model: ShardedModel, drafters: Mapping[str, Drafter], control: dist.ProcessGroup | None, generation: int
+        self, model: ShardedModel, drafters: Mapping[str, Drafter], control: Control | None, generation: int
     ) -> DeviceMemory | None:
         """GPU memory left for the KV cache on this rank; None on a CPU, or where the config sets the cache size."""
         if self._device.type == "cpu" or self.config.kv_cache_tokens is not None:

@@ -1,6 +1,7 @@
 """The device of a rank, and how ranks connect: TCP store and process groups.
 
-Owns ports, timeouts and backends of torch.distributed. Not here: the messages (engine/runner/broadcast.py).
+Owns ports, timeouts and backends of torch.distributed. Not here: the messages (engine/runner/broadcast.py), the sockets
+that carry them on one node (control.py).
 """
 
 import socket
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from medusa_dist.config import Config
+from medusa_dist.engine.runner.broadcast import Control
+from medusa_dist.engine.startup.control import GlooControl, connect_on_node
 from medusa_dist.errors import ConfigError
 from medusa_dist.ops.dtypes import choose_dtype, dtype_name
 from medusa_dist.ops.tp_group import TPGroup
@@ -61,8 +64,8 @@ def join_store(host: str, port: int, world: int, timeout_s: float) -> TCPStore:
 
 def join_group(
     config: Config, device: torch.device, rank: int, store: Store | None, generation: int
-) -> tuple[TPGroup, dist.ProcessGroup | None]:
-    """Data group (nccl on GPUs) and control group (always gloo: plans are on the host); none for a single rank."""
+) -> tuple[TPGroup, Control | None]:
+    """Data group (nccl on GPUs, else gloo), and what carries plans; no groups for a single rank."""
     world = config.tensor_parallel_size
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -74,6 +77,11 @@ def join_group(
     dist.init_process_group(
         backend, store=PrefixStore(f"data{generation}", store), rank=rank, world_size=world, timeout=timeout
     )
-    # Loading may take minutes, a step may not: the control group uses the timeout of a step.
-    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeouts.step_s))
-    return TPGroup(rank, world, dist.group.WORLD), control
+    parallel = TPGroup(rank, world, dist.group.WORLD)
+    # Loading may take minutes, a step may not: plans have the deadline of a step.
+    step_s = config.timeouts.step_s
+    own = PrefixStore(f"control{generation}", store)
+    control: Control | None = connect_on_node(rank, world, own, parallel.all_reduce_min, step_s)
+    if control is None:
+        control = GlooControl(dist.new_group(backend="gloo", timeout=timedelta(seconds=step_s)))
+    return parallel, control

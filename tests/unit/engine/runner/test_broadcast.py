@@ -116,11 +116,12 @@ def test_single_rank_executes_without_a_broadcast() -> None:
     assert len(alone.worker.plans) == 1 and alone.next_step() == 2
 
 
-def test_failed_broadcast_is_a_group_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("Connection closed by peer")
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionResetError, TimeoutError])
+def test_failed_broadcast_is_a_group_error(kind: type[Exception]) -> None:
+    class Broken:
+        def broadcast(self, _words: Ints) -> None:
+            raise kind("Connection closed by peer")
 
-    monkeypatch.setattr(ranks.dist, "broadcast", broken)
-    leader = RankGroup(Recorder(SCORES), object(), 0)
+    leader = RankGroup(Recorder(SCORES), Broken(), 0)
     with pytest.raises(GroupError, match=r"broadcast of step 1 failed: Connection closed by peer"):
         leader.announce(Op.HEARTBEAT)
