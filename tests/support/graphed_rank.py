@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from medusa_dist.config import HEADS
 from medusa_dist.engine.engine import Engine
 from medusa_dist.engine.runner.broadcast import RankGroup
 from medusa_dist.engine.runner.graphed_steps import GraphMaker, GraphSettings
@@ -25,12 +26,15 @@ class GraphedRank:
 
 
 def twin_worker(rank: EngineRank, max_running: int = 8) -> Worker:
-    """A worker with the rank's model and cache, launching one by one."""
+    """A worker with the rank's model, cache and heads, launching one by one. Heads that follow all rows follow those of
+    the last worker that was made."""
     assert rank.engine is not None
     old = rank.engine.ranks.worker
     model = old.model
     twin = TiledTwin(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
-    return Worker(model, KVCache(old.pool.rows), max_running, old.table_shape[1], twin)
+    heads = rank.engine.drafters.get(HEADS)
+    reader = None if heads is None else heads.follow_rows(old.pool.num_blocks, twin)
+    return Worker(model, KVCache(old.pool.rows), max_running, old.table_shape[1], twin, reader)
 
 
 def graphed(rank: EngineRank, buckets: tuple[int, ...], make: GraphMaker = PlainCall) -> GraphedRank:

@@ -22,6 +22,7 @@ from medusa_dist.engine.state.sequence import Sequence
 from medusa_dist.medusa.eagle3.expansion import Context
 from medusa_dist.medusa.eagle3.layer import Eagle3
 from medusa_dist.ops.arrays import Ints
+from medusa_dist.ops.attention.backend import StaticForm
 from medusa_dist.ops.attention.kv_cache import BLOCK_TOKENS, KVCache
 from medusa_dist.ops.forward_batch import ForwardBatch
 
@@ -49,18 +50,25 @@ class ContextCache:
                 self._states[slot] = state
                 self._written.setdefault(state[2], []).append(slot)
 
-    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, states: Tensor) -> Tensor:
-        """Write the keys and values of all rows of a pass. states: last hidden states, then the A columns of all tapped
-        layers -> fused states [T, H], padding included."""
+    def can_be_captured(self, _form: StaticForm) -> bool:
+        """Always: keys are read by drafting alone, which has its own attention."""
+        return True
+
+    def read(self, batch: ForwardBatch, states: Tensor) -> Tensor:
+        """states: last hidden states, then the A columns of all tapped layers -> fused states [T, H], padding
+        included."""
         config = self._heads.config
-        fused = self._heads.fuse(states[:, -config.num_taps * config.target_hidden_size :])
+        return self._heads.fuse(states[:, -config.num_taps * config.target_hidden_size :])
+
+    def keep(self, plan: Plan, tables: Ints, batch: ForwardBatch, read: Tensor) -> None:
+        """Write the keys and values of all rows of a pass. read: their fused states."""
+        fused = read
         before = fused[torch.from_numpy(previous_rows(plan, len(fused))).to(fused.device)]
         firsts = np.cumsum(plan.num_new_tokens + plan.num_draft_tokens) - plan.num_new_tokens - plan.num_draft_tokens
         before[torch.from_numpy(firsts).to(fused.device)] = self._states_before(plan, tables, fused)
         pairs, _ = self._heads.read(self._embedding[batch.input_ids], before)
         self.cache.write(0, batch.slot_mapping, *self._heads.keys_values(pairs, batch.positions))
         self._keep_states(plan, tables, fused)
-        return fused
 
     def _states_before(self, plan: Plan, tables: Ints, fused: Tensor) -> Tensor:
         """[S, H]: of each sequence, the fused state at its last computed token; zero where it is not known."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from medusa_dist.engine.runner.plan import Plan
 from medusa_dist.medusa.heads.prefix_layer import PrefixLayer
 from medusa_dist.ops.arrays import Ints
-from medusa_dist.ops.attention.backend import AttentionBackend
+from medusa_dist.ops.attention.backend import AttentionBackend, StaticForm
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.forward_batch import ForwardBatch
 
@@ -37,10 +37,18 @@ class PrefixReader:
         sources, targets = (torch.from_numpy(slots).to(device) for slots in (plan.copy_sources, plan.copy_targets))
         self.cache.copy_rows(sources, targets)
 
-    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, states: Tensor) -> Tensor:
+    def can_be_captured(self, form: StaticForm) -> bool:
+        """Whether the layer's heads have tiles like the model's."""
+        shape = self._layer.shape
+        return form.fits(shape.head_dim, shape.num_heads // shape.num_kv_heads, self._layer.dtype)
+
+    def read(self, batch: ForwardBatch, states: Tensor) -> Tensor:
         """One pass of the layer. states: [T, I] -> the states that heads start from [T, H], padding included."""
         layer = self._layer
         x = layer.fuse(states)
         queries, keys, values = layer.project(x, batch.positions)
         attended = self._attention(0, queries, keys, values, layer.params, self.cache, batch)
         return layer.finish(x, attended)
+
+    def keep(self, plan: Plan, tables: Ints, batch: ForwardBatch, read: Tensor) -> None:
+        """Nothing: the layer's pass has written all there is."""

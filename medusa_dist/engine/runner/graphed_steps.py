@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _NONE: Ints = np.zeros(0, dtype=np.int64)
 
 GraphMaker = Callable[[Captured], StepGraph]
+ReadRows = Callable[[ForwardBatch, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,13 @@ class GraphedSteps:
         pool: KVCache,
         attention: AttentionBackend,
         choice: TokenChoice,
+        read: ReadRows | None = None,
     ) -> None:
-        """Raises RuntimeError if the model cannot be captured."""
+        """read: what heads that follow all rows make of a pass, captured with it. Raises RuntimeError if the model
+        cannot be captured."""
         assert attention.static_form is not None
         self._model, self._pool, self._attention, self._choice = model, pool, attention, choice
+        self._read = read
         self._num_copies = settings.max_running * settings.most_nodes
         sizes = {rows: _sizes(settings, rows) for rows in settings.buckets}
         needed = [StepBuffers.needed_bytes(each, attention.static_form, self._num_copies) for each in sizes.values()]
@@ -105,9 +109,13 @@ class GraphedSteps:
         logits, hidden, pairs = graph.outputs
         return logits, hidden, pairs
 
-    def _captured(self, buffers: StepBuffers) -> Captured:
+    def batch(self, plan: Plan) -> ForwardBatch:
+        """The static tensors of the plan's bucket; all rows have logits."""
+        return self._batch_of(self._buffers[plan.graph_rows])
+
+    def _batch_of(self, buffers: StepBuffers) -> ForwardBatch:
         tensors, rows = buffers.tensors, torch.arange(buffers.sizes.rows, device=self._model.device)
-        batch = ForwardBatch(
+        return ForwardBatch(
             input_ids=tensors["input_ids"],
             positions=tensors["positions"],
             slot_mapping=tensors["slot_mapping"],
@@ -118,12 +126,17 @@ class GraphedSteps:
             attention=buffers.metadata,
         )
 
+    def _captured(self, buffers: StepBuffers) -> Captured:
+        batch, tensors = self._batch_of(buffers), buffers.tensors
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
             return self._attention(layer, q, k, v, params, self._pool, batch)
 
         def step() -> tuple[Tensor, ...]:
             with torch.inference_mode(), attention_context.using(attend):
-                logits, hidden = self._model.forward(batch.input_ids, batch.positions, rows)
+                logits, hidden = self._model.forward(batch.input_ids, batch.positions, batch.logits_rows)
+                if self._read is not None:
+                    hidden = self._read(batch, hidden)
                 best = self._choice.best(logits, tensors["seeds"], batch.positions + 1, tensors["temperatures"])
                 return logits, hidden, self._choice.pairs(*best)
 

@@ -23,7 +23,7 @@ from medusa_dist.engine.runner.served_model import ServedModel
 from medusa_dist.engine.runner.token_choice import TokenChoice
 from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.ops.arrays import Ints
-from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams
+from medusa_dist.ops.attention.backend import AttentionBackend, AttentionParams, StaticForm
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.forward_batch import ForwardBatch
 
@@ -46,11 +46,19 @@ class RowReader(Protocol):
     def copy(self, plan: Plan) -> None:
         """Called where the plan's KV rows are copied, before any row of the step is written."""
 
-    def read(self, plan: Plan, tables: Ints, batch: ForwardBatch, states: Tensor) -> Tensor:
+    def can_be_captured(self, form: StaticForm) -> bool:
+        """Whether attention in `read`, if there is any, can use the metadata of captured steps, which has this form."""
+
+    def read(self, batch: ForwardBatch, states: Tensor) -> Tensor:
         """After a pass: states [T, H + A], the last and the aux hidden states of all its rows, padding included.
 
-        tables: as for prepare(). -> [T, I], what the heads read of each row, for Scores.hidden.
+        -> [T, I], what the heads read of each row, for Scores.hidden. It is part of a captured step: what it does may
+        depend on nothing but these tensors.
         """
+
+    def keep(self, plan: Plan, tables: Ints, batch: ForwardBatch, read: Tensor) -> None:
+        """After `read`, and outside of a captured step: store what the plan says of its rows. tables: as for
+        prepare()."""
 
 
 class Worker:
@@ -79,13 +87,19 @@ class Worker:
 
     def capture(self, settings: GraphSettings) -> None:
         """Capture steps, which all ranks do together. Raises RuntimeError if the model cannot be captured."""
-        assert self._reader is None, "heads that follow all rows have no captured form"
-        self._graphs = GraphedSteps(settings, self.model, self.pool, self._attention, self.choice)
+        read = None if self._reader is None else self._reader.read
+        self._graphs = GraphedSteps(settings, self.model, self.pool, self._attention, self.choice, read)
         self.buckets = settings.buckets
 
     def drop_graphs(self) -> None:
         """Forget captured steps, and free their memory."""
         self._graphs, self.buckets = None, ()
+
+    @property
+    def reader_fits(self) -> bool:
+        """Whether the reader, if there is one, can be part of captured steps."""
+        form = self._attention.static_form
+        return self._reader is None or (form is not None and self._reader.can_be_captured(form))
 
     @property
     def table_shape(self) -> tuple[int, int]:
@@ -125,6 +139,8 @@ class Worker:
         self._copy(plan, self._graphs.copies(plan))
         clock.lap("copy")
         logits, hidden, pairs = self._graphs.replay(plan)
+        if self._reader is not None:
+            self._reader.keep(plan, self._tables, self._graphs.batch(plan), hidden)
         clock.lap("forward")
         rows, prompt_rows = logits_rows_of(plan), prompt_logprob_rows_of(plan)
         chosen = self.choice.pick(pairs, logits, rows, _batch_indices(plan))
@@ -172,7 +188,9 @@ class Worker:
                 logits, hidden = self.model.forward(batch.input_ids, batch.positions, repeated)
             else:
                 logits, states = self.model.forward_all_rows(batch.input_ids, batch.positions, repeated)
-                hidden = self._reader.read(plan, self._tables, batch, states)[rows]
+                read = self._reader.read(batch, states)
+                self._reader.keep(plan, self._tables, batch, read)
+                hidden = read[rows]
         return logits[: rows.numel()], hidden[: rows.numel()]
 
     def _apply_deltas(self, plan: Plan) -> None:

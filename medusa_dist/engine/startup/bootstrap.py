@@ -109,7 +109,7 @@ class EngineRank:
             if self._device.type == "cpu":
                 use_huge_pages()  # of what exists by now; the KV cache asks for its own
             self._ranks = RankGroup(self._make_worker(model, drafters, num_blocks), control, generation)
-            self._graphs = capture_steps(self._ranks.worker, config, self._why_eager(model, drafters))
+            self._graphs = capture_steps(self._ranks.worker, config, self._why_eager(model, self._ranks.worker))
             if rank == 0:
                 self._heads_check = self._check_heads(drafters.get(HEADS), folder)
                 self._build_engine(model, drafters, folder)
@@ -182,7 +182,7 @@ class EngineRank:
         small = profile_blocks(self.config, self._max_model_len, bytes_each, int(model.parallel.all_reduce_min(free)))
         ranks = RankGroup(self._make_worker(model, drafters, small + 1), control, generation)
         workspace = workspace_bytes(ranks, self.config, drafters.values(), PeakMeter(self._device))
-        workspace += graph_bytes(ranks.worker, self.config, self._why_eager(model, drafters), self._device)
+        workspace += graph_bytes(ranks.worker, self.config, self._why_eager(model, ranks.worker), self._device)
         del ranks
         torch.cuda.empty_cache()
         return DeviceMemory(*torch.cuda.mem_get_info(self._device), workspace)
@@ -215,10 +215,8 @@ class EngineRank:
             model.head_dim, model.num_heads // model.num_kv_heads, model.dtype
         )
 
-    def _why_eager(self, model: ShardedModel, drafters: Mapping[str, Drafter]) -> str | None:
-        heads = drafters.get(HEADS)
-        reads_rows = heads is not None and heads.kv_block_bytes > 0
-        return why_eager(self.config, self._device, self._attention(model), reads_rows)
+    def _why_eager(self, model: ShardedModel, worker: Worker) -> str | None:
+        return why_eager(self.config, self._device, self._attention(model), worker.reader_fits)
 
     def _make_worker(self, model: ShardedModel, drafters: Mapping[str, Drafter], num_blocks: int) -> Worker:
         attention, heads = self._attention(model), drafters.get(HEADS)

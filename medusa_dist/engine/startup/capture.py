@@ -19,16 +19,16 @@ from medusa_dist.ops.gpu.step_graph import CudaGraph
 logger = logging.getLogger(__name__)
 
 
-def why_eager(config: Config, device: torch.device, attention: AttentionBackend, reads_rows: bool) -> str | None:
-    """Why this rank launches kernels one by one; None if it can capture steps. reads_rows: its heads follow all
-    rows."""
+def why_eager(config: Config, device: torch.device, attention: AttentionBackend, fits: bool) -> str | None:
+    """Why this rank launches kernels one by one; None if it can capture steps. fits: a layer of the heads that follows
+    all rows, if there is one, has the model's head shape."""
     if device.type != "cuda":
         return f"{device.type} has no CUDA graphs"
     if config.cuda_graphs == "off":
         return "cuda_graphs: off"
     if attention.static_form is None:
         return "attention_backend: only triton can be captured"
-    return "heads that keep keys and values of their own are not captured" if reads_rows else None
+    return None if fits else "the heads' prefix layer has another head shape than the model"
 
 
 def capture_steps(worker: Worker, config: Config, reason: str | None, make: GraphMaker | None = None) -> str:

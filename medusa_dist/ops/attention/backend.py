@@ -124,6 +124,9 @@ class BatchLayout:
 class StaticForm(Protocol):
     """Metadata in arrays of fixed shapes, for a step that is captured once and replayed with new data."""
 
+    def fits(self, head_dim: int, per_head: int, dtype: torch.dtype) -> bool:
+        """Whether another layer, with per_head query heads for each KV head, can read it."""
+
     def sections(self, sizes: StepSizes) -> dict[str, Section]:
         """Name -> form of the arrays."""
 

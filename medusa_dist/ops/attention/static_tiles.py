@@ -8,12 +8,13 @@ An unused item has no rows, an unused merge no pairs: their programs store nothi
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medusa_dist.ops.arrays import Array
 from medusa_dist.ops.attention.backend import BatchLayout
 from medusa_dist.ops.attention.metadata import Section, StepSizes, TiledMetadata
-from medusa_dist.ops.attention.triton_plan import SpreadLimits, TileShape, tile_arrays
+from medusa_dist.ops.attention.triton_plan import SpreadLimits, TileShape, tile_arrays, tile_shape
 
 _MORE_ITEMS = 512  # splits of spread tiles: with 8 KV heads, 4,096 programs, some 30 for each processor of an H100
 _BEYOND = 1 << 30  # a pair that no sequence has
@@ -36,6 +37,10 @@ class StaticTiles:
 
     def __init__(self, shape: TileShape, per_head: int) -> None:
         self._shape, self._per_head = shape, per_head
+
+    def fits(self, head_dim: int, per_head: int, dtype: torch.dtype) -> bool:
+        """Whether another layer's heads have the same tiles."""
+        return (tile_shape(head_dim, dtype), per_head) == (self._shape, self._per_head)
 
     def sections(self, sizes: StepSizes) -> dict[str, Section]:
         """Name -> form of the arrays that a batch is written to."""

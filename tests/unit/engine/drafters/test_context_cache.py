@@ -67,7 +67,9 @@ class Steps:
         batch = prepare(plan, TABLES, CPU, BACKENDS["exact"](6, 2, torch.float32))
         if plan.copy_sources.size:
             self.cache.copy(plan)
-        return self.cache.read(plan, TABLES, batch, torch.stack([self.aux[text, place] for text, place in padded]))
+        read = self.cache.read(batch, torch.stack([self.aux[text, place] for text, place in padded]))
+        self.cache.keep(plan, TABLES, batch, read)
+        return read
 
     def wanted(self, text: int, place: int, known: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """Key and value of the pair at a place; known: whether the state before it is."""

@@ -13,23 +13,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from medusa_dist.engine.runner.graph_buckets import EAGER, bucket_for, graph_buckets
-from medusa_dist.engine.runner.graphed_steps import GraphSettings
 from medusa_dist.engine.runner.plan import Plan
-from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import open_store
 from medusa_dist.engine.startup.step_cost import measure_step_cost
-from medusa_dist.model.fused_modules import KERNELS
-from medusa_dist.model.load import load_model
-from medusa_dist.ops.attention.kv_cache import KVCache
-from medusa_dist.ops.attention.registry import TRITON
-from medusa_dist.ops.attention.triton_backend import TritonBackend
-from medusa_dist.ops.gpu.launch import recorded
-from medusa_dist.ops.tp_group import TPGroup
-from tests.support.attention_cases import CPU, needs_triton
-from tests.support.copy_count import CopyCount
+from tests.support.attention_cases import needs_triton
 from tests.support.equivalence import SITUATIONS, TREES, same, speculated
-from tests.support.fake_gpu import GPU, fake_gpu, like, move
+from tests.support.fake_gpu import GPU
+from tests.support.fake_step import fake_step
 from tests.support.graphed_rank import GraphedRank, graphed, poison
 from tests.support.tiny_engine import VOCAB, Run, Setting, decode, engine_over, request, save_model, tiny_config
 from tests.support.two_graphed_ranks import WORLD, run_rank
@@ -231,30 +222,6 @@ def test_a_step_is_one_upload_and_one_download(worlds: dict[str, World], monkeyp
     assert copies == ["copy_", "cpu"]
 
 
-def fake_step(name: str, folder) -> tuple[list[torch.Tensor], int, set[str]]:
-    """One captured step of 8 rows on fake tensors of a GPU -> its outputs, copies between devices, its kernels.
-
-    There, .item(), .tolist(), unique and every shape that depends on data raise.
-    """
-    save_model(name, folder)
-    kernels = KERNELS[TRITON]
-    model = load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup(), prepack=False, kernels=kernels)
-    attention = TritonBackend(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
-    pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)
-    worker = Worker(model, pool, 4, 8, attention, kernels=True)
-    worker.capture(GraphSettings((8,), 4, 8, 3, make=lambda function: SimpleNamespace(outputs=())))
-    steps, buffers = worker._graphs, worker._graphs._buffers[8]
-    with fake_gpu(), CopyCount() as count, recorded() as launches:
-        move(model.module)
-        tensors = {key: like(tensor) for key, tensor in buffers.tensors.items()}
-        metadata = attention.static_form.metadata(tensors)
-        steps._model, steps._pool = replace(model, device=GPU), KVCache(like(pool.rows))
-        step = steps._captured(SimpleNamespace(sizes=buffers.sizes, tensors=tensors, metadata=metadata))
-        before = count.copies
-        outputs = step()
-    return list(outputs), count.copies - before, {launch.kernel.__name__ for launch in launches}
-
-
 @needs_triton
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
 def test_nothing_in_the_captured_part_waits_for_the_device(tmp_path, name: str) -> None:
@@ -262,7 +229,14 @@ def test_nothing_in_the_captured_part_waits_for_the_device(tmp_path, name: str) 
     assert num_copies == 0
     assert logits.shape == (8, VOCAB) and hidden.shape[0] == 8 and pairs.shape == (8, 2)
     assert logits.device == pairs.device == GPU
-    assert kernels >= {"attend_tiles", "choose_in_parts"}
+    assert {*kernels} >= {"attend_tiles", "choose_in_parts"}
+
+
+@needs_triton
+def test_a_captured_prefix_layer_waits_for_nothing_either(tmp_path) -> None:
+    (_, hidden, _), num_copies, kernels = fake_step("llama", tmp_path, has_prefix=True)
+    assert num_copies == 0 and hidden.shape[0] == 8 and hidden.device == GPU
+    assert kernels.count("attend_tiles") == 3, "two layers of the model, and the heads' own"
 
 
 @needs_triton

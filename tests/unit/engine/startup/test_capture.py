@@ -27,12 +27,12 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> EngineRank:
 
 def test_only_triton_on_a_gpu_is_captured_unless_the_config_says_no(rank: EngineRank) -> None:
     made = {name: BACKENDS[name](64, 2, torch.bfloat16) for name in ("triton", "sdpa")}
-    assert why_eager(rank.config, GPU, made["triton"], reads_rows=False) is None
-    assert "only triton" in why_eager(rank.config, GPU, made["sdpa"], reads_rows=False)
-    assert "cpu has no" in why_eager(rank.config, CPU, made["triton"], reads_rows=False)
-    assert "keys and values of their own" in why_eager(rank.config, GPU, made["triton"], reads_rows=True)
+    assert why_eager(rank.config, GPU, made["triton"], fits=True) is None
+    assert "only triton" in why_eager(rank.config, GPU, made["sdpa"], fits=True)
+    assert "cpu has no" in why_eager(rank.config, CPU, made["triton"], fits=True)
+    assert "another head shape" in why_eager(rank.config, GPU, made["triton"], fits=False)
     off = rank.config.model_copy(update={"cuda_graphs": "off"})
-    assert why_eager(off, GPU, made["triton"], reads_rows=False) == "cuda_graphs: off"
+    assert why_eager(off, GPU, made["triton"], fits=True) == "cuda_graphs: off"
     assert rank.facts["cuda_graphs"] == "no: cpu has no CUDA graphs"
 
 
