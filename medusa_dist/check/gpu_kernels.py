@@ -19,6 +19,7 @@ from medusa_dist.ops.attention.triton_backend import TritonBackend
 from medusa_dist.ops.forward_batch import ForwardBatch
 from medusa_dist.ops.gpu.choice_kernel import choose
 from medusa_dist.ops.gpu.compiled import KernelResources, compile_for
+from medusa_dist.ops.gpu.expert_kernel import ExpertRoutes, expert_product
 from medusa_dist.ops.gpu.language import HAS_TRITON, interprets
 from medusa_dist.ops.gpu.launch import KernelLaunch, recorded
 from medusa_dist.ops.gpu.layer_kernels import add_rms_norm, rms_norm, silu_mul
@@ -52,7 +53,7 @@ def attention_launches(head_dim: int, dtype: torch.dtype, *, plain: bool) -> lis
 
 
 def other_launches(dtype: torch.dtype, hidden_size: int = 4096) -> list[KernelLaunch]:
-    """Launches of everything else: norms in both forms, SiLU times up, the choice of tokens."""
+    """Launches of everything else: norms in both forms, SiLU times up, experts, the choice of tokens."""
     x, weight = torch.zeros(4, hidden_size, dtype=dtype), torch.zeros(hidden_size, dtype=dtype)
     numbers = torch.zeros(4, dtype=torch.int64)
     with recorded() as launches:
@@ -60,6 +61,9 @@ def other_launches(dtype: torch.dtype, hidden_size: int = 4096) -> list[KernelLa
             rms_norm(x, weight, 1e-6, adds_one)
             add_rms_norm(x, x, weight, 1e-6, adds_one)
         silu_mul(x)
+        for rows in (4, 512):  # tiles of few and of many pairs
+            pairs = torch.zeros(rows, 2, dtype=torch.int64)
+            expert_product(x.new_zeros(rows, hidden_size), x.new_zeros(8, 64, hidden_size), ExpertRoutes.of(pairs, 8))
         choose(torch.zeros(4, 128256, dtype=dtype), numbers, numbers, torch.zeros(4), 0, 128256)
     return launches
 

@@ -17,6 +17,7 @@ from medusa_dist.model.attention_bridge import attention_context
 from medusa_dist.model.fused_modules import (
     FusedAttention,
     FusedDecoderLayer,
+    FusedExperts,
     FusedMLP,
     FusedRMSNorm,
     LayerKernels,
@@ -47,6 +48,7 @@ class LayerFuser:
             lambda module: _layer(module, x, angles, kernels),
             lambda module: _attention(module, x, angles, step_angles),
             lambda module: _mlp(module, x, kernels),
+            lambda module: _experts(module, self._rows, kernels),
             lambda module: _norm(module, self._rows, kernels),
         )
         self._tried: set[nn.Module] = set()
@@ -104,6 +106,21 @@ def _mlp(module: Any, x: Tensor, kernels: LayerKernels) -> FusedMLP | None:
     if not {"gate_proj", "up_proj", "down_proj"} <= parts <= {"gate_proj", "up_proj", "down_proj", "act_fn"}:
         return None
     return FusedMLP(module, kernels) if torch.equal(module(x), FusedMLP.in_torch(module, x)) else None
+
+
+def _experts(module: Any, rows: Callable[..., Tensor], kernels: LayerKernels) -> FusedExperts | None:
+    if {name for name, _ in module.named_parameters()} != {"gate_up_proj", "down_proj"}:
+        return None
+    if kernels.expert_product is None or module.gate_up_proj.dim() != 3:
+        return None
+    found = FusedExperts(module, kernels)
+    num_experts, _, width = module.gate_up_proj.shape
+    x, num_chosen = rows(_ROWS, width), min(2, num_experts)
+    chosen = rows(_ROWS, num_experts).topk(num_chosen).indices
+    weights = rows(_ROWS, num_chosen).float().softmax(dim=-1)
+    # transformers may put another implementation before the module's own loop, which rounds differently.
+    loop = getattr(type(module).forward, "__wrapped__", type(module).forward)
+    return found if torch.equal(loop(module, x, chosen, weights), found.in_torch(x, chosen, weights)) else None
 
 
 def _attention(module: Any, x: Tensor, angles: tuple[Tensor, ...], step_angles: StepAngles) -> FusedAttention | None:

@@ -16,6 +16,7 @@ from medusa_dist.ops.attention.registry import TRITON
 from medusa_dist.ops.cpu import layer_ops as cpu_kernels
 from medusa_dist.ops.cpu.arrays import KERNEL_DTYPES
 from medusa_dist.ops.gpu import layer_kernels as gpu_kernels
+from medusa_dist.ops.gpu.expert_kernel import ExpertProduct, ExpertRoutes
 from medusa_dist.ops.linear import Linear
 
 
@@ -38,6 +39,10 @@ class LayerKernels(Protocol):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y."""
+
+    @property
+    def expert_product(self) -> ExpertProduct | None:
+        """Rows times the matrices of their experts (ops/gpu/expert_kernel.py); None: experts stay as they are."""
 
 
 KERNELS: dict[str, LayerKernels] = {"cpu": cpu_kernels, TRITON: gpu_kernels}
@@ -96,6 +101,38 @@ class FusedMLP(nn.Module):
         """The same in the operations of transformers' modules."""
         found: Tensor = inner.down_proj(F.silu(inner.gate_proj(x)) * inner.up_proj(x))
         return found
+
+
+class FusedExperts(nn.Module):
+    """The experts of a mixture in three kernels, which ask nothing of the device: it can be captured."""
+
+    gate_up_proj: Tensor
+    down_proj: Tensor
+
+    def __init__(self, inner: Any, kernels: LayerKernels) -> None:
+        """inner: gate_up_proj [E, 2 I, H], gate before up, and down_proj [E, H, I]."""
+        super().__init__()
+        self.gate_up_proj, self.down_proj, self._kernels = inner.gate_up_proj, inner.down_proj, kernels
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """x [T, H], experts [T, k] int64 and their weights [T, k] -> [T, H]."""
+        product = self._kernels.expert_product
+        assert product is not None
+        routes = ExpertRoutes.of(experts, self.gate_up_proj.shape[0])
+        middle = self._kernels.silu_mul(product(x, self.gate_up_proj, routes))
+        made = product(middle, self.down_proj, routes).view(*experts.shape, x.shape[-1])
+        return (made * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
+
+    def in_torch(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """The same in the operations of transformers' modules, expert by expert."""
+        out = torch.zeros_like(x)
+        for expert, (gate_up, down) in enumerate(zip(self.gate_up_proj, self.down_proj, strict=True)):
+            place, row = torch.where((experts == expert).T)
+            if row.numel():
+                gate, up = F.linear(x[row], gate_up).chunk(2, dim=-1)
+                made = F.linear(F.silu(gate) * up, down) * weights[row, place, None]
+                out.index_add_(0, row, made.to(out.dtype))
+        return out
 
 
 class FusedAttention(nn.Module):

@@ -11,7 +11,7 @@ from medusa_dist.engine.runner.graphed_steps import GraphSettings
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.medusa.heads.description import BaseModelFacts
 from medusa_dist.medusa.heads.prefix_layer import PrefixLayer
-from medusa_dist.model.fused_modules import KERNELS
+from medusa_dist.model.fused_modules import KERNELS, LayerKernels
 from medusa_dist.model.load import ShardedModel, load_model
 from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.attention.registry import TRITON
@@ -26,15 +26,18 @@ from tests.support.fake_gpu import GPU, fake_gpu, like, move
 from tests.support.tiny_engine import VOCAB, save_model
 from tests.support.tiny_heads import random_heads
 
+TRITONS = KERNELS[TRITON]
 
-def fake_step(name: str, folder: Path, has_prefix: bool = False) -> tuple[list[torch.Tensor], int, list[str]]:
+
+def fake_step(
+    name: str, folder: Path, *, has_prefix: bool = False, kernels: LayerKernels | None = TRITONS
+) -> tuple[list[torch.Tensor], int, list[str]]:
     """One captured step of 8 rows on fake tensors of a GPU -> its outputs, copies between devices, its kernels.
-    has_prefix: with a prefix layer of heads in it.
 
+    has_prefix: with a prefix layer of heads in it. kernels: None: transformers' modules.
     There, .item(), .tolist(), unique and every shape that depends on data raise.
     """
     save_model(name, folder)
-    kernels = KERNELS[TRITON]
     model = load_model(folder, dtype=torch.float32, device=CPU, parallel=TPGroup(), prepack=False, kernels=kernels)
     attention = TritonBackend(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
     pool = KVCache.allocate(model.num_layers, model.num_kv_heads, model.head_dim, 9, model.dtype, CPU)

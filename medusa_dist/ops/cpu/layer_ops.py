@@ -16,6 +16,8 @@ from medusa_dist.ops.cpu.arrays import ELEMENT
 from medusa_dist.ops.cpu.numba_cache import first_calls
 from medusa_dist.ops.cpu.openmp import share_rows
 
+expert_product: None = None  # transformers' loop, which knows on a CPU which experts are needed
+
 
 @cache
 def warm_up(dtype: torch.dtype) -> None:

@@ -9,10 +9,13 @@ Shapes: T rows, H hidden size, I intermediate size.
 import torch
 from torch import Tensor
 
+from medusa_dist.ops.gpu import expert_kernel
 from medusa_dist.ops.gpu.language import jit, padded, tl
 from medusa_dist.ops.gpu.launch import KernelLaunch
 
 _COLUMNS = 1024  # of one program of SiLU times up
+
+expert_product: expert_kernel.ExpertProduct | None = expert_kernel.expert_product
 
 
 # fmt: off

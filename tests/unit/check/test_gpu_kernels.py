@@ -32,14 +32,14 @@ def check(found: list[dict]) -> None:
         # float32 has no tensor cores: for large heads, accumulators fill the registers (docs/gpu.md has the numbers).
         known = any(f"float32, heads of {size}" in kernel["for"] for size in (128, 256))
         assert kernel["local_bytes"] == 0 or (known and kernel["local_bytes"] <= 128), f"{words} spills registers"
-        multiplies = kernel["name"] == "attend_tiles" and "float32" not in kernel["for"]
+        multiplies = kernel["name"] in {"attend_tiles", "multiply_tiles"} and "float32" not in kernel["for"]
         assert bool(kernel["products"]) == multiplies, f"{words}: {kernel['products']}"
 
 
 def test_choice_and_layer_kernels_compile_within_the_limits() -> None:
     found = compiled("--only", "bfloat16, hidden", "--chips", "90")
     assert {kernel["name"] for kernel in found} == {
-        *("add_and_normalise", "silu_times_up", "choose_in_parts", "choose_part")
+        *("add_and_normalise", "silu_times_up", "multiply_tiles", "choose_in_parts", "choose_part")
     }
     check(found)
 
@@ -54,7 +54,7 @@ def test_attention_compiles_within_the_limits_and_uses_tensor_cores() -> None:
 def test_all_kernels_with_all_sizes_compile_for_all_chips_within_their_limits() -> None:
     found = compiled("--chips", "80,90,100")
     assert {kernel["capability"] for kernel in found} == {80, 90, 100}
-    assert len(found) == 3 * (3 * 4 * (2 * 3) + 3 * 7)
+    assert len(found) == 3 * (3 * 4 * (2 * 3) + 3 * 9)
     check(found)
 
 

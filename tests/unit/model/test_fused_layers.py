@@ -1,16 +1,32 @@
 """Which modules are replaced by kernels, and that the model says the same; modules of other forms stay."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from medusa_dist.model import fused_layers
 from medusa_dist.model.fused_layers import LayerFuser
-from medusa_dist.model.fused_modules import KERNELS, FusedAttention, FusedDecoderLayer, FusedMLP, FusedRMSNorm
+from medusa_dist.model.fused_modules import (
+    KERNELS,
+    FusedAttention,
+    FusedDecoderLayer,
+    FusedExperts,
+    FusedMLP,
+    FusedRMSNorm,
+    LayerKernels,
+)
 from tests.support.attention_cases import needs_triton
+from tests.support.expert_twin import expert_product
 from tests.support.loaded_models import load, run
 from tests.support.tiny_models import configs, save_tiny
 
@@ -26,7 +42,9 @@ FOUND = {
     "phi3": (0, 0, 0, 5),  # fused projections
     "gpt2": (0, 0, 0, 0),
     "qwen2-moe": (2, 2, 2, 5),  # the shared experts are MLPs
+    "mixtral": (2, 2, 0, 5),
 }
+ROUTED = ["qwen2-moe", "mixtral"]
 
 
 @every_kernels
@@ -40,6 +58,61 @@ def test_fused_model_equals_the_model(name: str, kernels: str, tmp_path: Path) -
     for got, expected in zip(run(fused), run(plain), strict=True):
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
     assert fused.weight_bytes() == plain.weight_bytes()
+    num_experts = sum(isinstance(module, FusedExperts) for module in fused.module.modules())
+    assert num_experts == (2 if name in ROUTED and kernels == "triton" else 0)
+
+
+EXPERTS = {
+    MixtralExperts: MixtralConfig(num_local_experts=4),
+    Qwen2MoeExperts: Qwen2MoeConfig(num_experts=4),
+    Qwen3MoeExperts: Qwen3MoeConfig(num_experts=4),
+    OlmoeExperts: OlmoeConfig(num_experts=4),
+}
+WITH_EXPERTS = SimpleNamespace(**vars(KERNELS["cpu"]) | {"expert_product": expert_product})
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_fused_experts_equal_the_loop(kind: type[nn.Module]) -> None:
+    """One row, more rows than experts, and all rows routed alike. Unless the kernels have such a product, they stay."""
+    module = experts_of(kind)
+    fused = fuser(WITH_EXPERTS).fuse(module)
+    assert type(fused) is FusedExperts and type(fuser(KERNELS["cpu"]).fuse(module)) is kind
+    for num_rows, is_alike in ((1, False), (23, False), (23, True)):
+        x, chosen = torch.randn(num_rows, 72), torch.rand(num_rows, 4).topk(2).indices
+        chosen = chosen[:1].expand(num_rows, 2) if is_alike else chosen
+        weights = torch.rand(num_rows, 2)
+        torch.testing.assert_close(fused(x, chosen, weights), module(x, chosen, weights), atol=1e-5, rtol=1e-5)
+
+
+def experts_of(kind: type[nn.Module], **fields: object) -> nn.Module:
+    config = copy.deepcopy(EXPERTS[kind])
+    config.update({"hidden_size": 72, "intermediate_size": 64, "moe_intermediate_size": 64} | fields)
+    config._experts_implementation = "eager"
+    module = kind(config).requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.1)
+    return module
+
+
+def fuser(kernels: LayerKernels) -> LayerFuser:
+    return LayerFuser(kernels, 72, 8, torch.float32, torch.device("cpu"))
+
+
+class _ShiftedExperts(MixtralExperts):
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        return super().forward(hidden_states, top_k_index, top_k_weights) + 1
+
+
+def test_experts_of_another_form_stay() -> None:
+    """Another activation, and another sum."""
+    for module in (experts_of(MixtralExperts, hidden_act="gelu"), shifted()):
+        assert fuser(WITH_EXPERTS).fuse(module) is module
+
+
+def shifted() -> nn.Module:
+    module = experts_of(MixtralExperts)
+    module.__class__ = _ShiftedExperts
+    return module
 
 
 class _ScaledNorm(LlamaRMSNorm):
