@@ -12,6 +12,7 @@ from medusa_dist.engine.runner.graphed_steps import GraphSettings
 from medusa_dist.engine.runner.worker import Worker
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import join_store
+from medusa_dist.ops.attention.kv_cache import KVCache
 from medusa_dist.ops.gpu.step_graph import PlainCall
 from medusa_dist.request import Request
 from tests.support.graphed_rank import MOST_NODES, GraphedRank
@@ -29,7 +30,7 @@ def run_rank(rank: int, folder: Path, requests: list[Request], port: int) -> Non
     old = made._ranks
     model = old.worker.model
     twin = TiledTwin(model.head_dim, model.num_heads // model.num_kv_heads, model.dtype)
-    worker = Worker(model, old.worker.pool, 8, old.worker.table_shape[1], twin)
+    worker = Worker(model, KVCache(old.worker.pool.rows), 8, old.worker.table_shape[1], twin)
     worker.capture(GraphSettings(graph_buckets(8, MOST_NODES), 8, worker.table_shape[1], MOST_NODES, PlainCall))
     buckets: list[int] = []
     replay = worker._graphs.replay
