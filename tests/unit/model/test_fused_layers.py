@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +24,10 @@ from medusa_dist.model.fused_modules import (
     FusedRMSNorm,
     LayerKernels,
 )
+from medusa_dist.model.sharding_plans import HeadShape, Style, cut_of
+from medusa_dist.ops.tp_group import TPGroup
 from tests.support.attention_cases import needs_triton
-from tests.support.expert_twin import expert_product
+from tests.support.expert_twin import WITH_EXPERTS
 from tests.support.loaded_models import load, run
 from tests.support.tiny_models import configs, save_tiny
 
@@ -68,7 +69,6 @@ EXPERTS = {
     Qwen3MoeExperts: Qwen3MoeConfig(num_experts=4),
     OlmoeExperts: OlmoeConfig(num_experts=4),
 }
-WITH_EXPERTS = SimpleNamespace(**vars(KERNELS["cpu"]) | {"expert_product": expert_product})
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
@@ -82,6 +82,24 @@ def test_fused_experts_equal_the_loop(kind: type[nn.Module]) -> None:
         chosen = chosen[:1].expand(num_rows, 2) if is_alike else chosen
         weights = torch.rand(num_rows, 2)
         torch.testing.assert_close(fused(x, chosen, weights), module(x, chosen, weights), atol=1e-5, rtol=1e-5)
+
+
+def test_the_parts_of_two_ranks_sum_to_the_whole() -> None:
+    module = experts_of(MixtralExperts)
+    whole = fuser(WITH_EXPERTS).fuse(module)
+    x, chosen, weights = torch.randn(9, 72), torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
+    parts = []
+    for rank in range(2):
+        part = copy.deepcopy(module)
+        for name, style in (("gate_up_proj", Style.EXPERTS_GATE_UP), ("down_proj", Style.EXPERTS_DOWN)):
+            weight = getattr(module, name)
+            cut = cut_of(style, tuple(weight.shape), HeadShape.of(MixtralConfig(), TPGroup()), TPGroup(rank, 2))
+            own = torch.cat([weight.narrow(cut.dim, start, stop - start) for start, stop in cut.ranges], cut.dim)
+            setattr(part, name, nn.Parameter(own, requires_grad=False))
+        fused = fuser(WITH_EXPERTS).fuse(part)
+        assert type(fused) is FusedExperts
+        parts.append(fused(x, chosen, weights))
+    torch.testing.assert_close(parts[0] + parts[1], whole(x, chosen, weights), atol=1e-5, rtol=1e-5)
 
 
 def experts_of(kind: type[nn.Module], **fields: object) -> nn.Module:

@@ -19,10 +19,9 @@ from medusa_dist.engine.startup import bootstrap
 from medusa_dist.engine.startup.bootstrap import EngineRank
 from medusa_dist.engine.startup.process_group import open_store
 from medusa_dist.engine.startup.step_cost import measure_step_cost
-from medusa_dist.model.fused_modules import KERNELS
 from tests.support.attention_cases import needs_triton
 from tests.support.equivalence import SITUATIONS, TREES, same, speculated
-from tests.support.expert_twin import expert_product
+from tests.support.expert_twin import WITH_EXPERTS
 from tests.support.fake_gpu import GPU
 from tests.support.fake_step import fake_step
 from tests.support.graphed_rank import GraphedRank, graphed, poison
@@ -33,7 +32,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROUTED = ["mixtral", "qwen2-moe"]
 NAMES = ["llama", "gemma2", "mixtral"]  # gemma2: softcap, and windows of 4, shorter than its trees
 ALL = graph_buckets(8, 15)
-WITH_EXPERTS = SimpleNamespace(**vars(KERNELS["cpu"]) | {"expert_product": expert_product})
 BUCKETS = {"all": ALL, "small ones": (4, 8, 24), "one": (128,)}
 WHOLE = {"top_p": 0.9}, {"temperature": 0.0, "logprobs": 3, "prompt_logprobs": 3}, {"temperature": 0.7}
 
@@ -186,9 +184,10 @@ EMPTY = Plan(1, 0, 0)
 
 
 @pytest.mark.slow
-def test_two_ranks_replay_the_same_buckets_and_say_what_one_says(worlds: dict[str, World]) -> None:
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_two_ranks_replay_the_same_buckets_and_say_what_one_says(worlds: dict[str, World], name: str) -> None:
     """Over gloo; each rank keeps its steps' buckets."""
-    world = worlds["llama"]
+    world = worlds[name]
     folder = world.folder
     store = open_store(WORLD, "127.0.0.1", 60)
     mp.spawn(run_rank, (folder, requests("sampled"), store.port), nprocs=WORLD)
