@@ -49,7 +49,7 @@ class LLM:
         model: str,
         *,
         heads: str | Mapping[str, Any] | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         tensor_parallel_size: int = 1,
         speculation: SpeculationSpec = "auto",
         seed: int | None = None,

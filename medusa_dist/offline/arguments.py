@@ -99,7 +99,7 @@ def config_of(model: str, arguments: Mapping[str, Any]) -> Config:
     _check_quantization(options)
     if options.get("tokenizer") == model:
         del options["tokenizer"]
-    dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
+    dtype = str(options.get("dtype", "auto")).removeprefix("torch.")
     options["dtype"] = _DTYPES.get(dtype, dtype)
     renamed = {}
     for name, key in RENAMED.items():

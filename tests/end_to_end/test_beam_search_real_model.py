@@ -23,7 +23,7 @@ KINDS: list[dict] = [
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(MODEL, max_model_len=1024, max_running=16) as made:
+    with LLM(MODEL, dtype="float32", max_model_len=1024, max_running=16) as made:
         yield made
 
 

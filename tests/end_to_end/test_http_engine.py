@@ -23,7 +23,7 @@ class Served:
 
     def __init__(self, folder) -> None:
         self.original = LlamaForCausalLM.from_pretrained(folder).eval()
-        keys = {"kv_cache_tokens": 1024, "max_batched_tokens": 16, "max_running": 4}
+        keys = {"dtype": "float32", "kv_cache_tokens": 1024, "max_batched_tokens": 16, "max_running": 4}
         self.llm = LLM(str(folder), heads=str(folder / "heads"), speculation=TREE, **keys)
         self.service = EngineService(self.llm)
 

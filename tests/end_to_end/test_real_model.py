@@ -17,7 +17,7 @@ from medusa_dist.model.source.resolve_model import resolve_source
 pytestmark = pytest.mark.real
 
 MODEL = "demo:smollm2-135m"
-OPTIONS = {"max_model_len": 1024, "max_running": 8}
+OPTIONS = {"dtype": "float32", "max_model_len": 1024, "max_running": 8}
 NEAR_TIE = 4.0  # a difference is excused if the margin is below this many times the measured logit error
 
 WAYS: list[dict] = [

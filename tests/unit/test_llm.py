@@ -29,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llm(folder: Path):
     """Speculation over a static tree, so that the clock has no say in how much is drafted."""
-    with LLM(str(folder), heads=str(folder / "heads"), speculation=TREE, kv_cache_tokens=1024) as made:
+    with LLM(str(folder), heads=str(folder / "heads"), dtype="float32", speculation=TREE, kv_cache_tokens=1024) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def plain(folder: Path):
-    with LLM(str(folder), speculation="off", kv_cache_tokens=1024) as made:
+    with LLM(str(folder), dtype="float32", speculation="off", kv_cache_tokens=1024) as made:
         yield made
 
 
@@ -72,7 +72,7 @@ def test_a_drawn_seed_is_reported_and_repeats(plain: LLM) -> None:
 
 def test_priorities_decide_who_ends_first(folder: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+    with LLM(str(folder), dtype="float32", speculation="off", kv_cache_tokens=1024, max_running=1) as one:
         ended = dict(one.as_finished(["a", "b", "c"], params, priority=[2, 1, 0]))
         assert list(ended) == [2, 1, 0]
         outputs = one.generate(["a", "b", "c"], params)
@@ -106,7 +106,7 @@ WAYS = {
 def test_priority_orders_the_requests_of_every_llm_method(folder: Path, way: str) -> None:
     """One seat, and a request of priority 3 that waits for it: who goes first?"""
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-    with LLM(str(folder), speculation="off", kv_cache_tokens=1024, max_running=1) as one:
+    with LLM(str(folder), dtype="float32", speculation="off", kv_cache_tokens=1024, max_running=1) as one:
         for priority, goes_first in ((2, True), (4, False)):
             one.engine.submit(Request(request_id="other", prompt_ids=(5, 6), params=params, seed=0, priority=3))
             WAYS[way](one, params=params, priority=priority)

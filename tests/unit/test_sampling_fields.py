@@ -163,7 +163,7 @@ GREEDY_IDS: dict[tuple[int, ...], tuple[int, ...]] = {}  # by prompt; filled by 
 def engines(tmp_path_factory: pytest.TempPathFactory, one_thread: None):
     """With drafts and without: on, off."""
     folder = save_llm(tmp_path_factory.mktemp("bytes"))
-    keys = {"kv_cache_tokens": 1024, "max_running": 12}
+    keys = {"dtype": "float32", "kv_cache_tokens": 1024, "max_running": 12}
     with (
         LLM(str(folder), heads=str(folder / "heads"), speculation=TREE, **keys) as on,
         LLM(str(folder), speculation="off", **keys) as off,

@@ -18,6 +18,7 @@ from medusa_dist.ops.cpu.int8_rows import INT8_MAX, ZERO, compile_int8, join_row
 logger = logging.getLogger(__name__)
 
 INT8 = "int8"
+_TRIED_ROWS = (33, 40, 48, 64, 65, 100, 128, 160)
 _ROWS_PACKED_FOR = 8  # only a hint for the blocking; results do not depend on it
 
 
@@ -33,8 +34,8 @@ class WeightForm(Protocol):
 class PackedWeight:
     """A weight [O, I] in oneDNN's own blocked layout, and the linear product that uses it. CPU, float32 or bfloat16.
 
-    Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and in float32 a row's result does not
-    depend on how many other rows are computed with it.
+    Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and a row's result does not depend on
+    how many other rows are computed with it: no more are multiplied at once than `rows_at_once` says.
     """
 
     def __init__(self, packed: Tensor, nbytes: int) -> None:
@@ -53,8 +54,38 @@ class PackedWeight:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., I] -> [..., O]; the bias is added in the same operator."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
-        return y
+        rows, limit = x.reshape(-1, x.shape[-1]), rows_at_once(x.dtype)
+        if limit is None or rows.shape[0] <= limit:
+            return _packed_product(x, self.packed, bias)
+        # Parts of about the same size, since a single row may be multiplied by another kernel.
+        parts = rows.tensor_split(-(-rows.shape[0] // limit))
+        y = torch.cat([_packed_product(part, self.packed, bias) for part in parts])
+        return y.view(*x.shape[:-1], y.shape[1])
+
+
+def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y
+
+
+@functools.cache
+def rows_at_once(dtype: torch.dtype) -> int | None:
+    """How many rows one packed product may have so that a row's bits do not depend on their number; None: any number.
+
+    Found by trying, once for each dtype. With AMX, oneDNN has one order of additions up to 32 rows and others above.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(size, 576, generator=generator).to(dtype) for size in (1088, _TRIED_ROWS[-1]))
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
+    few = torch.cat([_packed_product(part, packed, None) for part in rows.split(8)])
+
+    def agrees(count: int) -> bool:
+        return torch.equal(_packed_product(rows[:count], packed, None), few[:count])
+
+    limits = [limit for limit in (32, 16) if all(map(agrees, range(2, limit + 1)))]
+    if limits[:1] == [32] and all(map(agrees, _TRIED_ROWS)):
+        return None
+    return limits[0] if limits else 8
 
 
 class Int8Weight:
@@ -108,7 +139,7 @@ def packing_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     x, weight = torch.linspace(-1, 1, 64).view(2, 32).to(dtype), torch.linspace(-1, 1, 480).view(15, 32).to(dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        y = _packed_product(x, packed, None)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
         return str(error).splitlines()[0]
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2

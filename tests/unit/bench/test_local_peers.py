@@ -111,7 +111,8 @@ def test_what_a_peer_lacks_is_named(tmp_path: Path, llm: LLM, monkeypatch: pytes
 def test_our_own_engine_without_quantization_is_a_peer(folder: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\nbc\ndef\n")
-    options = {"heads": str(folder / "heads"), "speculation": 2, "kv_cache_tokens": 2048, "quantization": "int8"}
+    options = {"heads": str(folder / "heads"), "speculation": 2, "kv_cache_tokens": 2048}
+    options |= {"dtype": "float32", "quantization": "int8"}
     with (
         LLM(str(folder), **options) as rounded,
         LLM(str(folder), **(options | {"quantization": "none"})) as plain,

@@ -41,7 +41,7 @@ def test_arguments_named_like_a_config_key_set_it() -> None:
 )
 def test_dtype_aliases_and_torch_dtypes_are_read(dtype: object, expected: str) -> None:
     assert config_of("m", {"dtype": dtype}).dtype == expected
-    assert config_of("m", {}).dtype == "float32"
+    assert config_of("m", {}).dtype == "auto"
 
 
 def test_ngram_method_is_lookup_alone() -> None:

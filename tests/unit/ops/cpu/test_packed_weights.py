@@ -1,11 +1,13 @@
-"""Weights in 8 bits: products are those of the rounded numbers, and exact, so that rows are independent."""
+"""Packed weights: a row has the same bits among any number of rows, in the model's dtype and in 8 bits, whose products
+are those of the rounded numbers.
+"""
 
 import pytest
 import torch
 
 from medusa_dist.ops.cpu import packed_weights
 from medusa_dist.ops.cpu.int8_rows import split_rows
-from medusa_dist.ops.cpu.packed_weights import Int8Weight, int8_refusal, quantize_weight
+from medusa_dist.ops.cpu.packed_weights import Int8Weight, PackedWeight, int8_refusal, quantize_weight, rows_at_once
 from medusa_dist.ops.linear import Linear
 from tests.support.int8_oracle import DTYPES, numbers_of, rows
 
@@ -86,3 +88,31 @@ def test_sums_that_overflow_are_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
 @needs_vnni
 def test_no_rows_give_no_rows() -> None:
     assert Int8Weight(rows(7, 8)).linear(torch.zeros(1, 0, 8), None).shape == (1, 0, 7)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(960, 576), (576, 1536), (8192, 576), (67, 31)])
+def test_a_packed_row_is_the_same_among_any_number_of_rows(
+    outputs: int, inputs: int, dtype: torch.dtype, bias: bool
+) -> None:
+    """With AMX, oneDNN's own products of more than 32 rows are not."""
+    weight = PackedWeight.pack(rows(outputs, inputs, dtype, 1))
+    assert weight is not None
+    x, added = rows(300, inputs, dtype), rows(1, outputs, dtype, 2)[0] if bias else None
+    few = torch.cat([weight.linear(part, added) for part in x.split(6)])
+    for count in (*range(2, 70), 96, 97, 127, 128, 129, 200, 257, 300):
+        assert torch.equal(weight.linear(x[:count], added), few[:count])
+    deep = weight.linear(x.view(3, 100, inputs), added)
+    assert deep.shape == (3, 100, outputs) and torch.equal(deep.view(300, outputs), few)
+
+
+def test_rows_at_once_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product whose bits change above 20 rows, and one that changes at 3."""
+    for changes_at, expected in ((21, 16), (3, 8), (10_000, None), (33, 32)):
+
+        def product(x, packed, bias, at=changes_at):
+            return torch.full((len(x), 4), float(len(x) >= at and len(x) != 8))
+
+        monkeypatch.setattr(packed_weights, "_packed_product", product)
+        assert rows_at_once.__wrapped__(torch.float32) == expected
