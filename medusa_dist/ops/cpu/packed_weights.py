@@ -77,7 +77,7 @@ def rows_at_once(dtype: torch.dtype) -> int | None:
     generator = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(size, 576, generator=generator).to(dtype) for size in (1088, _TRIED_ROWS[-1]))
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
-    few = torch.cat([_packed_product(part, packed, None) for part in rows.split(8)])
+    few = torch.cat([_packed_product(part, packed, None) for part in rows.tensor_split(len(rows) // 8)])
 
     def agrees(count: int) -> bool:
         return torch.equal(_packed_product(rows[:count], packed, None), few[:count])
