@@ -18,6 +18,7 @@ from medusa_dist.ops.cpu.int8_rows import INT8_MAX, ZERO, compile_int8, join_row
 logger = logging.getLogger(__name__)
 
 INT8 = "int8"
+_FEWEST_ROWS = 4  # of a product: one or two may be multiplied in another order
 _TRIED_ROWS = (33, 40, 48, 64, 65, 100, 128, 160)
 _ROWS_PACKED_FOR = 8  # only a hint for the blocking; results do not depend on it
 
@@ -35,7 +36,8 @@ class PackedWeight:
     """A weight [O, I] in oneDNN's own blocked layout, and the linear product that uses it. CPU, float32 or bfloat16.
 
     Faster than `F.linear` for few rows (MKL is slow for skinny matrix products), and a row's result does not depend on
-    how many other rows are computed with it: no more are multiplied at once than `rows_at_once` says.
+    how many other rows are computed with it: fewer than 4 are padded, and no more are multiplied at once than
+    `rows_at_once` says.
     """
 
     def __init__(self, packed: Tensor, nbytes: int) -> None:
@@ -55,9 +57,12 @@ class PackedWeight:
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., I] -> [..., O]; the bias is added in the same operator."""
         rows, limit = x.reshape(-1, x.shape[-1]), rows_at_once(x.dtype)
+        if 0 < (missing := _FEWEST_ROWS - rows.shape[0]) < _FEWEST_ROWS:
+            y = _packed_product(F.pad(rows, (0, 0, 0, missing)), self.packed, bias)
+            return y[: rows.shape[0]].view(*x.shape[:-1], y.shape[1])
         if limit is None or rows.shape[0] <= limit:
             return _packed_product(x, self.packed, bias)
-        # Parts of about the same size, since a single row may be multiplied by another kernel.
+        # Parts of about the same size, since the last one should not have too few rows.
         parts = rows.tensor_split(-(-rows.shape[0] // limit))
         y = torch.cat([_packed_product(part, self.packed, bias) for part in parts])
         return y.view(*x.shape[:-1], y.shape[1])

@@ -107,6 +107,17 @@ def test_a_packed_row_is_the_same_among_any_number_of_rows(
     assert deep.shape == (3, 100, outputs) and torch.equal(deep.view(300, outputs), few)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_or_two_packed_rows_have_the_bits_they_have_among_eight(dtype: torch.dtype) -> None:
+    """Few inputs, and many rows: with AMX, one number in 80,000 of oneDNN's own products of two rows is another."""
+    weight, x = PackedWeight.pack(rows(64, 24, dtype, 1)), rows(16_000, 24, dtype)
+    assert weight is not None
+    few = torch.cat([weight.linear(part, None) for part in x.tensor_split(2000)])
+    for count in (1, 2, 3):
+        parts = torch.cat([weight.linear(x[i : i + count], None) for i in range(0, 12_000, count)])
+        assert torch.equal(parts[:12_000], few[:12_000])
+
+
 def test_rows_at_once_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product whose bits change above 20 rows, and one that changes at 3."""
     for changes_at, expected in ((21, 16), (3, 8), (10_000, None), (33, 32)):
